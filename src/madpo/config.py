@@ -1,0 +1,114 @@
+"""Settings of services: environment over TOML file over defaults; only `settings.py` modules read the environment."""
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from madpo.errors import FieldViolation, InvalidArgumentError
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has. A subclass sets `env_prefix` (`MADPO_REWARD_`); nested fields use `__`.
+
+    A TOML file named by `MADPO_CONFIG_FILE` may hold the same fields.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_nested_delimiter="__", use_attribute_docstrings=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """gRPC port; 0 picks a free one and logs it."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Prometheus port; None serves no metrics."""
+    log_format: str = Field(default="text", pattern="^(text|json)$")
+    log_level: str = "INFO"
+    grace_s: float = Field(default=20.0, ge=0)
+    """How long calls in flight may take after SIGTERM, in seconds."""
+    reflection: bool = False
+    """Serve gRPC reflection."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then the TOML file."""
+        path = os.environ.get("MADPO_CONFIG_FILE")
+        toml = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
+        return (init_settings, env_settings, *toml, file_secret_settings)
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings as JSON with secrets masked; logged once at start."""
+        return self.model_dump(mode="json")
+
+
+class StoreSettings(ServiceSettings):
+    """Settings of services that use the object store."""
+
+    store_url: str
+    """`file:///dir` or `s3://bucket/optional/prefix`."""
+    s3_endpoint: str | None = None
+    """`https://host:port` of the S3 server; plain `http://` only where the network is private."""
+    s3_access_key: SecretStr | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_region: str = "us-east-1"
+
+
+class QueueSettings(StoreSettings):
+    """Settings of services that also use the job queue."""
+
+    redis_url: SecretStr
+    """`redis://[:password@]host:port/0` or `unix:///path`."""
+    redis_namespace: str = "madpo"
+    lease_s: float = Field(default=30.0, gt=0)
+    """How long a worker may be silent before its job is given to another, in seconds."""
+
+
+class WorkerSettings(QueueSettings):
+    """Settings of services that run jobs in a child process."""
+
+    workspace: Path
+    """Local scratch directory: logs and files of running jobs, model cache."""
+    renew_s: float = Field(default=10.0, gt=0)
+    """Lease renewal period, in seconds; well under `lease_s`."""
+    poll_s: float = Field(default=0.5, gt=0)
+    """How often cancellation and the run's progress are looked at, in seconds."""
+    stop_grace_s: float = Field(default=60.0, gt=0)
+    """How long a run may take to write its checkpoint after being asked to stop, in seconds."""
+    reward_target: str | None = None
+    """gRPC target of the reward service, e.g. `dns:///reward:50051`."""
+    reward_token: SecretStr | None = None
+    """Bearer token the reward service asks for."""
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads of a run; None leaves torch's own choice."""
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def load_settings(settings: type[S], **overrides: Any) -> S:
+    """Read and check a service's settings.
+
+    Raises:
+        InvalidArgumentError: Names each wrong or missing variable.
+    """
+    try:
+        return settings(**overrides)
+    except ValidationError as error:
+        prefix = str(settings.model_config.get("env_prefix", ""))
+        violations = [
+            FieldViolation(prefix + "__".join(map(str, detail["loc"])).upper(), detail["msg"])
+            for detail in error.errors(include_url=False, include_input=False)
+        ]
+        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        raise InvalidArgumentError(f"settings of {settings.__module__.split('.')[0]}: {text}", violations) from error

@@ -1,0 +1,215 @@
+"""Seams between the library and the services: what a queue, an object store, a scorer and a clock must do.
+
+Every implementation of a port passes one contract suite under `tests/contract`.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from madpo.types import (
+    CheckpointPublished,
+    Content,
+    Job,
+    JobEvent,
+    JobKind,
+    JobProgress,
+    JobResult,
+    LogLine,
+    PreferencePair,
+    RewardModelInfo,
+    ScoredPair,
+    ScoredResponse,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One stored object. `etag` changes with every write."""
+
+    key: str
+    size_bytes: int
+    etag: str
+    modified_time: float
+
+
+class ObjectStore(Protocol):
+    """A flat map from key to bytes with conditional writes; a write is seen whole or not at all.
+
+    Keys are `/`-separated, built only by `madpo.storage.keys`. Blocking; thread-safe.
+    Every method may raise UnavailableError when the store cannot be reached.
+    """
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises NotFoundError."""
+        ...
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        """The object's bytes and the etag they belong to. Raises NotFoundError."""
+        ...
+
+    def open_read(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """The object as a stream. Raises NotFoundError."""
+        ...
+
+    def put(self, key: str, data: bytes) -> str:
+        """Write or overwrite; returns the etag."""
+        ...
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Create; False when the key exists. A retry of one's own successful write answers True."""
+        ...
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
+        """Overwrite only the version `etag`; returns the new etag, or None when another was found."""
+        ...
+
+    def put_file(self, key: str, path: Path) -> str:
+        """Write a local file of any size (multipart where needed); returns the etag."""
+        ...
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Copy to a local file, atomically. Raises NotFoundError."""
+        ...
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """The object's description, or None."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects under a prefix, in key order."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove; absent is fine."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A job to be created."""
+
+    request_id: str
+    kind: JobKind
+    spec: Mapping[str, Any]
+    display_name: str = ""
+    depends_on: tuple[str, ...] = ()
+    max_attempts: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One attempt at a job. `attempt` is the fencing token of everything the attempt does."""
+
+    job: Job
+    attempt: int
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStatus:
+    """What a renewal learned."""
+
+    cancel_requested: bool
+
+
+class JobQueue(Protocol):
+    """Jobs, their leases and their events.
+
+    Calls that carry a Claim raise StaleAttemptError once another attempt owns the job or the job is over.
+    All writes are idempotent: a retry after a lost reply changes nothing.
+    """
+
+    async def create(self, request: JobRequest) -> Job:
+        """Create a job, or return the one this request_id made.
+
+        Raises AlreadyExistsError when the id was used for another spec, NotFoundError for an unknown dependency,
+        FailedPreconditionError when a dependency has failed or was cancelled.
+        """
+        ...
+
+    async def get(self, job_id: str) -> Job:
+        """Raises NotFoundError."""
+        ...
+
+    async def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Job], str]:
+        """Newest first, with the token of the next page ("" at the end)."""
+        ...
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a waiting or pending job at once; ask a running one to stop. Terminal jobs stay as they are."""
+        ...
+
+    async def claim(self, queue: str, worker_id: str, *, timeout_s: float) -> Claim | None:
+        """Take the oldest pending job, waiting up to `timeout_s` for one."""
+        ...
+
+    async def renew(self, claim: Claim) -> LeaseStatus:
+        """Extend the lease."""
+        ...
+
+    async def publish(self, claim: Claim, events: Sequence[JobProgress | LogLine | CheckpointPublished]) -> None:
+        """Append events; a published checkpoint counts as progress and clears the crash count."""
+        ...
+
+    async def succeed(self, claim: Claim, result: JobResult) -> Job:
+        """End as SUCCEEDED; jobs waiting on it may start."""
+        ...
+
+    async def fail(self, claim: Claim, reason: str) -> Job:
+        """End as FAILED without another attempt; jobs waiting on it fail too."""
+        ...
+
+    async def finish_cancelled(self, claim: Claim) -> Job:
+        """End as CANCELLED."""
+        ...
+
+    async def give_back(self, claim: Claim, *, crash_reason: str | None) -> Job:
+        """Return the job for another attempt.
+
+        With a crash reason this counts as a crash; too many without progress end the job as FAILED and put it on the
+        dead-letter stream. None (a drained worker) does not count.
+        """
+        ...
+
+    async def reap(self) -> Sequence[Job]:
+        """Take back jobs whose lease ran out, as crashes; returns them."""
+        ...
+
+    def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:
+        """Events after the cursor, then live ones; ends after the terminal state change."""
+        ...
+
+
+class RewardScorer(Protocol):
+    """Scores text with a reward model; `madpo.rpc.clients.RewardClient` is the remote one."""
+
+    async def get_reward_model(self, model_id: str) -> RewardModelInfo:
+        """Describe the model, loading it when needed. Raises NotFoundError."""
+        ...
+
+    async def score_pairs(
+        self, model_id: str, pairs: Sequence[PreferencePair], *, revision: str | None = None
+    ) -> list[ScoredPair]:
+        """Scores in the order of `pairs`. Raises RevisionMismatchError when `revision` is given and differs."""
+        ...
+
+    async def score_responses(
+        self, model_id: str, responses: Sequence[tuple[Content, Content]], *, revision: str | None = None
+    ) -> list[ScoredResponse]:
+        """Scores (prompt, response) tuples in order."""
+        ...
+
+
+class Clock(Protocol):
+    """Time, replaceable in tests."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...

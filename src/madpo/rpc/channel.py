@@ -1,0 +1,55 @@
+"""Client channels: balancing over replicas, retries, message limits and the token, the same for every client."""
+
+import json
+from collections.abc import Sequence
+
+import grpc
+
+MESSAGE_LIMIT_BYTES = 16 * 1024 * 1024
+"""Largest message either side takes. Requests are split well under it before they are sent."""
+
+CHUNK_BYTES = 512 * 1024
+"""Size of the chunks of uploads and downloads."""
+
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
+}
+
+_OPTIONS = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.enable_retries", 1),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+def open_channel(target: str) -> grpc.aio.Channel:
+    """A channel to every replica behind `target` (`host:port` or `dns:///host:port`)."""
+    return grpc.aio.insecure_channel(target, options=_OPTIONS)
+
+
+def call_metadata(token: str | None, *, request_id: str | None = None) -> Sequence[tuple[str, str]]:
+    """Metadata of a call: bearer token and request id."""
+    metadata: list[tuple[str, str]] = []
+    if token is not None:
+        metadata.append(("authorization", f"Bearer {token}"))
+    if request_id is not None:
+        metadata.append(("x-request-id", request_id))
+    return metadata

@@ -1,0 +1,402 @@
+"""Protobuf messages to domain values and back; nothing else touches both."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from madpo import types
+from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.jobs import SPEC_TYPES, JobSpec, parse_spec
+from madpo.v1 import dataset_service_pb2 as datasets
+from madpo.v1 import job_service_pb2 as jobs
+from madpo.v1 import model_service_pb2 as models
+from madpo.v1 import preference_pb2 as preference
+from madpo.v1 import reward_service_pb2 as reward
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """Seconds since the epoch; None stays unset."""
+    return None if seconds is None else Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
+
+
+def seconds(time: Timestamp) -> float:
+    """Inverse of `timestamp`."""
+    return time.seconds + time.nanos / 1e9
+
+
+def duration(span_s: float) -> Duration:
+    """A span in seconds."""
+    return Duration(seconds=int(span_s), nanos=int(span_s % 1 * 1e9))
+
+
+def span_s(span: Duration) -> float:
+    """Inverse of `duration`."""
+    return span.seconds + span.nanos / 1e9
+
+
+# ---- preference.proto
+
+
+def content_to_proto(content: types.Content) -> preference.Content:
+    """Text or messages."""
+    if isinstance(content, str):
+        return preference.Content(text=content)
+    turns = [preference.Message(role=turn.role, content=turn.content) for turn in content]
+    return preference.Content(conversation=preference.Conversation(messages=turns))
+
+
+def content_from_proto(content: preference.Content, *, field: str) -> types.Content:
+    """Raises InvalidArgumentError when neither text nor messages are given."""
+    kind = content.WhichOneof("kind")
+    if kind == "text":
+        return content.text
+    if kind == "conversation" and content.conversation.messages:
+        return tuple(types.Message(turn.role, turn.content) for turn in content.conversation.messages)
+    violation = FieldViolation(field, "give text, or a conversation with at least one message")
+    raise InvalidArgumentError(f"{field}: {violation.description}", [violation])
+
+
+def pair_to_proto(pair: types.PreferencePair) -> preference.PreferencePair:
+    """A pair with its id."""
+    return preference.PreferencePair(
+        pair_id=pair.pair_id,
+        prompt=content_to_proto(pair.prompt),
+        chosen=content_to_proto(pair.chosen),
+        rejected=content_to_proto(pair.rejected),
+    )
+
+
+def pair_from_proto(pair: preference.PreferencePair, *, field: str) -> types.PreferencePair:
+    """Raises InvalidArgumentError naming the missing part."""
+    return types.PreferencePair(
+        prompt=content_from_proto(pair.prompt, field=f"{field}.prompt"),
+        chosen=content_from_proto(pair.chosen, field=f"{field}.chosen"),
+        rejected=content_from_proto(pair.rejected, field=f"{field}.rejected"),
+    )
+
+
+# ---- reward_service.proto
+
+
+def scored_pair_to_proto(pair: types.ScoredPair) -> reward.ScoredPair:
+    """All fields and the margin."""
+    return reward.ScoredPair(
+        pair_id=pair.pair_id,
+        chosen_reward=pair.chosen_reward,
+        rejected_reward=pair.rejected_reward,
+        reward_margin=pair.reward_margin,
+        chosen_tokens=pair.chosen_tokens,
+        rejected_tokens=pair.rejected_tokens,
+        chosen_truncated=pair.chosen_truncated,
+        rejected_truncated=pair.rejected_truncated,
+    )
+
+
+def scored_pair_from_proto(pair: reward.ScoredPair) -> types.ScoredPair:
+    """The margin follows from the rewards."""
+    return types.ScoredPair(
+        pair_id=pair.pair_id,
+        chosen_reward=pair.chosen_reward,
+        rejected_reward=pair.rejected_reward,
+        chosen_tokens=pair.chosen_tokens,
+        rejected_tokens=pair.rejected_tokens,
+        chosen_truncated=pair.chosen_truncated,
+        rejected_truncated=pair.rejected_truncated,
+    )
+
+
+def scored_response_to_proto(response: types.ScoredResponse) -> reward.ScoredResponse:
+    """All fields."""
+    return reward.ScoredResponse(
+        response_id=response.response_id, reward=response.reward, tokens=response.tokens, truncated=response.truncated
+    )
+
+
+def scored_response_from_proto(response: reward.ScoredResponse) -> types.ScoredResponse:
+    """All fields."""
+    return types.ScoredResponse(
+        response_id=response.response_id, reward=response.reward, tokens=response.tokens, truncated=response.truncated
+    )
+
+
+def timings_to_proto(timings: types.ScoreTimings) -> reward.ScoreTimings:
+    """Seconds to durations."""
+    return reward.ScoreTimings(
+        queue=duration(timings.queue_s), tokenize=duration(timings.tokenize_s), forward=duration(timings.forward_s)
+    )
+
+
+def reward_model_to_proto(info: types.RewardModelInfo) -> reward.RewardModel:
+    """All fields."""
+    return reward.RewardModel(
+        model_id=info.model_id,
+        revision=info.revision,
+        tokenizer_sha256=info.tokenizer_sha256,
+        template_sha256=info.template_sha256,
+        max_tokens=info.max_tokens,
+        dtype=info.dtype,
+        activation=info.activation,
+        max_pairs_per_request=info.max_pairs_per_request,
+    )
+
+
+def reward_model_from_proto(info: reward.RewardModel) -> types.RewardModelInfo:
+    """All fields."""
+    return types.RewardModelInfo(
+        model_id=info.model_id,
+        revision=info.revision,
+        tokenizer_sha256=info.tokenizer_sha256,
+        template_sha256=info.template_sha256,
+        max_tokens=info.max_tokens,
+        dtype=info.dtype,
+        activation=info.activation,
+        max_pairs_per_request=info.max_pairs_per_request,
+    )
+
+
+# ---- dataset_service.proto
+
+
+def dataset_to_proto(dataset: types.Dataset) -> datasets.Dataset:
+    """All fields."""
+    return datasets.Dataset(
+        dataset_id=dataset.dataset_id,
+        display_name=dataset.display_name,
+        kind=dataset.kind.value,
+        rows=dataset.rows,
+        size_bytes=dataset.size_bytes,
+        create_time=timestamp(dataset.create_time),
+        has_margins=dataset.has_margins,
+    )
+
+
+def dataset_from_proto(dataset: datasets.Dataset) -> types.Dataset:
+    """All fields."""
+    return types.Dataset(
+        dataset_id=dataset.dataset_id,
+        display_name=dataset.display_name,
+        kind=types.DatasetKind(dataset.kind),
+        rows=dataset.rows,
+        size_bytes=dataset.size_bytes,
+        create_time=seconds(dataset.create_time),
+        has_margins=dataset.has_margins,
+    )
+
+
+# ---- job_service.proto
+
+
+def spec_from_proto(spec: jobs.JobSpec) -> tuple[types.JobKind, JobSpec]:
+    """The typed spec; unset fields take their defaults.
+
+    Raises:
+        InvalidArgumentError: With one violation per wrong field.
+    """
+    name = spec.WhichOneof("spec")
+    if name is None:
+        kinds = ", ".join(kind.value for kind in SPEC_TYPES)
+        raise InvalidArgumentError(f"spec: give one of {kinds}", [FieldViolation("spec", f"give one of {kinds}")])
+    kind = types.JobKind(name)
+    value = MessageToDict(getattr(spec, name), preserving_proto_field_name=True)
+    return kind, parse_spec(kind, value)
+
+
+def spec_to_proto(kind: types.JobKind, spec: Mapping[str, Any]) -> jobs.JobSpec:
+    """The wire form of a spec's JSON form.
+
+    Raises:
+        InvalidArgumentError: A field the contract does not know, or of the wrong type.
+    """
+    try:
+        return ParseDict({kind.value: _without_none(spec)}, jobs.JobSpec())
+    except ParseError as error:
+        raise InvalidArgumentError(f"spec.{kind.value}: {error}") from error
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def state_to_proto(state: types.JobState) -> jobs.JobState:
+    """By name."""
+    return jobs.JobState.Value(f"JOB_STATE_{state.value}")
+
+
+def state_from_proto(state: jobs.JobState) -> types.JobState:
+    """By name."""
+    return types.JobState(jobs.JobState.Name(state).removeprefix("JOB_STATE_"))
+
+
+def progress_to_proto(progress: types.JobProgress) -> jobs.JobProgress:
+    """All fields."""
+    return jobs.JobProgress(
+        step=progress.step,
+        total_steps=progress.total_steps,
+        metrics=dict(progress.metrics),
+        remaining=None if progress.remaining_s is None else duration(progress.remaining_s),
+        phase=progress.phase,
+    )
+
+
+def progress_from_proto(progress: jobs.JobProgress) -> types.JobProgress:
+    """All fields."""
+    return types.JobProgress(
+        step=progress.step,
+        total_steps=progress.total_steps,
+        metrics=dict(progress.metrics),
+        remaining_s=span_s(progress.remaining) if progress.HasField("remaining") else None,
+        phase=progress.phase,
+    )
+
+
+def job_to_proto(job: types.Job) -> jobs.Job:
+    """All fields."""
+    message = jobs.Job(
+        job_id=job.job_id,
+        state=state_to_proto(job.state),
+        spec=spec_to_proto(job.kind, job.spec),
+        display_name=job.display_name,
+        depends_on=job.depends_on,
+        attempt=job.attempt,
+        create_time=timestamp(job.create_time),
+        start_time=timestamp(job.start_time),
+        finish_time=timestamp(job.finish_time),
+        reason=job.reason,
+        cancel_requested=job.cancel_requested,
+    )
+    if job.progress is not None:
+        message.progress.CopyFrom(progress_to_proto(job.progress))
+    if job.result is not None:
+        message.result.model_id = job.result.model_id or ""
+        ParseDict(dict(job.result.summary), message.result.summary)
+    return message
+
+
+def job_from_proto(job: jobs.Job) -> types.Job:
+    """All fields; the spec in its JSON form."""
+    kind = types.JobKind(job.spec.WhichOneof("spec"))
+    result = None
+    if job.HasField("result"):
+        result = types.JobResult(job.result.model_id or None, MessageToDict(job.result.summary))
+    return types.Job(
+        job_id=job.job_id,
+        kind=kind,
+        state=state_from_proto(job.state),
+        spec=MessageToDict(getattr(job.spec, kind.value), preserving_proto_field_name=True),
+        display_name=job.display_name,
+        depends_on=tuple(job.depends_on),
+        attempt=job.attempt,
+        create_time=seconds(job.create_time),
+        start_time=seconds(job.start_time) if job.HasField("start_time") else None,
+        finish_time=seconds(job.finish_time) if job.HasField("finish_time") else None,
+        reason=job.reason,
+        result=result,
+        cancel_requested=job.cancel_requested,
+        progress=progress_from_proto(job.progress) if job.HasField("progress") else None,
+    )
+
+
+def event_to_proto(event: types.JobEvent) -> jobs.JobEvent:
+    """One of the four kinds."""
+    message = jobs.JobEvent(cursor=event.cursor, create_time=timestamp(event.create_time))
+    match event.event:
+        case types.StateChange(state, attempt, reason):
+            message.state_change.CopyFrom(
+                jobs.JobStateChange(state=state_to_proto(state), attempt=attempt, reason=reason)
+            )
+        case types.JobProgress() as progress:
+            message.progress.CopyFrom(progress_to_proto(progress))
+        case types.LogLine(line):
+            message.log.line = line
+        case types.CheckpointPublished(step):
+            message.checkpoint.step = step
+    return message
+
+
+def event_from_proto(event: jobs.JobEvent) -> types.JobEvent:
+    """Inverse of `event_to_proto`."""
+    payload: types.StateChange | types.JobProgress | types.LogLine | types.CheckpointPublished
+    match event.WhichOneof("event"):
+        case "state_change":
+            change = event.state_change
+            payload = types.StateChange(state_from_proto(change.state), change.attempt, change.reason)
+        case "progress":
+            payload = progress_from_proto(event.progress)
+        case "checkpoint":
+            payload = types.CheckpointPublished(event.checkpoint.step)
+        case _:
+            payload = types.LogLine(event.log.line)
+    return types.JobEvent(event.cursor, seconds(event.create_time), payload)
+
+
+# ---- model_service.proto
+
+
+def file_to_proto(file: types.FileEntry) -> models.ModelFile:
+    """All fields."""
+    return models.ModelFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+
+
+def file_from_proto(file: models.ModelFile) -> types.FileEntry:
+    """All fields."""
+    return types.FileEntry(file.path, file.size_bytes, file.sha256)
+
+
+def model_to_proto(model: types.Model) -> models.Model:
+    """All fields."""
+    message = models.Model(
+        model_id=model.model_id,
+        display_name=model.display_name,
+        kind=model.kind,
+        architecture=model.architecture,
+        size_bytes=model.size_bytes,
+        create_time=timestamp(model.create_time),
+        files=[file_to_proto(file) for file in model.files],
+        base_model_id=model.base_model_id or "",
+    )
+    ParseDict(dict(model.metadata), message.metadata)
+    return message
+
+
+def model_from_proto(model: models.Model) -> types.Model:
+    """All fields."""
+    return types.Model(
+        model_id=model.model_id,
+        display_name=model.display_name,
+        kind=model.kind,
+        architecture=model.architecture,
+        size_bytes=model.size_bytes,
+        create_time=seconds(model.create_time),
+        files=tuple(file_from_proto(file) for file in model.files),
+        base_model_id=model.base_model_id or None,
+        metadata=MessageToDict(model.metadata),
+    )
+
+
+def checkpoint_to_proto(checkpoint: types.Checkpoint) -> models.Checkpoint:
+    """All fields."""
+    return models.Checkpoint(
+        job_id=checkpoint.job_id,
+        step=checkpoint.step,
+        attempt=checkpoint.attempt,
+        create_time=timestamp(checkpoint.create_time),
+        size_bytes=checkpoint.size_bytes,
+    )
+
+
+def checkpoint_from_proto(checkpoint: models.Checkpoint) -> types.Checkpoint:
+    """All fields."""
+    return types.Checkpoint(
+        job_id=checkpoint.job_id,
+        step=checkpoint.step,
+        attempt=checkpoint.attempt,
+        create_time=seconds(checkpoint.create_time),
+        size_bytes=checkpoint.size_bytes,
+    )

@@ -1,0 +1,155 @@
+"""The one skeleton of every service: logging, metrics, gRPC server, health, start, wait, drain, stop."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from madpo.config import ServiceSettings, load_settings
+from madpo.errors import MadpoError
+from madpo.rpc.channel import MESSAGE_LIMIT_BYTES
+from madpo.rpc.interceptors import CallInterceptor
+from madpo.telemetry.logging import configure_logging
+from madpo.telemetry.metrics import RpcMetrics, new_registry, serve_metrics
+
+logger = logging.getLogger(__name__)
+
+
+class Service(Protocol):
+    """What the skeleton runs."""
+
+    def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
+        """Register servicers; returns their full names, for health and reflection."""
+        ...
+
+    async def start(self) -> None:
+        """Connect and warm up; the service counts as healthy once this returns."""
+        ...
+
+    async def stop(self) -> None:
+        """Release everything; calls have drained by now."""
+        ...
+
+
+_SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    # Clients reconnect, and so look names up again: replicas added later are used within seconds.
+    ("grpc.max_connection_age_ms", 10_000),
+    ("grpc.max_connection_age_grace_ms", 600_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A taken port is an error, never a silent share.
+    ("grpc.so_reuseport", 0),
+)
+
+
+class RunningServer:
+    """A service on its port. Use as a context in tests; `run_service` is for processes."""
+
+    def __init__(
+        self, service: Service, settings: ServiceSettings, *, token: str | None = None, registry: CollectorRegistry
+    ) -> None:
+        self._service, self._settings = service, settings
+        interceptor = CallInterceptor(token=token, metrics=RpcMetrics(registry))
+        self._server = grpc.aio.server(interceptors=[interceptor], options=_SERVER_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        self._names = service.add_to_server(self._server)
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen, warm up, then answer SERVING."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self._settings.reflection:
+            names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.port}")
+        await self._server.start()
+        await self._service.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Answer NOT_SERVING, let calls in flight finish, release the service."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.stop(self._settings.grace_s)
+        await self._service.stop()
+
+    async def __aenter__(self) -> "RunningServer":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def run_service(
+    name: str,
+    settings_type: type[S],
+    build: Callable[[S, CollectorRegistry], Service],
+    *,
+    token_field: str | None = None,
+) -> int:
+    """Run a service until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        name: For logs: `reward`.
+        settings_type: Read from the environment; a wrong setting ends the process with one clear line.
+        build: Makes the service from settings and a metrics registry.
+        token_field: Setting that holds the bearer token clients must send; None for services without clients.
+    """
+    try:
+        settings = load_settings(settings_type)
+        configure_logging(service=name, level=settings.log_level, format=settings.log_format)
+        secret = getattr(settings, token_field) if token_field else None
+        token = secret.get_secret_value() if secret else None
+        asyncio.run(_serve(name, settings, build, token))
+    except MadpoError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(name: str, settings: S, build: Callable[[S, CollectorRegistry], Service], token: str | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    registry = new_registry()
+    metrics = (
+        serve_metrics(registry, host=settings.host, port=settings.metrics_port)
+        if settings.metrics_port is not None
+        else None
+    )
+    logger.info("starting", extra={"settings": settings.resolved()})
+    server = RunningServer(build(settings, registry), settings, token=token, registry=registry)
+    try:
+        starting = asyncio.ensure_future(server.start())
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            logger.info("serving", extra={"service": name, "port": server.port})
+            await stopping
+        starting.cancel()
+        logger.info("draining")
+    finally:
+        await server.stop()
+        if metrics is not None:
+            metrics.shutdown()
+            metrics.server_close()
+    logger.info("stopped")

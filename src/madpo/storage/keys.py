@@ -1,0 +1,87 @@
+"""Layout of the object store. Every key is built here, from ids we made; user text is never part of one.
+
+    datasets/{dataset_id}/part-00000.parquet ...     normalised rows
+    datasets/{dataset_id}/manifest.json              written last: without it there is no dataset
+    models/{model_id}/...                            safetensors, tokenizer, config
+    models/{model_id}/manifest.json                  written last
+    reference_logps/{digest}.safetensors             reference log-probs of (model, dataset, tokenisation)
+    jobs/{job_id}/spec.json                          request of the job; Redis can be rebuilt from it
+    jobs/{job_id}/result.json                        how the job ended; written once
+    jobs/{job_id}/owner.json                         the attempt that owns the job; compare-and-swap fences older ones
+    jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
+    jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
+    jobs/{job_id}/margins/a00002-000017.jsonl        margins as they were learned, before they were used
+    jobs/{job_id}/ledger/step-00001000-a00002.parquet            ledger rows of the steps up to this one
+    jobs/{job_id}/artifacts/a00002/{name}            report, plots, ledger, metrics
+    jobs/{job_id}/artifacts/a00002/manifest.json     written last
+
+Steps and attempts are zero-padded, so listing order is their order. Ids: `dataset-`, `model-`: 32 hex digits of the
+content's SHA-256; `job-`: 32 hex digits of the request id's.
+"""
+
+MANIFEST = "manifest.json"
+
+
+def dataset(dataset_id: str) -> str:
+    """Prefix of a dataset."""
+    return f"datasets/{dataset_id}"
+
+
+def model(model_id: str) -> str:
+    """Prefix of a model."""
+    return f"models/{model_id}"
+
+
+def reference_logps(digest: str) -> str:
+    """Reference log-probs by the digest of everything they depend on."""
+    return f"reference_logps/{digest}.safetensors"
+
+
+def job(job_id: str) -> str:
+    """Prefix of everything a job wrote."""
+    return f"jobs/{job_id}"
+
+
+def job_spec(job_id: str) -> str:
+    """The job's request."""
+    return f"jobs/{job_id}/spec.json"
+
+
+def job_result(job_id: str) -> str:
+    """How the job ended."""
+    return f"jobs/{job_id}/result.json"
+
+
+def job_owner(job_id: str) -> str:
+    """The fencing record."""
+    return f"jobs/{job_id}/owner.json"
+
+
+def checkpoints(job_id: str) -> str:
+    """Prefix of all checkpoints of a job."""
+    return f"jobs/{job_id}/checkpoints"
+
+
+def checkpoint(job_id: str, *, step: int, attempt: int) -> str:
+    """Prefix of one checkpoint."""
+    return f"jobs/{job_id}/checkpoints/step-{step:08d}/a{attempt:05d}"
+
+
+def margin_journal(job_id: str) -> str:
+    """Prefix of a job's margin journal."""
+    return f"jobs/{job_id}/margins"
+
+
+def margin_journal_part(job_id: str, *, attempt: int, part: int) -> str:
+    """One journal entry."""
+    return f"jobs/{job_id}/margins/a{attempt:05d}-{part:06d}.jsonl"
+
+
+def ledger_part(job_id: str, *, step: int, attempt: int) -> str:
+    """Ledger rows up to a step."""
+    return f"jobs/{job_id}/ledger/step-{step:08d}-a{attempt:05d}.parquet"
+
+
+def artifacts(job_id: str, *, attempt: int) -> str:
+    """Prefix of the artifacts of one attempt."""
+    return f"jobs/{job_id}/artifacts/a{attempt:05d}"

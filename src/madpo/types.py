@@ -1,0 +1,290 @@
+"""Plain values that cross module boundaries. No torch, no protobuf, nothing of ours."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn."""
+
+    role: str
+    content: str
+
+
+Content = str | tuple[Message, ...]
+"""Plain text, or chat messages to be rendered with the template of the model that reads them."""
+
+
+def content_to_json(content: Content) -> Any:
+    """The JSON form of a content: a string, or a list of `{"role", "content"}`."""
+    if isinstance(content, str):
+        return content
+    return [{"role": message.role, "content": message.content} for message in content]
+
+
+def content_from_json(value: Any) -> Content:
+    """Inverse of `content_to_json`; the value was checked before."""
+    if isinstance(value, str):
+        return value
+    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
+
+
+def content_digest(*contents: Content) -> str:
+    """32 hex digits of SHA-256 over the canonical JSON of the contents."""
+    text = json.dumps([content_to_json(content) for content in contents], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One prompt with the preferred and the dispreferred response.
+
+    `reward_margin` is a margin the dataset brought along, in reward-model logits, or None.
+    """
+
+    prompt: Content
+    chosen: Content
+    rejected: Content
+    reward_margin: float | None = None
+    row: int = 0
+    """Row number in the uploaded file, from 1; 0 when unknown."""
+
+    @property
+    def pair_id(self) -> str:
+        """Digest of the content: the same pair has the same id everywhere."""
+        return content_digest(self.prompt, self.chosen, self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One prompt with one response, for supervised training; the prompt may be empty text."""
+
+    prompt: Content
+    completion: Content
+    row: int = 0
+
+    @property
+    def completion_id(self) -> str:
+        """Digest of the content."""
+        return content_digest(self.prompt, self.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOnly:
+    """One prompt to generate from."""
+
+    prompt: Content
+    row: int = 0
+
+
+DatasetRow = PreferencePair | Completion | PromptOnly
+
+
+class DatasetKind(StrEnum):
+    """What the rows of a dataset are."""
+
+    PREFERENCE = "preference"
+    COMPLETION = "completion"
+    PROMPT = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """Raw reward-model logits of one pair."""
+
+    pair_id: str
+    chosen_reward: float
+    rejected_reward: float
+    chosen_tokens: int
+    rejected_tokens: int
+    chosen_truncated: bool = False
+    rejected_truncated: bool = False
+
+    @property
+    def reward_margin(self) -> float:
+        """Chosen minus rejected reward, in reward-model logits."""
+        return self.chosen_reward - self.rejected_reward
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredResponse:
+    """Raw reward-model logit of one response."""
+
+    response_id: str
+    reward: float
+    tokens: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTimings:
+    """Where the time of a scoring request went, in seconds."""
+
+    queue_s: float
+    tokenize_s: float
+    forward_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelInfo:
+    """What a scorer says about a reward model it serves."""
+
+    model_id: str
+    revision: str
+    tokenizer_sha256: str
+    template_sha256: str
+    max_tokens: int
+    dtype: str
+    max_pairs_per_request: int
+    activation: str = "raw_logit"
+
+
+class JobKind(StrEnum):
+    """What a job does; also the name of its spec."""
+
+    SUPERVISED_TRAINING = "supervised_training"
+    REWARD_TRAINING = "reward_training"
+    POLICY_TRAINING = "policy_training"
+    EVALUATION = "evaluation"
+
+
+class JobState(StrEnum):
+    """Life of a job: WAITING -> PENDING -> RUNNING -> one of the three terminal states."""
+
+    WAITING = "WAITING"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job is over; terminal states never change."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """Where a running job stands. `remaining_s` is None while unknown."""
+
+    step: int = 0
+    total_steps: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    remaining_s: float | None = None
+    phase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a finished job leaves: a model (training) and figures."""
+
+    model_id: str | None = None
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the queue knows it. `spec` is the JSON form of one of `madpo.jobs`' specs."""
+
+    job_id: str
+    kind: JobKind
+    state: JobState
+    spec: Mapping[str, Any]
+    display_name: str = ""
+    depends_on: tuple[str, ...] = ()
+    attempt: int = 0
+    create_time: float = 0.0
+    start_time: float | None = None
+    finish_time: float | None = None
+    reason: str = ""
+    result: JobResult | None = None
+    cancel_requested: bool = False
+    progress: JobProgress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """The job moved to `state`."""
+
+    state: JobState
+    attempt: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of the run's log."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPublished:
+    """A checkpoint of this step became real."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One event of a job; `cursor` resumes a watch after it."""
+
+    cursor: str
+    create_time: float
+    event: StateChange | JobProgress | LogLine | CheckpointPublished
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a bundle: relative path, size and SHA-256 (hex)."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset in the object store, named by its content."""
+
+    dataset_id: str
+    display_name: str
+    kind: DatasetKind
+    rows: int
+    size_bytes: int
+    create_time: float
+    has_margins: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model directory in the object store, named by its content."""
+
+    model_id: str
+    display_name: str
+    kind: str
+    """`causal_lm` or `reward`."""
+    architecture: str
+    size_bytes: int
+    create_time: float
+    files: tuple[FileEntry, ...]
+    base_model_id: str | None = None
+    """For an adapter: the model it belongs to."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint of a job: it has a manifest."""
+
+    job_id: str
+    step: int
+    attempt: int
+    create_time: float
+    size_bytes: int
