@@ -1,0 +1,59 @@
+"""All methods by name. Importable without torch: the gateway checks a job's method before anything trains.
+
+To add a method: write `madpo/losses/<name>.py` ending in its `Method`, and add that to the tuple below.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+
+from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.losses.dpo import DPO
+from madpo.losses.madpo import MADPO
+from madpo.losses.method import Method, MethodConfig
+
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in (DPO, MADPO)})
+
+PATH = "spec.policy_training.method"
+
+
+def get_method(name: str, *, path: str = PATH) -> Method:
+    """A method by its name. Raises InvalidArgumentError listing the names there are."""
+    try:
+        return METHODS[name]
+    except KeyError:
+        description = f"there is no method {name!r}; methods: {', '.join(sorted(METHODS))}"
+        raise InvalidArgumentError(
+            f"{path}.name: {description}", [FieldViolation(f"{path}.name", description)]
+        ) from None
+
+
+def parse_params(name: str, params: Mapping[str, Any], *, path: str = PATH) -> MethodConfig:
+    """Check a method's parameters and fill in the defaults.
+
+    Args:
+        name: Of the method.
+        params: As given by the user.
+        path: Of the method in the request, for the names of violations.
+
+    Raises:
+        InvalidArgumentError: No such method, or wrong parameters: one violation each, `<path>.params.tau`.
+    """
+    config = get_method(name, path=path).config
+    try:
+        return config.model_validate(dict(params))
+    except ValidationError as error:
+        legal = ", ".join(config.model_fields)
+        violations = [
+            FieldViolation(
+                ".".join([path, "params", *map(str, detail["loc"])]),
+                f"{name} has no such parameter; parameters: {legal}"
+                if detail["type"] == "extra_forbidden"
+                else f"{detail['msg']}, got {detail['input']!r:.80}",
+            )
+            for detail in error.errors(include_url=False)
+        ]
+        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        raise InvalidArgumentError(text, violations) from error
