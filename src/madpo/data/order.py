@@ -1,0 +1,54 @@
+"""Order of training rows: a pure function of seed, epoch and step, so a step number alone says what comes next."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which rows each optimizer step takes.
+
+    Epochs follow one another without a gap: a batch may straddle two of them, and only the very last batch may be
+    short. No row is dropped.
+    """
+
+    rows: int
+    batch_size: int
+    """Rows per optimizer step."""
+    seed: int
+    total_rows: int
+    """Rows over all epochs."""
+
+    @classmethod
+    def plan(cls, *, rows: int, batch_size: int, seed: int, epochs: float, max_steps: int | None) -> "Schedule":
+        """The schedule of a job; `max_steps` overrides `epochs`."""
+        total = max_steps * batch_size if max_steps is not None else max(1, math.ceil(rows * epochs))
+        return cls(rows=rows, batch_size=batch_size, seed=seed, total_rows=total)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole job."""
+        return math.ceil(self.total_rows / self.batch_size)
+
+    def batch(self, step: int) -> list[int]:
+        """Row indices of a step, counted from 0."""
+        first = step * self.batch_size
+        last = min(first + self.batch_size, self.total_rows)
+        return [self._row(position) for position in range(first, last)]
+
+    def epoch(self, step: int) -> int:
+        """Epoch of the step's first row, from 0."""
+        return step * self.batch_size // self.rows
+
+    def _row(self, position: int) -> int:
+        epoch, offset = divmod(position, self.rows)
+        return int(_permutation(self.rows, self.seed, epoch)[offset])
+
+
+@lru_cache(maxsize=4)
+def _permutation(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)

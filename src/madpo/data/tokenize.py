@@ -1,0 +1,136 @@
+"""From text or chat messages to token ids, with the boundary between prompt and response in token space."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from madpo.errors import InvalidArgumentError, InvalidPairError
+from madpo.types import Content, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt and one response to it, as token ids; the response is what is scored or learned."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Content) -> list[int]:
+    """The ids to generate a response from; `encode_response` gives the same ones.
+
+    Text gets the special tokens the tokenizer puts in front (one BOS, even if the text brings its own) and no
+    EOS. Empty text becomes the BOS, or the EOS of a tokenizer without one: a model needs a token to start from.
+    Messages are rendered by the chat template with its generation prompt.
+
+    Raises:
+        InvalidPairError: The chat template refuses the messages.
+        InvalidArgumentError: Messages, but the tokenizer has no chat template.
+    """
+    if not isinstance(prompt, str):
+        return _render(tokenizer, prompt, add_generation_prompt=True)
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    end, bos = _end_id(tokenizer), tokenizer.bos_token_id
+    if ids and ids[-1] == end and tokenizer("")["input_ids"][-1:] == [end]:
+        ids = ids[:-1]
+    if bos is not None and ids[:2] == [bos, bos]:
+        ids = ids[1:]
+    return ids or [end if bos is None else bos]
+
+
+def encode_response(tokenizer: "PreTrainedTokenizerBase", prompt: Content, response: Content) -> Encoded:
+    """Token ids of a prompt and a response, both text or both messages.
+
+    A text response ends with EOS, appended where the text does not bring it; for messages the chat template alone
+    decides. The response is never empty, nothing is truncated.
+
+    Raises:
+        InvalidPairError: Text is mixed with messages, or the chat template refuses the messages, or renders them so
+            that the prompt is not a prefix of the whole in tokens (no boundary to score from).
+        InvalidArgumentError: Messages, but the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str) and isinstance(response, str):
+        end = _end_id(tokenizer)
+        ids: list[int] = tokenizer(response, add_special_tokens=False)["input_ids"]
+        return Encoded(encode_prompt(tokenizer, prompt), ids if ids[-1:] == [end] else [*ids, end])
+    if isinstance(prompt, str) or isinstance(response, str):
+        raise InvalidPairError("prompt and response must both be text or both be chat messages, got one of each")
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    ids = _render(tokenizer, (*prompt, *response), add_generation_prompt=False)
+    if ids[: len(prompt_ids)] != prompt_ids:
+        raise InvalidPairError(_prefix_mismatch(tokenizer, prompt_ids, ids))
+    if len(ids) == len(prompt_ids):
+        raise InvalidPairError("the chat template renders nothing for the response")
+    return Encoded(prompt_ids, ids[len(prompt_ids) :])
+
+
+def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id to pad with: the tokenizer's own, else its EOS. Padding is masked, so either is right."""
+    return _end_id(tokenizer) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
+def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Digest of everything that decides which ids a text gets; the chat template has its own."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # State of the last call that padded or truncated, not part of the tokenizer.
+    backend.pop("padding", None)
+    backend.pop("truncation", None)
+    return _sha256(json.dumps([backend, tokenizer.special_tokens_map], sort_keys=True))
+
+
+def template_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Digest of the chat template; that of the empty text without one."""
+    template = tokenizer.chat_template or ""
+    return _sha256(template if isinstance(template, str) else json.dumps(template, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    # Encoders in the style of BERT close a text with SEP and have no EOS.
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if end is None:
+        raise InvalidArgumentError("the tokenizer has no EOS token to end a response with: set eos_token and save it")
+    return int(end)
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, add_generation_prompt: bool
+) -> list[int]:
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise InvalidArgumentError(
+            "the tokenizer has no chat template, so it cannot read messages: give text, or a tokenizer saved with one"
+        )
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+        )
+    except (TemplateError, ValueError) as error:
+        roles = ", ".join(message.role for message in messages)
+        raise InvalidPairError(f"the chat template refuses these messages (roles: {roles}): {error}") from error
+    return ids
+
+
+def _prefix_mismatch(tokenizer: Any, prompt_ids: list[int], ids: list[int]) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), len(ids))
+    before, expected, found = (
+        tokenizer.decode(part)
+        for part in (ids[max(0, same - 8) : same], prompt_ids[same : same + 8], ids[same : same + 8])
+    )
+    return (
+        "the chat template does not render prompt and response as a continuation of the prompt: "
+        f"after {before!r} the prompt has {expected!r}, the whole has {found!r}"
+    )
