@@ -14,12 +14,39 @@
     jobs/{job_id}/ledger/step-00001000-a00002.parquet            ledger rows of the steps up to this one
     jobs/{job_id}/artifacts/a00002/{name}            report, plots, ledger, metrics
     jobs/{job_id}/artifacts/a00002/manifest.json     written last
+    probes/{nonce}                                   written and removed when a service opens the store
 
 Steps and attempts are zero-padded, so listing order is their order. Ids: `dataset-`, `model-`: 32 hex digits of the
 content's SHA-256; `job-`: 32 hex digits of the request id's.
 """
 
+import re
+
+from madpo.errors import InvalidArgumentError
+
 MANIFEST = "manifest.json"
+DATASETS = "datasets"
+MODELS = "models"
+JOBS = "jobs"
+
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_MAX_KEY_CHARS = 512
+
+
+def check_path(path: str) -> str:
+    """The path itself, when every store keeps it as it is.
+
+    That is: names of ASCII letters, digits, `_`, `-` and `.`, separated by `/`, none empty or starting with `.` or `-`.
+
+    Raises:
+        InvalidArgumentError: Names the path.
+    """
+    if len(path) > _MAX_KEY_CHARS or not _PATH.fullmatch(path):
+        raise InvalidArgumentError(
+            f"{path[:_MAX_KEY_CHARS]!r} cannot be stored: expected up to {_MAX_KEY_CHARS} ASCII letters, digits and"
+            " _ - . in '/'-separated names that start with a letter, a digit or _"
+        )
+    return path
 
 
 def dataset(dataset_id: str) -> str:
@@ -82,6 +109,16 @@ def ledger_part(job_id: str, *, step: int, attempt: int) -> str:
     return f"jobs/{job_id}/ledger/step-{step:08d}-a{attempt:05d}.parquet"
 
 
+def all_artifacts(job_id: str) -> str:
+    """Prefix of the artifacts of all attempts of a job."""
+    return f"jobs/{job_id}/artifacts"
+
+
 def artifacts(job_id: str, *, attempt: int) -> str:
     """Prefix of the artifacts of one attempt."""
     return f"jobs/{job_id}/artifacts/a{attempt:05d}"
+
+
+def probe(nonce: str) -> str:
+    """A short-lived object that shows what the store can do."""
+    return f"probes/{nonce}"

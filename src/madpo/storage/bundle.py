@@ -1,0 +1,262 @@
+"""Bundles: a set of files under one key prefix that becomes real when its manifest is written, last.
+
+The manifest names every file with size and SHA-256 and carries a digest of itself, so that a changed byte is noticed
+before it is used. Once written, a bundle never changes.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from madpo.errors import AlreadyExistsError, CorruptObjectError, InvalidArgumentError, NotFoundError
+from madpo.ports import ObjectInfo, ObjectStore
+from madpo.storage import documents
+from madpo.storage.keys import MANIFEST, check_path
+from madpo.types import FileEntry
+
+logger = logging.getLogger(__name__)
+
+_PARALLEL_TRANSFERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle holds. `metadata` is JSON; `create_time` is in seconds since the epoch."""
+
+    files: tuple[FileEntry, ...]
+    metadata: Mapping[str, Any]
+    create_time: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
+def describe(directory: Path) -> tuple[FileEntry, ...]:
+    """The files of a directory and its subdirectories, sorted by path.
+
+    Raises:
+        InvalidArgumentError: A file is no regular file (a symbolic link, say), or its path cannot be part of a key.
+    """
+    return tuple(sorted(_entries(directory), key=lambda entry: entry.path))
+
+
+def digest(files: tuple[FileEntry, ...], *, salt: str = "") -> str:
+    """32 hex digits of SHA-256 over the paths and digests of the files, and over `salt`."""
+    content = {"files": [[file.path, file.sha256] for file in files], "salt": salt}
+    return hashlib.sha256(documents.encode(content)).hexdigest()[:32]
+
+
+def publish(
+    store: ObjectStore,
+    prefix: str,
+    directory: Path,
+    *,
+    metadata: Mapping[str, Any],
+    guard: Callable[[], None] = lambda: None,
+) -> Manifest:
+    """Store the files of a directory as a bundle.
+
+    Idempotent: where the same files are stored already, they and their manifest stay as they are. A damaged bundle is
+    replaced.
+
+    Args:
+        store: Where to.
+        prefix: Key prefix of the bundle.
+        directory: The files; subdirectories are kept.
+        metadata: Anything JSON can hold.
+        guard: Called before the upload and right before and after the manifest is written; stops by raising.
+
+    Returns:
+        The manifest that is stored now.
+
+    Raises:
+        AlreadyExistsError: The bundle exists with other files.
+        InvalidArgumentError: See `describe`.
+        CorruptObjectError: An object does not have its file's size after the upload.
+    """
+    guard()
+    files = describe(directory)
+    if stored := find_intact(store, prefix):
+        return _same(stored, files, prefix)
+    with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
+        list(pool.map(lambda file: store.put_file(f"{prefix}/{file.path}", directory / file.path), files))
+    manifest = Manifest(files, metadata, time.time())
+    if not _is_whole(store, prefix, manifest):
+        raise CorruptObjectError(f"{prefix}: objects differ in size from the uploaded files")
+    guard()
+    if not store.put_if_absent(f"{prefix}/{MANIFEST}", _encode(manifest)):
+        manifest = _same(read_manifest(store, prefix), files, prefix)
+    guard()
+    return manifest
+
+
+def read_manifest(store: ObjectStore, prefix: str) -> Manifest:
+    """The manifest of a bundle.
+
+    Raises:
+        NotFoundError: There is no such bundle.
+        CorruptObjectError: The manifest was changed.
+    """
+    key = f"{prefix}/{MANIFEST}"
+    data = store.get(key)
+    body = documents.decode(data, key=key)
+    try:
+        files = tuple(FileEntry(check_path(file["path"]), file["size_bytes"], file["sha256"]) for file in body["files"])
+        manifest = Manifest(files, body["metadata"], body["create_time"])
+        intact = _encode(manifest) == data
+    except (KeyError, TypeError, ValueError):
+        intact = False
+    if not intact:
+        raise CorruptObjectError(f"{key} does not match its own digest")
+    return manifest
+
+
+def find_intact(store: ObjectStore, prefix: str) -> Manifest | None:
+    """The manifest of a bundle that has all its files in their sizes, or None. A damaged bundle is removed."""
+    try:
+        manifest = read_manifest(store, prefix)
+        if _is_whole(store, prefix, manifest):
+            return manifest
+    except NotFoundError:
+        return None
+    except CorruptObjectError:
+        pass
+    logger.warning("damaged bundle removed", extra={"prefix": prefix})
+    delete(store, prefix)
+    return None
+
+
+def fetch(store: ObjectStore, prefix: str, directory: Path, *, under: str = "") -> None:
+    """Copy the files of a bundle to a local directory, verified.
+
+    Args:
+        store: Where from.
+        prefix: Key prefix of the bundle.
+        directory: Where to; made when missing.
+        under: Only the files below this subdirectory, without it.
+
+    Raises:
+        NotFoundError: There is no such bundle, or nothing below `under`.
+        CorruptObjectError: An object is missing or does not match its size or SHA-256; names its key.
+    """
+    files = read_manifest(store, prefix).files
+    start = f"{under}/" if under else ""
+    wanted = [file for file in files if file.path.startswith(start)]
+    if under and not wanted:
+        raise NotFoundError(f"{prefix} has no files below {under}/")
+    directory.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
+        targets = [directory / file.path.removeprefix(start) for file in wanted]
+        list(pool.map(lambda file, target: fetch_file(store, prefix, file, target), wanted, targets))
+
+
+def fetch_file(store: ObjectStore, prefix: str, file: FileEntry, path: Path) -> None:
+    """Copy one file of a bundle to `path`, verified.
+
+    Raises:
+        CorruptObjectError: See `fetch`. Nothing is left at `path`.
+    """
+    key = f"{prefix}/{file.path}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        store.get_file(key, path)
+    except NotFoundError as error:
+        raise CorruptObjectError(f"{key} is missing though its manifest names it") from error
+    size_bytes, sha256 = path.stat().st_size, _sha256(path)
+    if (size_bytes, sha256) != (file.size_bytes, file.sha256):
+        path.unlink()
+        raise CorruptObjectError(
+            f"{key} does not match its manifest: expected {file.size_bytes} bytes with SHA-256 {file.sha256},"
+            f" got {size_bytes} bytes with {sha256}"
+        )
+
+
+def delete(store: ObjectStore, prefix: str) -> None:
+    """Remove a bundle: its manifest first, so that it is gone before it is incomplete."""
+    store.delete(f"{prefix}/{MANIFEST}")
+    for info in list(store.list(f"{prefix}/")):
+        store.delete(info.key)
+
+
+def list_bundles(store: ObjectStore, root: str) -> Iterator[tuple[str, ObjectInfo]]:
+    """Names of the bundles directly below a prefix, in key order, each with its manifest's description."""
+    for info in store.list(f"{root}/"):
+        name, _, rest = info.key.removeprefix(f"{root}/").partition("/")
+        if rest == MANIFEST:
+            yield name, info
+
+
+def list_newest(store: ObjectStore, root: str, *, page_size: int, page_token: str) -> tuple[list[str], str]:
+    """One page of the names of the bundles directly below a prefix, newest first.
+
+    Args:
+        store: Where.
+        root: The prefix.
+        page_size: Most names to return.
+        page_token: The token that came with the page before; "" for the first.
+
+    Returns:
+        The names and the token of the next page, "" at the end.
+
+    Raises:
+        InvalidArgumentError: `page_size` is below 1, or `page_token` is none of ours.
+    """
+    if page_size < 1:
+        raise InvalidArgumentError(f"page_size must be at least 1, got {page_size}")
+    ages = sorted((-info.modified_time, name) for name, info in list_bundles(store, root))
+    if page_token:
+        age, _, name = page_token.partition("/")
+        try:
+            last = (float(age), name)
+        except ValueError as error:
+            raise InvalidArgumentError(f"page_token {page_token!r} did not come with a page") from error
+        ages = [position for position in ages if position > last]
+    page = ages[:page_size]
+    next_token = f"{page[-1][0]!r}/{page[-1][1]}" if len(ages) > page_size else ""
+    return [name for _, name in page], next_token
+
+
+def _entries(directory: Path) -> Iterator[FileEntry]:
+    for parent, folders, names in os.walk(directory):
+        for name in [*folders, *names]:
+            path = Path(parent, name)
+            relative = check_path(path.relative_to(directory).as_posix())
+            if relative == MANIFEST:
+                raise InvalidArgumentError(f"{MANIFEST} is reserved: rename this file")
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise InvalidArgumentError(f"{relative} is no regular file: only plain files can be stored")
+            if path.is_file():
+                yield FileEntry(relative, path.stat().st_size, _sha256(path))
+
+
+def _is_whole(store: ObjectStore, prefix: str, manifest: Manifest) -> bool:
+    sizes = {info.key: info.size_bytes for info in store.list(f"{prefix}/")}
+    return all(sizes.get(f"{prefix}/{file.path}") == file.size_bytes for file in manifest.files)
+
+
+def _same(stored: Manifest, files: tuple[FileEntry, ...], prefix: str) -> Manifest:
+    if stored.files != files:
+        raise AlreadyExistsError(f"{prefix} exists with other files")
+    return stored
+
+
+def _encode(manifest: Manifest) -> bytes:
+    body = {
+        "create_time": manifest.create_time,
+        "files": [asdict(file) for file in manifest.files],
+        "metadata": manifest.metadata,
+    }
+    return documents.encode({**body, "sha256": hashlib.sha256(documents.encode(body)).hexdigest()})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

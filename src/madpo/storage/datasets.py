@@ -1,0 +1,207 @@
+"""Datasets in the object store, named by their content.
+
+Rows are kept as Parquet with the columns row (int64), prompt, chosen, rejected, completion (JSON text, null where the
+kind has none) and reward_margin (double, nullable).
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError, NotFoundError
+from madpo.ports import ObjectStore
+from madpo.storage import bundle, documents, keys
+from madpo.storage.bundle import Manifest
+from madpo.types import (
+    Completion,
+    Content,
+    Dataset,
+    DatasetKind,
+    DatasetRow,
+    PreferencePair,
+    PromptOnly,
+    content_from_json,
+    content_to_json,
+)
+
+_PART_ROWS = 50_000
+_PART_BYTES = 64 << 20
+_READ_ROWS = 1_000
+_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion")
+_SCHEMA = pa.schema(
+    [("row", pa.int64()), *((name, pa.string()) for name in _TEXT_COLUMNS), ("reward_margin", pa.float64())]
+)
+_ROW_TYPES: dict[DatasetKind, type[DatasetRow]] = {
+    DatasetKind.PREFERENCE: PreferencePair,
+    DatasetKind.COMPLETION: Completion,
+    DatasetKind.PROMPT: PromptOnly,
+}
+
+
+class DatasetStore:
+    """Writes, describes and reads datasets."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def write(
+        self, rows: Iterable[DatasetRow], *, kind: DatasetKind, display_name: str, scratch: Path
+    ) -> tuple[Dataset, bool]:
+        """Store rows as a dataset; the same rows in the same order give the same dataset.
+
+        Rows are streamed: memory holds one part of at most 50,000 rows or about 64 MiB of text. Whatever `rows` raises
+        goes through, and nothing is stored.
+
+        Args:
+            rows: The rows, all of `kind`.
+            kind: What they are.
+            display_name: A label for people; that of the first upload stays.
+            scratch: Local directory for the parts; emptied again.
+
+        Returns:
+            The stored dataset, and whether it is new.
+
+        Raises:
+            InvalidArgumentError: There are no rows.
+            InvalidPairError: A row is of another kind; names it.
+        """
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch) as directory:
+            content = _write_parts(rows, kind, Path(directory))
+            if content.rows == 0:
+                raise InvalidArgumentError("the dataset has no rows")
+            dataset_id = f"dataset-{content.digest.hexdigest()[:32]}"
+            prefix = keys.dataset(dataset_id)
+            if stored := bundle.find_intact(self._store, prefix):
+                return _dataset(dataset_id, stored), False
+            description = {
+                "display_name": display_name,
+                "kind": kind.value,
+                "rows": content.rows,
+                "has_margins": content.margins == content.rows,
+            }
+            manifest = bundle.publish(self._store, prefix, Path(directory), metadata=description)
+            return _dataset(dataset_id, manifest), True
+
+    def get(self, dataset_id: str) -> Dataset:
+        """Describe a dataset. Raises NotFoundError."""
+        return _dataset(dataset_id, self._manifest(dataset_id))
+
+    def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Dataset], str]:
+        """Newest first, with the token of the next page ("" at the end)."""
+        ids, token = bundle.list_newest(self._store, keys.DATASETS, page_size=page_size, page_token=page_token)
+        return [self.get(dataset_id) for dataset_id in ids], token
+
+    def delete(self, dataset_id: str) -> None:
+        """Remove a dataset. Raises NotFoundError."""
+        self._manifest(dataset_id)
+        bundle.delete(self._store, keys.dataset(dataset_id))
+
+    def read(self, dataset_id: str) -> Iterator[DatasetRow]:
+        """The rows in order, each part verified before its first row is given.
+
+        Raises:
+            NotFoundError: There is no such dataset (at the call).
+            CorruptObjectError: A part does not match its digest (while iterating).
+        """
+        return self._read(dataset_id, self._manifest(dataset_id))
+
+    def _read(self, dataset_id: str, manifest: Manifest) -> Iterator[DatasetRow]:
+        kind = DatasetKind(manifest.metadata["kind"])
+        for file in manifest.files:
+            with tempfile.TemporaryDirectory() as directory:
+                path = Path(directory) / "part"
+                bundle.fetch_file(self._store, keys.dataset(dataset_id), file, path)
+                with pq.ParquetFile(path) as part:
+                    for batch in part.iter_batches(_READ_ROWS):
+                        yield from (_from_columns(columns, kind) for columns in batch.to_pylist())
+
+    def _manifest(self, dataset_id: str) -> Manifest:
+        try:
+            return bundle.read_manifest(self._store, keys.dataset(dataset_id))
+        except NotFoundError as error:
+            raise NotFoundError(f"no dataset {dataset_id}") from error
+
+
+@dataclass(slots=True)
+class _Content:
+    """What was seen of the rows so far."""
+
+    rows: int = 0
+    margins: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+
+
+def _write_parts(rows: Iterable[DatasetRow], kind: DatasetKind, directory: Path) -> _Content:
+    content = _Content()
+    pending: list[dict[str, Any]] = []
+    pending_bytes = parts = 0
+    for row in rows:
+        if not isinstance(row, _ROW_TYPES[kind]):
+            raise InvalidPairError(
+                f"row {row.row} is not a {kind.value} row like the others",
+                [FieldViolation(f"row {row.row}", f"expected a {kind.value} row")],
+            )
+        columns = _to_columns(row)
+        content.rows += 1
+        content.margins += columns["reward_margin"] is not None
+        identity = [kind.value, *(columns[name] for name in (*_TEXT_COLUMNS, "reward_margin"))]
+        content.digest.update(documents.encode(identity) + b"\n")
+        pending.append(columns)
+        pending_bytes += sum(len(columns[name] or "") for name in _TEXT_COLUMNS)
+        if len(pending) >= _PART_ROWS or pending_bytes >= _PART_BYTES:
+            _write_part(pending, directory, parts)
+            pending, pending_bytes, parts = [], 0, parts + 1
+    if pending:
+        _write_part(pending, directory, parts)
+    return content
+
+
+def _write_part(rows: list[dict[str, Any]], directory: Path, part: int) -> None:
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    pq.write_table(table, directory / f"part-{part:05d}.parquet", compression="zstd")
+
+
+def _to_columns(row: DatasetRow) -> dict[str, Any]:
+    contents = {name: getattr(row, name, None) for name in _TEXT_COLUMNS}
+    margin = getattr(row, "reward_margin", None)
+    return {
+        "row": row.row,
+        **{name: None if content is None else _to_text(content) for name, content in contents.items()},
+        "reward_margin": None if margin is None else float(margin),
+    }
+
+
+def _from_columns(columns: dict[str, Any], kind: DatasetKind) -> DatasetRow:
+    contents: dict[str, Any] = {name: _from_text(columns[name]) for name in _TEXT_COLUMNS if columns[name] is not None}
+    if kind is DatasetKind.PREFERENCE:
+        return PreferencePair(**contents, reward_margin=columns["reward_margin"], row=columns["row"])
+    return _ROW_TYPES[kind](**contents, row=columns["row"])
+
+
+def _to_text(content: Content) -> str:
+    return json.dumps(content_to_json(content), ensure_ascii=True, separators=(",", ":"))
+
+
+def _from_text(text: str) -> Content:
+    return content_from_json(json.loads(text))
+
+
+def _dataset(dataset_id: str, manifest: Manifest) -> Dataset:
+    description = manifest.metadata
+    return Dataset(
+        dataset_id=dataset_id,
+        display_name=description["display_name"],
+        kind=DatasetKind(description["kind"]),
+        rows=description["rows"],
+        size_bytes=manifest.size_bytes,
+        create_time=manifest.create_time,
+        has_margins=description["has_margins"],
+    )

@@ -1,0 +1,93 @@
+"""Local files that appear whole or not at all."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from madpo.errors import OverloadedError
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, against other processes and other threads alike."""
+    with path.open("ab") as file:  # a lock belongs to the open file, so every caller opens its own
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, on disk once the block ends and removed when it fails.
+
+    Raises:
+        OverloadedError: The disk is full.
+    """
+    try:
+        with path.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OverloadedError(f"no space left on the disk of {path.parent}: free some") from error
+        raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` once the block ends without error."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    with durable_file(temporary) as file:
+        yield file
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and its parents, durably."""
+    if directory.is_dir():
+        return
+    make_directory(directory.parent)
+    directory.mkdir(exist_ok=True)
+    sync_directory(directory.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fetch_once(directory: Path, fetch: Callable[[Path], object]) -> Path:
+    """Fill a cache directory, once for all processes of the host.
+
+    Args:
+        directory: What to fill; when it exists it is whole, and returned as it is.
+        fetch: Writes the files into the directory it is given. When it raises, nothing stays behind.
+    """
+    if directory.is_dir():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with locked(directory.with_name(f".{directory.name}.lock")):
+        if not directory.is_dir():
+            partial = directory.with_name(f".{directory.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that died
+            partial.mkdir()
+            try:
+                fetch(partial)
+                os.rename(partial, directory)
+                sync_directory(directory.parent)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    return directory

@@ -1,0 +1,127 @@
+"""Models in the object store, named by their content."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from madpo.errors import InvalidArgumentError, NotFoundError
+from madpo.ports import ObjectStore
+from madpo.storage import bundle, keys
+from madpo.storage.bundle import Manifest
+from madpo.storage.files import fetch_once
+from madpo.storage.model_files import check_files, is_adapter, model_kind
+from madpo.types import Model
+
+__all__ = ["ModelStore", "model_kind"]
+
+
+class ModelStore:
+    """Publishes models and keeps verified local copies of them."""
+
+    def __init__(self, store: ObjectStore, cache: Path) -> None:
+        """Models are copied to `cache/models/{model_id}`; any number of processes may share the cache."""
+        self._store = store
+        self._cache = cache
+
+    @property
+    def cache(self) -> Path:
+        """Directory of the local copies."""
+        return self._cache
+
+    def publish(
+        self,
+        directory: Path,
+        *,
+        display_name: str,
+        kind: str,
+        base_model_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> tuple[Model, bool]:
+        """Store a model directory; the same files again give the same model.
+
+        Args:
+            directory: A Hugging Face model directory: safetensors, configuration, tokenizer.
+            display_name: A label for people.
+            kind: `causal_lm` or `reward`; must agree with the configuration.
+            base_model_id: For an adapter: the stored model it belongs to.
+            metadata: JSON to keep with the model; that of the first publication stays.
+
+        Returns:
+            The stored model, and whether it is new.
+
+        Raises:
+            InvalidArgumentError: An unsafe or broken file, a configuration of another kind, or an adapter without base.
+            NotFoundError: There is no `base_model_id`.
+        """
+        check_files(directory)
+        found, architecture = model_kind(directory)
+        if found != kind:
+            raise InvalidArgumentError(f"the configuration says {found} ({architecture}), expected {kind}")
+        self._check_base(directory, base_model_id)
+        files = bundle.describe(directory)
+        model_id = f"model-{bundle.digest(files, salt=base_model_id or '')}"
+        created = bundle.find_intact(self._store, keys.model(model_id)) is None
+        description = {
+            "display_name": display_name,
+            "kind": kind,
+            "architecture": architecture,
+            "base_model_id": base_model_id,
+            "metadata": dict(metadata or {}),
+        }
+        manifest = bundle.publish(self._store, keys.model(model_id), directory, metadata=description)
+        return _model(model_id, manifest), created
+
+    def get(self, model_id: str) -> Model:
+        """Describe a model. Raises NotFoundError."""
+        try:
+            return _model(model_id, bundle.read_manifest(self._store, keys.model(model_id)))
+        except NotFoundError as error:
+            raise NotFoundError(f"no model {model_id}") from error
+
+    def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Model], str]:
+        """Newest first, with the token of the next page ("" at the end)."""
+        ids, token = bundle.list_newest(self._store, keys.MODELS, page_size=page_size, page_token=page_token)
+        return [self.get(model_id) for model_id in ids], token
+
+    def fetch(self, model_id: str) -> Path:
+        """A verified local copy, fetched once per host.
+
+        Raises:
+            NotFoundError: There is no such model.
+            CorruptObjectError: A stored file does not match its digest; nothing is kept.
+        """
+        prefix = keys.model(model_id)
+        self.get(model_id)
+        return fetch_once(self._cache / prefix, lambda directory: bundle.fetch(self._store, prefix, directory))
+
+    @contextmanager
+    def open_file(self, model_id: str, path: str) -> Iterator[BinaryIO]:
+        """One file of a model as a stream, not verified on the way. Raises NotFoundError."""
+        if all(file.path != path for file in self.get(model_id).files):
+            raise NotFoundError(f"{model_id} has no file {path!r}")
+        with self._store.open_read(f"{keys.model(model_id)}/{path}") as file:
+            yield file
+
+    def _check_base(self, directory: Path, base_model_id: str | None) -> None:
+        if is_adapter(directory) != (base_model_id is not None):
+            raise InvalidArgumentError(
+                "an adapter needs base_model_id, the stored model it belongs to; others have none"
+            )
+        if base_model_id is not None and (deeper := self.get(base_model_id).base_model_id):
+            raise InvalidArgumentError(f"{base_model_id} is an adapter of {deeper} itself: merge it before going on")
+
+
+def _model(model_id: str, manifest: Manifest) -> Model:
+    description = manifest.metadata
+    return Model(
+        model_id=model_id,
+        display_name=description["display_name"],
+        kind=description["kind"],
+        architecture=description["architecture"],
+        size_bytes=manifest.size_bytes,
+        create_time=manifest.create_time,
+        files=manifest.files,
+        base_model_id=description["base_model_id"],
+        metadata=description["metadata"],
+    )

@@ -1,0 +1,93 @@
+"""The object store a service's settings name."""
+
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from uuid import uuid4
+
+from madpo.config import StoreSettings
+from madpo.errors import FailedPreconditionError, InvalidArgumentError
+from madpo.ports import ObjectStore
+from madpo.storage import keys
+from madpo.storage.local import LocalStore
+from madpo.storage.s3 import S3Store
+
+
+def open_store(settings: StoreSettings) -> ObjectStore:
+    """Open the object store and see that it answers.
+
+    A missing directory or bucket is made.
+
+    Raises:
+        InvalidArgumentError: A setting is missing or malformed; names it.
+        UnavailableError: The store does not answer.
+        FailedPreconditionError: It refuses the credentials, or does not honour conditional writes.
+    """
+    scheme = urlsplit(settings.store_url).scheme
+    if scheme == "file":
+        local = LocalStore(_directory(settings.store_url))
+        local.check()
+        return local
+    if scheme == "s3":
+        s3 = _s3_store(settings)
+        s3.check()
+        check_conditional_writes(s3, settings.s3_endpoint or "")
+        return s3
+    raise InvalidArgumentError(f"store_url must be file:///dir or s3://bucket/prefix, got {settings.store_url!r}")
+
+
+def check_conditional_writes(store: ObjectStore, name: str) -> None:
+    """See that the store honours the conditions which keep two attempts at a job apart; some servers ignore them.
+
+    Credentials that may not write are let through: they cannot overwrite either.
+
+    Args:
+        store: The store.
+        name: What to call it in the message.
+
+    Raises:
+        FailedPreconditionError: It overwrites where it must refuse.
+    """
+    key = keys.probe(uuid4().hex)
+    try:
+        store.put(key, b"first")
+    except FailedPreconditionError:
+        return
+    try:
+        overwritten = store.put_if_absent(key, b"second") or store.put_if_match(key, b"third", "0" * 32) is not None
+    finally:
+        with suppress(FailedPreconditionError):  # credentials without the right to delete
+            store.delete(key)
+    if overwritten:
+        raise FailedPreconditionError(
+            f"object store {name} ignores If-None-Match or If-Match, so two runs could overwrite each other:"
+            " use a server that honours conditional writes"
+        )
+
+
+def _directory(url: str) -> Path:
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path))
+    if parts.netloc not in ("", "localhost") or not path.is_absolute():
+        raise InvalidArgumentError(f"store_url must name an absolute directory as file:///dir, got {url!r}")
+    return path
+
+
+def _s3_store(settings: StoreSettings) -> S3Store:
+    store, endpoint = urlsplit(settings.store_url), urlsplit(settings.s3_endpoint or "")
+    prefix = store.path.strip("/")
+    if not store.netloc:
+        raise InvalidArgumentError(f"store_url must be s3://bucket/prefix, got {settings.store_url!r}")
+    if endpoint.scheme not in ("http", "https") or not endpoint.netloc or endpoint.path.strip("/"):
+        raise InvalidArgumentError(f"s3_endpoint must be https://host:port, got {settings.s3_endpoint!r}")
+    if settings.s3_access_key is None or settings.s3_secret_key is None:
+        raise InvalidArgumentError("s3_access_key and s3_secret_key are needed for an s3:// store_url")
+    return S3Store(
+        store.netloc,
+        endpoint=endpoint.netloc,
+        secure=endpoint.scheme == "https",
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+        region=settings.s3_region,
+        prefix=keys.check_path(prefix) if prefix else "",
+    )

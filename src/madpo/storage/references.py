@@ -1,0 +1,85 @@
+"""From a reference in a job's spec to a model directory on this host."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from madpo.errors import FailedPreconditionError, NotFoundError
+from madpo.jobs import ModelReference
+from madpo.ports import ObjectStore
+from madpo.storage import bundle, keys
+from madpo.storage.checkpoints import list_checkpoints
+from madpo.storage.files import fetch_once
+from madpo.storage.models import ModelStore
+from madpo.storage.results import read_result
+from madpo.types import JobState
+
+CHECKPOINT_MODEL = "model"
+"""Subdirectory of a checkpoint that holds the model."""
+
+MODEL_RECORD = "madpo.json"
+"""File in it that names the base model of an adapter: `{"base_model_id": ...}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A verified local model directory; `base_directory` when it is an adapter. `model_id` is None for a checkpoint."""
+
+    directory: Path
+    base_directory: Path | None
+    model_id: str | None
+
+
+def resolve_model(reference: ModelReference, *, store: ObjectStore, models: ModelStore) -> ResolvedModel:
+    """Fetch the model a reference names, and its base.
+
+    Raises:
+        NotFoundError: There is no such model or checkpoint.
+        FailedPreconditionError: The job has not succeeded, or leaves no model.
+        CorruptObjectError: A stored file does not match its digest.
+    """
+    if reference.job_id is not None and reference.step is not None:
+        return _resolve_checkpoint(reference.job_id, reference.step, store=store, models=models)
+    model_id = resolve_model_id(reference, store=store)
+    base_model_id = models.get(model_id).base_model_id
+    base_directory = models.fetch(base_model_id) if base_model_id else None
+    return ResolvedModel(models.fetch(model_id), base_directory, model_id)
+
+
+def resolve_model_id(reference: ModelReference, *, store: ObjectStore) -> str:
+    """The stored model a reference names, without fetching it: for models that another service runs.
+
+    Raises:
+        FailedPreconditionError: It names a checkpoint, or a job that leaves no model.
+    """
+    if reference.step is not None:
+        raise FailedPreconditionError(
+            f"step {reference.step} of {reference.job_id} is a checkpoint and cannot be served: "
+            "name a stored model or a finished job"
+        )
+    return reference.model_id or _model_of_job(reference.job_id or "", store)
+
+
+def _model_of_job(job_id: str, store: ObjectStore) -> str:
+    try:
+        outcome = read_result(store, job_id)
+    except NotFoundError as error:
+        raise FailedPreconditionError(f"{job_id} has not ended: wait for it, or name one of its checkpoints") from error
+    if outcome.state is not JobState.SUCCEEDED:
+        raise FailedPreconditionError(f"{job_id} ended as {outcome.state}: name one of its checkpoints, or another job")
+    if outcome.result is None or outcome.result.model_id is None:
+        raise FailedPreconditionError(f"{job_id} leaves no model: name a training job")
+    return outcome.result.model_id
+
+
+def _resolve_checkpoint(job_id: str, step: int, *, store: ObjectStore, models: ModelStore) -> ResolvedModel:
+    checkpoint = next((found for found in list_checkpoints(store, job_id) if found.step == step), None)
+    if checkpoint is None:
+        raise NotFoundError(f"{job_id} has no checkpoint of step {step}")
+    prefix = keys.checkpoint(job_id, step=step, attempt=checkpoint.attempt)
+    directory = fetch_once(
+        models.cache / prefix, lambda directory: bundle.fetch(store, prefix, directory, under=CHECKPOINT_MODEL)
+    )
+    record = directory / MODEL_RECORD
+    base_model_id = json.loads(record.read_bytes()).get("base_model_id") if record.is_file() else None
+    return ResolvedModel(directory, models.fetch(base_model_id) if base_model_id else None, None)

@@ -1,0 +1,279 @@
+"""Object store on a server that speaks S3."""
+
+import io
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minio import Minio
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from pydantic import SecretStr
+from urllib3 import PoolManager, Retry, Timeout
+from urllib3.exceptions import HTTPError
+
+from madpo.errors import (
+    FailedPreconditionError,
+    InternalError,
+    MadpoError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+from madpo.ports import ObjectInfo
+from madpo.storage.files import replacing
+from madpo.storage.keys import check_path
+
+_PART_BYTES = 32 << 20  # S3 takes 10,000 parts: files up to 312 GiB
+_MAX_CONFLICTS = 8
+_MAX_DOWNLOADS = 4
+
+
+class S3Store:
+    """ObjectStore in one bucket, under an optional key prefix.
+
+    Requests that fail to connect or are answered 429, 500, 502, 503 or 504 are repeated with growing, jittered pauses.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        endpoint: str,
+        secure: bool,
+        access_key: SecretStr,
+        secret_key: SecretStr,
+        region: str,
+        prefix: str = "",
+        retries: int = 5,
+    ) -> None:
+        """No request is made yet.
+
+        Args:
+            bucket: Name of the bucket.
+            endpoint: `host:port` of the server.
+            secure: Whether to use TLS.
+            access_key: Public half of the credentials.
+            secret_key: Secret half of the credentials.
+            region: Region requests are signed for.
+            prefix: Put before every key, with a `/`.
+            retries: How often a failed request is repeated; 5 wait about 6 s in all.
+        """
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._region = region
+        self._where = f"object store {'https' if secure else 'http'}://{endpoint}"
+        retry = Retry(
+            total=retries,
+            backoff_factor=0.2,
+            backoff_jitter=0.2,
+            status_forcelist=(429, 500, 502, 503, 504),
+            allowed_methods=None,
+        )
+        http = PoolManager(
+            maxsize=16,
+            timeout=Timeout(connect=5, read=60),
+            retries=retry,
+            cert_reqs="CERT_REQUIRED",
+        )
+        self._client = Minio(
+            endpoint,
+            access_key=access_key.get_secret_value(),
+            secret_key=secret_key.get_secret_value(),
+            secure=secure,
+            region=region,
+            http_client=http,
+        )
+
+    def check(self) -> None:
+        """Make the bucket where it is missing.
+
+        Raises:
+            UnavailableError: The server does not answer.
+            FailedPreconditionError: It refuses the credentials, or the bucket is missing and may not be made.
+        """
+        with self._errors():
+            if not self._client.bucket_exists(self._bucket):
+                try:
+                    self._client.make_bucket(self._bucket, location=self._region)
+                except S3Error as error:
+                    if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                        raise FailedPreconditionError(
+                            f"{self._where} has no bucket {self._bucket!r} and does not let us make it ({error.code}):"
+                            " create it, or correct store_url"
+                        ) from error
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises NotFoundError."""
+        return self.get_with_etag(key)[0]
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        """The object's bytes and their etag. Raises NotFoundError."""
+        response = self._request("GET", key)
+        return response.data, _etag(response)
+
+    @contextmanager
+    def open_read(self, key: str) -> Iterator[BinaryIO]:
+        """The object as a stream. Raises NotFoundError."""
+        with self._errors(key):
+            response = self._client.get_object(self._bucket, self._name(key))
+            try:
+                response.auto_close = False  # the buffer still asks at the end
+                yield io.BufferedReader(response, 1 << 20)
+            finally:
+                response.close()
+                response.release_conn()
+
+    def put(self, key: str, data: bytes) -> str:
+        """Write or overwrite; returns the etag."""
+        return _etag(self._request("PUT", key, body=data))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Create; True when the key holds `data` afterwards."""
+        return self._put_conditionally(key, data, {"If-None-Match": "*"}) is not None
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
+        """Overwrite only the version `etag`; returns the new etag, or None when another was found."""
+        return self._put_conditionally(key, data, {"If-Match": f'"{etag}"'})
+
+    def put_file(self, key: str, path: Path) -> str:
+        """Write a local file, in parts where it is large; returns the etag."""
+        with self._errors(key):
+            try:
+                result = self._client.fput_object(self._bucket, self._name(key), str(path), part_size=_PART_BYTES)
+            except S3Error as error:
+                if error.code != "NoSuchUpload":
+                    raise
+                # The completion was repeated after its reply was lost, or the upload was swept: once more, as a whole.
+                result = self._client.fput_object(self._bucket, self._name(key), str(path), part_size=_PART_BYTES)
+        return str(result.etag)
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Copy to a local file, atomically; a broken transfer starts again. Raises NotFoundError."""
+        for download in range(1, _MAX_DOWNLOADS + 1):
+            try:
+                with self.open_read(key) as source, replacing(path) as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+                return
+            except UnavailableError:
+                if download == _MAX_DOWNLOADS:
+                    raise
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """The object's description, or None."""
+        try:
+            with self._errors(key):
+                return self._info(self._client.stat_object(self._bucket, self._name(key)))
+        except NotFoundError:
+            return None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects whose key starts with `prefix`, in key order."""
+        folder = prefix.rpartition("/")[0]
+        if folder:
+            check_path(folder)
+        with self._errors():
+            for item in self._client.list_objects(self._bucket, prefix=self._prefix + prefix, recursive=True):
+                yield self._info(item)
+
+    def delete(self, key: str) -> None:
+        """Remove; absent is fine."""
+        with self._errors(key):
+            self._client.remove_object(self._bucket, self._name(key))
+
+    def _put_conditionally(self, key: str, data: bytes, condition: dict[str, str]) -> str | None:
+        """Etag of `data` once the key holds it, or None when the condition failed."""
+        for conflict in range(_MAX_CONFLICTS):
+            try:
+                return _etag(self._request("PUT", key, body=data, headers=condition))
+            except _ConditionFailedError:
+                break
+            except NotFoundError:  # If-Match on an absent object
+                return None
+            except _ConflictError:
+                time.sleep(random.uniform(0, 0.05 * 2**conflict))  # noqa: S311
+        else:
+            raise UnavailableError(f"{self._where}: {key} is being written by others without end")
+        # The condition also fails for the repetition of our own write whose reply was lost.
+        try:
+            stored, etag = self.get_with_etag(key)
+        except NotFoundError:
+            return None
+        return etag if stored == data else None
+
+    def _request(
+        self, method: str, key: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Any:
+        """One request with its whole reply.
+
+        The SDK's own request method, since its public ones take no condition headers, and read a reply's body where a
+        broken connection is not repeated.
+        """
+        if body is not None:
+            headers = {"Content-Type": "application/octet-stream", **(headers or {})}
+        with self._errors(key):
+            return self._client._execute(method, self._bucket, self._name(key), body=body, headers=headers)
+
+    def _name(self, key: str) -> str:
+        return self._prefix + check_path(key)
+
+    def _info(self, item: Any) -> ObjectInfo:
+        modified_time = item.last_modified.timestamp() if item.last_modified else 0.0
+        key = item.object_name.removeprefix(self._prefix)
+        return ObjectInfo(key, item.size, item.etag.strip('"'), modified_time)
+
+    @contextmanager
+    def _errors(self, key: str = "") -> Iterator[None]:
+        try:
+            yield
+        except HTTPError as error:
+            raise UnavailableError(
+                f"{self._where} does not answer ({error}): is s3_endpoint right, and is it up?"
+            ) from error
+        except MinioException as error:
+            raise self._translate(error, key) from error
+
+    def _translate(self, error: MinioException, key: str) -> MadpoError:
+        status, code = _status(error), getattr(error, "code", None)
+        if code == "NoSuchBucket":
+            return FailedPreconditionError(f"{self._where} has no bucket {self._bucket!r}: create it")
+        if status == 404:
+            return NotFoundError(f"no object {key}")
+        if status in (401, 403):
+            return FailedPreconditionError(
+                f"{self._where} refuses access to {self._bucket}/{self._prefix}{key} ({code}):"
+                " check s3_access_key, s3_secret_key and the rights they carry"
+            )
+        if status == 409:
+            return _ConflictError(f"{self._where}: {key} is being written by another")
+        if status == 412:
+            return _ConditionFailedError(f"{self._where}: {key} is not in the expected version")
+        if status == 507:
+            return OverloadedError(f"{self._where} is full: free some space")
+        if status >= 500:
+            return UnavailableError(f"{self._where} fails with status {status} ({code})")
+        return InternalError(f"{self._where} refuses a request for {key}: {error}")
+
+
+class _ConditionFailedError(FailedPreconditionError):
+    """Status 412."""
+
+
+class _ConflictError(UnavailableError):
+    """Status 409: another conditional write is under way."""
+
+
+def _etag(response: Any) -> str:
+    return str(response.headers["etag"]).strip('"')
+
+
+def _status(error: MinioException) -> int:
+    """HTTP status of an error, 0 when there was none."""
+    if isinstance(error, S3Error):
+        return int(error.response.status)
+    if isinstance(error, ServerError):
+        return int(error.status_code)
+    return int(error._code) if isinstance(error, InvalidResponseError) else 0

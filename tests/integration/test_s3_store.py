@@ -1,0 +1,276 @@
+"""S3Store against a real server, with a proxy between them that fails on demand."""
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pydantic import SecretStr
+
+from madpo.config import StoreSettings
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from madpo.storage.local import LocalStore
+from madpo.storage.open import check_conditional_writes, open_store
+from madpo.storage.s3 import S3Store
+
+
+class Proxy(ThreadingHTTPServer):
+    """Forwards requests; `faults` are used up one per request that they name: (method, kind)."""
+
+    daemon_threads = True
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.faults: list[tuple[str, str]] = []
+        self.injected: list[str] = []
+        self._lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), Forwarder)
+
+    def next_fault(self, method: str) -> str:
+        with self._lock:
+            for fault in self.faults:
+                if fault[0] == method:
+                    self.faults.remove(fault)
+                    self.injected.append(fault[1])
+                    return fault[1]
+        return ""
+
+
+class Forwarder(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy
+
+    def forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.server.next_fault(self.command)
+        if fault == "error":
+            self.reply(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+            return
+        upstream = http.client.HTTPConnection(self.server.upstream)
+        upstream.request(self.command, self.path, body=body, headers=dict(self.headers))
+        response = upstream.getresponse()
+        data = response.read()
+        upstream.close()
+        if fault == "lose reply":
+            self.close_connection = True
+            return
+        headers = {k: v for k, v in response.getheaders() if k.lower() not in ("content-length", "transfer-encoding")}
+        self.reply(
+            response.status, headers, data, cut=fault == "cut reply", length=response.getheader("Content-Length")
+        )
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward  # noqa: N815
+
+    def reply(
+        self, status: int, headers: dict[str, str], data: bytes, *, cut: bool = False, length: str | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", length or str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if cut else data)
+        self.close_connection = self.close_connection or cut
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def proxy(s3_settings: StoreSettings) -> Iterator[Proxy]:
+    server = Proxy((s3_settings.s3_endpoint or "").removeprefix("http://"))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def settings(s3_settings: StoreSettings) -> StoreSettings:
+    return s3_settings.model_copy(update={"store_url": f"{s3_settings.store_url}/{uuid4().hex}"})
+
+
+@pytest.fixture
+def proxied(settings: StoreSettings, proxy: Proxy) -> S3Store:
+    store = open_store(settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{proxy.server_port}"}))
+    assert isinstance(store, S3Store)
+    return store
+
+
+def test_a_creation_whose_reply_was_lost_still_succeeds(proxied: S3Store, proxy: Proxy) -> None:
+    proxy.faults = [("PUT", "lose reply")]
+
+    assert proxied.put_if_absent("a", b"mine")
+
+    assert proxy.injected == ["lose reply"]
+    assert not proxied.put_if_absent("a", b"other")
+    assert proxied.get("a") == b"mine"
+
+
+def test_a_replacement_whose_reply_was_lost_still_succeeds(proxied: S3Store, proxy: Proxy) -> None:
+    etag = proxied.put("a", b"1")
+    proxy.faults = [("PUT", "lose reply")]
+
+    second = proxied.put_if_match("a", b"2", etag)
+
+    assert proxy.injected == ["lose reply"]
+    assert proxied.get_with_etag("a") == (b"2", second)
+
+
+@pytest.mark.parametrize(
+    ("method", "action"),
+    [
+        ("PUT", lambda store, path: store.put("b", b"")),
+        ("GET", lambda store, path: store.get("a")),
+        ("GET", lambda store, path: store.get_file("a", path)),
+        ("GET", lambda store, path: list(store.list("a"))),
+        ("HEAD", lambda store, path: store.head("a")),
+        ("DELETE", lambda store, path: store.delete("a")),
+    ],
+)
+@pytest.mark.parametrize("fault", ["error", "lose reply"])
+def test_requests_are_repeated_after_faults(
+    proxied: S3Store, proxy: Proxy, tmp_path: Path, method: str, action: Callable[[S3Store, Path], Any], fault: str
+) -> None:
+    proxied.put("a", b"data")
+    proxy.faults = [(method, fault)] * 2
+
+    action(proxied, tmp_path / "copy")
+
+    assert proxy.injected == [fault] * 2
+
+
+def test_a_download_cut_short_starts_again(proxied: S3Store, proxy: Proxy, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 8192
+    proxied.put("a", data)
+    proxy.faults = [("GET", "cut reply")] * 2
+
+    proxied.get_file("a", tmp_path / "copy")
+
+    assert (tmp_path / "copy").read_bytes() == data
+    assert proxy.injected == ["cut reply"] * 2
+
+
+def test_an_upload_in_parts_survives_lost_replies(proxied: S3Store, proxy: Proxy, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"0123456789abcdef" * (33 << 16))
+    # The first POST begins the upload, the second ends it.
+    proxy.faults = [("POST", "lose reply"), ("PUT", "error"), ("POST", "lose reply")]
+
+    proxied.put_file("big", source)
+
+    proxied.get_file("big", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+    assert len(proxy.injected) == 3
+
+
+def test_a_stream_cut_short_is_unavailable_not_short(proxied: S3Store, proxy: Proxy) -> None:
+    proxied.put("a", b"0123456789" * 100_000)
+    proxy.faults = [("GET", "cut reply")]
+
+    with pytest.raises(UnavailableError), proxied.open_read("a") as stream:
+        stream.read()
+
+
+def test_lasting_errors_are_unavailable(settings: StoreSettings, proxy: Proxy) -> None:
+    store = make_store(settings, endpoint=f"127.0.0.1:{proxy.server_port}", retries=1)
+    proxy.faults = [("GET", "error")] * 2
+
+    with pytest.raises(UnavailableError, match=r"object store http://127\.0\.0\.1:\d+ does not answer"):
+        store.get("a")
+
+
+def test_an_unreachable_server_is_named(settings: StoreSettings) -> None:
+    store = make_store(settings, endpoint="127.0.0.1:9", retries=0)
+
+    with pytest.raises(UnavailableError, match=r"http://127\.0\.0\.1:9 .*s3_endpoint"):
+        store.check()
+
+
+@pytest.mark.parametrize("field", ["s3_access_key", "s3_secret_key"])
+def test_wrong_credentials_are_refused_when_the_store_is_opened(settings: StoreSettings, field: str) -> None:
+    with pytest.raises(FailedPreconditionError, match=r"refuses access .* check s3_access_key, s3_secret_key"):
+        open_store(settings.model_copy(update={field: SecretStr("wrong-wrong")}))
+
+
+def test_a_missing_bucket_is_made(settings: StoreSettings) -> None:
+    bucket = f"madpo-test-{uuid4().hex[:12]}"
+
+    store = open_store(settings.model_copy(update={"store_url": f"s3://{bucket}"}))
+
+    store.put("a", b"1")
+    assert [info.key for info in store.list("")] == ["a"]
+
+
+def test_stores_with_other_prefixes_do_not_meet(s3_settings: StoreSettings) -> None:
+    root = f"{s3_settings.store_url}/{uuid4().hex}"
+    one, two = (open_store(s3_settings.model_copy(update={"store_url": f"{root}/{name}"})) for name in ("one", "two"))
+
+    one.put("a", b"1")
+
+    assert list(two.list("")) == []
+    with pytest.raises(NotFoundError):
+        two.get("a")
+
+
+@pytest.mark.parametrize("ignored", ["put_if_absent", "put_if_match"])
+def test_a_server_that_ignores_conditions_is_refused(tmp_path: Path, ignored: str) -> None:
+    class Careless(LocalStore):
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            return bool(self.put(key, data)) if ignored == "put_if_absent" else super().put_if_absent(key, data)
+
+        def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
+            return self.put(key, data) if ignored == "put_if_match" else super().put_if_match(key, data, etag)
+
+    store = Careless(tmp_path)
+
+    with pytest.raises(FailedPreconditionError, match="ignores If-None-Match or If-Match"):
+        check_conditional_writes(store, "http://careless")
+    assert list(store.list("")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"store_url": "ftp://host/dir"}, "store_url"),
+        ({"store_url": "relative/dir"}, "store_url"),
+        ({"store_url": "file://host/dir"}, "store_url"),
+        ({"store_url": "s3:///prefix"}, "store_url"),
+        ({"store_url": "s3://bucket/a//b"}, "cannot be stored"),
+        ({"s3_endpoint": None}, "s3_endpoint"),
+        ({"s3_endpoint": "host:9000"}, "s3_endpoint"),
+        ({"s3_endpoint": "http://host:9000/path"}, "s3_endpoint"),
+        ({"s3_access_key": None}, "s3_access_key"),
+        ({"s3_secret_key": None}, "s3_secret_key"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, Any], named: str) -> None:
+    settings = StoreSettings(
+        store_url="s3://bucket",
+        s3_endpoint="http://127.0.0.1:9",
+        s3_access_key=SecretStr("access"),
+        s3_secret_key=SecretStr("secret"),
+    )
+
+    with pytest.raises(InvalidArgumentError, match=named):
+        open_store(settings.model_copy(update=changes))
+
+
+def make_store(settings: StoreSettings, *, endpoint: str, retries: int) -> S3Store:
+    assert settings.s3_access_key
+    assert settings.s3_secret_key
+    return S3Store(
+        "madpo-test",
+        endpoint=endpoint,
+        secure=False,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+        region=settings.s3_region,
+        retries=retries,
+    )
