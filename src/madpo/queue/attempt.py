@@ -1,0 +1,244 @@
+"""One attempt at a job: a child process does the work, its supervisor here holds the lease and delivers the outcome."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from madpo.config import WorkerSettings
+from madpo.errors import OverloadedError, StaleAttemptError, UnavailableError
+from madpo.ports import Claim, JobQueue, ObjectStore
+from madpo.queue.records import RunEvent
+from madpo.queue.workspace import Outcome, StopReason, Workspace
+from madpo.storage.results import write_result
+from madpo.types import Job, JobResult, JobState, LogLine
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+AWAY_ERRORS = (UnavailableError, OverloadedError)
+"""The queue or the store cannot be used now; asking again may help."""
+RETRY_S = 1.0
+_LOG_LINES_PER_POLL = 100
+
+
+class Attempt:
+    """Runs the command for a claimed job and sees the job through to its next state.
+
+    The run is a process group of its own: its crash never takes the supervisor along, and a step that holds the
+    interpreter for minutes cannot keep the lease from being renewed. While Redis is away the run goes on, since
+    nobody else can claim the job either; once it answers, either the lease is renewed or the attempt is stale.
+
+    Args:
+        claim: What to do.
+        queue: Where the claim is from.
+        store: Gets the outcome, before the queue if it is a success: jobs that wait for it read it there.
+        command: The child process, given the workspace.
+        settings: Periods and graces.
+        stop: Set when the worker should drain.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        *,
+        queue: JobQueue,
+        store: ObjectStore,
+        command: Callable[[Path], Sequence[str]],
+        settings: WorkerSettings,
+        stop: asyncio.Event,
+    ) -> None:
+        self._claim, self._queue, self._store = claim, queue, store
+        self._command, self._settings, self._stop = command, settings, stop
+        self._over = asyncio.Event()
+        self._cancel_requested = self._delivering = False
+        self._asked: StopReason | None = None
+
+    async def run(self) -> str:
+        """Returns how the attempt ended: succeeded, failed, cancelled, given_back or crashed.
+
+        Raises:
+            ExceptionGroup: With StaleAttemptError when the job was lost to another attempt; the run is dead by then.
+        """
+        workspace = Workspace(self._settings.workspace / "jobs" / self._claim.job.job_id, self._claim)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_lease())
+                try:
+                    exit_code = await self._run_child(workspace, tasks)
+                    return await self._deliver(workspace.outcome(), exit_code, workspace.log_tail())
+                finally:
+                    self._over.set()
+        finally:
+            workspace.close()
+
+    async def _keep_lease(self) -> None:
+        # Ends by a flag: on Python 3.11 `asyncio.wait_for`, which the Redis client uses, can swallow a cancellation.
+        while not await wait(self._over, self._settings.renew_s):
+            try:
+                await self._answer(lambda: self._queue.renew(self._claim))
+            except StaleAttemptError:
+                # Once the outcome is on its way, it is this attempt itself that ended the lease, or hears so.
+                if self._delivering:
+                    return
+                raise
+
+    async def _run_child(self, workspace: Workspace, tasks: asyncio.TaskGroup) -> int:
+        child = _Child(self._command(workspace.directory), log_path=workspace.log_path, threads=self._settings.threads)
+        try:
+            relay = tasks.create_task(self._relay(workspace, child.exited))
+            await self._until_exit(workspace, child)
+        finally:
+            child.kill()
+            exit_code = await child.exit_code()
+        await relay
+        return exit_code
+
+    async def _until_exit(self, workspace: Workspace, child: "_Child") -> None:
+        """Pass on the wish to stop; kill what outlives its grace, also after its last word."""
+        now = asyncio.get_running_loop().time
+        deadline: float | None = None
+        while not child.exited.done():
+            wanted: StopReason | None = "cancel" if self._cancel_requested else "drain" if self._stop.is_set() else None
+            if wanted and wanted != self._asked:
+                workspace.request_stop(wanted)
+                self._asked = wanted
+            if deadline is None and (self._asked or workspace.outcome()):
+                deadline = now() + self._settings.stop_grace_s
+            if deadline is not None and now() >= deadline:
+                child.kill()
+            await asyncio.wait({child.exited}, timeout=self._settings.poll_s)
+
+    async def _relay(self, workspace: Workspace, exited: asyncio.Task[None]) -> None:
+        """Publish what the run reports and prints, to its last line; learn of a cancellation."""
+        while True:
+            ended = exited.done()
+            events = [*workspace.new_events(), *_log_events(workspace.new_log_lines(ended=ended))]
+            if events:
+                await self._publish(events)
+            elif ended:
+                return
+            if not ended:
+                job = await self._answer(lambda: self._queue.get(self._claim.job.job_id))
+                self._cancel_requested = job.cancel_requested
+                await asyncio.wait({exited}, timeout=self._settings.poll_s)
+
+    async def _publish(self, events: Sequence[RunEvent]) -> None:
+        await self._answer(lambda: self._queue.publish(self._claim, events))
+
+    async def _deliver(self, outcome: Outcome | None, exit_code: int, log_tail: str) -> str:
+        """Tell the queue, then the store; the last word counts, whatever the exit code."""
+        match outcome:
+            case Outcome("succeeded", result=JobResult() as result):
+                await self._succeed(result)
+                return "succeeded"
+            case Outcome("failed", reason=reason):
+                await self._end(lambda: self._queue.fail(self._claim, reason))
+                return "failed"
+        if self._asked == "cancel":
+            await self._end(lambda: self._queue.finish_cancelled(self._claim))
+            return "cancelled"
+        if self._asked == "drain":
+            await self._end(lambda: self._queue.give_back(self._claim, crash_reason=None))
+            return "given_back"
+        crash = f"{_describe_exit(exit_code)}\n{log_tail}".strip()
+        await self._end(lambda: self._queue.give_back(self._claim, crash_reason=crash))
+        return "crashed"
+
+    async def _succeed(self, result: JobResult) -> None:
+        # The store has no fence for results: ask who owns the job right before the write.
+        await self._answer(lambda: self._queue.renew(self._claim))
+        await self._record(JobState.SUCCEEDED, result, "")
+        self._delivering = True
+        await self._answer(lambda: self._queue.succeed(self._claim, result))
+
+    async def _end(self, call: Callable[[], Awaitable[Job]]) -> None:
+        self._delivering = True
+        job = await self._answer(call)
+        if job.state.is_terminal:
+            await self._record(job.state, job.result, job.reason)
+
+    async def _record(self, state: JobState, result: JobResult | None, reason: str) -> None:
+        job_id = self._claim.job.job_id
+        await self._answer(lambda: asyncio.to_thread(write_result, self._store, job_id, state, result, reason))
+
+    async def _answer(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The call's answer, however long the server is away; a draining worker waits no longer than its grace."""
+        now = asyncio.get_running_loop().time
+        give_up: float | None = None
+        for failures in itertools.count():
+            try:
+                return await call()
+            except AWAY_ERRORS as error:
+                if self._stop.is_set():
+                    give_up = give_up or now() + self._settings.stop_grace_s
+                    if now() >= give_up:
+                        raise
+                if failures % 60 == 0:
+                    fields = {"job_id": self._claim.job.job_id, "error": str(error)}
+                    logger.warning("waiting for queue or store; the run goes on", extra=fields)
+                await asyncio.sleep(RETRY_S)
+        raise AssertionError  # the loop has no end
+
+
+class _Child:
+    """A process group, killed as a whole."""
+
+    def __init__(self, command: Sequence[str], *, log_path: Path, threads: int | None) -> None:
+        environment = dict(os.environ)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.exited = asyncio.create_task(asyncio.to_thread(self._wait))
+
+    def _wait(self) -> None:
+        # Not reaped yet (WNOWAIT): until then its id cannot be given to another process, so `kill` is safe.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+
+    def kill(self) -> None:
+        """Kill whatever of the group is left; only before `exit_code`."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def exit_code(self) -> int:
+        """Wait for the end; negative is the number of the signal that killed it."""
+        await self.exited
+        return self._process.wait()
+
+
+async def wait(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait for the event, but no longer; whether it is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    return event.is_set()
+
+
+def _log_events(lines: list[str]) -> list[LogLine]:
+    """The newest lines of a poll; a run that prints without end must not flood the event stream."""
+    left_out = len(lines) - _LOG_LINES_PER_POLL
+    if left_out > 0:
+        lines = [f"... {left_out} lines left out ...", *lines[left_out:]]
+    return [LogLine(line) for line in lines]
+
+
+def _describe_exit(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"the run exited with code {exit_code} before it had finished"
+    name = signal.Signals(-exit_code).name
+    return f"the run was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

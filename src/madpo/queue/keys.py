@@ -1,0 +1,72 @@
+"""Every Redis key of the job queue. Colons separate; no user text is ever part of a key.
+
+    key (after the namespace)   type    TTL         written by             read by
+    jobs                        zset    -           create, restore        list: job ids by order of creation
+    job:{job_id}                hash    -           every script           every script, get, list
+    job:{job_id}:events         stream  30 d after  every script           watch; about the newest 10,000 events
+                                        the end
+    job:{job_id}:dependents     set     until end   create, restore        scripts that end a job
+    leases                      zset    -           claim, renew, endings  reap: job ids by expiry, ms of Redis TIME
+    claim:{token}               hash    1 h         claim                  claim: a repeated call gets the same job
+    queue:{name}                stream  -           scripts that make a    claim: a bell that wakes waiting workers
+                                                    job pending
+    queue:{name}:pending        zset    -           the same, and claim    claim, depth: job ids by order of creation
+    queue:{name}:dead           stream  -           give_back, reap        operators: jobs that crashed too often
+
+The hashes and sorted sets are the truth; a lost or trimmed stream entry never loses a job. The scripts build the same
+names in `scripts/common.lua`. They compute keys from job ids, so all of them must live on one server (no cluster).
+"""
+
+import re
+from dataclasses import dataclass
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names under one namespace, so that several installations can share a server."""
+
+    namespace: str
+
+    def __post_init__(self) -> None:
+        if not _NAMESPACE.fullmatch(self.namespace):
+            raise ValueError(f"redis_namespace must be words joined by colons, got {self.namespace!r}")
+
+    @property
+    def jobs(self) -> str:
+        """All jobs."""
+        return f"{self.namespace}:jobs"
+
+    @property
+    def leases(self) -> str:
+        """Running jobs by expiry."""
+        return f"{self.namespace}:leases"
+
+    def job(self, job_id: str) -> str:
+        """The job's record."""
+        return f"{self.namespace}:job:{job_id}"
+
+    def events(self, job_id: str) -> str:
+        """The job's event stream."""
+        return f"{self.namespace}:job:{job_id}:events"
+
+    def dependents(self, job_id: str) -> str:
+        """Jobs waiting for this one."""
+        return f"{self.namespace}:job:{job_id}:dependents"
+
+    def claim(self, token: str) -> str:
+        """What a claim call was answered."""
+        return f"{self.namespace}:claim:{token}"
+
+    def bell(self, queue: str) -> str:
+        """Rings when a job becomes pending."""
+        return f"{self.namespace}:queue:{queue}"
+
+    def pending(self, queue: str) -> str:
+        """Jobs to be claimed."""
+        return f"{self.namespace}:queue:{queue}:pending"
+
+    def dead(self, queue: str) -> str:
+        """Dead letters."""
+        return f"{self.namespace}:queue:{queue}:dead"

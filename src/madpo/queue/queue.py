@@ -1,0 +1,377 @@
+"""The job queue on Redis: hashes and sorted sets changed only by Lua scripts, each safe to send twice."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any, cast
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+
+from madpo.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    OverloadedError,
+    StaleAttemptError,
+    UnavailableError,
+)
+from madpo.jobs import QUEUE_NAMES
+from madpo.ports import Claim, JobRequest, LeaseStatus
+from madpo.queue.keys import Keys
+from madpo.queue.records import (
+    RunEvent,
+    canonical_json,
+    event_from_json,
+    event_to_json,
+    job_from_hash,
+    result_to_json,
+)
+from madpo.types import Job, JobEvent, JobResult, JobState, StateChange
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_S = 2.0
+# A blocking read is silent for _BLOCK_S by design; only longer silence means that the server is gone.
+_SOCKET_TIMEOUT_S = _BLOCK_S + 5
+_EVENTS_PER_READ = 500
+_REAPED_PER_CALL = 100
+_CURSOR = re.compile(r"(\d{1,20})-(\d{1,20})")
+_SCRIPTS = ("cancel", "claim", "create", "finish", "give_back", "publish", "reap", "renew", "restore")
+
+
+def job_id_of(request_id: str) -> str:
+    """The id of the job a request makes."""
+    return "job-" + hashlib.sha256(request_id.encode()).hexdigest()[:32]
+
+
+def connect(url: str, *, namespace: str = "madpo", lease_s: float = 30.0) -> "RedisJobQueue":
+    """A queue on the server at `url`; nothing is sent yet, see `RedisJobQueue.ping`.
+
+    Commands are retried a few times with jittered backoff: all of them may be sent twice.
+
+    Raises:
+        InvalidArgumentError: The URL is not one of Redis; its text, which may hold a password, is not repeated.
+    """
+    try:
+        client = Redis.from_url(
+            url,
+            decode_responses=True,
+            protocol=2,
+            socket_timeout=_SOCKET_TIMEOUT_S,
+            socket_connect_timeout=5,
+            health_check_interval=15,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
+        )
+    except ValueError as error:
+        raise InvalidArgumentError("redis_url must be redis://[:password@]host:port/0 or unix:///path") from error
+    return RedisJobQueue(client, namespace=namespace, lease_s=lease_s)
+
+
+class RedisJobQueue:
+    """Implements `madpo.ports.JobQueue`. Safe for concurrent use by tasks of one event loop.
+
+    Args:
+        client: As `connect` makes it: text replies, protocol 2, a socket timeout well above two seconds.
+        namespace: First part of every key.
+        lease_s: How long a worker may be silent before its job is given to another, in seconds.
+    """
+
+    def __init__(self, client: Redis, *, namespace: str = "madpo", lease_s: float = 30.0) -> None:
+        self._client = client
+        self._keys = Keys(namespace)
+        self._lease_ms = max(1, round(lease_s * 1000))
+        self._server = _server_name(client.connection_pool.connection_kwargs)
+        scripts = files("madpo.queue") / "scripts"
+        common = (scripts / "common.lua").read_text()
+        self._scripts = {name: common + (scripts / f"{name}.lua").read_text() for name in _SCRIPTS}
+        self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}  # noqa: S324
+        # Calls whose reply never came: asked again under the same token, they answer the same.
+        self._unanswered: dict[tuple[str, ...], str] = {}
+
+    async def ping(self) -> None:
+        """Check that the server answers and keeps what it is given.
+
+        Raises:
+            UnavailableError: Nobody answers.
+            FailedPreconditionError: The server would evict jobs when its memory is full.
+        """
+        memory = await self._answer(self._client.info("memory"))
+        if memory["maxmemory_policy"] != "noeviction":
+            raise FailedPreconditionError(
+                f"{self._server} evicts keys when full (maxmemory-policy {memory['maxmemory_policy']}): "
+                "jobs would be lost; set maxmemory-policy noeviction"
+            )
+        persistence = await self._answer(self._client.info("persistence"))
+        if not persistence["aof_enabled"]:
+            logger.warning("jobs do not survive a restart of Redis: appendonly is off", extra={"server": self._server})
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    # ---- whoever wants jobs done
+
+    async def create(self, request: JobRequest) -> Job:
+        """See `JobQueue.create`. The same request is the same kind, spec and dependencies."""
+        job_id = job_id_of(request.request_id)
+        match await self._run("create", json.dumps(_record(request, job_id))):
+            case ["other_spec"]:
+                raise AlreadyExistsError(
+                    f"request_id {request.request_id!r} already made {job_id} from another spec; use a new request_id"
+                )
+            case ["unknown_dependency", dependency]:
+                raise NotFoundError(f"depends_on: there is no job {dependency}")
+            case ["ended_dependency", dependency, state]:
+                raise FailedPreconditionError(f"depends_on: {dependency} is {state}, so this job could never start")
+            case reply:
+                return _job(reply)
+
+    async def restore(
+        self,
+        request: JobRequest,
+        *,
+        job_id: str,
+        state: JobState,
+        result: JobResult | None = None,
+        reason: str = "",
+        attempt: int = 0,
+        create_time: float | None = None,
+    ) -> Job:
+        """Write back a job the server lost; one it knows stays as it is.
+
+        A job that was not over becomes PENDING, or WAITING for its dependencies, which may be restored later.
+
+        Args:
+            request: What made the job.
+            job_id: Its id.
+            state: Its last known state.
+            result: What it left, if it succeeded.
+            reason: Why it ended.
+            attempt: The highest attempt known; the next is above it, so that older ones stay fenced.
+            create_time: When it was created; None is now.
+        """
+        record = _record(request, job_id) | {"state": state.value, "reason": reason, "attempt": attempt}
+        if result is not None:
+            record["result"] = result_to_json(result)
+        if create_time is not None:
+            record["create_time"] = f"{create_time:.6f}"
+        return _job(await self._run("restore", json.dumps(record)))
+
+    async def get(self, job_id: str) -> Job:
+        """See `JobQueue.get`."""
+        fields = await self._answer(self._client.hgetall(self._keys.job(job_id)))
+        if not fields:
+            raise NotFoundError(f"there is no job {job_id}")
+        return job_from_hash(fields)
+
+    async def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Job], str]:
+        """See `JobQueue.list`. Raises InvalidArgumentError for a token that is not of this queue."""
+        if page_size < 1:
+            raise InvalidArgumentError(f"page_size must be at least 1, got {page_size}")
+        if page_token and not re.fullmatch(r"\d{1,16}", page_token):
+            raise InvalidArgumentError(f"page_token is not one this service gave: {page_token!r:.80}")
+        newest = f"({page_token}" if page_token else "+inf"
+        rows = await self._answer(
+            self._client.zrevrangebyscore(self._keys.jobs, newest, "-inf", start=0, num=page_size + 1, withscores=True)
+        )
+        page = rows[:page_size]
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for job_id, _ in page:
+                pipeline.hgetall(self._keys.job(job_id))
+            jobs = [job_from_hash(fields) for fields in await self._answer(pipeline.execute())]
+        return jobs, f"{page[-1][1]:.0f}" if len(rows) > page_size else ""
+
+    async def cancel(self, job_id: str) -> Job:
+        """See `JobQueue.cancel`. Raises NotFoundError."""
+        reply = await self._run("cancel", job_id)
+        if reply[0] == "unknown":
+            raise NotFoundError(f"there is no job {job_id}")
+        return _job(reply)
+
+    async def depth(self, queue: str) -> int:
+        """How many jobs are pending."""
+        return int(await self._answer(self._client.zcard(self._keys.pending(queue))))
+
+    async def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:
+        """See `JobQueue.watch`. Events older than the stream keeps are gone; the terminal change always comes.
+
+        Raises NotFoundError, and InvalidArgumentError for a cursor that is not of this queue.
+        """
+        position = _parse_cursor(cursor)
+        while True:
+            # Read before the events: a job that is over now has all its events in the stream already.
+            job = await self.get(job_id)
+            stream = self._client.xread(
+                {self._keys.events(job_id): _format_cursor(position)},
+                count=_EVENTS_PER_READ,
+                block=None if job.state.is_terminal else int(_BLOCK_S * 1000),
+            )
+            events = [_event(*entry) for _, entries in await self._answer(stream) for entry in entries]
+            for event in events:
+                position = _parse_cursor(event.cursor)
+                yield event
+                if isinstance(event.event, StateChange) and event.event.state.is_terminal:
+                    return
+            if job.state.is_terminal and not events:
+                final = await self._answer(self._client.hget(self._keys.job(job_id), "final_cursor"))
+                if _parse_cursor(final) > position:
+                    yield _final_event(job, cursor=final)
+                return
+
+    # ---- workers
+
+    async def claim(self, queue: str, worker_id: str, *, timeout_s: float) -> Claim | None:
+        """See `JobQueue.claim`. After UnavailableError call again: a job taken unheard is then handed out."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while True:
+            with self._token("claim", queue, worker_id) as token:
+                reply = await self._run("claim", queue, worker_id, token, self._lease_ms)
+            if reply[0] == "job":
+                job = _job(reply)
+                return Claim(job=job, attempt=job.attempt, worker_id=worker_id)
+            remaining_s = min(deadline - loop.time(), _BLOCK_S)
+            if remaining_s <= 0:
+                return None
+            bell = self._client.xread({self._keys.bell(queue): reply[1]}, count=1, block=max(1, int(remaining_s * 1e3)))
+            await self._answer(bell)
+
+    async def renew(self, claim: Claim) -> LeaseStatus:
+        """See `JobQueue.renew`. A lease that ran out can still be renewed while nobody has taken the job."""
+        _, cancel_requested = await self._run_as(claim, "renew", self._lease_ms)
+        return LeaseStatus(cancel_requested=cancel_requested == "1")
+
+    async def publish(self, claim: Claim, events: Sequence[RunEvent]) -> None:
+        """See `JobQueue.publish`. After UnavailableError repeat the same events: none is stored twice."""
+        payload = [text for event in events for text in event_to_json(event)]
+        digest = hashlib.sha256(canonical_json(payload).encode()).hexdigest()
+        with self._token("publish", claim.job.job_id, str(claim.attempt), digest) as token:
+            await self._run_as(claim, "publish", token, *payload)
+
+    async def succeed(self, claim: Claim, result: JobResult) -> Job:
+        """See `JobQueue.succeed`."""
+        return _job(await self._run_as(claim, "finish", JobState.SUCCEEDED.value, "", result_to_json(result)))
+
+    async def fail(self, claim: Claim, reason: str) -> Job:
+        """See `JobQueue.fail`."""
+        return _job(await self._run_as(claim, "finish", JobState.FAILED.value, reason, ""))
+
+    async def finish_cancelled(self, claim: Claim) -> Job:
+        """See `JobQueue.finish_cancelled`."""
+        return _job(await self._run_as(claim, "finish", JobState.CANCELLED.value, "", ""))
+
+    async def give_back(self, claim: Claim, *, crash_reason: str | None) -> Job:
+        """See `JobQueue.give_back`. A job whose cancellation was asked for ends as CANCELLED instead."""
+        return _job(await self._run_as(claim, "give_back", *([] if crash_reason is None else [crash_reason])))
+
+    async def reap(self) -> Sequence[Job]:
+        """See `JobQueue.reap`. Any number of processes may call it."""
+        _, *hashes = await self._run("reap", _REAPED_PER_CALL)
+        return [job_from_hash(_pairs(flat)) for flat in hashes]
+
+    # ---- the wire
+
+    async def _run_as(self, claim: Claim, script: str, *arguments: str | int) -> Sequence[Any]:
+        job_id = claim.job.job_id
+        reply = await self._run(script, job_id, claim.attempt, claim.worker_id, *arguments)
+        if reply[0] == "stale":
+            _, state, attempt = reply
+            raise StaleAttemptError(
+                f"attempt {claim.attempt} of {job_id} by {claim.worker_id} is over: the job is {state} at attempt "
+                f"{attempt}; stop this run, its writes are refused"
+            )
+        return reply
+
+    async def _run(self, script: str, *arguments: str | int) -> Sequence[Any]:
+        try:
+            digest = self._digests[script]
+            reply = await self._answer(self._client.evalsha(digest, 1, self._keys.namespace, *arguments))
+        except exceptions.NoScriptError:
+            # Not loaded first and then called by digest: the server may be restarted in between.
+            text = self._scripts[script]
+            reply = await self._answer(self._client.eval(text, 1, self._keys.namespace, *arguments))
+        return cast(Sequence[Any], reply)
+
+    async def _answer(self, call: Awaitable[Any]) -> Any:
+        try:
+            return await call
+        except exceptions.OutOfMemoryError as error:
+            raise OverloadedError(f"{self._server} is out of memory: raise maxmemory", 5.0) from error
+        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+            raise UnavailableError(f"{self._server} does not answer (see redis_url): {error}") from error
+
+    @contextmanager
+    def _token(self, *call: str) -> Iterator[str]:
+        """A name for a call that is not idempotent by itself; after a lost reply the same call gets it again."""
+        token = self._unanswered.pop(call, None) or uuid.uuid4().hex
+        try:
+            yield token
+        except (UnavailableError, asyncio.CancelledError):
+            self._unanswered[call] = token
+            raise
+
+
+def _server_name(connection: Mapping[str, Any]) -> str:
+    """The server's URL without user and password."""
+    if "path" in connection:
+        return f"unix://{connection['path']}"
+    return f"redis://{connection.get('host', 'localhost')}:{connection.get('port', 6379)}/{connection.get('db', 0)}"
+
+
+def _record(request: JobRequest, job_id: str) -> dict[str, Any]:
+    depends_on = list(dict.fromkeys(request.depends_on))
+    spec = canonical_json(request.spec)
+    identity = canonical_json([request.kind, spec, sorted(depends_on)])
+    return {
+        "job_id": job_id,
+        "request_id": request.request_id,
+        "kind": request.kind.value,
+        "queue": QUEUE_NAMES[request.kind],
+        "spec": spec,
+        "digest": hashlib.sha256(identity.encode()).hexdigest(),
+        "display_name": request.display_name,
+        "depends_on": depends_on,
+        "depends_on_json": json.dumps(depends_on),
+        "max_attempts": request.max_attempts,
+        "attempt": 0,
+    }
+
+
+def _pairs(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _job(reply: Sequence[Any]) -> Job:
+    assert reply[0] == "job", reply
+    return job_from_hash(_pairs(reply[1]))
+
+
+def _parse_cursor(cursor: str) -> tuple[int, int]:
+    match = _CURSOR.fullmatch(cursor or "0-0")
+    if not match:
+        raise InvalidArgumentError(f"cursor is not one this service gave: {cursor!r:.80}")
+    return int(match[1]), int(match[2])
+
+
+def _format_cursor(position: tuple[int, int]) -> str:
+    return f"{position[0]}-{position[1]}"
+
+
+def _event(cursor: str, fields: Mapping[str, str]) -> JobEvent:
+    create_time = _parse_cursor(cursor)[0] / 1000
+    return JobEvent(cursor, create_time, event_from_json(fields["type"], fields["data"]))
+
+
+def _final_event(job: Job, *, cursor: str) -> JobEvent:
+    """The terminal change of a job whose stream no longer has it."""
+    return JobEvent(cursor, job.finish_time or 0.0, StateChange(job.state, job.attempt, job.reason))

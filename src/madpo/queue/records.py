@@ -1,0 +1,80 @@
+"""Jobs and events as JSON: how they lie in Redis and in a run's workspace."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from madpo.types import CheckpointPublished, Job, JobKind, JobProgress, JobResult, JobState, LogLine, StateChange
+
+RunEvent = JobProgress | LogLine | CheckpointPublished
+"""What a run reports; state changes are the queue's own."""
+
+_EVENTS: dict[str, TypeAdapter[Any]] = {
+    "state": TypeAdapter(StateChange),
+    "progress": TypeAdapter(JobProgress),
+    "log": TypeAdapter(LogLine),
+    "checkpoint": TypeAdapter(CheckpointPublished),
+}
+_EVENT_NAMES = {StateChange: "state", JobProgress: "progress", LogLine: "log", CheckpointPublished: "checkpoint"}
+_JOB = TypeAdapter(Job)
+_RESULT = TypeAdapter(JobResult)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def event_to_json(event: StateChange | RunEvent) -> tuple[str, str]:
+    """The event's type name and its JSON; NaN metrics survive."""
+    name = _EVENT_NAMES[type(event)]
+    return name, json.dumps(_EVENTS[name].dump_python(event, mode="json"))
+
+
+def event_from_json(name: str, data: str) -> StateChange | RunEvent:
+    """Inverse of `event_to_json`. Raises KeyError or ValueError for what is not an event."""
+    event: StateChange | RunEvent = _EVENTS[name].validate_python(json.loads(data))
+    return event
+
+
+def result_to_json(result: JobResult) -> str:
+    """JSON of a result."""
+    return json.dumps(_RESULT.dump_python(result, mode="json"))
+
+
+def result_from_json(data: str) -> JobResult:
+    """Inverse of `result_to_json`."""
+    return _RESULT.validate_python(json.loads(data))
+
+
+def job_to_json(job: Job) -> str:
+    """JSON of a job."""
+    return json.dumps(_JOB.dump_python(job, mode="json"))
+
+
+def job_from_json(data: str) -> Job:
+    """Inverse of `job_to_json`."""
+    return _JOB.validate_python(json.loads(data))
+
+
+def job_from_hash(fields: Mapping[str, str]) -> Job:
+    """A job from its Redis hash, whose values are all text."""
+    progress = fields.get("progress")
+    return Job(
+        job_id=fields["job_id"],
+        kind=JobKind(fields["kind"]),
+        state=JobState(fields["state"]),
+        spec=json.loads(fields["spec"]),
+        display_name=fields["display_name"],
+        depends_on=tuple(json.loads(fields["depends_on"])),
+        attempt=int(fields["attempt"]),
+        create_time=float(fields["create_time"]),
+        start_time=float(fields["start_time"]) if "start_time" in fields else None,
+        finish_time=float(fields["finish_time"]) if "finish_time" in fields else None,
+        reason=fields["reason"],
+        result=result_from_json(fields["result"]) if "result" in fields else None,
+        cancel_requested=fields.get("cancel_requested") == "1",
+        progress=_EVENTS["progress"].validate_python(json.loads(progress)) if progress else None,
+    )

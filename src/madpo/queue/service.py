@@ -1,0 +1,92 @@
+"""The service around a job worker: what the trainer and the evaluator have in common."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from madpo.config import WorkerSettings
+from madpo.errors import InternalError
+from madpo.queue.queue import RedisJobQueue, connect
+from madpo.queue.worker import JobWorker
+from madpo.storage.open import open_store
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerService:
+    """Runs the jobs of one queue, one at a time, as child processes; a service for `madpo.rpc.server.run_service`.
+
+    Args:
+        settings: Where queue and store are, and how runs are watched.
+        registry: For the worker's metrics.
+        queue_name: The queue to serve.
+        command: The child process of a job, given its workspace directory.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        registry: CollectorRegistry,
+        *,
+        queue_name: str,
+        command: Callable[[Path], Sequence[str]],
+    ) -> None:
+        self._settings, self._registry = settings, registry
+        self._queue_name, self._command = queue_name, command
+        self._stop = asyncio.Event()
+        self._queue: RedisJobQueue | None = None
+        self._worker: asyncio.Task[None] | None = None
+
+    def add_to_server(self, server: object) -> tuple[str, ...]:
+        """Nothing to call: health is all such a service answers."""
+        return ()
+
+    async def start(self) -> None:
+        """Connect to queue and store, then take jobs.
+
+        Raises:
+            UnavailableError: One of them does not answer.
+        """
+        settings = self._settings
+        store = await asyncio.to_thread(open_store, settings)
+        self._queue = connect(
+            settings.redis_url.get_secret_value(), namespace=settings.redis_namespace, lease_s=settings.lease_s
+        )
+        await self._queue.ping()
+        worker = JobWorker(
+            self._queue,
+            store,
+            queue_name=self._queue_name,
+            command=self._command,
+            settings=settings,
+            registry=self._registry,
+        )
+        self._worker = asyncio.create_task(worker.run(self._stop))
+        self._worker.add_done_callback(self._end_process_with_worker)
+
+    async def stop(self) -> None:
+        """Let the running job reach a checkpoint and give it back.
+
+        Raises:
+            InternalError: The worker had ended by itself; any exception of the worker likewise.
+        """
+        ended_by_itself = not self._stop.is_set() and self._worker is not None and self._worker.done()
+        self._stop.set()
+        try:
+            if self._worker is not None:
+                await self._worker
+            if ended_by_itself:
+                raise InternalError(f"the worker of queue {self._queue_name} ended without being asked to")
+        finally:
+            if self._queue is not None:
+                await self._queue.close()
+
+    def _end_process_with_worker(self, _: asyncio.Task[None]) -> None:
+        if not self._stop.is_set():
+            logger.error("the worker has died; the process ends", extra={"queue": self._queue_name})
+            # The way every service ends; `stop` then raises what the worker died of, so the exit code tells.
+            signal.raise_signal(signal.SIGTERM)

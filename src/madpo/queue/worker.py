@@ -1,0 +1,150 @@
+"""A worker: claims jobs of one queue, one at a time, and takes back the jobs of workers that died."""
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from madpo.config import WorkerSettings
+from madpo.errors import InvalidArgumentError, MadpoError, StaleAttemptError
+from madpo.ports import Claim, JobQueue, ObjectStore
+from madpo.queue.attempt import AWAY_ERRORS, RETRY_S, Attempt, wait
+from madpo.storage.results import write_result
+from madpo.types import Job
+
+logger = logging.getLogger(__name__)
+
+_CLAIM_WAIT_S = 1.0
+# After a failure of the worker's own (disk full, command missing), so that it does not burn through the queue.
+_PAUSE_S = 5.0
+
+
+class WorkerMetrics:
+    """What operators watch of a queue and its workers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.jobs = Counter("madpo_queue_jobs", "Attempts ended", ["queue", "outcome"], registry=registry)
+        self.depth = Gauge("madpo_queue_depth", "Jobs pending", ["queue"], registry=registry)
+        self.last_poll = Gauge(
+            "madpo_queue_last_poll_timestamp_seconds", "When the queue last answered", ["queue"], registry=registry
+        )
+
+
+class JobWorker:
+    """Runs the jobs of one queue as child processes.
+
+    Args:
+        queue: Where jobs come from.
+        store: Gets the outcome of each job.
+        queue_name: Which queue.
+        command: The child process of a job, given its workspace; see `madpo.queue.workspace.Run`.
+        settings: Periods, graces and the directory workspaces are made in.
+        registry: For metrics; None keeps them to itself.
+        worker_id: Unique among all workers; None makes one.
+
+    Raises:
+        InvalidArgumentError: Leases would run out between renewals.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        store: ObjectStore,
+        *,
+        queue_name: str,
+        command: Callable[[Path], Sequence[str]],
+        settings: WorkerSettings,
+        registry: CollectorRegistry | None = None,
+        worker_id: str | None = None,
+    ) -> None:
+        if settings.renew_s > settings.lease_s / 2:
+            raise InvalidArgumentError(
+                f"renew_s must be at most half of lease_s ({settings.lease_s}), got {settings.renew_s}"
+            )
+        self._queue, self._store, self._queue_name = queue, store, queue_name
+        self._command, self._settings = command, settings
+        self._metrics = WorkerMetrics(registry or CollectorRegistry())
+        self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; the running job is then asked for a checkpoint and given back."""
+        async with asyncio.TaskGroup() as tasks:
+            reaper = tasks.create_task(self._reap(stop))
+            while not (stop.is_set() or reaper.done()):
+                claim = await self._claim(stop)
+                if claim is None:
+                    continue
+                if stop.is_set():
+                    await self._give_back(claim, crash_reason=None)
+                else:
+                    await self._attempt(claim, stop)
+
+    async def _claim(self, stop: asyncio.Event) -> Claim | None:
+        try:
+            claim = await self._queue.claim(self._queue_name, self.worker_id, timeout_s=_CLAIM_WAIT_S)
+        except AWAY_ERRORS as error:
+            logger.warning("cannot claim jobs", extra={"queue": self._queue_name, "error": str(error)})
+            await wait(stop, RETRY_S)
+            return None
+        self._metrics.last_poll.labels(self._queue_name).set_to_current_time()
+        return claim
+
+    async def _attempt(self, claim: Claim, stop: asyncio.Event) -> None:
+        fields = {"job_id": claim.job.job_id, "attempt": claim.attempt}
+        logger.info("job claimed", extra=fields)
+        attempt = Attempt(
+            claim,
+            queue=self._queue,
+            store=self._store,
+            command=self._command,
+            settings=self._settings,
+            stop=stop,
+        )
+        outcome = "lost"
+        try:
+            outcome = await attempt.run()
+        except* StaleAttemptError as errors:
+            logger.warning("job lost to another attempt", extra=fields | {"error": str(errors.exceptions[0])})
+        except* Exception as errors:
+            outcome = "crashed"
+            logger.exception("the worker failed at a job", extra=fields)
+            await self._give_back(claim, crash_reason=f"worker {self.worker_id} failed: {errors.exceptions[0]}")
+            await wait(stop, _PAUSE_S)
+        self._metrics.jobs.labels(self._queue_name, outcome).inc()
+        logger.info("attempt ended", extra=fields | {"outcome": outcome})
+
+    async def _give_back(self, claim: Claim, *, crash_reason: str | None) -> None:
+        try:
+            job = await self._queue.give_back(claim, crash_reason=crash_reason)
+            await self._record(job)
+        except MadpoError as error:
+            logger.warning("job could not be given back", extra={"job_id": claim.job.job_id, "error": str(error)})
+
+    async def _reap(self, stop: asyncio.Event) -> None:
+        """Take back jobs whose lease ran out.
+
+        Begins a lease after the queue began to answer: while it was away no lease could be renewed, and their
+        holders, who kept working, go first.
+        """
+        settled = False
+        while not stop.is_set():
+            try:
+                self._metrics.depth.labels(self._queue_name).set(await self._queue.depth(self._queue_name))
+                if not settled and await wait(stop, self._settings.lease_s):
+                    return
+                for job in await self._queue.reap():
+                    logger.warning("job taken back", extra={"job_id": job.job_id, "reason": job.reason})
+                    await self._record(job)
+                settled = True
+            except AWAY_ERRORS:
+                settled = False
+            await wait(stop, self._settings.renew_s if settled else RETRY_S)
+
+    async def _record(self, job: Job) -> None:
+        if job.state.is_terminal:
+            await asyncio.to_thread(write_result, self._store, job.job_id, job.state, job.result, job.reason)

@@ -1,0 +1,173 @@
+"""What a job leaves in the store: request, outcome, artifacts, and the models others refer to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from madpo.errors import AlreadyExistsError, CorruptObjectError, FailedPreconditionError, NotFoundError
+from madpo.jobs import ModelReference
+from madpo.storage import keys
+from madpo.storage.artifacts import list_artifacts, open_artifact, publish_artifacts
+from madpo.storage.checkpoints import CheckpointStore
+from madpo.storage.local import LocalStore
+from madpo.storage.models import ModelStore
+from madpo.storage.references import resolve_model
+from madpo.storage.results import JobOutcome, read_result, read_spec, write_result, write_spec
+from madpo.types import Job, JobKind, JobResult, JobState
+
+JOB = "job-" + "1" * 32
+EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture
+def models(store: LocalStore, tmp_path: Path) -> ModelStore:
+    return ModelStore(store, tmp_path / "cache")
+
+
+def make_job(**changes: Any) -> Job:
+    fields = {
+        "job_id": JOB,
+        "kind": JobKind.EVALUATION,
+        "state": JobState.PENDING,
+        "spec": {"model": {"model_id": "m"}},
+        "display_name": "tiny",
+        "depends_on": ("job-2",),
+        "create_time": 12.5,
+    }
+    return Job(**{**fields, **changes})
+
+
+def test_a_request_is_kept_once(store: LocalStore) -> None:
+    write_spec(store, make_job())
+    write_spec(store, make_job(attempt=2, state=JobState.RUNNING))
+
+    assert read_spec(store, JOB) == make_job()
+    with pytest.raises(AlreadyExistsError, match=JOB):
+        write_spec(store, make_job(spec={}))
+    with pytest.raises(NotFoundError):
+        read_spec(store, "job-0")
+
+
+def test_the_first_outcome_stays(store: LocalStore) -> None:
+    with pytest.raises(NotFoundError):
+        read_result(store, JOB)
+    result = JobResult("model-1", {"loss": 0.5})
+
+    write_result(store, JOB, JobState.SUCCEEDED, result, "")
+    write_result(store, JOB, JobState.FAILED, None, "late")
+
+    assert read_result(store, JOB) == JobOutcome(JobState.SUCCEEDED, result, "")
+
+
+def test_an_unreadable_outcome_is_named(store: LocalStore) -> None:
+    store.put(keys.job_result(JOB), b"[1]")
+
+    with pytest.raises(CorruptObjectError, match=f"{JOB}/result.json"):
+        read_result(store, JOB)
+
+
+def test_artifacts_are_those_of_the_newest_attempt(store: LocalStore, tmp_path: Path) -> None:
+    assert list_artifacts(store, JOB) == []
+    for attempt, name in ((2, "old.json"), (10, "report.json")):
+        directory = tmp_path / str(attempt)
+        (directory / "plots").mkdir(parents=True)
+        (directory / name).write_text("{}")
+        (directory / "plots/manifest.json").write_text("png")
+        publish_artifacts(store, JOB, directory, attempt=attempt)
+    store.put(f"{keys.artifacts(JOB, attempt=11)}/unfinished.json", b"")
+
+    assert [file.path for file in list_artifacts(store, JOB)] == ["plots/manifest.json", "report.json"]
+    with open_artifact(store, JOB, "report.json") as stream:
+        assert stream.read() == b"{}"
+    for name in ("old.json", "unfinished.json", "manifest.json", "../spec.json", ""):
+        with pytest.raises(NotFoundError, match="no artifact"), open_artifact(store, JOB, name):
+            pass
+
+
+def make_model(directory: Path, *, adapter: bool = False) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "model.safetensors").write_bytes(EMPTY_SAFETENSORS)
+    if adapter:
+        (directory / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM", "peft_type": "LORA"}')
+    else:
+        (directory / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    return directory
+
+
+def test_a_model_id_resolves_to_a_directory_and_its_base(store: LocalStore, models: ModelStore, tmp_path: Path) -> None:
+    base, _ = models.publish(make_model(tmp_path / "base"), display_name="", kind="causal_lm")
+    adapter, _ = models.publish(
+        make_model(tmp_path / "adapter", adapter=True),
+        display_name="",
+        kind="causal_lm",
+        base_model_id=base.model_id,
+    )
+
+    plain = resolve_model(ModelReference(model_id=base.model_id), store=store, models=models)
+    adapted = resolve_model(ModelReference(model_id=adapter.model_id), store=store, models=models)
+
+    assert (plain.base_directory, plain.model_id) == (None, base.model_id)
+    assert (adapted.base_directory, adapted.model_id) == (plain.directory, adapter.model_id)
+    assert (plain.directory / "config.json").is_file()
+    assert (adapted.directory / "adapter_config.json").is_file()
+
+
+def test_a_job_resolves_to_its_model(store: LocalStore, models: ModelStore, tmp_path: Path) -> None:
+    model, _ = models.publish(make_model(tmp_path / "model"), display_name="", kind="causal_lm")
+    write_result(store, JOB, JobState.SUCCEEDED, JobResult(model.model_id), "")
+
+    assert resolve_model(ModelReference(job_id=JOB), store=store, models=models).model_id == model.model_id
+
+
+@pytest.mark.parametrize(
+    ("state", "result", "message"),
+    [
+        (None, None, "has not ended"),
+        (JobState.FAILED, None, "ended as FAILED"),
+        (JobState.CANCELLED, JobResult("model-1"), "ended as CANCELLED"),
+        (JobState.SUCCEEDED, JobResult(), "leaves no model"),
+        (JobState.SUCCEEDED, None, "leaves no model"),
+    ],
+)
+def test_a_job_without_a_model_is_explained(
+    store: LocalStore, models: ModelStore, state: JobState | None, result: JobResult | None, message: str
+) -> None:
+    if state is not None:
+        write_result(store, JOB, state, result, "")
+
+    with pytest.raises(FailedPreconditionError, match=f"{JOB} {message}"):
+        resolve_model(ModelReference(job_id=JOB), store=store, models=models)
+
+
+def test_a_step_resolves_to_the_model_of_that_checkpoint(store: LocalStore, models: ModelStore, tmp_path: Path) -> None:
+    base, _ = models.publish(make_model(tmp_path / "base"), display_name="", kind="causal_lm")
+    checkpoints = CheckpointStore(store, JOB, attempt=1)
+    checkpoints.take_ownership()
+    for step in (10, 20):
+        directory = tmp_path / f"step-{step}"
+        make_model(directory / "model", adapter=True)
+        (directory / "optimizer.safetensors").write_bytes(b"")
+        record = {"base_model_id": base.model_id if step == 10 else None, "step": step}
+        (directory / "model/madpo.json").write_text(json.dumps(record))
+        checkpoints.publish(step, directory, metadata={})
+
+    resolved = resolve_model(ModelReference(job_id=JOB, step=10), store=store, models=models)
+    later = resolve_model(ModelReference(job_id=JOB, step=20), store=store, models=models)
+
+    assert sorted(path.name for path in resolved.directory.iterdir()) == [
+        "adapter_config.json",
+        "madpo.json",
+        "model.safetensors",
+    ]
+    assert (resolved.base_directory, resolved.model_id) == (models.fetch(base.model_id), None)
+    assert later.base_directory is None
+    assert later.directory != resolved.directory
+    with pytest.raises(NotFoundError, match="no checkpoint of step 30"):
+        resolve_model(ModelReference(job_id=JOB, step=30), store=store, models=models)
