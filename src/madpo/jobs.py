@@ -80,7 +80,7 @@ class TrainingParameters(Spec):
     """Rows per forward pass; a memory setting that does not change the result beyond rounding."""
     max_tokens: int = Field(default=1024, ge=2)
     """Longest prompt plus response; longer rows are refused before training, by row number."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     precision: Literal["fp32", "bf16"] = "fp32"
     """Weights and optimizer stay fp32; bf16 runs the forward pass under autocast."""
     optimizer: OptimizerParameters = OptimizerParameters()
@@ -124,7 +124,7 @@ class SamplingParameters(Spec):
     temperatures: tuple[float, ...] = (1.0,)
     samples_per_prompt: int = Field(default=1, ge=1, le=64)
     max_new_tokens: int = Field(default=128, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _positive_temperatures(self) -> Self:

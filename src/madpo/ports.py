@@ -27,7 +27,7 @@ from madpo.types import (
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One stored object. `etag` changes with every write."""
+    """One stored object. `etag` changes whenever the bytes do."""
 
     key: str
     size_bytes: int
@@ -59,7 +59,10 @@ class ObjectStore(Protocol):
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Create; False when the key exists. A retry of one's own successful write answers True."""
+        """Create; True when the key holds `data` afterwards, so a repeated write of one's own answers True too.
+
+        Writers that compete for a key put something of their own, such as a nonce, into the data.
+        """
         ...
 
     def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
@@ -79,7 +82,7 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects under a prefix, in key order."""
+        """Objects whose key starts with `prefix`, in key order."""
         ...
 
     def delete(self, key: str) -> None:
@@ -142,6 +145,10 @@ class JobQueue(Protocol):
         """Cancel a waiting or pending job at once; ask a running one to stop. Terminal jobs stay as they are."""
         ...
 
+    async def depth(self, queue: str) -> int:
+        """How many jobs are pending."""
+        ...
+
     async def claim(self, queue: str, worker_id: str, *, timeout_s: float) -> Claim | None:
         """Take the oldest pending job, waiting up to `timeout_s` for one."""
         ...
@@ -184,7 +191,7 @@ class JobQueue(Protocol):
 
 
 class RewardScorer(Protocol):
-    """Scores text with a reward model; `madpo.rpc.clients.RewardClient` is the remote one."""
+    """Scores text with a reward model; `madpo.rpc.reward_client.RewardClient` is the remote one."""
 
     async def get_reward_model(self, model_id: str) -> RewardModelInfo:
         """Describe the model, loading it when needed. Raises NotFoundError."""

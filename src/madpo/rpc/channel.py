@@ -36,13 +36,18 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.dns_min_time_between_resolutions_ms", 2_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Under the retries above: a call begun while a server restarts must outlast the wait before the next connection.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def open_channel(target: str) -> grpc.aio.Channel:
     """A channel to every replica behind `target` (`host:port` or `dns:///host:port`)."""
-    return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    is_local = any(host in target for host in _LOOPBACK)
+    # A proxy of the environment is for the world outside.
+    return grpc.aio.insecure_channel(target, options=(*_OPTIONS, ("grpc.enable_http_proxy", int(not is_local))))
 
 
 def call_metadata(token: str | None, *, request_id: str | None = None) -> Sequence[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Protobuf messages to domain values and back; nothing else touches both."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
@@ -75,6 +75,23 @@ def pair_from_proto(pair: preference.PreferencePair, *, field: str) -> types.Pre
         prompt=content_from_proto(pair.prompt, field=f"{field}.prompt"),
         chosen=content_from_proto(pair.chosen, field=f"{field}.chosen"),
         rejected=content_from_proto(pair.rejected, field=f"{field}.rejected"),
+    )
+
+
+def response_to_proto(prompt: types.Content, response: types.Content) -> preference.Response:
+    """A response with its id."""
+    return preference.Response(
+        response_id=types.content_digest(prompt, response),
+        prompt=content_to_proto(prompt),
+        response=content_to_proto(response),
+    )
+
+
+def response_from_proto(response: preference.Response, *, field: str) -> tuple[types.Content, types.Content]:
+    """Prompt and response. Raises InvalidArgumentError naming the missing part."""
+    return (
+        content_from_proto(response.prompt, field=f"{field}.prompt"),
+        content_from_proto(response.response, field=f"{field}.response"),
     )
 
 
@@ -186,6 +203,26 @@ def dataset_from_proto(dataset: datasets.Dataset) -> types.Dataset:
     )
 
 
+def dataset_report_to_proto(report: types.DatasetReport) -> datasets.CheckDatasetResponse:
+    """All fields."""
+    return datasets.CheckDatasetResponse(
+        dataset=dataset_to_proto(report.dataset),
+        duplicate_rows=report.duplicate_rows,
+        identical_pairs=report.identical_pairs,
+        longer_chosen_ratio=report.longer_chosen_ratio,
+    )
+
+
+def dataset_report_from_proto(report: datasets.CheckDatasetResponse) -> types.DatasetReport:
+    """All fields."""
+    return types.DatasetReport(
+        dataset=dataset_from_proto(report.dataset),
+        duplicate_rows=report.duplicate_rows,
+        identical_pairs=report.identical_pairs,
+        longer_chosen_ratio=report.longer_chosen_ratio,
+    )
+
+
 # ---- job_service.proto
 
 
@@ -226,7 +263,7 @@ def _without_none(value: Any) -> Any:
 
 def state_to_proto(state: types.JobState) -> jobs.JobState:
     """By name."""
-    return jobs.JobState.Value(f"JOB_STATE_{state.value}")
+    return cast(jobs.JobState, jobs.JobState.Value(f"JOB_STATE_{state.value}"))
 
 
 def state_from_proto(state: jobs.JobState) -> types.JobState:

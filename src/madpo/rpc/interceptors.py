@@ -20,7 +20,7 @@ REQUEST_ID_KEY = "x-request-id"
 _OPEN_PREFIXES = ("/grpc.health.v1.Health/",)
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Wraps every handler of a server.
 
     Args:
@@ -34,9 +34,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         """Replace the handler by one that runs inside `_call`."""
         handler = await continuation(handler_call_details)
         if handler is None:
@@ -44,7 +44,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         method = handler_call_details.method
         metadata = dict(handler_call_details.invocation_metadata or ())
         if handler.response_streaming:
-            behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            behavior: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
             async def respond_stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 async with _Call(self, method, metadata, context):

@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -43,7 +43,6 @@ _SERVER_OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
     # Clients reconnect, and so look names up again: replicas added later are used within seconds.
     ("grpc.max_connection_age_ms", 10_000),
-    ("grpc.max_connection_age_grace_ms", 600_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # A taken port is an error, never a silent share.
@@ -60,7 +59,7 @@ class RunningServer:
         self._service, self._settings = service, settings
         interceptor = CallInterceptor(token=token, metrics=RpcMetrics(registry))
         self._server = grpc.aio.server(interceptors=[interceptor], options=_SERVER_OPTIONS)
-        self._health = health.aio.HealthServicer()
+        self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._names = service.add_to_server(self._server)
         self.port = 0
 

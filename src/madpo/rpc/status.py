@@ -4,7 +4,8 @@ An error travels as `google.rpc.Status`: ErrorInfo names the class, BadRequest c
 retry hint. Only InternalError hides its text: clients get the request id, the log has the traceback.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -82,11 +83,11 @@ def to_status(
     return code, message, tuple(trailers)
 
 
-def from_rpc_error(error: grpc.RpcError) -> MadpoError:
+def from_rpc_error(error: grpc.aio.AioRpcError) -> MadpoError:
     """The domain error a failed call carries; unknown codes become InternalError."""
-    code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
-    message: str = error.details() or code.name  # type: ignore[attr-defined]
-    trailers: dict[str, Any] = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
+    code: grpc.StatusCode = error.code()
+    message: str = error.details() or code.name
+    trailers: dict[str, Any] = dict(cast(Iterable[tuple[str, Any]], error.trailing_metadata() or ()))
     if _DETAILS_KEY not in trailers:
         kind = _BY_CODE.get(code, errors.InternalError)
         return kind(message)

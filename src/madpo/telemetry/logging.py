@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 _QUIET = ("grpc", "urllib3", "filelock", "httpx", "asyncio")
 
@@ -21,12 +22,15 @@ def configure_logging(*, service: str, level: str = "INFO", format: str = "text"
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.CallsiteParameterAdder([]),
     ]
+    # Tracebacks never show local variables: tokens, prompts and responses are among them.
+    json_tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
     final = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [json_tracebacks, structlog.processors.JSONRenderer()]
         if format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,

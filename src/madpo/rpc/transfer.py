@@ -1,0 +1,140 @@
+"""Files on their way over a stream: read in chunks, written whole and verified or not at all."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from madpo.errors import CorruptObjectError, FailedPreconditionError, InvalidArgumentError
+from madpo.rpc.channel import CHUNK_BYTES
+from madpo.types import FileEntry
+
+OnBytes = Callable[[int], None]
+"""Told how many more bytes went over the wire."""
+
+
+async def read_chunks(path: Path, on_bytes: OnBytes | None = None) -> AsyncGenerator[bytes]:
+    """The file in chunks of `CHUNK_BYTES`. Raises InvalidArgumentError when it cannot be read."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read {path}: {error.strerror}") from error
+    with file:
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield chunk
+            if on_bytes is not None:
+                on_bytes(len(chunk))
+
+
+def describe_model(directory: Path) -> list[FileEntry]:
+    """Path, size and digest of every file a model upload sends, in path order; hidden files stay behind.
+
+    Raises:
+        InvalidArgumentError: Not a directory, or an empty one.
+    """
+    if not directory.is_dir():
+        raise InvalidArgumentError(f"{directory} is not a directory; a model is a directory with a config.json")
+    entries = []
+    for path in sorted(directory.rglob("*")):
+        relative = path.relative_to(directory)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            entries.append(FileEntry(relative.as_posix(), path.stat().st_size, digest))
+    if not entries:
+        raise InvalidArgumentError(f"{directory} holds no files")
+    return entries
+
+
+class IncomingFile:
+    """A file being received beside its place; `commit` verifies size and digest and moves it there."""
+
+    def __init__(self, path: Path, entry: FileEntry) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._entry = path, entry
+        self._scratch = _beside(path)
+        self._file = self._scratch.open("wb")
+        self._digest, self._size_bytes = hashlib.sha256(), 0
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk."""
+        self._file.write(chunk)
+        self._digest.update(chunk)
+        self._size_bytes += len(chunk)
+
+    def commit(self) -> None:
+        """Put the file in its place. Raises CorruptObjectError, naming the file."""
+        self._file.close()
+        if self._size_bytes != self._entry.size_bytes:
+            got = f"{self._size_bytes} of {self._entry.size_bytes} bytes"
+            raise CorruptObjectError(f"{self._entry.path} arrived with {got}; download it again")
+        if self._digest.hexdigest() != self._entry.sha256:
+            raise CorruptObjectError(f"{self._entry.path} does not match its SHA-256; download it again")
+        os.replace(self._scratch, self._path)
+
+    def close(self) -> None:
+        """Forget what was not committed."""
+        self._file.close()
+        self._scratch.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class IncomingDirectory:
+    """A directory being received file after file beside its place; `commit` moves it there.
+
+    Raises:
+        FailedPreconditionError: The place is taken.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise FailedPreconditionError(f"{directory} exists and is not an empty directory; choose another place")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._scratch = _beside(directory)
+        self._scratch.mkdir()
+        self._file: IncomingFile | None = None
+
+    def begin(self, entry: FileEntry) -> None:
+        """Commit the file before and start the next one. Raises CorruptObjectError for a path that leads outside."""
+        relative = PurePosixPath(entry.path)
+        if not relative.parts or relative.is_absolute() or ".." in relative.parts:
+            raise CorruptObjectError(f"the gateway sent a file with the path {entry.path!r}")
+        self._commit_file()
+        self._file = IncomingFile(self._scratch / relative, entry)
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk to the file begun last."""
+        if self._file is None:
+            raise CorruptObjectError("the download begins with bytes of no file")
+        self._file.write(chunk)
+
+    def commit(self) -> None:
+        """Put the directory in its place. Raises CorruptObjectError."""
+        self._commit_file()
+        os.replace(self._scratch, self._directory)
+
+    def _commit_file(self) -> None:
+        if self._file is not None:
+            self._file.commit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
