@@ -1,0 +1,40 @@
+"""Checks of single request fields: ids before they become keys, labels, page sizes."""
+
+import re
+
+from madpo.errors import FieldViolation, InvalidArgumentError
+
+MAX_PAGE_SIZE = 200
+DEFAULT_PAGE_SIZE = 50
+MAX_DISPLAY_NAME = 200
+
+
+def violation(field: str, description: str) -> InvalidArgumentError:
+    """The error for one wrong field."""
+    return InvalidArgumentError(f"{field}: {description}", [FieldViolation(field, description)])
+
+
+def require_match(value: str, pattern: str, *, field: str) -> str:
+    """The value, if all of it matches.
+
+    Raises:
+        InvalidArgumentError: Names field, pattern and value.
+    """
+    # `$` in a pattern also matches before a trailing newline; a full match does not.
+    if re.fullmatch(pattern, value) is None:
+        raise violation(field, f"must match {pattern}, got {value!r:.60}")
+    return value
+
+
+def require_display_name(value: str, *, field: str) -> str:
+    """The label, if it is short and on one line. Raises InvalidArgumentError."""
+    if len(value) > MAX_DISPLAY_NAME or not value.isprintable():
+        raise violation(field, f"must be at most {MAX_DISPLAY_NAME} printable characters, got {value!r:.60}")
+    return value
+
+
+def page_size(value: int) -> int:
+    """Items per page: 0 takes the default, more than the most takes the most. Raises InvalidArgumentError below 0."""
+    if value < 0:
+        raise violation("page_size", f"must not be negative, got {value}")
+    return min(value or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)

@@ -1,0 +1,113 @@
+"""The gateway: three services over one object store and one queue, and the housekeeping of the queue."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter
+
+from madpo.errors import MadpoError, NotFoundError
+from madpo.queue.queue import connect
+from madpo.storage.datasets import DatasetStore
+from madpo.storage.models import ModelStore
+from madpo.storage.open import open_store
+from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
+from madpo.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
+from madpo.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
+from madpo.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from madpo_gateway.reconcile import reap, reconcile
+from madpo_gateway.servicers.datasets import DatasetServicer
+from madpo_gateway.servicers.jobs import JobServicer
+from madpo_gateway.servicers.models import ModelServicer
+from madpo_gateway.settings import GatewaySettings
+from madpo_gateway.validation import SpecValidator
+
+logger = logging.getLogger(__name__)
+
+
+class GatewayService:
+    """Implements `madpo.rpc.server.Service`.
+
+    Raises:
+        UnavailableError: The object store does not answer.
+    """
+
+    def __init__(self, settings: GatewaySettings, registry: CollectorRegistry) -> None:
+        self._settings = settings
+        self._store = open_store(settings)
+        self._queue = connect(
+            settings.redis_url.get_secret_value(), namespace=settings.redis_namespace, lease_s=settings.lease_s
+        )
+        self._datasets = DatasetStore(self._store)
+        self._models = ModelStore(self._store, settings.scratch)
+        self._reaped = Counter(
+            "madpo_gateway_jobs_reaped", "Jobs taken back from workers that went silent", registry=registry
+        )
+        self._restored = Counter(
+            "madpo_gateway_jobs_restored", "Jobs the queue had lost and the object store remembered", registry=registry
+        )
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._witness: str | None = None
+
+    def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
+        """Register the three services."""
+        validator = SpecValidator(self._store, self._datasets, self._models, self._queue)
+        datasets = DatasetServicer(self._settings, datasets=self._datasets, queue=self._queue)
+        models = ModelServicer(self._settings, store=self._store, models=self._models, queue=self._queue)
+        jobs = JobServicer(store=self._store, queue=self._queue, validator=validator)
+        add_DatasetServiceServicer_to_server(datasets, server)  # type: ignore[no-untyped-call]
+        add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
+        add_JobServiceServicer_to_server(jobs, server)  # type: ignore[no-untyped-call]
+        contracts = (dataset_service_pb2, model_service_pb2, job_service_pb2)
+        return tuple(
+            service.full_name for contract in contracts for service in contract.DESCRIPTOR.services_by_name.values()
+        )
+
+    async def start(self) -> None:
+        """Reach the queue, bring back what it lost, then look after it."""
+        await asyncio.to_thread(self._empty_uploads)
+        await self._queue.ping()
+        self._restored.inc(await reconcile(store=self._store, queue=self._queue))
+        self._housekeeping = asyncio.create_task(self._keep_house())
+
+    async def stop(self) -> None:
+        """End the housekeeping and hang up."""
+        # By a flag: a cancellation that meets a call to the queue may be lost inside the client.
+        self._stopping.set()
+        if self._housekeeping is not None:
+            await self._housekeeping
+        await self._queue.close()
+
+    async def _keep_house(self) -> None:
+        """Every third of a lease; a queue or a store that is away for a while is no reason to end."""
+        while not await self._stopped_within(self._settings.lease_s / 3):
+            try:
+                self._reaped.inc(await reap(store=self._store, queue=self._queue))
+                if await self._has_lost_jobs():
+                    self._restored.inc(await reconcile(store=self._store, queue=self._queue))
+            except MadpoError as error:
+                logger.warning("housekeeping failed, trying again", extra={"error": str(error)})
+
+    async def _stopped_within(self, span_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), span_s)
+        return self._stopping.is_set()
+
+    async def _has_lost_jobs(self) -> bool:
+        """Whether the queue came back empty: it has no job at all, or not the one that was its newest before."""
+        if self._witness is not None:
+            try:
+                await self._queue.get(self._witness)
+            except NotFoundError:
+                self._witness = None
+                return True
+        newest, _ = await self._queue.list(page_size=1)
+        self._witness = newest[0].job_id if newest else None
+        return not newest
+
+    def _empty_uploads(self) -> None:
+        shutil.rmtree(self._settings.uploads, ignore_errors=True)
+        self._settings.uploads.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,117 @@
+"""JobService: specs checked at the door, jobs on the queue, events back."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from madpo.errors import AlreadyExistsError, NotFoundError
+from madpo.jobs import JOB_ID_PATTERN
+from madpo.ports import JobRequest, ObjectStore
+from madpo.queue.queue import RedisJobQueue, job_id_of
+from madpo.rpc import convert
+from madpo.storage.artifacts import list_artifacts, open_artifact
+from madpo.storage.results import write_spec
+from madpo.types import Job, JobState
+from madpo.v1 import job_service_pb2 as pb
+from madpo.v1.job_service_pb2_grpc import JobServiceServicer
+from madpo_gateway.reconcile import record_outcome, restore_job
+from madpo_gateway.requests import page_size, require_display_name, require_match
+from madpo_gateway.spool import stream_chunks
+from madpo_gateway.validation import SpecValidator, all_dependencies, with_method_defaults
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_PATTERN = r"^[A-Za-z0-9_-]{1,128}$"
+
+
+class JobServicer(JobServiceServicer):
+    """Serves the jobs of one queue; keeps their requests in the object store too."""
+
+    def __init__(self, *, store: ObjectStore, queue: RedisJobQueue, validator: SpecValidator) -> None:
+        self._store, self._queue, self._validator = store, queue, validator
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.CreateJobResponse:  # noqa: N802
+        """Check everything, keep the request, queue the job; once per request id."""
+        require_match(request.request_id, REQUEST_ID_PATTERN, field="request_id")
+        require_display_name(request.display_name, field="display_name")
+        kind, spec = convert.spec_from_proto(request.spec)
+        spec = with_method_defaults(spec)
+        wanted = JobRequest(
+            request_id=request.request_id,
+            kind=kind,
+            spec=spec.model_dump(mode="json"),
+            display_name=request.display_name,
+            depends_on=all_dependencies(spec, request.depends_on),
+        )
+        if not await self._is_known(job_id_of(wanted.request_id)):
+            await self._validator.validate(spec, depends_on=wanted.depends_on)
+            await asyncio.to_thread(self._keep_request, wanted)
+        job = await self._queue.create(wanted)
+        logger.info("job created", extra={"job_id": job.job_id, "kind": job.kind.value, "state": job.state.value})
+        return pb.CreateJobResponse(job=convert.job_to_proto(job))
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:  # noqa: N802
+        """One job."""
+        return pb.GetJobResponse(job=convert.job_to_proto(await self._queue.get(_job_id(request.job_id))))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:  # noqa: N802
+        """A page of jobs, newest first."""
+        jobs, token = await self._queue.list(page_size=page_size(request.page_size), page_token=request.page_token)
+        return pb.ListJobsResponse(jobs=map(convert.job_to_proto, jobs), next_page_token=token)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:  # noqa: N802
+        """Cancel a job that has not started; ask a running one to stop."""
+        job = await self._queue.cancel(_job_id(request.job_id))
+        if job.state is JobState.CANCELLED:
+            await asyncio.to_thread(record_outcome, self._store, job)
+        logger.info("job cancelled", extra={"job_id": job.job_id, "state": job.state.value})
+        return pb.CancelJobResponse(job=convert.job_to_proto(job))
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:  # noqa: N802
+        """Events behind the cursor, then live ones, until the job is over."""
+        async for event in self._queue.watch(_job_id(request.job_id), cursor=request.cursor):
+            yield pb.WatchJobResponse(event=convert.event_to_proto(event))
+
+    async def ListArtifacts(self, request: pb.ListArtifactsRequest, context: Any) -> pb.ListArtifactsResponse:  # noqa: N802
+        """What the job left for people."""
+        job = await self._queue.get(_job_id(request.job_id))
+        files = await asyncio.to_thread(list_artifacts, self._store, job.job_id)
+        artifacts = [pb.Artifact(name=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in files]
+        return pb.ListArtifactsResponse(artifacts=artifacts)
+
+    async def DownloadArtifact(  # noqa: N802
+        self, request: pb.DownloadArtifactRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadArtifactResponse]:
+        """One of the listed artifacts."""
+        job = await self._queue.get(_job_id(request.job_id))
+        async for chunk in stream_chunks(open_artifact(self._store, job.job_id, request.name)):
+            yield pb.DownloadArtifactResponse(chunk=chunk)
+
+    async def _is_known(self, job_id: str) -> bool:
+        """Whether this request made a job before, also one the queue has lost since."""
+        try:
+            await self._queue.get(job_id)
+        except NotFoundError:
+            return await restore_job(job_id, store=self._store, queue=self._queue)
+        return True
+
+    def _keep_request(self, request: JobRequest) -> None:
+        job = Job(
+            job_id=job_id_of(request.request_id),
+            kind=request.kind,
+            state=JobState.PENDING,
+            spec=request.spec,
+            display_name=request.display_name,
+            depends_on=request.depends_on,
+            create_time=time.time(),
+        )
+        # Sent twice at once: the queue then compares the two and keeps one.
+        with suppress(AlreadyExistsError):
+            write_spec(self._store, job)
+
+
+def _job_id(value: str) -> str:
+    return require_match(value, JOB_ID_PATTERN, field="job_id")

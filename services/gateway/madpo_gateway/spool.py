@@ -1,0 +1,89 @@
+"""Uploads between the wire and the store: chunks to scratch files, checked while they arrive."""
+
+import asyncio
+import hashlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO, ParamSpec, TypeVar
+
+from madpo.rpc.channel import CHUNK_BYTES
+from madpo_gateway.requests import violation
+
+MAX_CHUNK_BYTES = 1024 * 1024
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def run_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run in a worker thread. A cancelled caller still waits for the thread, so its files can be removed after."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
+
+
+@asynccontextmanager
+async def scratch_directory(parent: Path) -> AsyncIterator[Path]:
+    """A fresh directory, gone at the end whatever happens."""
+    directory = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield directory
+    finally:
+        await run_blocking(shutil.rmtree, directory)
+
+
+class Spool:
+    """One file being received; `finish` says whether it is the one that was announced.
+
+    Args:
+        path: Where to write; parents are made.
+        limit_bytes: Most it may hold.
+        limit_name: What sets the limit, for the error.
+    """
+
+    def __init__(self, path: Path, *, limit_bytes: int, limit_name: str) -> None:
+        self._limit_bytes, self._limit_name = limit_bytes, limit_name
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("xb")
+
+    async def write(self, chunk: bytes) -> None:
+        """Append a chunk. Raises InvalidArgumentError past a limit."""
+        if len(chunk) > MAX_CHUNK_BYTES:
+            raise violation("chunk", f"must be at most {MAX_CHUNK_BYTES} bytes, got {len(chunk)}")
+        self.size_bytes += len(chunk)
+        if self.size_bytes > self._limit_bytes:
+            raise violation("chunk", f"the file is larger than {self._limit_name} ({self._limit_bytes} bytes)")
+        await run_blocking(self._append, chunk)
+
+    def close(self) -> None:
+        """Let go of the file; again is fine."""
+        self._file.close()
+
+    def finish(self, sha256: str, *, field: str) -> None:
+        """Close the file. Raises InvalidArgumentError when its digest is another than `sha256`."""
+        self._file.close()
+        if self._digest.hexdigest() != sha256:
+            description = f"the bytes received have digest {self._digest.hexdigest()}, announced was {sha256!r:.70}"
+            raise violation(field, description)
+
+    def _append(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        self._file.write(chunk)
+
+
+async def stream_chunks(opened: AbstractContextManager[BinaryIO]) -> AsyncIterator[bytes]:
+    """The stream's bytes in chunks fit for the wire; opened and read in worker threads."""
+    stream = await run_blocking(opened.__enter__)
+    try:
+        while chunk := await run_blocking(stream.read, CHUNK_BYTES):
+            yield chunk
+    finally:
+        await run_blocking(opened.__exit__, None, None, None)
