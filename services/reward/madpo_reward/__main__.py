@@ -1,0 +1,19 @@
+"""Run the reward service: `python -m madpo_reward`."""
+
+import sys
+
+from prometheus_client import CollectorRegistry
+
+from madpo.rpc.server import Service, run_service
+from madpo_reward.settings import RewardSettings
+
+
+def build(settings: RewardSettings, registry: CollectorRegistry) -> Service:
+    """The service; torch is imported only once the settings are known to be right."""
+    from madpo_reward.service import RewardService
+
+    return RewardService(settings, registry)
+
+
+if __name__ == "__main__":
+    sys.exit(run_service("reward", RewardSettings, build, token_field="token"))  # noqa: S106

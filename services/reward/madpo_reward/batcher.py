@@ -1,0 +1,234 @@
+"""Turns many small requests into forward passes of fixed shape, and bounds how much may wait.
+
+The oldest waiting text decides the next batch; texts of the same model and width ride along. One thread runs the
+forward passes. Texts of a request whose caller has gone leave the queue before they cost anything.
+"""
+
+import asyncio
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prometheus_client import Gauge
+
+from madpo.errors import OverloadedError
+from madpo_reward.metrics import RewardMetrics
+
+_SHORTEST_HINT_S, _LONGEST_HINT_S = 0.05, 5.0
+_RATE_SMOOTHING = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """Size of a forward pass: `rows` texts, each padded to `width` tokens."""
+
+    width: int
+    rows: int
+
+
+class Model(Protocol):
+    """What the batcher needs of a scorer; compared by identity."""
+
+    def batch_shape(self, tokens: int) -> BatchShape:
+        """The one shape a text of this length is scored in."""
+        ...
+
+    def forward(self, texts: Sequence[Sequence[int]], shape: BatchShape) -> Sequence[float]:
+        """Score up to `shape.rows` texts; blocking."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchScores:
+    """Rewards in the order asked for, and where the time went."""
+
+    rewards: Sequence[float]
+    queue_s: float
+    forward_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    done: asyncio.Future[None]
+    rewards: list[float]
+    missing: int
+    forward_s: float = 0.0
+
+    def answer(self, position: int, reward: float) -> None:
+        self.rewards[position] = reward
+        self.missing -= 1
+        if self.missing == 0 and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    request: _Request
+    position: int
+    tokens: Sequence[int] = field(repr=False)
+
+
+_Key = tuple[Model, BatchShape]
+
+
+class Admission:
+    """The door: bounds the tokens of requests let in and not yet answered.
+
+    Args:
+        max_tokens: The bound.
+        gauge: Where the tokens inside are shown.
+    """
+
+    def __init__(self, max_tokens: int, *, gauge: Gauge) -> None:
+        self._max_tokens, self._gauge = max_tokens, gauge
+        self._tokens = 0
+        self._tokens_per_s = 1000.0  # a guess until batches have run
+
+    @contextmanager
+    def admit(self, tokens: int) -> Iterator["Ticket"]:
+        """Hold room for a request until the block ends.
+
+        Args:
+            tokens: An estimate; correct it with `Ticket.resize` once the texts are tokenized.
+
+        Raises:
+            OverloadedError: The queue is full (with a retry hint), or can never hold this request (without).
+        """
+        ticket = Ticket(self)
+        try:
+            ticket.resize(tokens)
+            yield ticket
+        finally:
+            self.take(-ticket.tokens)
+
+    def take(self, tokens: int) -> None:
+        """Hold more, or fewer, tokens. Raises OverloadedError with a hint when there is no room."""
+        total = self._tokens + tokens
+        if tokens > 0 and total > self._max_tokens:
+            wait_s = (total - self._max_tokens) / self._tokens_per_s
+            raise OverloadedError(
+                f"the queue holds {self._tokens} of at most {self._max_tokens} tokens, no room for {tokens} more",
+                retry_after_s=min(max(wait_s, _SHORTEST_HINT_S), _LONGEST_HINT_S),
+            )
+        self._tokens = total
+        self._gauge.set(total)
+
+    def check_size(self, tokens: int) -> None:
+        """Raises OverloadedError without a hint for a request that can never be let in."""
+        if tokens > self._max_tokens:
+            raise OverloadedError(
+                f"the request has about {tokens} tokens and the whole queue holds {self._max_tokens}: send fewer pairs"
+                " at once (or raise MADPO_REWARD_MAX_QUEUE_TOKENS)"
+            )
+
+    def observe_rate(self, tokens: int, duration_s: float) -> None:
+        """Learn how fast the queue drains; retry hints come from it."""
+        self._tokens_per_s += _RATE_SMOOTHING * (tokens / max(duration_s, 1e-6) - self._tokens_per_s)
+
+
+class Ticket:
+    """Room held by one request."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.tokens = 0
+
+    def resize(self, tokens: int) -> None:
+        """Hold room for `tokens` instead. Raises OverloadedError as `Admission.admit` does."""
+        self._admission.check_size(tokens)
+        self._admission.take(tokens - self.tokens)
+        self.tokens = tokens
+
+
+class Batcher:
+    """Queue and batch former of one device. Used from one event loop.
+
+    Args:
+        admission: Told how fast batches go.
+        metrics: Where batches are counted.
+    """
+
+    def __init__(self, *, admission: Admission, metrics: RewardMetrics) -> None:
+        self._admission, self._metrics = admission, metrics
+        self._queues: dict[_Key, OrderedDict[int, _Item]] = {}
+        self._numbers = itertools.count()
+        self._arrived = asyncio.Event()
+        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to run batches."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop after the batch in work; callers are gone by now."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await asyncio.to_thread(self._device.shutdown, cancel_futures=True)
+
+    async def score(self, model: Model, texts: Sequence[Sequence[int]]) -> BatchScores:
+        """Score token ids; cancelling the caller takes them out of the queue."""
+        start = time.monotonic()
+        request = _Request(asyncio.get_running_loop().create_future(), [0.0] * len(texts), missing=len(texts))
+        places: list[tuple[_Key, int]] = []
+        for position, tokens in enumerate(texts):
+            key, number = (model, model.batch_shape(len(tokens))), next(self._numbers)
+            self._queues.setdefault(key, OrderedDict())[number] = _Item(request, position, tokens)
+            places.append((key, number))
+        self._arrived.set()
+        try:
+            await request.done
+        finally:
+            for key, number in places:
+                self._discard(key, number)
+        queue_s = max(0.0, time.monotonic() - start - request.forward_s)
+        self._metrics.duration.labels(phase="queue").observe(queue_s)
+        return BatchScores(request.rewards, queue_s, request.forward_s)
+
+    def _discard(self, key: _Key, number: int) -> None:
+        queue = self._queues.get(key)
+        if queue is not None:
+            queue.pop(number, None)
+            if not queue:
+                # An empty queue would keep the model it belongs to in memory.
+                del self._queues[key]
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            while self._queues:
+                await self._run_oldest()
+            self._arrived.clear()
+
+    async def _run_oldest(self) -> None:
+        model, shape = min(self._queues, key=lambda key: next(iter(self._queues[key])))
+        numbered = list(itertools.islice(self._queues[model, shape].items(), shape.rows))
+        for number, _ in numbered:
+            self._discard((model, shape), number)
+        batch = [item for _, item in numbered]
+        texts = [item.tokens for item in batch]
+        start = time.monotonic()
+        try:
+            rewards = await asyncio.get_running_loop().run_in_executor(self._device, model.forward, texts, shape)
+        except Exception as error:  # whatever went wrong belongs to these callers, not to the queue
+            for item in batch:
+                item.request.fail(error)
+            return
+        duration_s = time.monotonic() - start
+        self._admission.observe_rate(len(texts) * shape.width, duration_s)
+        self._metrics.duration.labels(phase="forward").observe(duration_s)
+        self._metrics.batch_tokens.observe(sum(map(len, texts)))
+        for request in {id(item.request): item.request for item in batch}.values():
+            request.forward_s += duration_s
+        for item, reward in zip(batch, rewards, strict=True):
+            item.request.answer(item.position, reward)

@@ -1,0 +1,157 @@
+"""From texts to scores: cache, door, tokenizer, batcher. Knows neither the wire nor where models come from."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from madpo.errors import FieldViolation, InvalidPairError, NonFiniteError
+from madpo.types import Content, RewardModelInfo, ScoreTimings, content_digest
+from madpo_reward.batcher import Admission, Batcher
+from madpo_reward.cache import LruCache
+from madpo_reward.metrics import RewardMetrics
+from madpo_reward.registry import ModelRegistry
+from madpo_reward.scorer import Scorer, Tokens
+from madpo_reward.settings import RewardSettings
+
+_CHARACTERS_PER_TOKEN = 4
+"""To guess a text's tokens at the door; the real number replaces the guess."""
+
+_TOKENIZER_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One response to score, and the id of the pair or response it belongs to, for error messages."""
+
+    owner_id: str
+    prompt: Content
+    response: Content
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Raw logit of one text."""
+
+    reward: float
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores in the order asked for, all of one revision."""
+
+    revision: str
+    scores: Sequence[Score]
+    timings: ScoreTimings
+
+
+class Pipeline:
+    """Scores texts with any number of reward models on one device.
+
+    Args:
+        load: Blocking loader by model id.
+        settings: Bounds of queue, cache and resident models.
+        metrics: Where everything is counted.
+    """
+
+    def __init__(self, load: Callable[[str], Scorer], *, settings: RewardSettings, metrics: RewardMetrics) -> None:
+        self._max_pairs_per_request = settings.max_pairs_per_request
+        self._metrics = metrics
+        self._admission = Admission(settings.max_queue_tokens, gauge=metrics.queue_tokens)
+        self._batcher = Batcher(admission=self._admission, metrics=metrics)
+        self._models: ModelRegistry[Scorer] = ModelRegistry(
+            load, max_resident=settings.max_resident_models, gauge=metrics.resident_models
+        )
+        self._cache: LruCache[tuple[str, str], Score] = LruCache(settings.cache_entries)
+        self._tokenizers = ThreadPoolExecutor(max_workers=_TOKENIZER_THREADS, thread_name_prefix="tokenize")
+
+    def start(self) -> None:
+        """Begin to run batches; texts that came earlier have waited."""
+        self._batcher.start()
+
+    async def stop(self) -> None:
+        """End the threads; each finishes what it is doing."""
+        await self._batcher.stop()
+        await self._models.stop()
+        await asyncio.to_thread(self._tokenizers.shutdown, cancel_futures=True)
+
+    async def describe(self, model_id: str) -> RewardModelInfo:
+        """What the model is, loading it when needed. Raises NotFoundError."""
+        async with self._models.use(model_id) as scorer:
+            return scorer.describe(max_pairs_per_request=self._max_pairs_per_request)
+
+    async def score(self, model_id: str, texts: Sequence[Text]) -> Scores:
+        """Score all texts or none.
+
+        Raises:
+            NotFoundError: No such model.
+            InvalidPairError: A text cannot be rendered; names its owner.
+            OverloadedError: No room in the queue.
+            NonFiniteError: The model gave NaN or infinity; names the owners.
+        """
+        async with self._models.use(model_id) as scorer:
+            digests = [content_digest(text.prompt, text.response) for text in texts]
+            known: dict[str, Score] = {}
+            missing: dict[str, Text] = {}
+            for digest, text in zip(digests, texts, strict=True):
+                if score := self._cache.get((scorer.revision, digest)):
+                    known[digest] = score
+                else:
+                    missing[digest] = text
+            fresh, timings = await self._score_missing(scorer, missing)
+            self._metrics.responses.labels(source="model").inc(len(fresh))
+            self._metrics.responses.labels(source="cache").inc(len(texts) - len(fresh))
+            known |= fresh
+            return Scores(scorer.revision, [known[digest] for digest in digests], timings)
+
+    async def _score_missing(
+        self, scorer: Scorer, texts: Mapping[str, Text]
+    ) -> tuple[Mapping[str, Score], ScoreTimings]:
+        if not texts:
+            return {}, ScoreTimings(queue_s=0.0, tokenize_s=0.0, forward_s=0.0)
+        with self._admission.admit(sum(_guess_tokens(text, scorer) for text in texts.values())) as ticket:
+            start = time.monotonic()
+            loop = asyncio.get_running_loop()
+            encoded = await loop.run_in_executor(self._tokenizers, _encode, scorer, list(texts.values()))
+            tokenize_s = time.monotonic() - start
+            self._metrics.duration.labels(phase="tokenize").observe(tokenize_s)
+            ticket.resize(sum(scorer.batch_shape(len(tokens.ids)).width for tokens in encoded))
+            batch = await self._batcher.score(scorer, [tokens.ids for tokens in encoded])
+        _refuse_non_finite(scorer, list(texts.values()), batch.rewards)
+        fresh = {
+            digest: Score(reward, len(tokens.ids), tokens.truncated)
+            for digest, reward, tokens in zip(texts, batch.rewards, encoded, strict=True)
+        }
+        for digest, score in fresh.items():
+            self._cache.put((scorer.revision, digest), score)
+        return fresh, ScoreTimings(queue_s=batch.queue_s, tokenize_s=tokenize_s, forward_s=batch.forward_s)
+
+
+def _guess_tokens(text: Text, scorer: Scorer) -> int:
+    characters = sum(
+        len(content) if isinstance(content, str) else sum(len(turn.content) for turn in content)
+        for content in (text.prompt, text.response)
+    )
+    return min(characters // _CHARACTERS_PER_TOKEN + 1, scorer.max_tokens)
+
+
+def _encode(scorer: Scorer, texts: Sequence[Text]) -> list[Tokens]:
+    encoded = []
+    for text in texts:
+        try:
+            encoded.append(scorer.encode(text.prompt, text.response))
+        except InvalidPairError as error:
+            violation = FieldViolation(text.owner_id, str(error))
+            raise InvalidPairError(f"{text.owner_id}: {error}", [violation]) from error
+    return encoded
+
+
+def _refuse_non_finite(scorer: Scorer, texts: Sequence[Text], rewards: Sequence[float]) -> None:
+    owners = [text.owner_id for text, reward in zip(texts, rewards, strict=True) if not math.isfinite(reward)]
+    if owners:
+        unique = list(dict.fromkeys(owners))
+        raise NonFiniteError(f"{scorer.model_id} scored {', '.join(unique)} as NaN or infinite", unique)

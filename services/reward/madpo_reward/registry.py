@@ -1,0 +1,88 @@
+"""Resident models: loaded when first asked for, once, and never evicted while somebody uses them."""
+
+import asyncio
+import gc
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from prometheus_client import Gauge
+
+from madpo.errors import OverloadedError
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M")
+
+
+@dataclass(slots=True)
+class _Resident(Generic[M]):
+    loading: asyncio.Future[M]
+    users: int = 0
+
+
+class ModelRegistry(Generic[M]):
+    """At most `max_resident` models; the one unused for longest makes room. Used from one event loop.
+
+    Args:
+        load: Blocking loader by model id; runs in a thread of its own, one at a time.
+        max_resident: Bound on models in memory, loading ones included.
+        gauge: Where their number is shown.
+    """
+
+    def __init__(self, load: Callable[[str], M], *, max_resident: int, gauge: Gauge) -> None:
+        self._load, self._max_resident, self._gauge = load, max_resident, gauge
+        self._residents: OrderedDict[str, _Resident[M]] = OrderedDict()
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
+
+    @asynccontextmanager
+    async def use(self, model_id: str) -> AsyncIterator[M]:
+        """The model, loaded when needed, held in memory until the block ends.
+
+        Raises:
+            OverloadedError: All resident models are in use; carries a retry hint.
+            MadpoError: What the loader raised; the next caller tries again.
+        """
+        resident = self._residents.get(model_id) or self._begin_load(model_id)
+        self._residents.move_to_end(model_id)
+        resident.users += 1
+        try:
+            # Shielded: a caller that gives up must not end the load others wait for.
+            yield await asyncio.shield(resident.loading)
+        finally:
+            resident.users -= 1
+
+    async def stop(self) -> None:
+        """Forget all models, once a load in work has ended."""
+        self._residents.clear()
+        await asyncio.to_thread(self._loader.shutdown, cancel_futures=True)
+
+    def _begin_load(self, model_id: str) -> _Resident[M]:
+        self._make_room()
+        loading = asyncio.get_running_loop().run_in_executor(self._loader, self._load, model_id)
+        resident = self._residents[model_id] = _Resident(loading)
+        self._gauge.set(len(self._residents))
+        loading.add_done_callback(lambda done: self._forget_failed(model_id, done))
+        return resident
+
+    def _forget_failed(self, model_id: str, loading: asyncio.Future[M]) -> None:
+        if loading.cancelled() or loading.exception() is not None:
+            self._residents.pop(model_id, None)
+            self._gauge.set(len(self._residents))
+
+    def _make_room(self) -> None:
+        if len(self._residents) < self._max_resident:
+            return
+        idle = next((key for key, model in self._residents.items() if not model.users and model.loading.done()), None)
+        if idle is None:
+            raise OverloadedError(
+                f"all {self._max_resident} resident models are in use (set MADPO_REWARD_MAX_RESIDENT_MODELS)",
+                retry_after_s=1.0,
+            )
+        del self._residents[idle]
+        gc.collect()  # modules may sit in reference cycles
+        logger.info("model evicted", extra={"model_id": idle})

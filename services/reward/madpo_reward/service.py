@@ -1,0 +1,64 @@
+"""The reward service: models come from the object store, scores from the pipeline."""
+
+import asyncio
+from functools import cached_property
+
+import grpc
+import torch
+from prometheus_client import CollectorRegistry
+
+from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.storage.models import ModelStore
+from madpo.storage.open import open_store
+from madpo.v1.reward_service_pb2 import DESCRIPTOR
+from madpo.v1.reward_service_pb2_grpc import add_RewardServiceServicer_to_server
+from madpo_reward.metrics import RewardMetrics
+from madpo_reward.pipeline import Pipeline
+from madpo_reward.scorer import Scorer, ScorerConfig, load_scorer
+from madpo_reward.servicer import RewardServicer
+from madpo_reward.settings import RewardSettings
+
+
+class RewardService:
+    """Serves every reward model of the object store; stateless but for what it keeps in memory."""
+
+    def __init__(self, settings: RewardSettings, registry: CollectorRegistry) -> None:
+        self._settings = settings
+        self._metrics = RewardMetrics(registry)
+        self._pipeline = Pipeline(self._load, settings=settings, metrics=self._metrics)
+
+    def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
+        """Register RewardService."""
+        servicer = RewardServicer(
+            self._pipeline, max_pairs_per_request=self._settings.max_pairs_per_request, metrics=self._metrics
+        )
+        add_RewardServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+        return (DESCRIPTOR.services_by_name["RewardService"].full_name,)
+
+    async def start(self) -> None:
+        """Open the object store and load the models named in `preload`."""
+        if self._settings.threads is not None:
+            torch.set_num_threads(self._settings.threads)
+        self._pipeline.start()
+        await asyncio.to_thread(lambda: self._models)
+        for model_id in self._settings.preload:
+            await self._pipeline.describe(model_id)
+
+    async def stop(self) -> None:
+        """End the threads."""
+        await self._pipeline.stop()
+
+    @cached_property
+    def _models(self) -> ModelStore:
+        return ModelStore(open_store(self._settings), self._settings.cache)
+
+    def _load(self, model_id: str) -> Scorer:
+        model = self._models.get(model_id)
+        if model.kind != "reward":
+            message = f"{model_id} ({model.display_name}) is a {model.kind} model; scoring needs a reward model"
+            raise InvalidArgumentError(message, [FieldViolation("model_id", message)])
+        base_directory = self._models.fetch(model.base_model_id) if model.base_model_id else None
+        config = ScorerConfig(
+            dtype=self._settings.dtype, max_width=self._settings.max_tokens, batch_tokens=self._settings.batch_tokens
+        )
+        return load_scorer(model_id, self._models.fetch(model_id), base_directory=base_directory, config=config)

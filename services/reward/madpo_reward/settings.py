@@ -1,0 +1,48 @@
+"""Settings of the reward service: environment variables `MADPO_REWARD_...`."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from madpo.config import StoreSettings
+from madpo.jobs import ModelId
+
+
+class RewardSettings(StoreSettings):
+    """Everything that decides a score's bits is part of the revision the service reports."""
+
+    model_config = SettingsConfigDict(env_prefix="MADPO_REWARD_")
+
+    token: SecretStr | None = None
+    """Bearer token clients must send; None lets everybody in who can reach the port."""
+    cache: Path
+    """Local directory for models fetched from the object store."""
+    preload: tuple[ModelId, ...] = ()
+    """Models to load before the service answers SERVING, as a JSON list; others load when first asked for."""
+    max_resident_models: Annotated[int, Field(ge=1)] = 2
+    """Models kept in memory; the one unused for longest makes room for a new one."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of weights and activations."""
+    threads: Annotated[int | None, Field(ge=1)] = None
+    """Torch threads of a forward pass; None leaves torch's own choice."""
+    max_tokens: Annotated[int, Field(ge=32)] = 4096
+    """Width of the widest batch; a model with fewer positions lowers it. One token less is scored whole, longer texts
+    are truncated: the start of the prompt first, then the end of the response."""
+    batch_tokens: Annotated[int | None, Field(ge=32)] = None
+    """Tokens of one forward pass, padding included; None: 512 on CPU, 8192 on CUDA."""
+    max_queue_tokens: Annotated[int, Field(ge=64)] = 524_288
+    """Tokens of requests let in and not yet answered; more are refused at once with a retry hint."""
+    max_pairs_per_request: Annotated[int, Field(ge=1)] = 256
+    """Most pairs, or single responses, of one request."""
+    cache_entries: Annotated[int, Field(ge=0)] = 100_000
+    """Scores of single responses kept in memory; 0 keeps none."""
+
+    @model_validator(mode="after")
+    def _one_pair_always_fits(self) -> Self:
+        if self.max_queue_tokens < 2 * self.max_tokens:
+            raise ValueError(f"max_queue_tokens must be at least 2 * max_tokens = {2 * self.max_tokens}")
+        if self.preload and len(self.preload) > self.max_resident_models:
+            raise ValueError(f"preload names {len(self.preload)} models, max_resident_models is lower")
+        return self
