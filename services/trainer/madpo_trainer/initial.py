@@ -1,0 +1,95 @@
+"""The model a training job starts from, ready for full fine-tuning or LoRA."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+
+from madpo.errors import InvalidArgumentError
+from madpo.jobs import LoraParameters
+from madpo.models.load import load_causal_lm, load_reward_model, load_tokenizer, save_model
+from madpo.storage.model_files import model_kind
+from madpo.storage.models import ModelStore
+from madpo.storage.references import ResolvedModel
+
+
+@dataclass(frozen=True, slots=True)
+class InitialModel:
+    """A full model in the model store: its files, its id and its kind (`causal_lm` or `reward`)."""
+
+    directory: Path
+    model_id: str
+    kind: str
+
+
+def prepare_initial(resolved: ResolvedModel, *, models: ModelStore, scratch: Path) -> InitialModel:
+    """Turn what a reference resolved to into a full, stored model.
+
+    An adapter is merged into its base first, and a bare checkpoint is stored as a model, so that everything trained
+    from it can name its base by id. Content addressing makes this idempotent over attempts.
+    """
+    if resolved.base_directory is None and resolved.model_id is not None:
+        kind, _ = model_kind(resolved.directory)
+        return InitialModel(resolved.directory, resolved.model_id, kind)
+    directory = scratch / "initial"
+    shutil.rmtree(directory, ignore_errors=True)
+    if resolved.base_directory is None:
+        shutil.copytree(resolved.directory, directory)
+        kind, _ = model_kind(directory)
+    else:
+        kind, _ = model_kind(resolved.directory)
+        load = load_causal_lm if kind == "causal_lm" else load_reward_model
+        merged = load(resolved.directory, base_directory=resolved.base_directory).merge_and_unload()
+        save_model(merged, load_tokenizer(resolved.directory), directory)
+    model, _ = models.publish(directory, display_name="initial policy", kind=kind)
+    return InitialModel(models.fetch(model.model_id), model.model_id, kind)
+
+
+def load_trainable(initial: InitialModel, *, kind: str, lora: LoraParameters | None, checkpoint: Path | None) -> Any:
+    """The model to train: fresh from the initial one, or from a checkpoint's `model/` directory.
+
+    Args:
+        kind: What to train, `causal_lm` or `reward`; a reward model on a causal one gets a new head.
+        lora: Adapter shape, or None for full fine-tuning.
+        checkpoint: The checkpoint's model directory, or None at the start.
+    """
+    new_head = kind == "reward" and initial.kind == "causal_lm"
+    if lora is None:
+        directory = checkpoint or initial.directory
+        if kind == "causal_lm":
+            return load_causal_lm(directory)
+        return load_reward_model(directory, new_head=new_head and checkpoint is None)
+    if kind == "causal_lm":
+        if checkpoint is not None:
+            return load_causal_lm(checkpoint, base_directory=initial.directory, trainable=True)
+        return get_peft_model(load_causal_lm(initial.directory), _lora_config(lora, TaskType.CAUSAL_LM))
+    if checkpoint is not None:
+        return load_reward_model(checkpoint, base_directory=initial.directory, trainable=True)
+    body = load_reward_model(initial.directory, new_head=new_head)
+    return get_peft_model(body, _lora_config(lora, TaskType.SEQ_CLS))
+
+
+def save_trained(model: nn.Module, tokenizer: Any, directory: Path, *, initial: InitialModel, lora: bool) -> None:
+    """Write the weights that were trained: the whole model, or the adapter with the id of its base."""
+    save_model(model, tokenizer, directory)
+    if lora:
+        (directory / "madpo.json").write_text(json.dumps({"base_model_id": initial.model_id}))
+
+
+def _lora_config(lora: LoraParameters, task: TaskType) -> LoraConfig:
+    if not lora.target_modules:
+        raise InvalidArgumentError("training.lora.target_modules is empty (name linear layers such as q_proj, v_proj)")
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type=task,
+        bias="none",
+        # A new head is trained whole; as an adapter it would come back random.
+        modules_to_save=["score"] if task == TaskType.SEQ_CLS else None,
+    )

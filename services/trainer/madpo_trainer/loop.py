@@ -1,0 +1,207 @@
+"""The one training loop: plan, micro-batches, finite checks, optimizer, checkpoints, progress.
+
+The gradient of a step is that of the whole global batch: every micro-batch loss is a sum divided by the global
+denominator. A non-finite loss or gradient norm is refused before the weights move.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
+
+from madpo.data.order import Schedule
+from madpo.errors import NonFiniteError
+from madpo.jobs import TrainingParameters
+from madpo.queue.workspace import Run
+from madpo.storage.checkpoints import CheckpointStore
+from madpo.types import JobProgress
+from madpo_trainer.margins import Interrupted
+from madpo_trainer.objectives.base import Objective, StepWork
+from madpo_trainer.state import TrainingState, load_optimizer, save_state, seed_step, trainable_parameters
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingLoop:
+    """Runs an objective from its state's step to the end of the schedule.
+
+    Args:
+        save_model: Writes the present weights as a Hugging Face directory.
+        method_state: Running statistics of the method; saved with each checkpoint.
+        flush: Called before each checkpoint with its step; returns keys of ledger parts.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: Run,
+        objective: Objective,
+        parameters: TrainingParameters,
+        schedule: Schedule,
+        state: TrainingState,
+        metrics: list[dict[str, Any]],
+        checkpoints: CheckpointStore,
+        save_model: Callable[[Path], None],
+        method_state: dict[str, Tensor],
+        flush: Callable[[int], list[str]],
+    ) -> None:
+        self._run, self._objective, self._parameters, self._schedule = run, objective, parameters, schedule
+        self.state, self.metrics = state, metrics
+        self._checkpoints, self._save_model, self._method_state, self._flush = (
+            checkpoints,
+            save_model,
+            method_state,
+            flush,
+        )
+        self._trainable = [parameter for _, parameter in trainable_parameters(objective.model)]
+        optimizer = parameters.optimizer
+        self._optimizer = torch.optim.AdamW(
+            self._trainable,
+            lr=optimizer.learning_rate,
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+        )
+        self._warmup_steps = max(1, round(optimizer.warmup_ratio * schedule.total_steps))
+        self._scheduler = self._make_scheduler()
+        self._saved_step = state.step
+
+    def restore(self, directory: Path) -> None:
+        """Take optimizer moments and the learning rate back from a checkpoint."""
+        load_optimizer(directory, self._objective.model, self._optimizer)
+        self._scheduler = self._make_scheduler()
+
+    def execute(self) -> bool:
+        """Train; True when the schedule is done, False when the run was asked to stop (a checkpoint is left)."""
+        self._objective.model.train()
+        self._objective.start(self.state.step)
+        started, first = time.monotonic(), self.state.step
+        while self.state.step < self._schedule.total_steps:
+            try:
+                row = self._step()
+            except Interrupted:
+                self._optimizer.zero_grad(set_to_none=True)
+                self.save()
+                return False
+            self._report(row, (time.monotonic() - started) / (self.state.step - first))
+            is_last = self.state.step == self._schedule.total_steps
+            if is_last or self.state.step % self._parameters.checkpoint_every_steps == 0:
+                self.save()
+        return True
+
+    def save(self) -> None:
+        """Publish a checkpoint of the last finished step."""
+        step = self.state.step
+        if step == self._saved_step:
+            return
+        directory = self._run.directory / f"checkpoint-{step}"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        self._save_model(directory / "model")
+        self.state.ledger_parts = self._flush(step)
+        save_state(
+            directory,
+            state=self.state,
+            model=self._objective.model,
+            optimizer=self._optimizer,
+            method_state=self._method_state,
+            metrics=self.metrics,
+        )
+        self._checkpoints.publish(step, directory, metadata={"step": step})
+        shutil.rmtree(directory)
+        self._checkpoints.prune(self._parameters.keep_checkpoints)
+        self._saved_step = step
+        self._run.checkpoint_published(step)
+        logger.info("checkpoint published", extra={"step": step})
+
+    def _step(self) -> dict[str, Any]:
+        start = time.monotonic()
+        step = self.state.step
+        rows = self._schedule.batch(step)
+        seed_step(self.state.seed, step)
+        work = self._objective.begin(step, rows)
+        for micro_batch in self._micro_batches(rows):
+            if self._run.stop_requested:
+                raise Interrupted
+            with self._autocast():
+                loss = work.loss(micro_batch)
+            self._refuse_non_finite("loss", loss, work, micro_batch)
+            torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self._parameters.optimizer.max_grad_norm)
+        self._refuse_non_finite("gradient norm", norm, work, rows)
+        learning_rate = self._scheduler.get_last_lr()[0]
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        metrics = work.finish()
+        step_s = time.monotonic() - start
+        self._count("step_s", step_s)
+        self._count("margin_wait_s", metrics.get("time/margin_wait_s", 0.0))
+        return {
+            "step": self.state.step,
+            "epoch": self._schedule.epoch(step),
+            **metrics,
+            "grad_norm": float(norm),
+            "learning_rate": learning_rate,
+            "time/step_s": step_s,
+            "rows_per_s": len(rows) / step_s,
+        }
+
+    def _micro_batches(self, rows: Sequence[int]) -> list[list[int]]:
+        """Rows of similar length together: less padding, the same sum."""
+        ordered = sorted(rows, key=lambda index: (self._objective.lengths[index], index))
+        size = self._parameters.micro_batch_size
+        return [ordered[first : first + size] for first in range(0, len(ordered), size)]
+
+    def _refuse_non_finite(self, what: str, value: Tensor, work: StepWork, rows: Sequence[int]) -> None:
+        if bool(torch.isfinite(value)):
+            return
+        self._optimizer.zero_grad(set_to_none=True)
+        ids = work.row_ids(rows)
+        raise NonFiniteError(
+            f"non-finite {what} in step {self.state.step + 1}; the weights were not moved. Rows of the batch, "
+            f"offending first: {', '.join(ids[:8])} (look at these rows; lower the learning rate; or train in fp32)",
+            ids,
+        )
+
+    def _report(self, row: dict[str, Any], seconds_per_step: float) -> None:
+        step, total = self.state.step, self._schedule.total_steps
+        if step % self._parameters.log_every_steps and step != total:
+            return
+        self.metrics.append(row)
+        figures = {name: float(value) for name, value in row.items() if name not in ("step", "epoch")}
+        remaining_s = (total - step) * seconds_per_step
+        self._run.progress(
+            JobProgress(step=step, total_steps=total, metrics=figures, remaining_s=remaining_s, phase="training")
+        )
+
+    def _count(self, name: str, value: float) -> None:
+        self.state.counters[name] = self.state.counters.get(name, 0.0) + value
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._parameters.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._trainable[0].device.type, dtype=torch.bfloat16)
+
+    def _make_scheduler(self) -> torch.optim.lr_scheduler.LambdaLR:
+        """The learning rate is a function of the step alone, so a resumed one is made anew at its step."""
+        for group in self._optimizer.param_groups:
+            group["initial_lr"] = self._parameters.optimizer.learning_rate
+        scheduler: torch.optim.lr_scheduler.LambdaLR = get_cosine_schedule_with_warmup(
+            self._optimizer, self._warmup_steps, self._schedule.total_steps, last_epoch=self.state.step - 1
+        )
+        return scheduler
+
+
+def write_metrics(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,293 @@
+"""Reward margins ahead of need: asked from the live reward service, journaled before use, never asked twice.
+
+A frozen reward model gives constant margins, so a margin once learned serves all epochs and all attempts. The journal
+entry is stored before the first step that uses the margin: a resumed step takes the very same number.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from madpo.data.order import Schedule
+from madpo.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NonFiniteError,
+    OverloadedError,
+    RevisionMismatchError,
+    UnavailableError,
+)
+from madpo.jobs import MarginParameters
+from madpo.ports import ObjectStore, RewardScorer
+from madpo.storage import keys
+from madpo.types import PreferencePair, ScoredPair
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_REQUESTS_IN_FLIGHT = 4
+OUTAGE = (UnavailableError, OverloadedError, DeadlineExceededError)
+"""What an outage of the reward service looks like."""
+
+
+class Interrupted(Exception):  # noqa: N818 - control flow, not an error
+    """The run was asked to stop while it waited."""
+
+
+class MarginSource(Protocol):
+    """Gives the reward margins of a step's rows."""
+
+    def start(self, step: int) -> None:
+        """Begin to look ahead from a step on."""
+        ...
+
+    def take(self, step: int) -> list[float | None]:
+        """Margins of the step's rows in schedule order; None where the job trains on without one (weight 1).
+
+        Raises:
+            NonFiniteError: A margin is NaN or infinite.
+            Interrupted: The run was asked to stop while waiting.
+        """
+        ...
+
+    def summary(self) -> dict[str, float]:
+        """Counts so far: requested, scored_live, from_journal, neutral, wait_s."""
+        ...
+
+    def close(self) -> None:
+        """Stop looking ahead."""
+        ...
+
+
+class DatasetMargins:
+    """Margins that came with the dataset."""
+
+    def __init__(self, pairs: Sequence[PreferencePair], schedule: Schedule) -> None:
+        missing = [pair.row for pair in pairs if pair.reward_margin is None]
+        if missing:
+            raise InvalidArgumentError(
+                f"margin.source=dataset needs a margin in every row; {len(missing)} rows have none, "
+                f"the first in row {missing[0]} (add a `margin` column, or use margin.source=reward_service)"
+            )
+        self._pairs, self._schedule = pairs, schedule
+
+    def start(self, step: int) -> None:
+        """Nothing to look ahead for."""
+
+    def take(self, step: int) -> list[float | None]:
+        """Margins of the step's rows."""
+        return [self._pairs[index].reward_margin for index in self._schedule.batch(step)]
+
+    def summary(self) -> dict[str, float]:
+        """No scorer was asked."""
+        return {"requested": 0, "scored_live": 0, "from_journal": 0, "neutral": 0, "wait_s": 0.0}
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class MarginJournal:
+    """Margins as they were learned, in the object store, one object per reply."""
+
+    def __init__(self, store: ObjectStore, *, job_id: str, attempt: int) -> None:
+        self._store, self._job_id, self._attempt = store, job_id, attempt
+        self._next_part = 0
+
+    def load(self, revision: str) -> dict[str, float | None]:
+        """Margins by pair id from all attempts so far; the earliest entry of a pair counts.
+
+        Raises:
+            RevisionMismatchError: The journal was written under another revision of the reward model.
+        """
+        margins: dict[str, float | None] = {}
+        for entry in self._store.list(keys.margin_journal(self._job_id) + "/"):
+            for line in self._store.get(entry.key).decode().splitlines():
+                record = json.loads(line)
+                if record["revision"] != revision:
+                    raise RevisionMismatchError(
+                        f"job {self._job_id} began with reward-model revision {record['revision']}, the service now "
+                        f"serves {revision} (restore the scorer's dtype and batch settings, or start a new job)"
+                    )
+                margins.setdefault(record["pair_id"], record["reward_margin"])
+        return margins
+
+    def append(self, margins: dict[str, float | None], revision: str) -> None:
+        """Store what one reply brought; None marks a pair that goes without a margin."""
+        lines = [
+            json.dumps({"pair_id": pair_id, "reward_margin": margin, "revision": revision})
+            for pair_id, margin in margins.items()
+        ]
+        key = keys.margin_journal_part(self._job_id, attempt=self._attempt, part=self._next_part)
+        self._next_part += 1
+        self._store.put(key, ("\n".join(lines) + "\n").encode())
+
+
+class RemoteMargins:
+    """Asks the reward service for the batches ahead while the current one computes.
+
+    A thread runs the requests: at most `lookahead_batches` batches ahead of the step, a few requests in flight. While
+    no scorer answers, the job pauses, goes on with weight 1, or fails, as `MarginParameters.outage_policy` says.
+
+    Args:
+        connect: Makes the scorer inside the thread's event loop.
+        model_id: The reward model.
+        revision: The only revision whose scores are taken.
+        interrupted: Whether the run was asked to stop; looked at while waiting.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[PreferencePair],
+        schedule: Schedule,
+        *,
+        connect: Callable[[], RewardScorer],
+        model_id: str,
+        revision: str,
+        journal: MarginJournal,
+        parameters: MarginParameters,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        self._pairs, self._schedule = pairs, schedule
+        self._connect, self._model_id, self._revision = connect, model_id, revision
+        self._journal, self._parameters, self._interrupted = journal, parameters, interrupted
+        self._pair_ids = [pair.pair_id for pair in pairs]
+        self._known = journal.load(revision)
+        self._from_journal = len(self._known)
+        self._condition = threading.Condition()
+        self._step = 0
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._scored_live = 0
+        self._wait_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="margins", daemon=True)
+
+    def start(self, step: int) -> None:
+        """Begin to look ahead from a step on."""
+        self._step = step
+        self._thread.start()
+
+    def take(self, step: int) -> list[float | None]:
+        """Margins of the step's rows, waiting for those still on their way."""
+        ids = [self._pair_ids[index] for index in self._schedule.batch(step)]
+        start = time.monotonic()
+        with self._condition:
+            self._step = step
+            self._condition.notify_all()
+            while not all(pair_id in self._known for pair_id in ids):
+                if self._failure is not None:
+                    raise self._failure
+                if not self._condition.wait(timeout=0.5) and self._interrupted():
+                    raise Interrupted
+            self._wait_s += time.monotonic() - start
+            return [self._known[pair_id] for pair_id in ids]
+
+    def summary(self) -> dict[str, float]:
+        """Counts so far."""
+        neutral = sum(margin is None for margin in self._known.values())
+        return {
+            "requested": len(self._known),
+            "scored_live": self._scored_live,
+            "from_journal": self._from_journal,
+            "neutral": neutral,
+            "wait_s": self._wait_s,
+        }
+
+    def close(self) -> None:
+        """Stop looking ahead."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._look_ahead())
+        except BaseException as error:
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            with self._condition:
+                self._failure = error
+                self._condition.notify_all()
+
+    async def _look_ahead(self) -> None:
+        scorer = self._connect()
+        slots = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
+        asked: set[str] = set()
+        async with asyncio.TaskGroup() as requests:
+            for step in range(self._step, self._schedule.total_steps):
+                if not await asyncio.to_thread(self._wait_until_near, step):
+                    return
+                batch: dict[str, PreferencePair] = {}
+                for index in self._schedule.batch(step):
+                    pair_id = self._pair_ids[index]
+                    if pair_id not in self._known and pair_id not in asked:
+                        batch[pair_id] = self._pairs[index]
+                asked.update(batch)
+                if batch:
+                    await slots.acquire()
+                    task = requests.create_task(self._score(scorer, batch))
+                    task.add_done_callback(lambda _: slots.release())
+                if len(self._known) == len(set(self._pair_ids)):
+                    return
+
+    def _wait_until_near(self, step: int) -> bool:
+        """Block until `step` is within the look-ahead; False once closed."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._closed or step < self._step + self._parameters.lookahead_batches)
+            return not self._closed
+
+    async def _score(self, scorer: RewardScorer, batch: dict[str, PreferencePair]) -> None:
+        margins = await self._ask(scorer, batch)
+        await asyncio.to_thread(self._journal.append, margins, self._revision)
+        with self._condition:
+            self._known.update(margins)
+            self._scored_live += sum(margin is not None for margin in margins.values())
+            self._condition.notify_all()
+
+    async def _ask(self, scorer: RewardScorer, batch: dict[str, PreferencePair]) -> dict[str, float | None]:
+        def ask() -> Awaitable[list[ScoredPair]]:
+            return scorer.score_pairs(self._model_id, list(batch.values()), revision=self._revision)
+
+        try:
+            scores = await outlast(ask, self._parameters)
+        except OUTAGE:
+            if self._parameters.outage_policy != "neutral":
+                raise
+            logger.warning("no scorer answers; going on with weight 1", extra={"pairs": len(batch)})
+            return dict.fromkeys(batch)
+        bad = [score.pair_id for score in scores if not math.isfinite(score.reward_margin)]
+        if bad:
+            raise NonFiniteError(f"the reward model gave a non-finite margin for {len(bad)} pairs: {bad[:5]}", bad)
+        return {score.pair_id: score.reward_margin for score in scores}
+
+
+async def outlast(call: Callable[[], Awaitable[T]], parameters: MarginParameters) -> T:
+    """Call a scorer until it answers; with `outage_policy` other than `pause`, its first outage is raised.
+
+    Raises:
+        FailedPreconditionError: No scorer answered for `outage_budget_s`.
+    """
+    give_up = time.monotonic() + parameters.outage_budget_s
+    delay_s = 0.5
+    while True:
+        try:
+            return await call()
+        except OUTAGE as error:
+            if parameters.outage_policy != "pause":
+                raise
+            if time.monotonic() > give_up:
+                raise FailedPreconditionError(
+                    f"no scorer answered for {parameters.outage_budget_s:.0f} s: {error} "
+                    "(start a reward service, or raise margin.outage_budget_s)"
+                ) from error
+            logger.warning("waiting for a scorer", extra={"error": str(error)})
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, 10.0)

@@ -1,0 +1,59 @@
+"""What the training loop asks of an objective."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class StepWork(Protocol):
+    """One optimizer step of an objective over the rows of one global batch."""
+
+    def loss(self, rows: Sequence[int]) -> Tensor:
+        """The micro-batch's share of the step's loss, with gradient.
+
+        A sum over the rows divided by the *global* denominator, so that micro-batches add up to one big batch.
+        """
+        ...
+
+    def finish(self) -> dict[str, float]:
+        """Accept the step: keep running statistics and the ledger; returns the metrics of the step."""
+        ...
+
+    def row_ids(self, rows: Sequence[int]) -> list[str]:
+        """Ids for error messages; those with a non-finite loss first."""
+        ...
+
+
+class Objective(Protocol):
+    """A model with data and a loss."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        ...
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row, for grouping micro-batches."""
+        ...
+
+    def start(self, step: int) -> None:
+        """Called once before the first step of this run."""
+        ...
+
+    def begin(self, step: int, rows: Sequence[int]) -> StepWork:
+        """Prepare a step; may wait for margins."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures on the held-out rows; empty without any."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """What to report in the job's result beside the training figures."""
+        ...
+
+    def close(self) -> None:
+        """Stop background work."""
+        ...

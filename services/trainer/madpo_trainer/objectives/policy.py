@@ -1,0 +1,229 @@
+"""Preference optimisation: any method of the registry against a frozen reference, with reward margins ahead of need."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from madpo.data.collate import collate_pairs
+from madpo.data.tokenize import pad_id
+from madpo.losses.logps import PairLogps, pair_logps
+from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig
+from madpo_trainer.ledger import Ledger, LedgerRow
+from madpo_trainer.margins import MarginSource
+from madpo_trainer.reference import ReferenceLogps, gather
+from madpo_trainer.rows import EncodedPair, chunks, token_count
+
+
+class PolicyObjective:
+    """One method of the registry over preference pairs.
+
+    Args:
+        pairs: Training pairs with the tokens of both sequences.
+        held_out: The same for evaluation.
+        margins: Gives reward margins; None for methods that need none.
+        epoch_of: Epoch of a step, for the ledger.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        pairs: Sequence[EncodedPair],
+        held_out: Sequence[EncodedPair],
+        method: Method,
+        config: MethodConfig,
+        margins: MarginSource | None,
+        ledger: Ledger,
+        epoch_of: Callable[[int], int],
+        micro_batch_size: int,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.method, self.config, self.margins, self.ledger, self.epoch_of = method, config, margins, ledger, epoch_of
+        self.method_state: dict[str, Tensor] = {}
+        self.reference: ReferenceLogps | None = None
+        self.held_out_reference: ReferenceLogps | None = None
+        self._pairs, self._held_out, self._micro_batch_size = pairs, held_out, micro_batch_size
+        self.lengths = [token_count(chosen, rejected) for _, chosen, rejected in pairs]
+
+    def start(self, step: int) -> None:
+        """Begin to look ahead for margins."""
+        if self.margins is not None:
+            self.margins.start(step)
+
+    def begin(self, step: int, rows: Sequence[int]) -> "PolicyStep":
+        """Wait for the step's margins."""
+        start = time.monotonic()
+        margins = self.margins.take(step) if self.margins is not None else None
+        return PolicyStep(self, step, rows, margins, margin_wait_s=time.monotonic() - start)
+
+    def evaluate(self) -> dict[str, float]:
+        """Implicit-reward accuracy and margin on the held-out pairs, relative to the reference."""
+        if not self._held_out or self.held_out_reference is None:
+            return {}
+        now = self.all_logps(self._held_out)
+        reference = self.held_out_reference
+        log_ratio_diff = (now.chosen - reference.chosen) - (now.rejected - reference.rejected)
+        return {
+            "rewards/accuracy": float(((log_ratio_diff > 0).float() + 0.5 * (log_ratio_diff == 0).float()).mean()),
+            "log_ratio_diff/mean": float(log_ratio_diff.mean()),
+            "logps/chosen": float(now.chosen.mean()),
+            "logps/rejected": float(now.rejected.mean()),
+            "pairs": float(len(self._held_out)),
+        }
+
+    def all_logps(self, pairs: Sequence[EncodedPair]) -> ReferenceLogps:
+        """Log-probs of the present weights for many pairs, without gradient."""
+        order = sorted(range(len(pairs)), key=lambda index: token_count(*pairs[index][1:]))
+        results = []
+        with torch.inference_mode():
+            for indices in chunks(order, self._micro_batch_size):
+                logps = self.logps([pairs[index] for index in indices])
+                results.append((indices, logps.chosen, logps.rejected))
+        return gather(results, len(pairs))
+
+    def compute_reference(self, pairs: Sequence[EncodedPair]) -> ReferenceLogps:
+        """Log-probs under the reference: the adapter switched off, or the initial weights (before the first step)."""
+        disable = getattr(self.model, "disable_adapter", None)
+        if disable is None:
+            return self.all_logps(pairs)
+        context: AbstractContextManager[None] = disable()
+        with context:
+            return self.all_logps(pairs)
+
+    def summary(self) -> dict[str, Any]:
+        """Where margins came from, and the method with all its parameters."""
+        summary: dict[str, Any] = {"method": {"name": self.method.name, "params": self.config.model_dump(mode="json")}}
+        if self.margins is not None:
+            summary["margins"] = self.margins.summary()
+        return summary
+
+    def close(self) -> None:
+        """Stop looking ahead."""
+        if self.margins is not None:
+            self.margins.close()
+
+    def logps(self, pairs: Sequence[EncodedPair]) -> PairLogps:
+        """Policy log-probs of some pairs."""
+        batch = collate_pairs([(chosen, rejected) for _, chosen, rejected in pairs], pad_id=pad_id(self.tokenizer))
+        return pair_logps(self.model, batch.to(next(self.model.parameters()).device))
+
+    def pair(self, index: int) -> EncodedPair:
+        """A training pair."""
+        return self._pairs[index]
+
+
+class PolicyStep:
+    """One step of policy training."""
+
+    def __init__(
+        self,
+        objective: PolicyObjective,
+        step: int,
+        rows: Sequence[int],
+        margins: Sequence[float | None] | None,
+        *,
+        margin_wait_s: float,
+    ) -> None:
+        self._objective, self._step, self._count, self._margin_wait_s = objective, step, len(rows), margin_wait_s
+        self._margins = dict(zip(rows, margins, strict=True)) if margins is not None else {}
+        self._ledger_rows: dict[int, LedgerRow] = {}
+        self._sums: dict[str, float] = {}
+        self._stats: dict[str, Tensor] = {}
+        if objective.method.requirements(objective.config).global_batch:
+            self._observe(rows)
+
+    def loss(self, rows: Sequence[int]) -> Tensor:
+        """The method's per-pair losses summed, over the step's pair count."""
+        objective = self._objective
+        batch = self._batch(rows)
+        context = LossContext(stats=self._stats, state=objective.method_state)
+        output = objective.method.loss(objective.config, batch, context)
+        self._record(rows, batch, output)
+        return output.per_pair.sum() / self._count
+
+    def finish(self) -> dict[str, float]:
+        """Enter the pairs in the ledger; means over the step."""
+        self._objective.ledger.extend([self._ledger_rows[index] for index in sorted(self._ledger_rows)])
+        metrics = {name: total / self._count for name, total in self._sums.items()}
+        return metrics | ({"time/margin_wait_s": self._margin_wait_s} if self._margins else {})
+
+    def row_ids(self, rows: Sequence[int]) -> list[str]:
+        """Pair ids."""
+        ordered = sorted(
+            rows, key=lambda index: index not in self._ledger_rows or math.isfinite(self._ledger_rows[index].loss)
+        )
+        return [self._objective.pair(index)[0].pair_id for index in ordered]
+
+    def _observe(self, rows: Sequence[int]) -> None:
+        """First phase of methods with batch statistics: sums over the whole global batch, without gradient."""
+        objective = self._objective
+        assert objective.method.observe is not None
+        with torch.no_grad():
+            for index in rows:
+                for name, value in objective.method.observe(objective.config, self._batch([index])).items():
+                    self._stats[name] = self._stats[name] + value if name in self._stats else value
+
+    def _batch(self, rows: Sequence[int]) -> LossBatch:
+        objective = self._objective
+        logps = objective.logps([objective.pair(index) for index in rows])
+        device = logps.chosen.device
+        reference = objective.reference
+        assert reference is not None
+        margins = None
+        if self._margins:
+            # A margin of 0 has weight 1: the neutral answer where none could be had.
+            margins = torch.tensor([self._margins[index] or 0.0 for index in rows], dtype=torch.float32, device=device)
+        return LossBatch(
+            policy_chosen_logps=logps.chosen,
+            policy_rejected_logps=logps.rejected,
+            ref_chosen_logps=reference.chosen[list(rows)].to(device),
+            ref_rejected_logps=reference.rejected[list(rows)].to(device),
+            chosen_tokens=logps.chosen_tokens,
+            rejected_tokens=logps.rejected_tokens,
+            reward_margin=margins,
+        )
+
+    def _record(self, rows: Sequence[int], batch: LossBatch, output: LossOutput) -> None:
+        objective = self._objective
+        assert batch.ref_chosen_logps is not None
+        assert batch.ref_rejected_logps is not None
+        beta = float(getattr(objective.config, "beta", 1.0))
+        chosen = beta * (batch.policy_chosen_logps.detach() - batch.ref_chosen_logps)
+        rejected = beta * (batch.policy_rejected_logps.detach() - batch.ref_rejected_logps)
+        implicit_margin = (chosen - rejected).tolist()
+        losses, weights = output.per_pair.detach().tolist(), output.weight.tolist()
+        for position, index in enumerate(rows):
+            pair, chosen_tokens, rejected_tokens = objective.pair(index)
+            self._ledger_rows[index] = LedgerRow(
+                pair_id=pair.pair_id,
+                row=pair.row,
+                epoch=objective.epoch_of(self._step),
+                step=self._step,
+                reward_margin=self._margins.get(index),
+                weight=weights[position],
+                implicit_margin=implicit_margin[position],
+                loss=losses[position],
+                tokens=len(chosen_tokens.response_ids) + len(rejected_tokens.response_ids),
+                neutral=bool(self._margins) and self._margins[index] is None,
+            )
+        for name, values in output.metrics.items():
+            self._add(name, values)
+        self._add("loss", output.per_pair)
+        self._add("weight/mean", output.weight)
+        self._add("rewards/chosen", chosen)
+        self._add("rewards/rejected", rejected)
+        self._add("rewards/implicit_margin", chosen - rejected)
+        self._add("rewards/accuracy", (chosen > rejected).float() + 0.5 * (chosen == rejected).float())
+        self._add("logps/chosen", batch.policy_chosen_logps)
+        self._add("logps/rejected", batch.policy_rejected_logps)
+        if batch.reward_margin is not None:
+            self._add("reward_margin/mean", batch.reward_margin)
+
+    def _add(self, name: str, values: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + float(values.detach().sum())

@@ -1,0 +1,100 @@
+"""Training state as files: safetensors and JSON, never pickle.
+
+A checkpoint directory:
+
+    model/                     a Hugging Face directory (an adapter when training LoRA), with tokenizer
+    optimizer.safetensors      `{parameter}/{exp_avg|exp_avg_sq|step}`
+    method.safetensors         the method's running statistics, where it has any
+    state.json                 step, seed, pinned revisions, ledger parts
+    metrics.jsonl              logged steps so far
+
+There is no RNG state: every step seeds torch from (seed, step), so the step number restores it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """Everything but tensors that a resumed run needs."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    seed: int = 0
+    reward_revision: str | None = None
+    """Revision of the reward model whose margins this job uses."""
+    reference_digest: str | None = None
+    """Which stored reference log-probs belong to this job."""
+    ledger_parts: list[str] = field(default_factory=list)
+    initial_eval: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+    """Sums over all attempts: seconds trained, seconds waited for margins..."""
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make all randomness of a step (dropout, sampled methods) a function of seed and step."""
+    torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def save_state(
+    directory: Path,
+    *,
+    state: TrainingState,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method_state: Mapping[str, Tensor],
+    metrics: list[dict[str, Any]],
+) -> None:
+    """Write everything but `model/`."""
+    save_file(_optimizer_tensors(model, optimizer), directory / "optimizer.safetensors")
+    if method_state:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in method_state.items()}, directory / "method.safetensors"
+        )
+    (directory / "state.json").write_text(json.dumps(asdict(state), indent=1, sort_keys=True))
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+
+
+def load_state(directory: Path) -> tuple[TrainingState, dict[str, Tensor], list[dict[str, Any]]]:
+    """State, method state and logged metrics of a checkpoint."""
+    state = TrainingState(**json.loads((directory / "state.json").read_text()))
+    method_file = directory / "method.safetensors"
+    method_state = load_file(method_file) if method_file.exists() else {}
+    metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return state, method_state, metrics
+
+
+def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the moments back under their parameters."""
+    tensors = load_file(directory / "optimizer.safetensors")
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, slot = key.rpartition("/")
+        by_parameter.setdefault(name, {})[slot] = tensor
+    for name, parameter in trainable_parameters(model):
+        if name in by_parameter:
+            optimizer.state[parameter] = {
+                slot: tensor if slot == "step" else tensor.to(parameter.device)
+                for slot, tensor in by_parameter[name].items()
+            }
+
+
+def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Named parameters that take gradients, in a stable order."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{slot}": value.detach().contiguous().clone()
+        for name, parameter in trainable_parameters(model)
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }

@@ -1,0 +1,175 @@
+import asyncio
+import threading
+
+import pytest
+
+from madpo.data.order import Schedule
+from madpo.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NonFiniteError,
+    RevisionMismatchError,
+    UnavailableError,
+)
+from madpo.jobs import MarginParameters
+from madpo.storage.local import LocalStore
+from madpo.types import PreferencePair, ScoredPair
+from madpo_trainer.margins import DatasetMargins, Interrupted, MarginJournal, RemoteMargins
+
+MODEL = "model-" + "0" * 32
+PAIRS = [PreferencePair(f"prompt {i}", f"good {i}", f"bad {i}", row=i + 1) for i in range(20)]
+SCHEDULE = Schedule.plan(rows=20, batch_size=4, seed=0, epochs=3, max_steps=None)
+MARGINS = {pair.pair_id: index / 10 - 1 for index, pair in enumerate(PAIRS)}
+
+
+class Scorer:
+    """A scorer that notes what it is asked and can be away or wrong."""
+
+    def __init__(self, *, failures=0, margins=MARGINS, gate=None):
+        self.asked: list[str] = []
+        self.failures, self.margins, self.gate = failures, margins, gate
+
+    async def score_pairs(self, model_id, pairs, *, revision=None):
+        if self.gate is not None:
+            await asyncio.to_thread(self.gate.wait)
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("no scorer")
+        self.asked += [pair.pair_id for pair in pairs]
+        return [ScoredPair(pair.pair_id, self.margins[pair.pair_id], 0.0, 1, 1) for pair in pairs]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStore(tmp_path)
+
+
+def remote(store, scorer, *, attempt=1, revision="r1", interrupted=lambda: False, **parameters):
+    return RemoteMargins(
+        PAIRS,
+        SCHEDULE,
+        connect=lambda: scorer,
+        model_id=MODEL,
+        revision=revision,
+        journal=MarginJournal(store, job_id="job-" + "0" * 32, attempt=attempt),
+        parameters=MarginParameters(reward_model={"model_id": MODEL}, **parameters),
+        interrupted=interrupted,
+    )
+
+
+def take_all(source, first=0):
+    source.start(first)
+    try:
+        return [source.take(step) for step in range(first, SCHEDULE.total_steps)]
+    finally:
+        source.close()
+
+
+def expected(step):
+    return [MARGINS[PAIRS[index].pair_id] for index in SCHEDULE.batch(step)]
+
+
+def test_every_step_gets_its_margins_and_no_pair_is_asked_twice(store):
+    scorer = Scorer()
+    source = remote(store, scorer)
+
+    taken = take_all(source)
+
+    assert taken == [expected(step) for step in range(SCHEDULE.total_steps)]
+    assert sorted(scorer.asked) == sorted(MARGINS)
+    assert source.summary()["scored_live"] == len(PAIRS)
+
+
+def test_a_second_attempt_takes_journaled_margins_and_asks_only_for_the_rest(store):
+    first = Scorer()
+    source = remote(store, first, lookahead_batches=1)
+    source.start(0)
+    source.take(0)
+    source.take(1)
+    source.close()
+
+    second = Scorer(margins=dict.fromkeys(MARGINS, 99.0))
+    resumed = remote(store, second, attempt=2)
+    taken = take_all(resumed)
+
+    assert taken[:2] == [expected(0), expected(1)]
+    assert not set(first.asked) & set(second.asked)
+    assert resumed.summary()["from_journal"] == len(first.asked)
+
+
+def test_a_journal_of_another_revision_is_refused_naming_both(store):
+    take_all(remote(store, Scorer(), revision="r1"))
+
+    with pytest.raises(RevisionMismatchError, match=r"r1.*r2"):
+        remote(store, Scorer(), attempt=2, revision="r2")
+
+
+def test_an_outage_is_waited_out_by_default(store):
+    scorer = Scorer(failures=2)
+
+    assert take_all(remote(store, scorer))[0] == expected(0)
+
+
+def test_an_outage_beyond_the_budget_fails_and_says_what_to_do(store):
+    source = remote(store, Scorer(failures=10**6), outage_budget_s=0.01)
+
+    with pytest.raises(FailedPreconditionError, match="start a reward service"):
+        take_all(source)
+
+
+def test_with_policy_fail_the_first_outage_ends_the_run(store):
+    with pytest.raises(UnavailableError):
+        take_all(remote(store, Scorer(failures=1), outage_policy="fail"))
+
+
+def test_with_policy_neutral_pairs_go_on_without_a_margin_and_are_counted(store):
+    source = remote(store, Scorer(failures=1), outage_policy="neutral")
+
+    taken = take_all(source)
+
+    used = dict(entry for step, margins in enumerate(taken) for entry in zip(ids(step), margins, strict=True))
+    assert sum(margin is None for margin in used.values()) == 4
+    assert source.summary()["neutral"] == 4
+    # The journal remembers: a resumed run trains on the same numbers.
+    resumed = take_all(remote(store, Scorer(), attempt=2, outage_policy="neutral"))
+    assert resumed == taken
+
+
+def test_a_non_finite_margin_is_refused_with_its_pair_id(store):
+    bad = PAIRS[3].pair_id
+
+    with pytest.raises(NonFiniteError) as caught:
+        take_all(remote(store, Scorer(margins={**MARGINS, bad: float("nan")})))
+
+    assert caught.value.pair_ids == (bad,)
+
+
+def test_the_look_ahead_is_bounded(store):
+    scorer = Scorer()
+    source = remote(store, scorer, lookahead_batches=2)
+    source.start(0)
+    source.take(0)
+    source.take(1)
+    source.close()
+
+    assert len(scorer.asked) <= 4 * (1 + 2)
+
+
+def test_a_stop_request_ends_the_wait_for_a_margin(store):
+    gate = threading.Event()
+    source = remote(store, Scorer(gate=gate), interrupted=lambda: True)
+    source.start(0)
+
+    with pytest.raises(Interrupted):
+        source.take(0)
+    gate.set()
+    source.close()
+
+
+def test_dataset_margins_need_one_in_every_row():
+    with pytest.raises(InvalidArgumentError, match=r"20 rows have none.*row 1"):
+        DatasetMargins(PAIRS, SCHEDULE)
+
+
+def ids(step):
+    return [PAIRS[index].pair_id for index in SCHEDULE.batch(step)]

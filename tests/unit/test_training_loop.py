@@ -1,0 +1,153 @@
+"""The training loop over a tiny linear objective, with a real checkpoint store."""
+
+import pytest
+import torch
+from torch import nn
+
+from madpo.data.order import Schedule
+from madpo.errors import NonFiniteError
+from madpo.jobs import TrainingParameters
+from madpo.queue.workspace import Run
+from madpo.storage.checkpoints import CheckpointStore
+from madpo.storage.local import LocalStore
+from madpo.types import Job, JobKind, JobState
+from madpo_trainer.loop import TrainingLoop
+from madpo_trainer.state import TrainingState, load_state
+
+JOB = Job("job-" + "1" * 32, JobKind.SUPERVISED_TRAINING, JobState.RUNNING, {}, attempt=1)
+ROWS = 24
+
+
+class Regression:
+    """Least squares with dropout on the inputs, so that randomness matters."""
+
+    def __init__(self, *, bad_row=None):
+        torch.manual_seed(0)
+        self.model = nn.Linear(3, 1)
+        self.inputs, self.targets = torch.randn(ROWS, 3), torch.randn(ROWS, 1)
+        self.lengths = [index % 5 for index in range(ROWS)]
+        self.dropout = 0.0
+        if bad_row is not None:
+            self.inputs[bad_row] = float("nan")
+
+    def start(self, step):
+        pass
+
+    def begin(self, step, rows):
+        return RegressionStep(self, rows)
+
+    def evaluate(self):
+        return {}
+
+    def summary(self):
+        return {}
+
+    def close(self):
+        pass
+
+
+class RegressionStep:
+    def __init__(self, objective, rows):
+        self.objective, self.count = objective, len(rows)
+
+    def loss(self, rows):
+        inputs = nn.functional.dropout(self.objective.inputs[rows], self.objective.dropout)
+        return (self.objective.model(inputs) - self.objective.targets[rows]).square().sum() / self.count
+
+    def finish(self):
+        return {"loss": 0.0}
+
+    def row_ids(self, rows):
+        return [f"row {row}" for row in sorted(rows, key=lambda row: bool(self.objective.inputs[row].isfinite().all()))]
+
+
+def make_loop(tmp_path, objective, *, micro_batch_size=4, state=None, **fields):
+    parameters = TrainingParameters(
+        global_batch_size=8,
+        micro_batch_size=micro_batch_size,
+        optimizer={"learning_rate": 0.05},
+        **{"checkpoint_every_steps": 100, **fields},
+    )
+    schedule = Schedule.plan(rows=ROWS, batch_size=8, seed=0, epochs=4, max_steps=None)
+    directory = tmp_path / "run"
+    directory.mkdir(parents=True, exist_ok=True)
+    checkpoints = CheckpointStore(LocalStore(tmp_path / "store"), JOB.job_id, attempt=1)
+    checkpoints.take_ownership()
+
+    def save_model(path):
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+
+    return TrainingLoop(
+        run=Run(directory, JOB),
+        objective=objective,
+        parameters=parameters,
+        schedule=schedule,
+        state=state or TrainingState(),
+        metrics=[],
+        checkpoints=checkpoints,
+        save_model=save_model,
+        method_state={},
+        flush=lambda step: [],
+    )
+
+
+def weights(objective):
+    return torch.cat([parameter.detach().flatten() for parameter in objective.model.parameters()])
+
+
+def test_micro_batches_add_up_to_one_big_batch(tmp_path):
+    whole, split = Regression(), Regression()
+
+    assert make_loop(tmp_path / "a", whole, micro_batch_size=8).execute()
+    assert make_loop(tmp_path / "b", split, micro_batch_size=3).execute()
+
+    torch.testing.assert_close(weights(whole), weights(split), rtol=1e-5, atol=1e-6)
+
+
+def test_a_non_finite_loss_is_refused_before_the_weights_move_and_names_the_row(tmp_path):
+    objective = Regression(bad_row=11)
+    loop = make_loop(tmp_path, objective)
+
+    with pytest.raises(NonFiniteError) as caught:
+        loop.execute()
+
+    assert caught.value.pair_ids[0] == "row 11"
+    assert torch.isfinite(weights(objective)).all()
+
+
+def test_a_stopped_run_leaves_a_checkpoint_from_which_it_ends_with_the_same_weights(tmp_path):
+    straight = Regression()
+    straight.dropout = 0.5
+    make_loop(tmp_path / "straight", straight).execute()
+
+    first = Regression()
+    first.dropout = 0.5
+    loop = make_loop(tmp_path, first, log_every_steps=1)
+    stop_after(loop, tmp_path / "run" / "stop", step=5)
+    assert not loop.execute()
+    (tmp_path / "run" / "stop").unlink()
+
+    directory = tmp_path / "resume"
+    checkpoint, _ = CheckpointStore(LocalStore(tmp_path / "store"), JOB.job_id, attempt=1).latest_valid(directory)
+    state, _, metrics = load_state(directory)
+    assert checkpoint.step == state.step == len(metrics) == 5
+    resumed = Regression()
+    resumed.dropout = 0.5
+    resumed.model.load_state_dict(first.model.state_dict())
+    again = make_loop(tmp_path, resumed, state=state)
+    again.restore(directory)
+    assert again.execute()
+
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def stop_after(loop, path, *, step):
+    report = loop._report
+
+    def report_and_stop(row, seconds_per_step):
+        report(row, seconds_per_step)
+        if row["step"] == step:
+            path.write_text("drain")
+
+    loop._report = report_and_stop
