@@ -1,0 +1,162 @@
+"""Responses drawn from a policy's own distribution, with randomness that depends on nothing but the seed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from madpo.data.tokenize import Encoded, encode_prompt, pad_id
+from madpo.errors import InvalidArgumentError
+from madpo.jobs import SamplingParameters
+from madpo.types import Content
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One sampled response.
+
+    `text` is decoded from the response's own tokens, special tokens left out: a leading space survives where the
+    tokenizer keeps it in the token (byte-level BPE), and word-level tokenizers join their words by single spaces.
+    """
+
+    prompt_index: int
+    sample: int
+    encoded: Encoded
+    """Prompt and response tokens; the response ends with EOS when `finished`."""
+    text: str
+    finished: bool
+    """EOS was drawn before the token limit."""
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """Most tokens a sequence may have; None where the architecture sets no bound."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
+def encode_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Content], *, max_new_tokens: int
+) -> list[list[int]]:
+    """Token ids of every prompt; chat prompts are rendered with the tokenizer's template.
+
+    Raises:
+        InvalidArgumentError: A prompt leaves no room for `max_new_tokens` in the model's context, or is a chat and the
+            tokenizer has no template.
+    """
+    limit = context_limit(model)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    for index, ids in enumerate(encoded):
+        if limit is not None and len(ids) + max_new_tokens > limit:
+            raise InvalidArgumentError(
+                f"prompt {index} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} it exceeds the model's "
+                f"{limit} positions (lower sampling.max_new_tokens or leave the prompt out)"
+            )
+    return encoded
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    sampling: SamplingParameters,
+    temperature: float,
+    batch_size: int,
+) -> Iterator[list[Response]]:
+    """Draw `samples_per_prompt` responses to every prompt, batch by batch, in the order of prompts, then samples.
+
+    The whole vocabulary is sampled: defaults the model brings along (top-k, repetition penalty) are not used. A token
+    is the argmax of `logits / temperature + Gumbel noise`, the noise being a function of (seed, prompt, sample,
+    position) alone. So an evaluation can be repeated, whatever its batch size (up to rounding), and two policies that
+    answer the same prompts share their random numbers, which makes paired comparisons sharp.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: The model's own.
+        prompts: Token ids from `encode_prompts`.
+        sampling: Seed, samples per prompt and token limit; its `temperatures` are not looked at.
+        temperature: Positive divisor of the logits.
+        batch_size: Sequences per batch.
+    """
+    rows = [(index, sample) for index in range(len(prompts)) for sample in range(sampling.samples_per_prompt)]
+    config = _plain_generation(model, tokenizer)
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        seeds = [np.random.SeedSequence((sampling.seed, *row)) for row in batch]
+        draw = _SeededDraw(seeds, temperature=temperature, device=model.device)
+        tokens = _continue(
+            model, [prompts[index] for index, _ in batch], config, draw, max_new_tokens=sampling.max_new_tokens
+        )
+        yield [
+            _response(tokenizer, row, prompts[row[0]], ids, config.eos_token_id)
+            for row, ids in zip(batch, tokens.tolist(), strict=True)
+        ]
+
+
+class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
+    """Turns greedy search into sampling: the argmax of its output is a draw from softmax(logits / temperature)."""
+
+    def __init__(self, seeds: Sequence[np.random.SeedSequence], *, temperature: float, device: torch.device) -> None:
+        self._temperature = temperature
+        self._generators = [
+            torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0])) for seed in seeds
+        ]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        exponential = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(exponential, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() / self._temperature - exponential.log()
+
+
+def _plain_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Make the model generate without its own defaults, apart from the tokens that end a response.
+
+    A chat model may end its turns with other tokens than the tokenizer's EOS.
+    """
+    configured = model.generation_config.eos_token_id
+    extra = configured if isinstance(configured, list) else [configured]
+    ends = sorted({int(token) for token in (tokenizer.eos_token_id, *extra) if token is not None})
+    config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=pad_id(tokenizer))
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # `generate` fills whatever a given configuration leaves open from the model's own, so that one is replaced.
+    inner.generation_config = config
+    return config
+
+
+@torch.inference_mode()
+def _continue(
+    model: Any, prompts: list[list[int]], config: GenerationConfig, draw: LogitsProcessor, *, max_new_tokens: int
+) -> Tensor:
+    """New tokens [B, at most max_new_tokens]; rows that ended are filled with padding."""
+    width = max(map(len, prompts))
+    padding = [width - len(ids) for ids in prompts]
+    input_ids = torch.tensor([[config.pad_token_id] * pad + ids for pad, ids in zip(padding, prompts, strict=True)])
+    attention_mask = torch.arange(width) >= torch.tensor(padding)[:, None]
+    output = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.long().to(model.device),
+        max_new_tokens=max_new_tokens,
+        logits_processor=LogitsProcessorList([draw]),
+    )
+    tokens: Tensor = output[:, width:]
+    return tokens.cpu()
+
+
+def _response(
+    tokenizer: PreTrainedTokenizerBase, row: tuple[int, int], prompt: list[int], ids: list[int], eos_ids: list[int]
+) -> Response:
+    end = next((position for position, token in enumerate(ids) if token in eos_ids), None)
+    response_ids = ids if end is None else ids[: end + 1]
+    text = tokenizer.decode(response_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Response(*row, Encoded(prompt, response_ids), str(text), finished=end is not None)

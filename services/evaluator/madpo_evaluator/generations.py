@@ -1,0 +1,146 @@
+"""What an evaluation measured, sample by sample; stored so that later evaluations can be compared with it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from madpo.errors import FailedPreconditionError, NotFoundError
+from madpo.jobs import SamplingParameters
+from madpo.ports import ObjectStore
+from madpo.storage.artifacts import open_artifact
+from madpo.types import Content, content_from_json, content_to_json
+from madpo_evaluator.metrics import REWARD
+
+GENERATIONS = "generations.jsonl"
+REPORT = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One sampled response with everything measured on it."""
+
+    prompt_index: int
+    prompt: Content
+    sample: int
+    temperature: float
+    response: str
+    tokens: int
+    finished: bool
+    kl: float | None = None
+    """KL to the reference along the response, in nats."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All generations of a policy, ordered by temperature, prompt and sample, and how they came about."""
+
+    name: str
+    sampling: SamplingParameters
+    reward_model_id: str | None
+    generations: Sequence[Generation]
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """In the order asked for, without repetition."""
+        return tuple(dict.fromkeys(self.sampling.temperatures))
+
+    @property
+    def prompts(self) -> list[Content]:
+        """Every prompt once."""
+        first = self.temperatures[0]
+        return [
+            generation.prompt
+            for generation in self.generations
+            if generation.temperature == first and generation.sample == 0
+        ]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What was measured on every response."""
+        return tuple(self.generations[0].metrics)
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether there was a reference."""
+        return self.generations[0].kl is not None
+
+    def at(self, temperature: float) -> list[Generation]:
+        """The generations of one temperature."""
+        return [generation for generation in self.generations if generation.temperature == temperature]
+
+    def values(self, temperature: float, read: Callable[[Generation], float]) -> NDArray[np.float64]:
+        """One figure of every generation [prompts, samples per prompt]."""
+        values = np.array([read(generation) for generation in self.at(temperature)], dtype=np.float64)
+        return values.reshape(-1, self.sampling.samples_per_prompt)
+
+    def metric(self, temperature: float, name: str) -> NDArray[np.float64]:
+        """A metric of every generation [prompts, samples per prompt]."""
+        return self.values(temperature, lambda generation: generation.metrics[name])
+
+
+def write_generations(generations: Sequence[Generation], path: Path) -> None:
+    """One JSON object per line."""
+    with path.open("w", encoding="utf-8") as file:
+        for generation in generations:
+            value = asdict(generation) | {"prompt": content_to_json(generation.prompt)}
+            file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_evaluation(store: ObjectStore, job_id: str) -> Evaluation:
+    """An earlier evaluation from its artifacts.
+
+    Raises:
+        FailedPreconditionError: The job left no evaluation.
+    """
+    try:
+        with open_artifact(store, job_id, REPORT) as stream:
+            report = json.load(stream)
+        with open_artifact(store, job_id, GENERATIONS) as stream:
+            rows = [json.loads(line) for line in stream]
+        return Evaluation(
+            name=report["name"] or job_id[:12],
+            sampling=SamplingParameters(**report["sampling"]),
+            reward_model_id=report["reward_model_id"],
+            generations=[Generation(**row | {"prompt": content_from_json(row["prompt"])}) for row in rows],
+        )
+    except (NotFoundError, KeyError, TypeError, ValueError) as error:
+        raise FailedPreconditionError(f"baseline {job_id} left no evaluation to compare with: {error}") from error
+
+
+def check_comparable(
+    baseline: Evaluation,
+    job_id: str,
+    *,
+    prompts: Sequence[Content],
+    sampling: SamplingParameters,
+    reward_model_id: str | None,
+) -> None:
+    """Refuse a baseline whose samples do not pair up with ours; only the seed may differ.
+
+    Raises:
+        FailedPreconditionError: Says what differs.
+    """
+    ours, theirs = sampling.model_dump(exclude={"seed"}), baseline.sampling.model_dump(exclude={"seed"})
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise FailedPreconditionError(
+                f"baseline {job_id} was evaluated with sampling.{name}={theirs[name]}, this evaluation uses {value}"
+            )
+    if len(baseline.prompts) != len(prompts):
+        raise FailedPreconditionError(
+            f"baseline {job_id} answered {len(baseline.prompts)} prompts, this evaluation has {len(prompts)} "
+            "(use the same prompt dataset and max_prompts)"
+        )
+    for index, (theirs_prompt, prompt) in enumerate(zip(baseline.prompts, prompts, strict=True)):
+        if theirs_prompt != prompt:
+            raise FailedPreconditionError(f"baseline {job_id} answered another prompt {index}: use the same prompts")
+    if None not in (reward_model_id, baseline.reward_model_id) and reward_model_id != baseline.reward_model_id:
+        raise FailedPreconditionError(
+            f"baseline {job_id} was scored by {baseline.reward_model_id}, this evaluation uses {reward_model_id}: "
+            f"their {REWARD!r} values cannot be compared"
+        )

@@ -1,0 +1,139 @@
+"""The figures of an evaluation, and the files that tell them: `report.json` and `samples.md`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from madpo.types import Content
+from madpo_evaluator.generations import REPORT, Evaluation, Generation
+from madpo_evaluator.statistics import Accuracy, Comparison, Estimate, compare, estimate_mean
+
+_SHOWN_PROMPTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one temperature gave. `versus` maps baseline job ids to comparisons by metric."""
+
+    temperature: float
+    metrics: Mapping[str, Estimate]
+    kl: Estimate | None
+    response_tokens: Estimate
+    finished_ratio: float
+    versus: Mapping[str, Mapping[str, Comparison]]
+
+
+def summarize(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> list[Result]:
+    """One result per temperature; baselines are compared on the metrics both have."""
+    return [_summarize(evaluation, temperature, baselines) for temperature in evaluation.temperatures]
+
+
+def _summarize(evaluation: Evaluation, temperature: float, baselines: Mapping[str, Evaluation]) -> Result:
+    values = {name: evaluation.metric(temperature, name) for name in evaluation.metric_names}
+    versus = {
+        job_id: {
+            name: compare(values[name], baseline.metric(temperature, name))
+            for name in evaluation.metric_names
+            if name in baseline.metric_names
+        }
+        for job_id, baseline in baselines.items()
+    }
+    return Result(
+        temperature=temperature,
+        metrics={name: estimate_mean(value) for name, value in values.items()},
+        kl=estimate_kl(evaluation, temperature),
+        response_tokens=estimate_mean(evaluation.values(temperature, lambda generation: generation.tokens)),
+        finished_ratio=float(evaluation.values(temperature, lambda generation: generation.finished).mean()),
+        versus=versus,
+    )
+
+
+def estimate_kl(evaluation: Evaluation, temperature: float) -> Estimate | None:
+    """Mean KL to the reference in nats; None without a reference."""
+    if not evaluation.has_kl:
+        return None
+    return estimate_mean(evaluation.values(temperature, lambda generation: generation.kl or 0.0))
+
+
+def write_report(
+    path: Path,
+    evaluation: Evaluation,
+    results: list[Result],
+    *,
+    models: Mapping[str, Any],
+    implicit_reward_accuracy: Accuracy | None,
+) -> None:
+    """Write `report.json`.
+
+    Args:
+        path: The directory.
+        evaluation: What was measured.
+        results: From `summarize`.
+        models: JSON descriptions of `model` and `reference`.
+        implicit_reward_accuracy: On held-out pairs, when there are any.
+    """
+    report = {
+        "name": evaluation.name,
+        **models,
+        "reward_model_id": evaluation.reward_model_id,
+        "sampling": evaluation.sampling.model_dump(mode="json"),
+        "prompts": len(evaluation.prompts),
+        "samples_per_prompt": evaluation.sampling.samples_per_prompt,
+        "results": [asdict(result) for result in results],
+        "implicit_reward_accuracy": asdict(implicit_reward_accuracy) if implicit_reward_accuracy else None,
+    }
+    (path / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def key_figures(results: list[Result], implicit_reward_accuracy: Accuracy | None) -> dict[str, Any]:
+    """The summary a finished job carries: means by temperature."""
+    return {
+        "results": [
+            {
+                "temperature": result.temperature,
+                **{name: estimate.mean for name, estimate in result.metrics.items()},
+                "kl": result.kl.mean if result.kl else None,
+                "response_tokens": result.response_tokens.mean,
+                "finished_ratio": result.finished_ratio,
+            }
+            for result in results
+        ],
+        "implicit_reward_accuracy": implicit_reward_accuracy.accuracy if implicit_reward_accuracy else None,
+    }
+
+
+def write_samples(path: Path, evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> None:
+    """Write `samples.md`: the first responses to the first prompts, ours above the baselines'."""
+    temperature = evaluation.temperatures[0]
+    columns = [
+        [generation for generation in each.at(temperature) if generation.sample == 0][:_SHOWN_PROMPTS]
+        for each in (evaluation, *baselines.values())
+    ]
+    names = [evaluation.name or "this model", *(f"baseline {each.name}" for each in baselines.values())]
+    lines = [f"# Samples at temperature {temperature:g}", ""]
+    for row in zip(*columns, strict=True):
+        lines += [f"## Prompt {row[0].prompt_index}", "", _fenced(_plain(row[0].prompt)), ""]
+        for name, generation in zip(names, row, strict=True):
+            lines += [f"**{name}** ({_figures(generation)})", "", _fenced(generation.response), ""]
+    (path / "samples.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _plain(content: Content) -> str:
+    return content if isinstance(content, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in content)
+
+
+def _fenced(text: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _figures(generation: Generation) -> str:
+    figures = [f"{name} {value:.3g}" for name, value in generation.metrics.items()]
+    if generation.kl is not None:
+        figures.append(f"KL {generation.kl:.3g} nats")
+    figures.append(f"{generation.tokens} tokens" + ("" if generation.finished else ", cut off"))
+    return ", ".join(figures)

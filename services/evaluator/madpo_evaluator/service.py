@@ -1,0 +1,21 @@
+"""The evaluator's supervising process: takes one evaluation at a time and launches it. No torch here."""
+
+import sys
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from madpo.jobs import QUEUE_NAMES
+from madpo.queue.service import WorkerService
+from madpo.types import JobKind
+from madpo_evaluator.settings import EvaluatorSettings
+
+
+def build(settings: EvaluatorSettings, registry: CollectorRegistry) -> WorkerService:
+    """The worker of the evaluation queue."""
+    return WorkerService(settings, registry, queue_name=QUEUE_NAMES[JobKind.EVALUATION], command=evaluation_command)
+
+
+def evaluation_command(workspace: Path) -> list[str]:
+    """The child process of one job: a crash or an out-of-memory kills the run and never the worker."""
+    return [sys.executable, "-m", "madpo_evaluator.run", str(workspace)]

@@ -1,0 +1,400 @@
+"""Whole evaluations: the run as a real process on a real store, models and datasets, scored over real gRPC."""
+
+import asyncio
+import json
+import os
+import statistics
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from pydantic import SecretStr
+
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from madpo.jobs import ModelReference
+from madpo.models.load import save_model
+from madpo.ports import Claim
+from madpo.queue.workspace import Outcome, Run, Workspace
+from madpo.rpc import convert
+from madpo.storage.artifacts import list_artifacts, open_artifact
+from madpo.storage.datasets import DatasetStore
+from madpo.storage.local import LocalStore
+from madpo.storage.models import ModelStore
+from madpo.storage.references import resolve_model
+from madpo.types import (
+    DatasetKind,
+    Job,
+    JobKind,
+    JobProgress,
+    JobResult,
+    JobState,
+    Message,
+    PreferencePair,
+    PromptOnly,
+    RewardModelInfo,
+    ScoredResponse,
+    ScoreTimings,
+    content_digest,
+)
+from madpo.v1 import reward_service_pb2 as reward
+from madpo.v1.reward_service_pb2_grpc import RewardServiceServicer, add_RewardServiceServicer_to_server
+from madpo_evaluator import run
+from madpo_evaluator.models import load_models
+from madpo_evaluator.run import EvaluationRun, StopRequestedError
+from madpo_evaluator.service import evaluation_command
+from madpo_evaluator.settings import EvaluatorSettings
+
+Make = Callable[..., Any]
+
+PROMPTS = ("the film", "the film was good .", "the", "the film", "bad film .", "good")
+PAIRS = [
+    PreferencePair("the film was", "good .", "bad .", row=1),
+    PreferencePair("the", "film was good", "film was bad", row=2),
+    PreferencePair(
+        (Message("user", "good"),), (Message("assistant", "film ."),), (Message("assistant", "bad"),), row=3
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A store with two policies, prompts and pairs, and the settings an evaluator would have."""
+
+    home: Path
+    store: LocalStore
+    policy_id: str
+    reference_id: str
+    prompts_id: str
+    pairs_id: str
+    reward_target: str = ""
+
+    def workspace(self, job_id: str, spec: Mapping[str, Any]) -> Workspace:
+        """What a worker leaves for the run of a job."""
+        full = {
+            "model": {"model_id": self.policy_id},
+            "prompt_dataset_id": self.prompts_id,
+            "sampling": {"max_new_tokens": 8},
+            **spec,
+        }
+        job = Job(job_id, JobKind.EVALUATION, JobState.RUNNING, full, display_name=f"run {job_id[4:6]}", attempt=1)
+        return Workspace(self.home / "jobs" / job_id, Claim(job, 1, "worker"))
+
+    async def run_process(self, job_id: str, spec: Mapping[str, Any]) -> Outcome:
+        """Run one attempt as a worker does; returns the run's last word."""
+        workspace = self.workspace(job_id, spec)
+        settings = {
+            "MADPO_EVALUATOR_STORE_URL": f"file://{self.home / 'store'}",
+            "MADPO_EVALUATOR_REDIS_URL": "redis://127.0.0.1:1/0",
+            "MADPO_EVALUATOR_WORKSPACE": str(self.home),
+            "MADPO_EVALUATOR_REWARD_TARGET": self.reward_target,
+            "MADPO_EVALUATOR_THREADS": "1",
+        }
+        with workspace.log_path.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *evaluation_command(workspace.directory), env=os.environ | settings, stdout=log, stderr=log
+            )
+            await process.wait()
+        outcome = workspace.outcome()
+        assert outcome is not None, workspace.log_tail(60)
+        return outcome
+
+    async def execute(self, job_id: str, spec: Mapping[str, Any], *, workspace: Workspace | None = None) -> JobResult:
+        """The same inside this process."""
+        settings = EvaluatorSettings(
+            store_url=f"file://{self.home / 'store'}",
+            redis_url=SecretStr("redis://127.0.0.1:1/0"),
+            workspace=self.home,
+            reward_target=self.reward_target or None,
+        )
+        run = Run.open((workspace or self.workspace(job_id, spec)).directory)
+        return await asyncio.to_thread(EvaluationRun(run, settings).execute)
+
+    def report(self, job_id: str) -> dict[str, Any]:
+        with open_artifact(self.store, job_id, "report.json") as stream:
+            report: dict[str, Any] = json.load(stream)
+        return report
+
+    def generations(self, job_id: str) -> list[dict[str, Any]]:
+        with open_artifact(self.store, job_id, "generations.jsonl") as stream:
+            return [json.loads(line) for line in stream]
+
+
+class WordCounter(RewardServiceServicer):
+    """A reward service whose score is the number of words of a response."""
+
+    async def GetRewardModel(self, request: Any, context: Any) -> Any:  # noqa: N802
+        info = RewardModelInfo(request.model_id, "revision-1", "", "", 512, "float32", 16)
+        return reward.GetRewardModelResponse(reward_model=convert.reward_model_to_proto(info))
+
+    async def ScoreResponses(self, request: Any, context: Any) -> Any:  # noqa: N802
+        pairs = [convert.response_from_proto(message, field="response") for message in request.responses]
+        scored = [
+            ScoredResponse(content_digest(prompt, response), float(len(_text(response).split())), tokens=1)
+            for prompt, response in pairs
+        ]
+        return reward.ScoreResponsesResponse(
+            model_id=request.model_id,
+            revision="revision-1",
+            responses=map(convert.scored_response_to_proto, scored),
+            timings=convert.timings_to_proto(ScoreTimings(0, 0, 0)),
+        )
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else content[0].content
+
+
+@pytest.fixture
+async def site(tmp_path: Path, make_toy_lm: Make, make_toy_tokenizer: Make) -> AsyncIterator[Site]:
+    store = LocalStore(tmp_path / "store")
+    models, datasets = ModelStore(store, tmp_path / "cache"), DatasetStore(store)
+    ids = []
+    for seed in (1, 2):
+        save_model(make_toy_lm(seed=seed), make_toy_tokenizer(), tmp_path / f"model{seed}")
+        model, _ = models.publish(tmp_path / f"model{seed}", display_name="toy", kind="causal_lm")
+        ids.append(model.model_id)
+    prompts = [
+        PromptOnly(prompt, row=row) for row, prompt in enumerate([*PROMPTS, (Message("user", "good"),)], start=1)
+    ]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    prompt_set, _ = datasets.write(prompts, kind=DatasetKind.PROMPT, display_name="prompts", scratch=scratch)
+    pair_set, _ = datasets.write(PAIRS, kind=DatasetKind.PREFERENCE, display_name="pairs", scratch=scratch)
+    server = grpc.aio.server()
+    add_RewardServiceServicer_to_server(WordCounter(), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield Site(tmp_path, store, *ids, prompt_set.dataset_id, pair_set.dataset_id, f"127.0.0.1:{port}")
+    await server.stop(None)
+
+
+def job_id(name: str) -> str:
+    return f"job-{uuid.uuid5(uuid.NAMESPACE_URL, name).hex}"
+
+
+SPEC: dict[str, Any] = {
+    "reward_model": {"model_id": "model-" + "0" * 32},
+    "sampling": {"temperatures": [1.0, 0.7], "samples_per_prompt": 3, "max_new_tokens": 8},
+    "batch_size": 7,
+}
+
+
+async def test_a_run_measures_a_policy_and_the_next_one_is_compared_with_it(site: Site) -> None:
+    first, second = job_id("first"), job_id("second")
+    spec = SPEC | {"reference": {"model_id": site.reference_id}, "preference_dataset_id": site.pairs_id}
+
+    outcome = await site.run_process(first, spec)
+    again = await site.run_process(second, spec | {"baseline_job_ids": [first]})
+
+    assert (outcome.kind, again.kind) == ("succeeded", "succeeded"), outcome.reason + again.reason
+    report, generations = site.report(first), site.generations(first)
+    assert (report["prompts"], report["samples_per_prompt"]) == (6, 3)
+    assert report["model"] == {"model_id": site.policy_id}
+    assert [result["temperature"] for result in report["results"]] == [1.0, 0.7]
+    assert len(generations) == 2 * 6 * 3
+    _check_result(report["results"][0], [row for row in generations if row["temperature"] == 1.0])
+    assert report["implicit_reward_accuracy"]["pairs"] == 3
+    assert outcome.result is not None
+    assert outcome.result.summary["results"][0]["reward"] == report["results"][0]["metrics"]["reward"]["mean"]
+    names = {file.path for file in list_artifacts(site.store, first)}
+    plots = {"metrics.png", "response_tokens.png", "frontier.png"}
+    assert names == {"report.json", "generations.jsonl", "samples.md", *plots}
+
+    assert site.generations(second) == generations
+    no_difference = {"win_rate": 0.5, "win_rate_ci": [0.5, 0.5], "difference": 0.0, "difference_ci": [0.0, 0.0]}
+    assert [result["versus"] for result in site.report(second)["results"]] == [{first: {"reward": no_difference}}] * 2
+
+
+def _check_result(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """The figures of a temperature follow from its generations."""
+
+    def mean(values: Iterable[float]) -> Any:
+        return pytest.approx(statistics.fmean(values))
+
+    assert all(row["metrics"]["reward"] == len(row["response"].split()) for row in rows)
+    assert result["metrics"]["reward"]["mean"] == mean(row["metrics"]["reward"] for row in rows)
+    assert result["kl"]["mean"] == mean(row["kl"] for row in rows)
+    assert result["kl"]["ci"][0] < result["kl"]["mean"] < result["kl"]["ci"][1]
+    assert result["finished_ratio"] == mean(row["finished"] for row in rows)
+    assert result["response_tokens"]["mean"] == mean(row["tokens"] for row in rows)
+    assert result["versus"] == {}
+
+
+async def test_another_policy_is_compared_sample_by_sample(site: Site) -> None:
+    ours, theirs = job_id("ours"), job_id("theirs")
+    await site.execute(theirs, SPEC)
+
+    await site.execute(ours, SPEC | {"model": {"model_id": site.reference_id}, "baseline_job_ids": [theirs]})
+
+    pairs = [
+        (mine["metrics"]["reward"], other["metrics"]["reward"])
+        for mine, other in zip(site.generations(ours), site.generations(theirs), strict=True)
+        if mine["temperature"] == 0.7
+    ]
+    comparison = site.report(ours)["results"][1]["versus"][theirs]["reward"]
+    assert comparison["difference"] == pytest.approx(statistics.fmean(a - b for a, b in pairs))
+    assert comparison["win_rate"] == pytest.approx(statistics.fmean((a > b) + (a == b) / 2 for a, b in pairs))
+    assert comparison["difference"] != 0.0
+    assert comparison["difference_ci"][0] < comparison["difference"] < comparison["difference_ci"][1]
+
+
+async def test_the_kl_of_a_policy_to_itself_is_zero(site: Site) -> None:
+    itself = job_id("itself")
+
+    await site.execute(itself, {"reference": {"model_id": site.policy_id}})
+
+    assert site.report(itself)["results"][0]["kl"] == {"mean": 0.0, "std": 0.0, "ci": [0.0, 0.0]}
+
+
+async def test_an_adapter_needs_no_second_copy_of_its_base(
+    site: Site, make_toy_lm: Make, make_toy_tokenizer: Make
+) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    save_model(get_peft_model(make_toy_lm(seed=2), config), make_toy_tokenizer(), site.home / "adapter")
+    models = ModelStore(site.store, site.home / "cache")
+    adapter, _ = models.publish(
+        site.home / "adapter", display_name="toy", kind="causal_lm", base_model_id=site.reference_id
+    )
+    resolve = partial(resolve_model, store=site.store, models=models)
+
+    loaded = load_models(
+        resolve(ModelReference(model_id=adapter.model_id)), resolve(ModelReference(model_id=site.reference_id))
+    )
+
+    assert loaded.reference is not None
+    with loaded.reference() as reference:
+        assert reference is loaded.policy
+        logits = reference(input_ids=torch.tensor([[1, 6, 7]])).logits
+    assert torch.equal(logits, make_toy_lm(seed=2)(input_ids=torch.tensor([[1, 6, 7]])).logits)
+    assert not torch.equal(logits, loaded.policy(input_ids=torch.tensor([[1, 6, 7]])).logits)
+
+
+async def test_a_reference_with_another_tokenizer_is_refused(
+    site: Site, make_toy_lm: Make, make_toy_tokenizer: Make
+) -> None:
+    save_model(make_toy_lm(), make_toy_tokenizer(bos=False), site.home / "foreign")
+    models = ModelStore(site.store, site.home / "cache")
+    foreign, _ = models.publish(site.home / "foreign", display_name="toy", kind="causal_lm")
+
+    with pytest.raises(FailedPreconditionError, match="different tokenizers"):
+        await site.execute(job_id("foreign"), {"reference": {"model_id": foreign.model_id}})
+
+
+async def test_progress_counts_samples_and_says_what_is_being_done(site: Site) -> None:
+    spec = {"batch_size": 2, "sampling": {"max_new_tokens": 4}}
+    workspace = site.workspace(job_id("progress"), spec)
+
+    await site.execute(job_id("progress"), spec, workspace=workspace)
+
+    events = [event for event in workspace.new_events() if isinstance(event, JobProgress)]
+    generating = [event for event in events if event.phase == "generating"]
+    assert [event.step for event in generating] == [0, 2, 4, 6]
+    assert {event.total_steps for event in generating} == {6}
+    assert generating[0].remaining_s is None
+    assert generating[-1].remaining_s == 0.0
+    assert list(dict.fromkeys(event.phase for event in events)) == ["loading", "generating", "reporting"]
+
+
+async def test_only_prompts_are_needed(site: Site) -> None:
+    bare = job_id("bare")
+
+    await site.execute(bare, {"max_prompts": 2, "prompt_dataset_id": site.pairs_id})
+
+    report = site.report(bare)
+    assert [row["prompt"] for row in site.generations(bare)] == ["the film was", "the"]
+    assert (report["results"][0]["metrics"], report["results"][0]["kl"]) == ({}, None)
+    assert report["implicit_reward_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"max_prompts": 2}, "answered 6 prompts, this evaluation has 2"),
+        ({"sampling": SPEC["sampling"] | {"max_new_tokens": 9}}, "sampling.max_new_tokens=8, this evaluation uses 9"),
+        ({"sampling": SPEC["sampling"] | {"temperatures": [1.0]}}, r"sampling.temperatures=\(1.0, 0.7\)"),
+        ({"reward_model": {"model_id": "model-" + "1" * 32}}, "was scored by model-000"),
+        ({"prompt_dataset_id": "pairs"}, "answered 6 prompts, this evaluation has 3"),
+    ],
+)
+async def test_a_baseline_that_does_not_pair_up_is_refused(site: Site, change: dict[str, Any], reason: str) -> None:
+    await site.execute(job_id("baseline"), SPEC)
+    if change.get("prompt_dataset_id") == "pairs":
+        change = {"prompt_dataset_id": site.pairs_id}
+
+    with pytest.raises(FailedPreconditionError, match=reason):
+        await site.execute(job_id("next"), SPEC | {"baseline_job_ids": [job_id("baseline")]} | change)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "reason"),
+    [
+        ({"metrics": ["no_such_metric"]}, InvalidArgumentError, "unknown metric 'no_such_metric'"),
+        ({"model": {"model_id": "model-" + "f" * 32}}, NotFoundError, "no model model-fff"),
+        ({"baseline_job_ids": ["job-" + "f" * 32]}, FailedPreconditionError, "left no evaluation to compare with"),
+        ({"sampling": {"max_new_tokens": 64}}, InvalidArgumentError, "exceeds the model's 64 positions"),
+        (
+            {"reward_model": {"job_id": "job-" + "f" * 32, "step": 3}},
+            FailedPreconditionError,
+            "is a checkpoint and cannot be served",
+        ),
+    ],
+)
+async def test_a_wrong_spec_is_refused_with_the_reason(
+    site: Site, spec: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        await site.execute(job_id("wrong"), spec)
+
+
+async def test_a_reward_model_without_a_reward_service_is_refused_with_the_setting_to_give(site: Site) -> None:
+    alone = replace(site, reward_target="")
+
+    with pytest.raises(FailedPreconditionError, match="set MADPO_EVALUATOR_REWARD_TARGET"):
+        await alone.execute(job_id("alone"), SPEC)
+
+
+async def test_a_run_asked_to_stop_ends_between_batches_and_publishes_nothing(site: Site) -> None:
+    workspace = site.workspace(job_id("drained"), SPEC)
+    workspace.request_stop("drain")
+
+    with pytest.raises(StopRequestedError):
+        await site.execute(job_id("drained"), SPEC, workspace=workspace)
+
+    assert list_artifacts(site.store, job_id("drained")) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (InvalidArgumentError("tau is wrong"), Outcome("failed", reason="tau is wrong")),
+        (StopRequestedError(), Outcome("stopped")),
+        (UnavailableError("the store is away"), None),
+        (ZeroDivisionError("a defect"), None),
+    ],
+)
+def test_only_what_is_wrong_with_the_job_fails_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: Outcome | None
+) -> None:
+    workspace = site.workspace(job_id("error"), SPEC)
+    for name, value in {"store_url": "file:///none", "redis_url": "redis://none", "workspace": "/none"}.items():
+        monkeypatch.setenv(f"MADPO_EVALUATOR_{name}".upper(), value)
+    monkeypatch.setattr(Run, "watch_lifeline", lambda _: None)
+    monkeypatch.setattr(run, "configure_logging", lambda **_: None)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "EvaluationRun", fail)
+
+    with nullcontext() if outcome else pytest.raises(type(error)):
+        run.main(workspace.directory)
+
+    assert workspace.outcome() == outcome
