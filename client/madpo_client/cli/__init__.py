@@ -1,0 +1,34 @@
+"""The `madpo` command: everything the SDK does, from a shell.
+
+Heavy imports wait inside the commands, so that `madpo --help` answers at once.
+"""
+
+import sys
+
+import typer
+
+from madpo.errors import MadpoError
+from madpo_client.cli import context, datasets, jobs, models, run, stack
+
+app = typer.Typer(
+    name="madpo",
+    help="Align language models from human preferences with margin-adaptive training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    callback=context.connect,
+)
+app.add_typer(datasets.app, name="dataset")
+app.add_typer(models.app, name="model")
+app.add_typer(run.app)
+app.add_typer(jobs.app, name="job")
+app.add_typer(stack.app)
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line on standard error and exit code 1."""
+    try:
+        app()
+    except MadpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

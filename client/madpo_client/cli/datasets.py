@@ -1,0 +1,57 @@
+"""`madpo dataset`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from madpo_client.cli.context import open_client
+from madpo_client.cli.output import AsJson, Quiet, show, table
+
+app = typer.Typer(no_args_is_help=True, help="Upload, check and delete datasets.")
+
+
+@app.command("upload")
+def upload_dataset(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="JSON Lines or Parquet.")],
+    name: Annotated[str | None, typer.Option(help="A label; by default the file's name.")] = None,
+    format: Annotated[str | None, typer.Option(help="jsonl or parquet, when the ending does not say.")] = None,  # noqa: A002
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a file of preference pairs, completions or prompts."""
+    with open_client(context) as client:
+        dataset = client.datasets.upload(file, name=name, format=format, progress=not quiet)
+    print(dataset.dataset_id) if quiet else show(dataset, as_json=as_json)
+
+
+@app.command("list")
+def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
+    """List datasets."""
+    with open_client(context) as client:
+        columns = ("dataset_id", "display_name", "kind", "rows", "size_bytes", "has_margins", "create_time")
+        table(client.datasets.list(), columns, as_json=as_json)
+
+
+@app.command("show")
+def show_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = False) -> None:
+    """Show one dataset."""
+    with open_client(context) as client:
+        show(client.datasets.get(dataset_id), as_json=as_json)
+
+
+@app.command("check")
+def check_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = False) -> None:
+    """Read the stored rows again: duplicates, pairs without a difference, length bias."""
+    with open_client(context) as client:
+        report = asdict(client.datasets.check(dataset_id))
+        show(report.pop("dataset") | report, as_json=as_json)
+
+
+@app.command("delete")
+def delete_dataset(context: typer.Context, dataset_id: str) -> None:
+    """Delete a dataset."""
+    with open_client(context) as client:
+        client.datasets.delete(dataset_id)

@@ -1,0 +1,214 @@
+"""`madpo train`, `madpo evaluate` and `madpo methods`."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from madpo.errors import InvalidArgumentError
+from madpo_client.cli.context import open_client
+from madpo_client.cli.output import AsJson, show, table
+
+if TYPE_CHECKING:
+    from madpo_client.jobs import JobHandle
+
+app = typer.Typer()
+
+Name = Annotated[str, typer.Option(help="A label for people.")]
+After = Annotated[list[str], typer.Option("--after", metavar="JOB", help="A job that must succeed first; repeatable.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the job is over.")]
+
+
+class TrainingKind(StrEnum):
+    """What `madpo train` trains."""
+
+    supervised = "supervised"
+    reward = "reward"
+    policy = "policy"
+
+
+@app.command("train")
+def train(
+    context: typer.Context,
+    kind: Annotated[TrainingKind, typer.Argument(help="What to train.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="Initial model: MODEL_ID, JOB_ID or JOB_ID@STEP.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Training rows: DATASET_ID.")] = None,
+    eval_dataset: Annotated[str | None, typer.Option(help="Held-out rows: DATASET_ID.")] = None,
+    method: Annotated[str | None, typer.Option(help="policy: a method of `madpo methods`; by default madpo.")] = None,
+    param: Annotated[
+        list[str], typer.Option(metavar="NAME=VALUE", help="policy: a parameter of the method; repeatable.")
+    ] = [],  # noqa: B006
+    reward_model: Annotated[str | None, typer.Option(help="policy: where margins come from.")] = None,
+    epochs: Annotated[float | None, typer.Option()] = None,
+    max_steps: Annotated[int | None, typer.Option()] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per optimizer step.")] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(help="Rows per forward pass.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest prompt plus response.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Train low-rank adapters of this rank.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(metavar="STEPS")] = None,
+    spec: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON spec of the job, instead of the options above.")
+    ] = None,
+    name: Name = "",
+    after: After = [],  # noqa: B006
+    wait: Wait = True,
+) -> None:
+    """Train a model: supervised (completions), reward or policy (preference pairs)."""
+    from madpo.types import JobKind
+
+    policy_options = {"method": method, "params": _parse_params(param), "reward_model": reward_model}
+    policy_options = {option: value for option, value in policy_options.items() if value}
+    if policy_options and kind is not TrainingKind.policy:
+        raise typer.BadParameter("--method, --param and --reward-model belong to `madpo train policy`")
+    training = _given(
+        epochs=epochs,
+        max_steps=max_steps,
+        global_batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        max_tokens=max_tokens,
+        seed=seed,
+        precision=precision,
+        checkpoint_every_steps=checkpoint_every,
+        optimizer=_given(learning_rate=learning_rate) or None,
+        lora=_given(rank=lora_rank) or None,
+    )
+    with open_client(context) as client:
+        if spec is not None:
+            if model or dataset or eval_dataset or policy_options or training:
+                raise typer.BadParameter("--spec says everything about the training; give no other option about it")
+            job = client.jobs.create(JobKind(f"{kind}_training"), _read_json(spec), name=name, depends_on=after)
+        elif model is None or dataset is None:
+            raise typer.BadParameter("give --model and --dataset, or --spec")
+        else:
+            start = getattr(client.jobs, f"train_{kind}")
+            job = start(
+                model=model,
+                dataset=dataset,
+                eval_dataset=eval_dataset,
+                training=training,
+                name=name,
+                depends_on=after,
+                **policy_options,
+            )
+        _follow(job, wait=wait)
+
+
+@app.command("evaluate")
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="The policy: MODEL_ID, JOB_ID or JOB_ID@STEP.")],
+    prompts: Annotated[str, typer.Option(help="DATASET_ID; its prompts are used.")],
+    reference: Annotated[str | None, typer.Option(help="What KL is measured to.")] = None,
+    reward_model: Annotated[str | None, typer.Option(help="Scores the responses.")] = None,
+    pairs: Annotated[str | None, typer.Option(help="Held-out pairs for implicit-reward accuracy.")] = None,
+    baseline: Annotated[list[str], typer.Option(metavar="JOB", help="An evaluation to compare with; repeatable.")] = [],  # noqa: B006
+    metric: Annotated[list[str], typer.Option(help="A registered text metric; repeatable.")] = [],  # noqa: B006
+    temperature: Annotated[list[float], typer.Option(help="Repeatable.")] = [],  # noqa: B006
+    samples: Annotated[int | None, typer.Option(help="Responses per prompt.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    max_prompts: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Responses generated at a time.")] = None,
+    name: Name = "",
+    after: After = [],  # noqa: B006
+    wait: Wait = True,
+) -> None:
+    """Generate from a model and measure what it says."""
+    sampling = _given(
+        temperatures=temperature or None, samples_per_prompt=samples, max_new_tokens=max_new_tokens, seed=seed
+    )
+    with open_client(context) as client:
+        job = client.jobs.evaluate(
+            model=model,
+            prompts=prompts,
+            reference=reference,
+            reward_model=reward_model,
+            pairs=pairs,
+            baselines=baseline,
+            metrics=metric,
+            sampling=sampling,
+            max_prompts=max_prompts,
+            batch_size=batch_size,
+            name=name,
+            depends_on=after,
+        )
+        _follow(job, wait=wait)
+
+
+def _follow(job: "JobHandle", *, wait: bool) -> None:
+    """Print the id, which scripts read; then the progress, and the figures of the result."""
+    print(job.id, flush=True)
+    if not wait:
+        return
+    try:
+        done = job.wait(progress=True)
+    except KeyboardInterrupt:
+        print(f"the job goes on; `madpo job cancel {job.id}` stops it", file=sys.stderr)
+        raise
+    if done.result is not None:
+        show({"model_id": done.result.model_id, **done.result.summary}, as_json=False)
+
+
+@app.command("methods")
+def list_methods(
+    name: Annotated[str | None, typer.Argument(help="Show this method's formula and parameters.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the preference-optimisation methods."""
+    from madpo.losses.registry import METHODS, get_method
+
+    if name is not None:
+        method = get_method(name)
+        fields = method.config.model_fields.items()
+        parameters = {field: f"{info.default}  {info.description or ''}".strip() for field, info in fields}
+        described = {"name": name, "summary": method.summary, "formula": method.formula, "source": method.source}
+        show({**described, "params": parameters}, as_json=as_json)
+        return
+    rows = [
+        {
+            "name": method.name,
+            "summary": method.summary,
+            "needs": ", ".join(need for need, needed in asdict(method.requires).items() if needed),
+            "params": " ".join(f"{field}={info.default}" for field, info in method.config.model_fields.items()),
+        }
+        for method in METHODS.values()
+    ]
+    table(rows, ("name", "summary", "needs", "params"), as_json=as_json)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {option: value for option, value in options.items() if value is not None}
+
+
+def _parse_params(params: Sequence[str]) -> dict[str, Any]:
+    """`tau=2` to `{"tau": 2}`; a value that is no JSON is text."""
+    parsed: dict[str, Any] = {}
+    for param in params:
+        name, equals, value = param.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--param {param}: write NAME=VALUE")
+        try:
+            parsed[name] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[name] = value
+    return parsed
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise InvalidArgumentError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidArgumentError(f"{path} must hold a JSON object, the job's spec")
+    return value

@@ -1,0 +1,115 @@
+"""`madpo up`, `madpo down`, `madpo status` and `madpo demo`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from madpo.errors import NotFoundError
+from madpo_client.cli.context import names_server, open_client
+from madpo_client.cli.output import AsJson, table
+
+if TYPE_CHECKING:
+    from madpo_client.embedded import EmbeddedStack
+
+app = typer.Typer()
+
+DEFAULT_DEMO = "toy-reviews"
+
+Home = Annotated[Path | None, typer.Option(help="State of the stack (MADPO_HOME, else ~/.madpo).")]
+
+
+@app.command("up")
+def up(
+    home: Home = None,
+    reward_replicas: Annotated[int, typer.Option(min=0)] = 1,
+    trainers: Annotated[int, typer.Option(min=0)] = 1,
+    evaluators: Annotated[int, typer.Option(min=0)] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Torch threads of each scorer and run.")] = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay, log here, stop with Ctrl-C.")] = False,
+) -> None:
+    """Start all services on this machine."""
+    from madpo_client.embedded import EmbeddedStack
+
+    stack = EmbeddedStack(
+        home, reward_replicas=reward_replicas, trainers=trainers, evaluators=evaluators, threads=threads
+    )
+    if foreground:
+        from madpo_client.embedded.supervisor import run_in_foreground
+
+        raise typer.Exit(run_in_foreground(stack.home, stack.options))
+    with Console(stderr=True).status("starting (the first time takes longest)"):
+        stack.start(detached=True)
+    _print_status(stack)
+
+
+@app.command("down")
+def down(home: Home = None) -> None:
+    """Stop the services of this machine; running jobs go on at the next `madpo up`."""
+    from madpo_client.embedded import EmbeddedStack
+
+    stack = EmbeddedStack(home)
+    if stack.connection() is None:
+        print(f"no madpo stack runs under {stack.home}")
+        return
+    with Console(stderr=True).status("stopping (running jobs write a checkpoint)"):
+        stack.stop()
+
+
+@app.command("status")
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Show the services of this machine; exit code 1 unless all of them serve."""
+    from madpo_client.embedded import EmbeddedStack
+
+    if not _print_status(EmbeddedStack(home), as_json=as_json):
+        raise typer.Exit(1)
+
+
+def _print_status(stack: "EmbeddedStack", *, as_json: bool = False) -> bool:
+    statuses = stack.status()
+    if not statuses and not as_json:
+        print(f"no madpo stack runs under {stack.home}; start one with `madpo up`")
+        return False
+    rows = [
+        {
+            "process": status.process.name,
+            "pid": status.process.pid,
+            "port": status.process.port,
+            "health": "serving" if status.is_serving else status.process.failure or "not serving",
+            "uptime_s": round(status.uptime_s),
+            "restarts": status.process.restarts,
+            "log": status.process.log,
+        }
+        for status in statuses
+    ]
+    table(rows, ("process", "pid", "port", "health", "uptime_s", "restarts", "log"), as_json=as_json)
+    connection = stack.connection()
+    if connection is not None and not as_json:
+        print(f"gateway {connection.server}, token file {connection.token_file}")
+    return bool(statuses) and all(status.is_serving for status in statuses)
+
+
+@app.command("demo")
+def demo(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Which demo.")] = DEFAULT_DEMO,
+    out: Annotated[Path | None, typer.Option(help="Where results go; by default ./madpo-NAME.")] = None,
+) -> None:
+    """Run a demo from data to report, on a stack of its own unless --server or MADPO_SERVER names one."""
+    from importlib.metadata import entry_points
+
+    found = {entry.name: entry for entry in entry_points(group="madpo.demos")}
+    if name not in found:
+        raise NotFoundError(f"there is no demo {name!r}; demos: {', '.join(sorted(found))}")
+    run = found[name].load()
+    out = (out or Path(f"madpo-{name}")).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    if names_server(context):
+        with open_client(context) as client:
+            run(client=client, out=out)
+        return
+    from madpo_client.embedded import EmbeddedStack
+
+    with EmbeddedStack(out / "state") as stack, stack.client() as client:
+        run(client=client, out=out)

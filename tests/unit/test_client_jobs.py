@@ -1,0 +1,204 @@
+"""What the SDK makes of its arguments, and what it shows of a job's events."""
+
+import pickle
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from madpo.errors import InvalidArgumentError
+from madpo.jobs import JobSpec, ModelReference, OptimizerParameters, TrainingParameters
+from madpo.rpc.convert import spec_from_proto, spec_to_proto
+from madpo.types import (
+    CheckpointPublished,
+    Job,
+    JobEvent,
+    JobKind,
+    JobProgress,
+    JobState,
+    LogLine,
+    Model,
+    StateChange,
+)
+from madpo_client import JobFailedError, JobHandle
+from madpo_client.jobs import Jobs, model_reference
+from madpo_client.progress import JobView, describe_figures, describe_span
+
+JOB_ID = "job-" + "0" * 32
+MODEL_ID = "model-" + "1" * 32
+DATASET_ID = "dataset-" + "2" * 32
+
+
+class RecordingGateway:
+    """Takes jobs and sends nothing."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[JobKind, dict[str, Any], dict[str, Any]]] = []
+
+    def create_job(self, kind: JobKind, spec: dict[str, Any], **rest: Any) -> Job:
+        self.requests.append((kind, spec, rest))
+        return Job(JOB_ID, kind, JobState.PENDING, spec)
+
+
+class RecordingSession:
+    def __init__(self) -> None:
+        self.gateway = RecordingGateway()
+
+    def run(self, call: Job) -> Job:
+        return call
+
+
+def on_the_wire(session: RecordingSession) -> JobSpec:
+    kind, spec, _ = session.gateway.requests[-1]
+    return spec_from_proto(spec_to_proto(kind, spec))[1]
+
+
+@pytest.fixture
+def session() -> RecordingSession:
+    return RecordingSession()
+
+
+@pytest.fixture
+def jobs(session: RecordingSession) -> Jobs:
+    return Jobs(session)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def handle() -> JobHandle:
+    return JobHandle(None, Job(JOB_ID, JobKind.REWARD_TRAINING, JobState.RUNNING, {}))  # type: ignore[arg-type]
+
+
+def test_a_model_may_be_given_in_every_way(handle: JobHandle) -> None:
+    model = Model(MODEL_ID, "", "causal_lm", "", 0, 0.0, ())
+    assert model_reference(model) == model_reference(MODEL_ID) == ModelReference(model_id=MODEL_ID)
+    assert model_reference(handle) == model_reference(JOB_ID) == ModelReference(job_id=JOB_ID)
+    step = ModelReference(job_id=JOB_ID, step=20)
+    assert model_reference((handle, 20)) == model_reference(f"{JOB_ID}@20") == model_reference(step) == step
+
+
+@pytest.mark.parametrize("text", ["gpt2", "model-12", f"{JOB_ID}@last", "", "job-1"])
+def test_text_that_names_no_model_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="model"):
+        model_reference(text)
+
+
+def test_a_step_before_the_first_is_refused(handle: JobHandle) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"model\.step"):
+        model_reference((handle, -1))
+
+
+def test_a_policy_job_carries_what_was_given_and_leaves_the_rest_to_the_defaults(
+    jobs: Jobs, session: RecordingSession, handle: JobHandle
+) -> None:
+    training = TrainingParameters(max_steps=5, optimizer=OptimizerParameters(learning_rate=1e-3))
+    jobs.train_policy(
+        model=MODEL_ID,
+        dataset=DATASET_ID,
+        params={"tau": 2.0},
+        reward_model=handle,
+        training=training,
+        name="try",
+        depends_on=[handle],
+    )
+    _, sent, rest = session.gateway.requests[-1]
+    assert sent["training"] == {"max_steps": 5, "optimizer": {"learning_rate": 1e-3}}
+    assert rest["display_name"] == "try"
+    assert rest["depends_on"] == [JOB_ID]
+    spec = on_the_wire(session)
+    assert spec.training == training
+    assert spec.method.params == {"tau": 2.0}
+    assert spec.margin.source == "reward_service"
+    assert spec.margin.reward_model == ModelReference(job_id=JOB_ID)
+
+
+def test_margins_of_the_dataset_need_no_reward_model(jobs: Jobs, session: RecordingSession) -> None:
+    jobs.train_policy(model=MODEL_ID, dataset=DATASET_ID, margin={"source": "dataset"})
+    assert on_the_wire(session).margin.source == "dataset"
+
+
+def test_every_job_gets_a_request_id_of_its_own(jobs: Jobs, session: RecordingSession) -> None:
+    for _ in range(2):
+        jobs.train_reward(model=MODEL_ID, dataset=DATASET_ID)
+    ids = [rest["request_id"] for *_, rest in session.gateway.requests]
+    assert len({*ids}) == 2
+    assert all(len(request_id) == 32 for request_id in ids)
+
+
+def test_an_evaluation_names_its_baselines_and_sampling(
+    jobs: Jobs, session: RecordingSession, handle: JobHandle
+) -> None:
+    jobs.evaluate(
+        model=(handle, 3), prompts=DATASET_ID, baselines=[handle], metrics=["m"], sampling={"temperatures": [0.5, 1.0]}
+    )
+    spec = on_the_wire(session)
+    assert spec.model == ModelReference(job_id=JOB_ID, step=3)
+    assert spec.baseline_job_ids == (JOB_ID,)
+    assert spec.sampling.temperatures == (0.5, 1.0)
+    assert spec.batch_size == 64
+
+
+def test_a_wrong_field_is_refused_by_name_before_anything_is_sent(jobs: Jobs, session: RecordingSession) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        jobs.train_reward(model=MODEL_ID, dataset=DATASET_ID, training={"max_steps": 0, "epoch": 1})
+    assert {violation.field for violation in refused.value.violations} == {
+        "spec.reward_training.training.max_steps",
+        "spec.reward_training.training.epoch",
+    }
+    assert session.gateway.requests == []
+
+
+def test_the_failure_of_a_job_survives_pickling() -> None:
+    error = JobFailedError("it failed", Job(JOB_ID, JobKind.EVALUATION, JobState.FAILED, {}, reason="why"))
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == "it failed"
+    assert copy.job == error.job
+
+
+def test_the_figures_of_a_step_fit_on_one_line() -> None:
+    progress = JobProgress(
+        step=3,
+        total_steps=10,
+        metrics={"loss": 0.6931, "rewards/accuracy": 0.625, "rows_per_s": 12.34, "time/step_s": 2.0,
+                 "time/margin_wait_s": 0.5, "grad_norm": 3.0},
+        remaining_s=65,
+    )  # fmt: skip
+    assert describe_figures(progress) == "loss 0.6931 · accuracy 62.5% · rows/s 12.3 · margin wait 25% · 1:05 left"
+    assert describe_span(3723) == "1:02:03"
+
+
+def test_without_a_terminal_a_job_is_shown_in_plain_lines() -> None:
+    out = StringIO()
+    job = Job(JOB_ID, JobKind.POLICY_TRAINING, JobState.PENDING, {}, display_name="try")
+    events = [
+        StateChange(JobState.RUNNING, 2),
+        JobProgress(phase="loading"),
+        *(JobProgress(step, 50, {"loss": 1.0 / step}, phase="training") for step in range(1, 51)),
+        LogLine("a secret of the log"),
+        CheckpointPublished(50),
+        StateChange(JobState.FAILED, 2, "out of memory [12 GiB]"),
+    ]
+    with JobView(job, console=Console(file=out, width=200)) as view:
+        for event in events:
+            view.show(JobEvent("0", 0.0, event))
+    assert out.getvalue().splitlines() == [
+        "try: running, attempt 2",
+        "try: loading",
+        "try: training 1/50  loss 1.0000",
+        "try: training 50/50  loss 0.0200",
+        "try: checkpoint of step 50",
+        "try: failed, attempt 2: out of memory [12 GiB]",
+    ]
+
+
+def test_on_a_terminal_the_bar_keeps_its_place_over_a_new_phase() -> None:
+    console = Console(file=StringIO(), width=120, force_terminal=True)
+    job = Job(JOB_ID, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, display_name="try")
+    with JobView(job, console=console, log=True) as view:
+        view.show(JobEvent("1", 0.0, JobProgress(7, 50, {"loss": 0.5}, remaining_s=9, phase="training")))
+        view.show(JobEvent("2", 0.0, JobProgress(step=7, phase="publishing")))
+        view.show(JobEvent("3", 0.0, LogLine("[bold]not markup")))
+    shown = console.file.getvalue()
+    assert "7/50" in shown.split("publishing")[-1]
+    assert "loss 0.5000" in shown.split("publishing")[-1]
+    assert "[bold]not markup" in shown
