@@ -192,8 +192,8 @@ def test_cancel_leaves_a_usable_checkpoint(client, base, pairs, reward_job, tmp_
     assert (directory / "model.safetensors").exists()
 
 
-def test_lora_trains_an_adapter_that_names_its_base(client, base, pairs, reward_job, tmp_path):
-    job = policy_job(client, base, pairs, reward_job, max_steps=3, lora={"rank": 2, "alpha": 4}).wait()
+def test_lora_in_bf16_trains_an_adapter_that_names_its_base(client, base, pairs, reward_job, tmp_path):
+    job = policy_job(client, base, pairs, reward_job, max_steps=3, lora={"rank": 2}, precision="bf16").wait()
     model = client.models.get(job.result.model_id)
 
     directory = client.models.download(model, tmp_path / "adapter")

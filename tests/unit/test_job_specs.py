@@ -1,0 +1,104 @@
+"""The typed specs and their form on the wire say the same."""
+
+import pytest
+from google.protobuf.descriptor import Descriptor
+from pydantic import BaseModel
+
+from madpo.errors import InvalidArgumentError
+from madpo.jobs import SPEC_TYPES, ModelReference, PolicyTrainingSpec, parse_spec, referenced_job_ids
+from madpo.rpc import convert
+from madpo.types import JobKind
+from madpo.v1 import job_service_pb2
+
+MODEL, DATASET, JOB = "model-" + "a" * 32, "dataset-" + "b" * 32, "job-" + "c" * 32
+SPECS = {
+    JobKind.SUPERVISED_TRAINING: {"model": {"model_id": MODEL}, "dataset_id": DATASET},
+    JobKind.REWARD_TRAINING: {
+        "model": {"job_id": JOB, "step": 3},
+        "dataset_id": DATASET,
+        "training": {"lora": {"rank": 4, "target_modules": ["q_proj"]}, "seed": 7, "max_steps": 5},
+    },
+    JobKind.POLICY_TRAINING: {
+        "model": {"model_id": MODEL},
+        "dataset_id": DATASET,
+        "method": {"name": "madpo", "params": {"tau": 2.5, "mode": "amp_only", "clip_negative": False}},
+        "margin": {"reward_model": {"job_id": JOB}, "outage_policy": "fail", "lookahead_batches": 3},
+    },
+    JobKind.EVALUATION: {
+        "model": {"model_id": MODEL},
+        "prompt_dataset_id": DATASET,
+        "baseline_job_ids": [JOB],
+        "metrics": ["toy_reward"],
+        "sampling": {"temperatures": [0.7, 1.0], "seed": 3},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_spec_survives_the_wire(kind):
+    spec = parse_spec(kind, SPECS[kind])
+
+    message = convert.spec_to_proto(kind, spec.model_dump(mode="json"))
+
+    assert convert.spec_from_proto(message) == (kind, spec)
+
+
+@pytest.mark.parametrize("kind", SPEC_TYPES)
+def test_what_is_not_given_on_the_wire_takes_the_default_of_the_spec(kind):
+    message = convert.spec_to_proto(kind, SPECS[kind])
+
+    assert convert.spec_from_proto(message)[1] == parse_spec(kind, SPECS[kind])
+
+
+@pytest.mark.parametrize("kind", SPEC_TYPES)
+def test_the_contract_and_the_specs_have_the_same_fields(kind):
+    descriptor = job_service_pb2.JobSpec.DESCRIPTOR.fields_by_name[kind.value].message_type
+
+    check_same_fields(SPEC_TYPES[kind], descriptor)
+
+
+def check_same_fields(schema: type[BaseModel], descriptor: Descriptor) -> None:
+    assert set(schema.model_fields) == set(descriptor.fields_by_name), descriptor.full_name
+    for name, field in schema.model_fields.items():
+        nested = descriptor.fields_by_name[name].message_type
+        inner = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if is_spec(kind)]
+        if inner:
+            check_same_fields(inner[0], nested)
+
+
+def is_spec(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def test_jobs_a_spec_builds_on_are_found_and_named_checkpoints_are_not_waited_for():
+    policy = parse_spec(JobKind.POLICY_TRAINING, SPECS[JobKind.POLICY_TRAINING])
+    reward = parse_spec(JobKind.REWARD_TRAINING, SPECS[JobKind.REWARD_TRAINING])
+    evaluation = parse_spec(JobKind.EVALUATION, SPECS[JobKind.EVALUATION])
+
+    assert referenced_job_ids(policy) == referenced_job_ids(evaluation) == (JOB,)
+    assert referenced_job_ids(reward) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"training": {"optimizer": {"learning_rate": 0}}}, "training.optimizer.learning_rate"),
+        ({"training": {"epochs": float("nan")}}, "training.epochs"),
+        ({"training": {"precision": "fp8"}}, "training.precision"),
+        ({"training": {"bogus": 1}}, "training.bogus"),
+        ({"dataset_id": "../../etc"}, "dataset_id"),
+        ({"margin": {"source": "reward_service"}}, "margin"),
+        ({"model": {"model_id": MODEL, "job_id": JOB}}, "model"),
+        ({"model": {"model_id": MODEL, "step": 1}}, "model"),
+    ],
+)
+def test_a_wrong_field_is_named_by_its_path(change, field):
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_spec(JobKind.POLICY_TRAINING, SPECS[JobKind.POLICY_TRAINING] | change)
+
+    assert [violation.field for violation in caught.value.violations] == [f"spec.policy_training.{field}"]
+
+
+def test_a_model_reference_names_exactly_one_source():
+    assert ModelReference(job_id=JOB, step=4).step == 4
+    assert PolicyTrainingSpec(model=ModelReference(model_id=MODEL), dataset_id=DATASET).method.name == "madpo"
