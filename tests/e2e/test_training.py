@@ -35,8 +35,13 @@ def preference_rows(count):
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    with EmbeddedStack(tmp_path_factory.mktemp("stack"), threads=1) as stack:
-        yield stack
+    with pytest.MonkeyPatch.context() as environment:
+        for service in ("GATEWAY", "TRAINER", "EVALUATOR"):  # a dead worker's job is waited for a lease long
+            environment.setenv(f"MADPO_{service}_LEASE_S", "6")
+        for service in ("TRAINER", "EVALUATOR"):
+            environment.setenv(f"MADPO_{service}_RENEW_S", "2")
+        with EmbeddedStack(tmp_path_factory.mktemp("stack"), threads=1) as stack:
+            yield stack
 
 
 @pytest.fixture(scope="module")
