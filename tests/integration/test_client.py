@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -245,10 +244,17 @@ def test_an_artifact_that_is_not_there_is_named(job: JobHandle) -> None:
 def test_an_interrupted_command_exits_with_130_and_leaves_the_job(stack: EmbeddedStack, job: JobHandle) -> None:
     command = [sys.executable, "-m", "madpo_client.cli", "job", "watch", job.id, "--json"]
     environment = {**os.environ, "MADPO_HOME": str(stack.home)}
-    watching = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watching = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As at a terminal: a suite that runs in the background inherits an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert watching.stdout is not None
     assert json.loads(watching.stdout.readline())["kind"] == "StateChange"
-    time.sleep(0.2)
     watching.send_signal(signal.SIGINT)
     _, complaint = watching.communicate(timeout=30)
     assert (watching.returncode, complaint) == (130, "")
