@@ -126,3 +126,7 @@ class NonFiniteError(MadpoError, ArithmeticError):
 
 class InternalError(MadpoError, RuntimeError):
     """A defect of ours."""
+
+
+RETRYABLE = (UnavailableError, OverloadedError, DeadlineExceededError, StaleAttemptError, InternalError)
+"""Errors that say nothing about the job itself: a run crashes on them, and the queue decides about another attempt."""

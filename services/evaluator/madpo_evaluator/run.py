@@ -14,17 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from madpo.config import load_settings
 from madpo.data.collate import collate_pairs
 from madpo.data.tokenize import Encoded, encode_response, pad_id
-from madpo.errors import (
-    DeadlineExceededError,
-    FailedPreconditionError,
-    InternalError,
-    InvalidArgumentError,
-    InvalidPairError,
-    MadpoError,
-    OverloadedError,
-    StaleAttemptError,
-    UnavailableError,
-)
+from madpo.errors import RETRYABLE, FailedPreconditionError, InvalidArgumentError, InvalidPairError, MadpoError
 from madpo.jobs import EvaluationSpec, ModelReference, validate
 from madpo.ports import ObjectStore
 from madpo.queue.workspace import Run
@@ -56,15 +46,6 @@ from madpo_evaluator.statistics import Accuracy, estimate_accuracy
 
 logger = logging.getLogger(__name__)
 
-_WORTH_ANOTHER_ATTEMPT = (
-    UnavailableError,
-    OverloadedError,
-    DeadlineExceededError,
-    StaleAttemptError,
-    InternalError,
-)
-"""Errors that say nothing about the job itself: the run crashes, and the queue decides about another attempt."""
-
 
 class StopRequestedError(Exception):
     """The worker asked the run to end; raised between batches."""
@@ -85,7 +66,7 @@ def main(workspace: Path) -> None:
         run.succeed(EvaluationRun(run, settings).execute())
     except StopRequestedError:
         run.stop()
-    except _WORTH_ANOTHER_ATTEMPT:
+    except RETRYABLE:
         raise
     except MadpoError as error:
         logger.exception("the evaluation cannot go on")

@@ -21,7 +21,7 @@ from transformers import logging as transformers_logging
 from madpo.config import load_settings
 from madpo.data.order import Schedule
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
-from madpo.errors import FailedPreconditionError, InvalidArgumentError, MadpoError
+from madpo.errors import RETRYABLE, FailedPreconditionError, InvalidArgumentError, MadpoError
 from madpo.jobs import MarginParameters, PolicyTrainingSpec, RewardTrainingSpec, SupervisedTrainingSpec, parse_spec
 from madpo.losses.registry import get_method, parse_params
 from madpo.models.load import load_tokenizer
@@ -40,7 +40,7 @@ from madpo_trainer import reference
 from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial, save_trained
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop, write_metrics
-from madpo_trainer.margins import OUTAGE, DatasetMargins, MarginJournal, MarginSource, RemoteMargins, outlast
+from madpo_trainer.margins import DatasetMargins, MarginJournal, MarginSource, RemoteMargins, outlast
 from madpo_trainer.objectives.base import Objective
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.objectives.reward import RewardObjective
@@ -66,8 +66,8 @@ def main(workspace: Path) -> int:
     _make_deterministic(settings.threads)
     try:
         TrainingRun(run, settings).execute()
-    except OUTAGE:
-        raise  # a crash, so another attempt
+    except RETRYABLE:
+        raise
     except MadpoError as error:
         logger.exception("the job cannot go on")
         run.fail(str(error))

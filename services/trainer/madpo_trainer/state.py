@@ -31,8 +31,6 @@ class TrainingState:
     seed: int = 0
     reward_revision: str | None = None
     """Revision of the reward model whose margins this job uses."""
-    reference_digest: str | None = None
-    """Which stored reference log-probs belong to this job."""
     ledger_parts: list[str] = field(default_factory=list)
     initial_eval: dict[str, float] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)

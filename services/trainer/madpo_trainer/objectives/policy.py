@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from madpo.data.collate import collate_pairs
 from madpo.data.tokenize import pad_id
+from madpo.errors import InternalError
 from madpo.losses.logps import PairLogps, pair_logps
 from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig
 from madpo_trainer.ledger import Ledger, LedgerRow
@@ -144,6 +145,10 @@ class PolicyStep:
         batch = self._batch(rows)
         context = LossContext(stats=self._stats, state=objective.method_state)
         output = objective.method.loss(objective.config, batch, context)
+        if output.mask is not None or output.aux:
+            raise InternalError(
+                f"method {objective.method.name} filters pairs or adds terms, which are not trained yet"
+            )
         self._record(rows, batch, output)
         return output.per_pair.sum() / self._count
 
