@@ -40,14 +40,14 @@ from madpo_examples.stages import Stages
 class Settings:
     """Sizes and step counts of a run; one seed fixes pairs, labels, training and sampling."""
 
-    train_pairs: int = 512
+    train_pairs: int = 384
     held_out_pairs: int = 64
     min_rating_gap: float = 0.5
     max_words: int = 18
     """Longer snippets are left out: they cost time."""
-    reward_steps: int = 32
+    reward_steps: int = 24
     reward_learning_rate: float = 1e-3
-    policy_steps: int = 32
+    policy_steps: int = 24
     policy_learning_rate: float = 3e-4
     beta: float = 0.1
     lora_rank: int = 8
