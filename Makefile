@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## Toy reviews: a preference file to a better model, everything live (under 5 minutes on two cores)
 	$(BIN)/madpo demo --out $(OUT)/demo
 
-demo-real: install  ## Real text: SmolLM2-135M and human-rated movie reviews (about 35 minutes on two cores)
+demo-real: install  ## Real text: SmolLM2-135M and human-rated movie reviews (under 30 minutes on two cores)
 	$(BIN)/madpo demo movie-reviews --out $(OUT)/demo-real
 
 up: install  ## Start the embedded stack
