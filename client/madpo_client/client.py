@@ -9,12 +9,14 @@ from typing import Any, Self, TypeVar
 
 from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.jobs import ModelReference, validate
+from madpo.rpc.channel import is_loopback
+from madpo.rpc.tls import ClientTls
 from madpo.types import Checkpoint, Dataset, DatasetReport, Model
 from madpo_client.connection import read_connection
 from madpo_client.jobs import JobHandle, Jobs, ModelLike, job_id_of, model_reference
 from madpo_client.progress import transfer
 from madpo_client.session import Session
-from madpo_client.settings import ClientSettings
+from madpo_client.settings import client_settings
 
 T = TypeVar("T")
 
@@ -28,6 +30,9 @@ class Client:
         server: `host:port` of the gateway.
         token: Bearer token; or give `token_file`.
         token_file: File that holds the bearer token.
+        tls_ca: Authority of the gateway's certificate. Without it a gateway on this machine is talked to in plain text,
+            any other by TLS and the public authorities.
+        plaintext: Talk to a gateway on another machine without TLS. Anybody on the way reads the token.
         timeout_s: Longest wait for an answer, and for each piece of an upload or download.
 
     Attributes:
@@ -37,35 +42,44 @@ class Client:
     """
 
     def __init__(
-        self, server: str, *, token: str | None = None, token_file: Path | None = None, timeout_s: float = 30.0
+        self,
+        server: str,
+        *,
+        token: str | None = None,
+        token_file: Path | None = None,
+        tls_ca: Path | None = None,
+        plaintext: bool = False,
+        timeout_s: float = 30.0,
     ) -> None:
         if token is None and token_file is not None:
-            token = _read_token(token_file)
+            token = _read_token(token_file.expanduser())
         self.server = server
-        self._session = Session(server, token=token, timeout_s=timeout_s)
+        tls = _tls(server, tls_ca=tls_ca, plaintext=plaintext)
+        self._session = Session(server, token=token, tls=tls, timeout_s=timeout_s)
         self.datasets = Datasets(self._session)
         self.models = Models(self._session)
         self.jobs = Jobs(self._session)
 
     @classmethod
-    def from_environment(cls, *, server: str | None = None, token_file: Path | None = None) -> Self:
-        """The gateway of `MADPO_SERVER` and `MADPO_TOKEN_FILE`, or else of the embedded stack.
+    def from_environment(cls, **given: Any) -> Self:
+        """The gateway that arguments, `MADPO_SERVER` and the like, or a profile name, or else the embedded stack's.
 
         Args:
-            server: Wins over the environment.
-            token_file: Wins over the environment.
+            given: Fields of `madpo_client.settings.ClientSettings`; they win over the environment, None counts as not
+                given.
 
         Raises:
             UnavailableError: No server is named and no embedded stack runs.
+            NotFoundError: There is no such profile.
         """
-        settings = ClientSettings()
-        server, token_file = server or settings.server, token_file or settings.token_file
+        settings = client_settings(**given)
+        server, token_file = settings.server, settings.token_file
         if server is None:
             connection = read_connection(settings.expanded_home)
             if connection is None:
                 raise UnavailableError("no madpo gateway is known; start one with `madpo up` or set MADPO_SERVER")
             server, token_file = connection.server, token_file or Path(connection.token_file)
-        return cls(server, token_file=token_file)
+        return cls(server, token_file=token_file, tls_ca=settings.tls_ca, plaintext=settings.plaintext)
 
     def close(self) -> None:
         """Close the connection."""
@@ -79,6 +93,12 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client({self.server!r})"
+
+
+def _tls(server: str, *, tls_ca: Path | None, plaintext: bool) -> ClientTls | None:
+    if tls_ca is not None:
+        return ClientTls(tls_ca.expanduser())
+    return None if plaintext or is_loopback(server) else ClientTls()
 
 
 class Datasets:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from madpo.rpc.gateway_client import GatewayClient
+from madpo.rpc.tls import ClientTls
 
 T = TypeVar("T")
 
@@ -29,9 +30,9 @@ def _background_loop() -> asyncio.AbstractEventLoop:
 class Session:
     """A gateway client and the thread its calls run in. Thread-safe."""
 
-    def __init__(self, server: str, *, token: str | None, timeout_s: float) -> None:
+    def __init__(self, server: str, *, token: str | None, tls: ClientTls | None, timeout_s: float) -> None:
         async def connect() -> GatewayClient:
-            return GatewayClient(server, token=token, timeout_s=timeout_s)
+            return GatewayClient(server, token=token, tls=tls, timeout_s=timeout_s)
 
         self.gateway = self.run(connect())
 

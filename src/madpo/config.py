@@ -1,11 +1,20 @@
-"""Settings of services: environment over TOML file over defaults; only `settings.py` modules read the environment."""
+"""Settings of services: environment over secret files over a TOML file over defaults.
+
+Only `settings.py` modules and this one read the environment.
+"""
 
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from madpo.errors import FieldViolation, InvalidArgumentError
 
@@ -13,7 +22,8 @@ from madpo.errors import FieldViolation, InvalidArgumentError
 class ServiceSettings(BaseSettings):
     """What every service has. A subclass sets `env_prefix` (`MADPO_REWARD_`); nested fields use `__`.
 
-    A TOML file named by `MADPO_CONFIG_FILE` may hold the same fields.
+    A file of `MADPO_SECRETS_DIR` (by default `/run/secrets`, where there is one) may hold a single value; it is named
+    like the variable, in lower case: `madpo_reward_token`. A TOML file named by `MADPO_CONFIG_FILE` may hold any.
     """
 
     model_config = SettingsConfigDict(
@@ -32,6 +42,19 @@ class ServiceSettings(BaseSettings):
     """How long calls in flight may take after SIGTERM, in seconds."""
     reflection: bool = False
     """Serve gRPC reflection."""
+    tls_cert: Path | None = None
+    """Certificate chain of this service, PEM; with `tls_key` it serves TLS instead of plain text."""
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    """Mutual TLS: only clients with a certificate of this authority are let in."""
+
+    @model_validator(mode="after")
+    def _certificate_comes_with_its_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key come together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key: without TLS there are no client certificates")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -42,10 +65,12 @@ class ServiceSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then environment, then the TOML file."""
+        """Arguments, then environment, then secret files, then the TOML file."""
         path = os.environ.get("MADPO_CONFIG_FILE")
         toml = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
-        return (init_settings, env_settings, *toml, file_secret_settings)
+        directory = Path(os.environ.get("MADPO_SECRETS_DIR", "/run/secrets"))
+        secrets = (SecretsSettingsSource(settings_cls, secrets_dir=directory),) if directory.is_dir() else ()
+        return (init_settings, env_settings, *secrets, *toml)
 
     def resolved(self) -> dict[str, Any]:
         """The settings as JSON with secrets masked; logged once at start."""
@@ -68,7 +93,9 @@ class QueueSettings(StoreSettings):
     """Settings of services that also use the job queue."""
 
     redis_url: SecretStr
-    """`redis://[:password@]host:port/0` or `unix:///path`."""
+    """`redis://[:password@]host:port/0`, `rediss://...` for TLS, or `unix:///path`."""
+    redis_password: SecretStr | None = None
+    """Where the URL holds none."""
     redis_namespace: str = "madpo"
     lease_s: float = Field(default=30.0, gt=0)
     """How long a worker may be silent before its job is given to another, in seconds."""
@@ -89,6 +116,9 @@ class WorkerSettings(QueueSettings):
     """gRPC target of the reward service, e.g. `dns:///reward:50051`."""
     reward_token: SecretStr | None = None
     """Bearer token the reward service asks for."""
+    tls_ca: Path | None = None
+    """Authority the reward service's certificate is checked against; with it that channel is TLS, and this service's
+    own certificate is shown."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads of a run; None leaves torch's own choice."""
 

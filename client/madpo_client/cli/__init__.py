@@ -8,7 +8,7 @@ import sys
 import typer
 
 from madpo.errors import MadpoError
-from madpo_client.cli import context, datasets, jobs, models, run, stack
+from madpo_client.cli import context, datasets, init, jobs, models, run, stack
 
 app = typer.Typer(
     name="madpo",
@@ -23,6 +23,7 @@ app.add_typer(models.app, name="model")
 app.add_typer(run.app)
 app.add_typer(jobs.app, name="job")
 app.add_typer(stack.app)
+app.add_typer(init.app)
 
 
 def main() -> None:

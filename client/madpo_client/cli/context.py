@@ -12,21 +12,40 @@ Server = Annotated[str | None, typer.Option(help="Gateway, HOST:PORT (MADPO_SERV
 TokenFile = Annotated[Path | None, typer.Option(help="File with the bearer token (MADPO_TOKEN_FILE).")]
 
 
-def connect(context: typer.Context, server: Server = None, token_file: TokenFile = None) -> None:
+TlsCa = Annotated[Path | None, typer.Option(help="Authority of the gateway's certificate (MADPO_TLS_CA).")]
+Plaintext = Annotated[
+    bool | None, typer.Option("--plaintext", help="Without TLS to another host; the token can be read on the way.")
+]
+Profile = Annotated[str | None, typer.Option(help="Gateway of this name in ~/.madpo/config.toml (MADPO_PROFILE).")]
+
+
+def connect(
+    context: typer.Context,
+    server: Server = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    plaintext: Plaintext = None,
+    profile: Profile = None,
+) -> None:
     """Callback of the whole command: keeps its options for the verbs."""
-    context.obj = (server, token_file)
+    context.obj = {
+        "server": server,
+        "token_file": token_file,
+        "tls_ca": tls_ca,
+        "plaintext": plaintext,
+        "profile": profile,
+    }
 
 
 def names_server(context: typer.Context) -> bool:
     """Whether a gateway was asked for, rather than a stack of one's own."""
-    from madpo_client.settings import ClientSettings
+    from madpo_client.settings import client_settings
 
-    return bool(context.obj[0] or ClientSettings().server)
+    return bool(client_settings(**context.obj).server)
 
 
 def open_client(context: typer.Context) -> "Client":
     """A client of the gateway that was asked for, or of the embedded stack."""
     from madpo_client.client import Client
 
-    server, token_file = context.obj
-    return Client.from_environment(server=server, token_file=token_file)
+    return Client.from_environment(**context.obj)

@@ -19,6 +19,7 @@ from madpo.jobs import EvaluationSpec, ModelReference, validate
 from madpo.ports import ObjectStore
 from madpo.queue.workspace import Run
 from madpo.rpc.reward_client import RewardClient
+from madpo.rpc.tls import client_tls
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
@@ -227,7 +228,8 @@ class EvaluationRun:
         target, token = self._settings.reward_target or "", self._settings.reward_token
 
         async def ask() -> list[float]:
-            async with RewardClient(target, token=token.get_secret_value() if token else None) as client:
+            secret = token.get_secret_value() if token else None
+            async with RewardClient(target, token=secret, tls=client_tls(self._settings)) as client:
                 return await score(client, model_id, generations, advance=phase.advance)
 
         return asyncio.run(ask())

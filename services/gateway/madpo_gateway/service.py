@@ -9,7 +9,7 @@ import grpc
 from prometheus_client import CollectorRegistry, Counter
 
 from madpo.errors import MadpoError, NotFoundError
-from madpo.queue.queue import connect
+from madpo.queue.queue import open_queue
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
@@ -37,9 +37,7 @@ class GatewayService:
     def __init__(self, settings: GatewaySettings, registry: CollectorRegistry) -> None:
         self._settings = settings
         self._store = open_store(settings)
-        self._queue = connect(
-            settings.redis_url.get_secret_value(), namespace=settings.redis_namespace, lease_s=settings.lease_s
-        )
+        self._queue = open_queue(settings)
         self._datasets = DatasetStore(self._store)
         self._models = ModelStore(self._store, settings.scratch)
         self._reaped = Counter(

@@ -35,10 +35,11 @@ class GatewaySettings(QueueSettings):
 
     @model_validator(mode="after")
     def _plaintext_stays_on_loopback(self) -> Self:
-        if not self.allow_plaintext and not _is_loopback(self.host):
+        if self.tls_cert is None and not self.allow_plaintext and not _is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} is not loopback and calls are not encrypted: anybody on the way reads the token "
-                "(set MADPO_GATEWAY_ALLOW_PLAINTEXT=true where the network is private)"
+                "(set MADPO_GATEWAY_TLS_CERT and MADPO_GATEWAY_TLS_KEY, or MADPO_GATEWAY_ALLOW_PLAINTEXT=true where "
+                "the network is private)"
             )
         return self
 

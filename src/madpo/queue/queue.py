@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
+from madpo.config import QueueSettings
 from madpo.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -54,7 +55,9 @@ def job_id_of(request_id: str) -> str:
     return "job-" + hashlib.sha256(request_id.encode()).hexdigest()[:32]
 
 
-def connect(url: str, *, namespace: str = "madpo", lease_s: float = 30.0) -> "RedisJobQueue":
+def connect(
+    url: str, *, password: str | None = None, namespace: str = "madpo", lease_s: float = 30.0
+) -> "RedisJobQueue":
     """A queue on the server at `url`; nothing is sent yet, see `RedisJobQueue.ping`.
 
     Commands are retried a few times with jittered backoff: all of them may be sent twice.
@@ -65,6 +68,7 @@ def connect(url: str, *, namespace: str = "madpo", lease_s: float = 30.0) -> "Re
     try:
         client = Redis.from_url(
             url,
+            password=password,
             decode_responses=True,
             protocol=2,
             socket_timeout=_SOCKET_TIMEOUT_S,
@@ -75,6 +79,17 @@ def connect(url: str, *, namespace: str = "madpo", lease_s: float = 30.0) -> "Re
     except ValueError as error:
         raise InvalidArgumentError("redis_url must be redis://[:password@]host:port/0 or unix:///path") from error
     return RedisJobQueue(client, namespace=namespace, lease_s=lease_s)
+
+
+def open_queue(settings: QueueSettings) -> "RedisJobQueue":
+    """The queue of a service's settings; nothing is sent yet."""
+    password = settings.redis_password
+    return connect(
+        settings.redis_url.get_secret_value(),
+        password=password.get_secret_value() if password is not None else None,
+        namespace=settings.redis_namespace,
+        lease_s=settings.lease_s,
+    )
 
 
 class RedisJobQueue:

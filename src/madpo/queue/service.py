@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from madpo.config import WorkerSettings
 from madpo.errors import InternalError
-from madpo.queue.queue import RedisJobQueue, connect
+from madpo.queue.queue import RedisJobQueue, open_queue
 from madpo.queue.worker import JobWorker
 from madpo.storage.open import open_store
 
@@ -53,9 +53,7 @@ class WorkerService:
         """
         settings = self._settings
         store = await asyncio.to_thread(open_store, settings)
-        self._queue = connect(
-            settings.redis_url.get_secret_value(), namespace=settings.redis_namespace, lease_s=settings.lease_s
-        )
+        self._queue = open_queue(settings)
         await self._queue.ping()
         worker = JobWorker(
             self._queue,

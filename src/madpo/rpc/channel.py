@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import grpc
 
+from madpo.rpc.tls import ClientTls
+
 MESSAGE_LIMIT_BYTES = 16 * 1024 * 1024
 """Largest message either side takes. Requests are split well under it before they are sent."""
 
@@ -43,11 +45,18 @@ _OPTIONS = (
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
-    """A channel to every replica behind `target` (`host:port` or `dns:///host:port`)."""
-    is_local = any(host in target for host in _LOOPBACK)
+def is_loopback(target: str) -> bool:
+    """Whether a target is on this machine."""
+    return any(host in target for host in _LOOPBACK)
+
+
+def open_channel(target: str, *, tls: ClientTls | None = None) -> grpc.aio.Channel:
+    """A channel to every replica behind `target` (`host:port` or `dns:///host:port`); plain text without `tls`."""
     # A proxy of the environment is for the world outside.
-    return grpc.aio.insecure_channel(target, options=(*_OPTIONS, ("grpc.enable_http_proxy", int(not is_local))))
+    options = (*_OPTIONS, ("grpc.enable_http_proxy", int(not is_loopback(target))))
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=options)
 
 
 def call_metadata(token: str | None, *, request_id: str | None = None) -> Sequence[tuple[str, str]]:

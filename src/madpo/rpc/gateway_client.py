@@ -23,6 +23,7 @@ from madpo.errors import (
 from madpo.rpc import convert
 from madpo.rpc.channel import call_metadata, open_channel
 from madpo.rpc.status import from_rpc_error
+from madpo.rpc.tls import ClientTls
 from madpo.rpc.transfer import IncomingDirectory, IncomingFile, OnBytes, describe_model, read_chunks
 from madpo.v1 import dataset_service_pb2 as datasets
 from madpo.v1 import job_service_pb2 as jobs
@@ -47,6 +48,7 @@ class GatewayClient:
     Args:
         target: `host:port` of the gateway.
         token: Bearer token, or None for a gateway that asks for none.
+        tls: What to trust; None talks in plain text.
         timeout_s: Longest wait for a unary call, and for each chunk of a transfer.
         commit_timeout_s: Longest wait for the gateway's own work: checking and storing an upload, an import.
         outage_s: How long a watch keeps trying to reach a gateway that went away.
@@ -57,6 +59,7 @@ class GatewayClient:
         target: str,
         *,
         token: str | None,
+        tls: ClientTls | None = None,
         timeout_s: float = 30.0,
         commit_timeout_s: float = 1800.0,
         outage_s: float = 120.0,
@@ -64,7 +67,7 @@ class GatewayClient:
         self.target = target
         self._metadata = call_metadata(token)
         self._timeout_s, self._commit_timeout_s, self._outage_s = timeout_s, commit_timeout_s, outage_s
-        self._channel = open_channel(target)
+        self._channel = open_channel(target, tls=tls)
         self._datasets = DatasetServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._models = ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._jobs = JobServiceStub(self._channel)  # type: ignore[no-untyped-call]

@@ -25,6 +25,7 @@ from madpo.errors import (
 from madpo.rpc import convert
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES, call_metadata, open_channel
 from madpo.rpc.status import from_rpc_error
+from madpo.rpc.tls import ClientTls
 from madpo.types import Content, PreferencePair, RewardModelInfo, ScoredPair, ScoredResponse
 from madpo.v1 import preference_pb2 as preference
 from madpo.v1 import reward_service_pb2 as reward
@@ -61,17 +62,24 @@ class RewardClient:
     Args:
         target: gRPC target: `host:port`, or `dns:///host:port` for all replicas behind a name.
         token: Bearer token of the service.
+        tls: What to trust and to show; None talks in plain text.
         timeout_s: Deadline of each request, retries included.
         load_timeout_s: Deadline of `get_reward_model`, which may have to load the model.
     """
 
     def __init__(
-        self, target: str, *, token: str | None = None, timeout_s: float = 60.0, load_timeout_s: float = 600.0
+        self,
+        target: str,
+        *,
+        token: str | None = None,
+        tls: ClientTls | None = None,
+        timeout_s: float = 60.0,
+        load_timeout_s: float = 600.0,
     ) -> None:
         self._target, self._token = target, token
         self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
         self._batch_items = _BATCH_ITEMS
-        self._channel = open_channel(target)
+        self._channel = open_channel(target, tls=tls)
         self._stub = RewardServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def __aenter__(self) -> "RewardClient":

@@ -15,7 +15,9 @@ from prometheus_client import CollectorRegistry
 from madpo.config import ServiceSettings, load_settings
 from madpo.errors import MadpoError
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES
+from madpo.rpc.health import check_serving
 from madpo.rpc.interceptors import CallInterceptor
+from madpo.rpc.tls import server_credentials
 from madpo.telemetry.logging import configure_logging
 from madpo.telemetry.metrics import RpcMetrics, new_registry, serve_metrics
 
@@ -70,7 +72,12 @@ class RunningServer:
             names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.port}")
+        address = f"{self._settings.host}:{self._settings.port}"
+        credentials = server_credentials(self._settings)
+        if credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, credentials)
         await self._server.start()
         await self._service.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -105,6 +112,8 @@ def run_service(
 ) -> int:
     """Run a service until SIGTERM or SIGINT; returns the exit code.
 
+    With `health` on the command line, ask the running one instead: exit code 0 when it serves.
+
     Args:
         name: For logs: `reward`.
         settings_type: Read from the environment; a wrong setting ends the process with one clear line.
@@ -113,6 +122,9 @@ def run_service(
     """
     try:
         settings = load_settings(settings_type)
+        if sys.argv[1:] == ["health"]:
+            check_serving(settings)
+            return 0
         configure_logging(service=name, level=settings.log_level, format=settings.log_format)
         secret = getattr(settings, token_field) if token_field else None
         token = secret.get_secret_value() if secret else None
