@@ -268,7 +268,7 @@ def training_process(stack):
 
 
 def is_training(command):
-    return "madpo_trainer.run" in command and "torch.distributed.run" not in command
+    return "madpo_trainer.run" in command
 
 
 def kill(process):

@@ -12,6 +12,7 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobState
 from madpo_trainer.loop import TrainingLoop
+from madpo_trainer.ranks import OneRank
 from madpo_trainer.state import TrainingState, load_state
 
 JOB = Job("job-" + "1" * 32, JobKind.SUPERVISED_TRAINING, JobState.RUNNING, {}, attempt=1)
@@ -80,6 +81,7 @@ def make_loop(tmp_path, objective, *, micro_batch_size=4, state=None, **fields):
 
     return TrainingLoop(
         run=Run(directory, JOB),
+        ranks=OneRank(),
         objective=objective,
         parameters=parameters,
         schedule=schedule,

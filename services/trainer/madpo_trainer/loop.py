@@ -1,7 +1,8 @@
 """The one training loop: plan, micro-batches, finite checks, optimizer, checkpoints, progress.
 
 The gradient of a step is that of the whole global batch: every micro-batch loss is a sum divided by the global
-denominator. A non-finite loss or gradient norm is refused before the weights move.
+denominator, micro-batches are dealt to the ranks, and gradients are summed over them. Every rank then takes the same
+optimizer step. A non-finite loss or gradient norm, on any rank, is refused before the weights move on any.
 """
 
 import json
@@ -23,17 +24,19 @@ from madpo.jobs import TrainingParameters
 from madpo.queue.workspace import Run
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.types import JobProgress
-from madpo_trainer.margins import Interrupted
 from madpo_trainer.objectives.base import Objective, StepWork
-from madpo_trainer.state import TrainingState, load_optimizer, save_state, seed_step, trainable_parameters
+from madpo_trainer.ranks import Interrupted, Ranks
+from madpo_trainer.state import TrainingState, load_optimizer, save_state, seed_micro_batch, trainable_parameters
 
 logger = logging.getLogger(__name__)
 
 
 class TrainingLoop:
-    """Runs an objective from its state's step to the end of the schedule.
+    """Runs an objective from its state's step to the end of the schedule; the leader alone reports and saves.
 
     Args:
+        run: On ranks that do not lead, only its wish to stop is looked at.
+        ranks: Among whom the work of a step is shared.
         save_model: Writes the present weights as a Hugging Face directory.
         method_state: Running statistics of the method; saved with each checkpoint.
         flush: Called before each checkpoint with its step; returns keys of ledger parts.
@@ -43,6 +46,7 @@ class TrainingLoop:
         self,
         *,
         run: Run,
+        ranks: Ranks,
         objective: Objective,
         parameters: TrainingParameters,
         schedule: Schedule,
@@ -53,7 +57,8 @@ class TrainingLoop:
         method_state: dict[str, Tensor],
         flush: Callable[[int], list[str]],
     ) -> None:
-        self._run, self._objective, self._parameters, self._schedule = run, objective, parameters, schedule
+        self._run, self._ranks, self._objective = run, ranks, objective
+        self._parameters, self._schedule = parameters, schedule
         self.state, self.metrics = state, metrics
         self._checkpoints, self._save_model, self._method_state, self._flush = (
             checkpoints,
@@ -99,9 +104,12 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Publish a checkpoint of the last finished step."""
+        if self.state.step != self._saved_step:
+            self._ranks.lead(self._publish)
+            self._saved_step = self.state.step
+
+    def _publish(self) -> None:
         step = self.state.step
-        if step == self._saved_step:
-            return
         directory = self._run.directory / f"checkpoint-{step}"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
@@ -118,23 +126,18 @@ class TrainingLoop:
         self._checkpoints.publish(step, directory, metadata={"step": step})
         shutil.rmtree(directory)
         self._checkpoints.prune(self._parameters.keep_checkpoints)
-        self._saved_step = step
         self._run.checkpoint_published(step)
         logger.info("checkpoint published", extra={"step": step})
 
     def _step(self) -> dict[str, Any]:
         start = time.monotonic()
         step = self.state.step
+        if any(self._ranks.gather(self._run.stop_requested)):
+            raise Interrupted
         rows = self._schedule.batch(step)
-        seed_step(self.state.seed, step)
         work = self._objective.begin(step, rows)
-        for micro_batch in self._micro_batches(rows):
-            if self._run.stop_requested:
-                raise Interrupted
-            with self._autocast():
-                loss = work.loss(micro_batch)
-            self._refuse_non_finite("loss", loss, work, micro_batch)
-            torch.autograd.backward(loss)
+        self._ranks.together(lambda: self._accumulate(work, rows))
+        self._ranks.sum_gradients(self._trainable)
         norm = torch.nn.utils.clip_grad_norm_(self._trainable, self._parameters.optimizer.max_grad_norm)
         self._refuse_non_finite("gradient norm", norm, work, rows)
         learning_rate = self._scheduler.get_last_lr()[0]
@@ -155,6 +158,18 @@ class TrainingLoop:
             "time/step_s": step_s,
             "rows_per_s": len(rows) / step_s,
         }
+
+    def _accumulate(self, work: StepWork, rows: Sequence[int]) -> None:
+        """Gradients of this rank's micro-batches."""
+        for number, micro_batch in self._ranks.share(list(enumerate(self._micro_batches(rows)))):
+            # Several ranks stop between steps alone: here they are at different places.
+            if self._ranks.size == 1 and self._run.stop_requested:
+                raise Interrupted
+            seed_micro_batch(self.state.seed, self.state.step, number)
+            with self._autocast():
+                loss = work.loss(micro_batch)
+            self._refuse_non_finite("loss", loss, work, micro_batch)
+            torch.autograd.backward(loss)
 
     def _micro_batches(self, rows: Sequence[int]) -> list[list[int]]:
         """Rows of similar length together: less padding, the same sum."""
@@ -178,6 +193,8 @@ class TrainingLoop:
         if step % self._parameters.log_every_steps and step != total:
             return
         self.metrics.append(row)
+        if not self._ranks.is_leader:
+            return
         figures = {name: float(value) for name, value in row.items() if name not in ("step", "epoch")}
         remaining_s = (total - step) * seconds_per_step
         self._run.progress(

@@ -27,6 +27,7 @@ from madpo.jobs import MarginParameters
 from madpo.ports import ObjectStore, RewardScorer
 from madpo.storage import keys
 from madpo.types import PreferencePair, ScoredPair
+from madpo_trainer.ranks import Interrupted, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,6 @@ T = TypeVar("T")
 _REQUESTS_IN_FLIGHT = 4
 OUTAGE = (UnavailableError, OverloadedError, DeadlineExceededError)
 """What an outage of the reward service looks like."""
-
-
-class Interrupted(Exception):  # noqa: N818 - control flow, not an error
-    """The run was asked to stop while it waited."""
 
 
 class MarginSource(Protocol):
@@ -267,6 +264,47 @@ class RemoteMargins:
         if bad:
             raise NonFiniteError(f"the reward model gave a non-finite margin for {len(bad)} pairs: {bad[:5]}", bad)
         return {score.pair_id: score.reward_margin for score in scores}
+
+
+class SharedMargins:
+    """Margins for all ranks of a run from the source that the leader has.
+
+    Args:
+        make: Makes the source, on the leader.
+        ranks: Of the run.
+    """
+
+    def __init__(self, make: Callable[[], MarginSource], ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._source: MarginSource | None = None
+
+        def keep() -> None:
+            self._source = make()
+
+        ranks.lead(keep)
+
+    def start(self, step: int) -> None:
+        """Begin to look ahead from a step on."""
+        if self._source is not None:
+            self._source.start(step)
+
+    def take(self, step: int) -> list[float | None]:
+        """Margins of the step's rows; all ranks wait for the leader's source."""
+        return self._ranks.lead(lambda: self._leaders.take(step))
+
+    def summary(self) -> dict[str, float]:
+        """Counts so far, on all ranks."""
+        return self._ranks.lead(lambda: self._leaders.summary())
+
+    def close(self) -> None:
+        """Stop looking ahead."""
+        if self._source is not None:
+            self._source.close()
+
+    @property
+    def _leaders(self) -> MarginSource:
+        assert self._source is not None
+        return self._source
 
 
 async def outlast(call: Callable[[], Awaitable[T]], parameters: MarginParameters) -> T:

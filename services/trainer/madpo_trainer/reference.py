@@ -1,4 +1,7 @@
-"""Reference log-probs: computed once per (model, data, tokenisation), kept in the object store, never recomputed."""
+"""Reference log-probs: computed once per (model, data, tokenisation), kept in the object store, never recomputed.
+
+Ranks share the computation by micro-batches of the same rows as one rank would have, so their number changes no bit.
+"""
 
 import hashlib
 import json
@@ -15,6 +18,7 @@ from torch import Tensor
 from madpo.errors import CorruptObjectError, NotFoundError
 from madpo.ports import ObjectStore
 from madpo.storage import keys
+from madpo_trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +37,36 @@ def reference_digest(**parts: str | int | float) -> str:
 
 
 def load_or_compute(
-    store: ObjectStore, digest: str, *, rows: int, compute: Callable[[], ReferenceLogps]
+    store: ObjectStore, digest: str, *, rows: int, compute: Callable[[], ReferenceLogps], ranks: Ranks
 ) -> ReferenceLogps:
     """The stored log-probs, or computed and stored now.
+
+    Args:
+        store: Where they are kept.
+        digest: Their name.
+        rows: How many there must be.
+        compute: Gives them on all ranks; called on all.
+        ranks: Of the run.
 
     Raises:
         CorruptObjectError: The stored ones do not cover `rows` rows.
     """
-    stored = load(store, digest)
-    if stored is None:
+    if ranks.lead(lambda: load(store, digest) is None):
         computed = compute()
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "logps.safetensors"
-            save_file({"chosen": computed.chosen, "rejected": computed.rejected}, path)
-            # Whoever stores first wins: a second attempt must train against the very same numbers.
-            store.put_if_absent(keys.reference_logps(digest), path.read_bytes())
-        stored = load(store, digest)
+        ranks.lead(lambda: _save(store, digest, computed))
+    stored = ranks.together(lambda: load(store, digest))
     if stored is None or len(stored.chosen) != rows or len(stored.rejected) != rows:
         key = keys.reference_logps(digest)
         raise CorruptObjectError(f"{key} does not hold the log-probs of {rows} rows (delete it to have them computed)")
     return stored
+
+
+def _save(store: ObjectStore, digest: str, logps: ReferenceLogps) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "logps.safetensors"
+        save_file({"chosen": logps.chosen, "rejected": logps.rejected}, path)
+        # Whoever stores first wins: a second attempt must train against the very same numbers.
+        store.put_if_absent(keys.reference_logps(digest), path.read_bytes())
 
 
 def load(store: ObjectStore, digest: str) -> ReferenceLogps | None:

@@ -1,7 +1,8 @@
-"""One training attempt, in the process torchrun starts: `python -m madpo_trainer.run WORKSPACE`.
+"""One training attempt, in each process torchrun starts: `python -m madpo_trainer.run WORKSPACE`.
 
 Reads the job from the workspace, resumes from the newest whole checkpoint, trains, publishes model and artifacts, and
-leaves its outcome for the supervisor.
+leaves its outcome for the supervisor. All ranks run the same program; the leader alone has the job's workspace, writes
+to the object store and asks the reward service. The others have a workspace of their host, and get the job from it.
 """
 
 import asyncio
@@ -12,8 +13,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import structlog
 import torch
 from torch import nn
 from transformers import logging as transformers_logging
@@ -26,51 +28,62 @@ from madpo.jobs import MarginParameters, PolicyTrainingSpec, RewardTrainingSpec,
 from madpo.losses.registry import get_method, parse_params
 from madpo.models.load import load_tokenizer
 from madpo.ports import ObjectStore
-from madpo.queue.workspace import Run
+from madpo.queue.workspace import Run, watch_lifeline
 from madpo.rpc.reward_client import RewardClient
+from madpo.rpc.tls import client_tls
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
+from madpo.storage.files import fetch_once
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
 from madpo.storage.references import resolve_model, resolve_model_id
 from madpo.telemetry.logging import configure_logging
-from madpo.types import JobProgress, JobResult, PreferencePair
+from madpo.types import Checkpoint, JobProgress, JobResult, PreferencePair
 from madpo_trainer import reference
 from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial, save_trained
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop, write_metrics
-from madpo_trainer.margins import DatasetMargins, MarginJournal, MarginSource, RemoteMargins, outlast
+from madpo_trainer.margins import DatasetMargins, MarginJournal, MarginSource, RemoteMargins, SharedMargins, outlast
 from madpo_trainer.objectives.base import Objective
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.objectives.reward import RewardObjective
 from madpo_trainer.objectives.supervised import SupervisedObjective
+from madpo_trainer.ranks import Ranks, open_ranks
 from madpo_trainer.rows import EncodedPair, read_completions, read_pairs
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.state import TrainingState, load_state
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TrainingSpec = SupervisedTrainingSpec | RewardTrainingSpec | PolicyTrainingSpec
 
 
 def main(workspace: Path) -> int:
     """Run the attempt; the exit code is 0 whenever an outcome was left."""
+    watch_lifeline(workspace)
     settings = load_settings(TrainerSettings)
     configure_logging(service="trainer-run", level=settings.log_level, format=settings.log_format)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # a new head is expected to be missing from the base model
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    run = Run.open(workspace)
-    run.watch_lifeline()
     _make_deterministic(settings.threads)
-    try:
-        TrainingRun(run, settings).execute()
-    except RETRYABLE:
-        raise
-    except MadpoError as error:
-        logger.exception("the job cannot go on")
-        run.fail(str(error))
+    with open_ranks(timeout_s=settings.collective_timeout_s) as ranks:
+        if ranks.size > 1:
+            structlog.contextvars.bind_contextvars(rank=ranks.rank)
+        run = Run(workspace, ranks.lead(lambda: Run.open(workspace).job))
+        try:
+            TrainingRun(run, settings, ranks).execute()
+        except RETRYABLE:
+            raise
+        except MadpoError as error:
+            if ranks.is_leader:
+                logger.exception("the job cannot go on")
+                run.fail(str(error))
+            else:
+                logger.warning("the job cannot go on: %s", error)
     return 0
 
 
@@ -83,17 +96,17 @@ def _make_deterministic(threads: int | None) -> None:
 
 
 class TrainingRun:
-    """Everything one attempt needs, built from the job's spec."""
+    """Everything one attempt needs on one rank, built from the job's spec."""
 
-    def __init__(self, run: Run, settings: TrainerSettings) -> None:
-        self._run, self._settings = run, settings
+    def __init__(self, run: Run, settings: TrainerSettings, ranks: Ranks) -> None:
+        self._run, self._settings, self._ranks = run, settings, ranks
         self._store: ObjectStore = open_store(settings)
         self._models = ModelStore(self._store, settings.workspace / "cache")
         self._datasets = DatasetStore(self._store)
         self._spec = cast(TrainingSpec, parse_spec(run.job.kind, dict(run.job.spec)))
         self._parameters = self._spec.training
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._state = TrainingState(seed=self._parameters.seed)
         self._metrics: list[dict[str, Any]] = []
         self._method_state: dict[str, torch.Tensor] = {}
@@ -101,16 +114,9 @@ class TrainingRun:
     def execute(self) -> None:
         """Train to the end, or to the point where the run was asked to stop."""
         self._phase("loading")
-        self._checkpoints.take_ownership()
         checkpoint = self._resume()
-        resolved = resolve_model(self._spec.model, store=self._store, models=self._models)
-        initial = prepare_initial(resolved, models=self._models, scratch=self._run.directory)
-        tokenizer = load_tokenizer(initial.directory)
-        kind = "reward" if isinstance(self._spec, RewardTrainingSpec) else "causal_lm"
-        torch.manual_seed(self._parameters.seed)
-        model = load_trainable(
-            initial, kind=kind, lora=self._parameters.lora, checkpoint=checkpoint / "model" if checkpoint else None
-        ).to(self._device)
+        initial = self._initial()
+        model, tokenizer = self._ranks.together(lambda: self._load(initial, checkpoint))
         ledger = Ledger(
             self._store, job_id=self._run.job.job_id, attempt=self._run.attempt, parts=self._state.ledger_parts
         )
@@ -126,6 +132,7 @@ class TrainingRun:
 
         loop = TrainingLoop(
             run=self._run,
+            ranks=self._ranks,
             objective=objective,
             parameters=self._parameters,
             schedule=schedule,
@@ -142,41 +149,78 @@ class TrainingRun:
             if not self._state.initial_eval:
                 self._state.initial_eval = self._evaluate(objective)
             if not loop.execute():
-                self._run.stop()
+                if self._ranks.is_leader:
+                    self._run.stop()
                 return
             self._finish(objective, ledger, initial, save)
         finally:
             objective.close()
 
     def _resume(self) -> Path | None:
-        """Fetch the newest whole checkpoint and take its state; None at the first attempt."""
+        """Fetch the checkpoint the leader chose and take its state; None at the first attempt."""
         directory = self._run.directory / "resume"
-        found = self._checkpoints.latest_valid(directory)
-        if found is None:
+        chosen = self._ranks.lead(lambda: self._newest_checkpoint(directory))
+        if chosen is None:
             return None
+        self._ranks.together(lambda: fetch_once(directory, lambda into: self._checkpoints.fetch(chosen, into)))
         self._state, self._method_state, self._metrics = load_state(directory)
         logger.info("resuming", extra={"step": self._state.step})
         return directory
+
+    def _newest_checkpoint(self, directory: Path) -> Checkpoint | None:
+        """The newest whole checkpoint, fetched, once no older attempt can add another."""
+        self._checkpoints.take_ownership()
+        found = self._checkpoints.latest_valid(directory)
+        return found[0] if found is not None else None
+
+    def _initial(self) -> InitialModel:
+        """The model to start from, fetched."""
+
+        def prepare() -> tuple[str, str]:
+            resolved = resolve_model(self._spec.model, store=self._store, models=self._models)
+            initial = prepare_initial(resolved, models=self._models, scratch=self._run.directory)
+            return initial.model_id, initial.kind
+
+        model_id, kind = self._ranks.lead(prepare)
+        return InitialModel(self._ranks.together(lambda: self._models.fetch(model_id)), model_id, kind)
+
+    def _load(self, initial: InitialModel, checkpoint: Path | None) -> tuple[nn.Module, Any]:
+        """Model and tokenizer; a new head or adapter is the same on all ranks."""
+        tokenizer = load_tokenizer(initial.directory)
+        kind = "reward" if isinstance(self._spec, RewardTrainingSpec) else "causal_lm"
+        torch.manual_seed(self._parameters.seed)
+        model = load_trainable(
+            initial, kind=kind, lora=self._parameters.lora, checkpoint=checkpoint / "model" if checkpoint else None
+        )
+        return model.to(self._device), tokenizer
 
     def _build(
         self, model: nn.Module, tokenizer: Any, initial: InitialModel, ledger: Ledger
     ) -> tuple[Objective, Schedule]:
         """The objective of the job's kind, and the order of its rows."""
         self._phase("reading data")
-        micro_batch_size, max_tokens = self._parameters.micro_batch_size, self._parameters.max_tokens
+        micro_batch_size = self._parameters.micro_batch_size
         if isinstance(self._spec, SupervisedTrainingSpec):
-            rows = read_completions(self._datasets, self._spec.dataset_id, tokenizer, max_tokens=max_tokens)
-            held_out = read_completions(self._datasets, self._spec.eval_dataset_id, tokenizer, max_tokens=max_tokens)
+            rows, held_out = self._read(read_completions, tokenizer)
             supervised = SupervisedObjective(
-                model, tokenizer, rows=rows, held_out=held_out, micro_batch_size=micro_batch_size
+                model,
+                tokenizer,
+                rows=rows,
+                held_out=held_out,
+                micro_batch_size=micro_batch_size,
+                ranks=self._ranks,
             )
             return supervised, self._schedule(len(rows))
-        pairs = read_pairs(self._datasets, self._spec.dataset_id, tokenizer, max_tokens=max_tokens)
-        held_out_pairs = read_pairs(self._datasets, self._spec.eval_dataset_id, tokenizer, max_tokens=max_tokens)
+        pairs, held_out_pairs = self._read(read_pairs, tokenizer)
         schedule = self._schedule(len(pairs))
         if isinstance(self._spec, RewardTrainingSpec):
             reward = RewardObjective(
-                model, tokenizer, pairs=pairs, held_out=held_out_pairs, micro_batch_size=micro_batch_size
+                model,
+                tokenizer,
+                pairs=pairs,
+                held_out=held_out_pairs,
+                micro_batch_size=micro_batch_size,
+                ranks=self._ranks,
             )
             return reward, schedule
         method = get_method(self._spec.method.name)
@@ -193,6 +237,7 @@ class TrainingRun:
             ledger=ledger,
             epoch_of=schedule.epoch,
             micro_batch_size=micro_batch_size,
+            ranks=self._ranks,
         )
         policy.method_state = self._method_state
         policy.reference = self._reference(policy, pairs, initial, tokenizer, self._spec.dataset_id)
@@ -200,6 +245,15 @@ class TrainingRun:
             dataset_id = cast(str, self._spec.eval_dataset_id)
             policy.held_out_reference = self._reference(policy, held_out_pairs, initial, tokenizer, dataset_id)
         return policy, schedule
+
+    def _read(self, read: Callable[..., list[T]], tokenizer: Any) -> tuple[list[T], list[T]]:
+        """Training and held-out rows."""
+        dataset_ids = (self._spec.dataset_id, self._spec.eval_dataset_id)
+        max_tokens = self._parameters.max_tokens
+        rows, held_out = self._ranks.together(
+            lambda: [read(self._datasets, each, tokenizer, max_tokens=max_tokens) for each in dataset_ids]
+        )
+        return rows, held_out
 
     def _schedule(self, rows: int) -> Schedule:
         return Schedule.plan(
@@ -220,11 +274,16 @@ class TrainingRun:
             )
         if parameters.source == "dataset":
             return DatasetMargins(pairs, schedule)
+        self._phase("waiting for a scorer")
+        return SharedMargins(lambda: self._remote_margins(pairs, schedule, parameters), self._ranks)
+
+    def _remote_margins(
+        self, pairs: Sequence[PreferencePair], schedule: Schedule, parameters: MarginParameters
+    ) -> RemoteMargins:
         if self._settings.reward_target is None:
             raise InvalidArgumentError("MADPO_TRAINER_REWARD_TARGET is not set: there is no reward service to ask")
         assert parameters.reward_model is not None
         model_id = resolve_model_id(parameters.reward_model, store=self._store)
-        self._phase("waiting for a scorer")
         revision = asyncio.run(self._pin_revision(model_id, parameters))
         return RemoteMargins(
             pairs,
@@ -240,7 +299,9 @@ class TrainingRun:
     def _connect_scorer(self) -> RewardClient:
         token = self._settings.reward_token
         return RewardClient(
-            cast(str, self._settings.reward_target), token=token.get_secret_value() if token is not None else None
+            cast(str, self._settings.reward_target),
+            token=token.get_secret_value() if token is not None else None,
+            tls=client_tls(self._settings),
         )
 
     async def _pin_revision(self, model_id: str, parameters: MarginParameters) -> str:
@@ -280,7 +341,7 @@ class TrainingRun:
             with evaluating(policy.model, self._parameters.precision):
                 return policy.compute_reference(pairs)
 
-        return reference.load_or_compute(self._store, digest, rows=len(pairs), compute=compute)
+        return reference.load_or_compute(self._store, digest, rows=len(pairs), compute=compute, ranks=self._ranks)
 
     def _evaluate(self, objective: Objective) -> dict[str, float]:
         self._phase("held-out evaluation")
@@ -290,10 +351,14 @@ class TrainingRun:
     def _finish(
         self, objective: Objective, ledger: Ledger, initial: InitialModel, save: Callable[[Path], None]
     ) -> None:
-        """Publish model, ledger and metrics, then the result."""
+        """Measure the model, then publish it."""
         held_out = self._evaluate(objective)
+        summary = self._summary(objective, held_out)
         self._phase("publishing")
-        spec = self._spec
+        # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
+        self._ranks.lead(lambda: self._publish(summary, ledger, initial, save))
+
+    def _summary(self, objective: Objective, held_out: dict[str, float]) -> dict[str, Any]:
         summary: dict[str, Any] = {
             "steps": self._state.step,
             "final": self._metrics[-1] if self._metrics else {},
@@ -305,15 +370,21 @@ class TrainingRun:
         if "margins" in summary:
             wait_s, step_s = self._state.counters.get("margin_wait_s", 0.0), self._state.counters.get("step_s", 0.0)
             summary["margins"] |= {"wait_s": wait_s, "wait_share": wait_s / step_s if step_s else 0.0}
+        return summary
+
+    def _publish(
+        self, summary: dict[str, Any], ledger: Ledger, initial: InitialModel, save: Callable[[Path], None]
+    ) -> None:
+        """Store model, ledger and metrics, then report the result."""
         directory = self._run.directory / "final"
         save(directory)
-        kind = "reward" if isinstance(spec, RewardTrainingSpec) else "causal_lm"
+        kind = "reward" if isinstance(self._spec, RewardTrainingSpec) else "causal_lm"
         model, _ = self._models.publish(
             directory,
             display_name=self._run.job.display_name or self._run.job.kind.value,
             kind=kind,
             base_model_id=initial.model_id if self._parameters.lora is not None else None,
-            metadata={"job_id": self._run.job.job_id, "initial_model_id": initial.model_id, "eval": held_out},
+            metadata={"job_id": self._run.job.job_id, "initial_model_id": initial.model_id, "eval": summary["eval"]},
         )
         artifacts = self._run.directory / "artifacts"
         artifacts.mkdir(exist_ok=True)
@@ -324,8 +395,9 @@ class TrainingRun:
         self._run.succeed(JobResult(model_id=model.model_id, summary=summary))
 
     def _phase(self, phase: str) -> None:
-        self._run.progress(JobProgress(step=self._state.step, phase=phase))
-        logger.info(phase)
+        if self._ranks.is_leader:
+            self._run.progress(JobProgress(step=self._state.step, phase=phase))
+            logger.info(phase)
 
 
 @contextmanager

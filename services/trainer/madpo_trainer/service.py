@@ -1,4 +1,4 @@
-"""The trainer's supervising process: takes one training job at a time and launches it with torchrun. No torch here."""
+"""The trainer's supervising process: takes one training job at a time and launches its ranks. No torch here."""
 
 import sys
 from pathlib import Path
@@ -8,15 +8,17 @@ from prometheus_client import CollectorRegistry
 from madpo.jobs import QUEUE_NAMES
 from madpo.queue.service import WorkerService
 from madpo.types import JobKind
+from madpo_trainer.follower import FollowerService
 from madpo_trainer.settings import TrainerSettings
 
 
-def build(settings: TrainerSettings, registry: CollectorRegistry) -> WorkerService:
-    """The worker of the training queue."""
+def build(settings: TrainerSettings, registry: CollectorRegistry) -> WorkerService | FollowerService:
+    """The worker of the training queue on host 0; on others, what follows it."""
+    if settings.node_rank > 0:
+        return FollowerService(settings, command=training_command)
     return WorkerService(settings, registry, queue_name=QUEUE_NAMES[JobKind.POLICY_TRAINING], command=training_command)
 
 
 def training_command(workspace: Path) -> list[str]:
-    """torchrun, also for one process: a crash or an out-of-memory kills the run and never the worker."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    return [*launcher, "-m", "madpo_trainer.run", str(workspace)]
+    """The ranks of this host."""
+    return [sys.executable, "-m", "madpo_trainer.launch", str(workspace)]

@@ -8,7 +8,7 @@ A checkpoint directory:
     state.json                 step, seed, pinned revisions, ledger parts
     metrics.jsonl              logged steps so far
 
-There is no RNG state: every step seeds torch from (seed, step), so the step number restores it.
+There is no RNG state: every micro-batch seeds torch from (seed, step, its number), so the step number restores it.
 """
 
 import json
@@ -37,9 +37,15 @@ class TrainingState:
     """Sums over all attempts: seconds trained, seconds waited for margins..."""
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Make all randomness of a step (dropout, sampled methods) a function of seed and step."""
-    torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+def seed_micro_batch(seed: int, step: int, number: int) -> None:
+    """Make all randomness of a micro-batch (dropout) a function of its place, whichever rank it is dealt to.
+
+    Args:
+        seed: Of the job.
+        step: The step.
+        number: Of the micro-batch among those of the step's global batch.
+    """
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + number) % 2**63)
 
 
 def save_state(

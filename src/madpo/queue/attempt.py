@@ -17,7 +17,7 @@ from madpo.ports import Claim, JobQueue, ObjectStore
 from madpo.queue.records import RunEvent
 from madpo.queue.workspace import Outcome, StopReason, Workspace
 from madpo.storage.results import write_result
-from madpo.types import Job, JobResult, JobState, LogLine
+from madpo.types import Job, JobProgress, JobResult, JobState, LogLine
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Attempt:
         command: The child process, given the workspace.
         settings: Periods and graces.
         stop: Set when the worker should drain.
+        observe: Told of every progress the run reports.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class Attempt:
         command: Callable[[Path], Sequence[str]],
         settings: WorkerSettings,
         stop: asyncio.Event,
+        observe: Callable[[Job, JobProgress], None] = lambda job, progress: None,
     ) -> None:
         self._claim, self._queue, self._store = claim, queue, store
         self._command, self._settings, self._stop = command, settings, stop
+        self._observe = observe
         self._over = asyncio.Event()
         self._cancel_requested = self._delivering = False
         self._asked: StopReason | None = None
@@ -91,7 +94,7 @@ class Attempt:
                 raise
 
     async def _run_child(self, workspace: Workspace, tasks: asyncio.TaskGroup) -> int:
-        child = _Child(self._command(workspace.directory), log_path=workspace.log_path, threads=self._settings.threads)
+        child = Child(self._command(workspace.directory), log_path=workspace.log_path, threads=self._settings.threads)
         try:
             relay = tasks.create_task(self._relay(workspace, child.exited))
             await self._until_exit(workspace, child)
@@ -101,7 +104,7 @@ class Attempt:
         await relay
         return exit_code
 
-    async def _until_exit(self, workspace: Workspace, child: "_Child") -> None:
+    async def _until_exit(self, workspace: Workspace, child: "Child") -> None:
         """Pass on the wish to stop; kill what outlives its grace, also after its last word."""
         now = asyncio.get_running_loop().time
         deadline: float | None = None
@@ -121,6 +124,9 @@ class Attempt:
         while True:
             ended = exited.done()
             events = [*workspace.new_events(), *_log_events(workspace.new_log_lines(ended=ended))]
+            for event in events:
+                if isinstance(event, JobProgress):
+                    self._observe(self._claim.job, event)
             if events:
                 await self._publish(events)
             elif ended:
@@ -188,7 +194,7 @@ class Attempt:
         raise AssertionError  # the loop has no end
 
 
-class _Child:
+class Child:
     """A process group, killed as a whole."""
 
     def __init__(self, command: Sequence[str], *, log_path: Path, threads: int | None) -> None:

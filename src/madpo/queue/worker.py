@@ -8,12 +8,13 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
 from madpo.config import WorkerSettings
 from madpo.errors import InvalidArgumentError, MadpoError, StaleAttemptError
 from madpo.ports import Claim, JobQueue, ObjectStore
 from madpo.queue.attempt import AWAY_ERRORS, RETRY_S, Attempt, wait
+from madpo.queue.metrics import WorkerMetrics
 from madpo.storage.results import write_result
 from madpo.types import Job
 
@@ -22,17 +23,6 @@ logger = logging.getLogger(__name__)
 _CLAIM_WAIT_S = 1.0
 # After a failure of the worker's own (disk full, command missing), so that it does not burn through the queue.
 _PAUSE_S = 5.0
-
-
-class WorkerMetrics:
-    """What operators watch of a queue and its workers."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.jobs = Counter("madpo_queue_jobs", "Attempts ended", ["queue", "outcome"], registry=registry)
-        self.depth = Gauge("madpo_queue_depth", "Jobs pending", ["queue"], registry=registry)
-        self.last_poll = Gauge(
-            "madpo_queue_last_poll_timestamp_seconds", "When the queue last answered", ["queue"], registry=registry
-        )
 
 
 class JobWorker:
@@ -104,8 +94,10 @@ class JobWorker:
             command=self._command,
             settings=self._settings,
             stop=stop,
+            observe=self._metrics.observe,
         )
         outcome = "lost"
+        self._metrics.begin(self._queue_name, claim.job)
         try:
             outcome = await attempt.run()
         except* StaleAttemptError as errors:
@@ -115,7 +107,7 @@ class JobWorker:
             logger.exception("the worker failed at a job", extra=fields)
             await self._give_back(claim, crash_reason=f"worker {self.worker_id} failed: {errors.exceptions[0]}")
             await wait(stop, _PAUSE_S)
-        self._metrics.jobs.labels(self._queue_name, outcome).inc()
+        self._metrics.end(outcome, self._queue_name)
         logger.info("attempt ended", extra=fields | {"outcome": outcome})
 
     async def _give_back(self, claim: Claim, *, crash_reason: str | None) -> None:

@@ -54,7 +54,7 @@ class Outcome:
 
 
 class Run:
-    """The run's side. Every rank may open it; only the first should report."""
+    """The run's side. All ranks have one, those on other hosts over a directory of theirs; only the first reports."""
 
     def __init__(self, directory: Path, job: Job) -> None:
         self.directory, self.job = directory, job
@@ -105,8 +105,7 @@ class Run:
 
     def watch_lifeline(self) -> None:
         """Exit the process, from a daemon thread, the moment the supervisor is gone."""
-        lifeline = (self.directory / "lifeline").open("rb")
-        threading.Thread(target=_exit_when_orphaned, args=[lifeline], name="lifeline", daemon=True).start()
+        watch_lifeline(self.directory)
 
     def _report(self, event: RunEvent) -> None:
         line = json.dumps(event_to_json(event)) + "\n"
@@ -118,6 +117,19 @@ class Run:
         if outcome.result is not None:
             value["result"] = result_to_json(outcome.result)
         _write_whole(self.directory / "outcome.json", json.dumps(value))
+
+
+def hold_lifeline(directory: Path) -> BinaryIO:
+    """Keep the processes that watch the lifeline of a directory alive until the file is closed."""
+    lifeline = (directory / "lifeline").open("wb")
+    fcntl.flock(lifeline, fcntl.LOCK_EX)
+    return lifeline
+
+
+def watch_lifeline(directory: Path) -> None:
+    """Exit the process, from a daemon thread, the moment nobody holds the lifeline of the directory."""
+    lifeline = (directory / "lifeline").open("rb")
+    threading.Thread(target=_exit_when_orphaned, args=[lifeline], name="lifeline", daemon=True).start()
 
 
 def _exit_when_orphaned(lifeline: BinaryIO) -> NoReturn:
@@ -143,8 +155,7 @@ class Workspace:
         self.log_path = self.directory / "run.log"
         self._events = LineReader(self.directory / "events.jsonl")
         self._log = LineReader(self.log_path)
-        self._lifeline = (self.directory / "lifeline").open("wb")
-        fcntl.flock(self._lifeline, fcntl.LOCK_EX)
+        self._lifeline = hold_lifeline(self.directory)
         _write_whole(self.directory / "job.json", job_to_json(claim.job))
 
     def close(self) -> None:
@@ -186,11 +197,7 @@ class Workspace:
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the run's output."""
-        with self.log_path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-        return "\n".join(clean_line(line) for line in text.splitlines()[-lines:]).strip()
+        return read_tail(self.log_path, lines)
 
 
 class LineReader:
@@ -214,6 +221,15 @@ class LineReader:
             data = data[:whole] if whole or at_end else data
         self._offset += len(data)
         return data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
+
+
+def read_tail(path: Path, lines: int) -> str:
+    """The last lines of a file, fit for a terminal."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    return "\n".join(clean_line(line) for line in text.splitlines()[-lines:]).strip()
 
 
 def clean_line(line: str) -> str:

@@ -1,4 +1,8 @@
-"""What the training loop asks of an objective."""
+"""What the training loop asks of an objective.
+
+All ranks of a run make these calls in the same order; `StepWork.loss` alone is called per rank, for the micro-batches
+dealt to it, and so makes no calls to `Ranks`.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,7 +21,7 @@ class StepWork(Protocol):
         ...
 
     def finish(self) -> dict[str, float]:
-        """Accept the step: keep running statistics and the ledger; returns the metrics of the step."""
+        """Accept the step: keep running statistics and the ledger; the metrics of the step over all ranks."""
         ...
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
@@ -43,7 +47,7 @@ class Objective(Protocol):
         ...
 
     def begin(self, step: int, rows: Sequence[int]) -> StepWork:
-        """Prepare a step; may wait for margins."""
+        """Prepare a step over the rows of the global batch; may wait for margins."""
         ...
 
     def evaluate(self) -> dict[str, float]:

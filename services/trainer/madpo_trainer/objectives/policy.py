@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from madpo.data.collate import collate_pairs
 from madpo.data.tokenize import pad_id
-from madpo.errors import InternalError
 from madpo.losses.logps import PairLogps, pair_logps
 from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig
 from madpo_trainer.ledger import Ledger, LedgerRow
 from madpo_trainer.margins import MarginSource
+from madpo_trainer.ranks import Ranks
 from madpo_trainer.reference import ReferenceLogps, gather
 from madpo_trainer.rows import EncodedPair, chunks, token_count
 
@@ -27,7 +27,9 @@ class PolicyObjective:
         pairs: Training pairs with the tokens of both sequences.
         held_out: The same for evaluation.
         margins: Gives reward margins; None for methods that need none.
+        ledger: Filled on the leader.
         epoch_of: Epoch of a step, for the ledger.
+        ranks: Who shares the work.
     """
 
     def __init__(
@@ -43,13 +45,14 @@ class PolicyObjective:
         ledger: Ledger,
         epoch_of: Callable[[int], int],
         micro_batch_size: int,
+        ranks: Ranks,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.ranks = model, tokenizer, ranks
         self.method, self.config, self.margins, self.ledger, self.epoch_of = method, config, margins, ledger, epoch_of
         self.method_state: dict[str, Tensor] = {}
         self.reference: ReferenceLogps | None = None
         self.held_out_reference: ReferenceLogps | None = None
-        self._pairs, self._held_out, self._micro_batch_size = pairs, held_out, micro_batch_size
+        self._pairs, self._held_out, self.micro_batch_size = pairs, held_out, micro_batch_size
         self.lengths = [token_count(chosen, rejected) for _, chosen, rejected in pairs]
 
     def start(self, step: int) -> None:
@@ -81,11 +84,13 @@ class PolicyObjective:
     def all_logps(self, pairs: Sequence[EncodedPair]) -> ReferenceLogps:
         """Log-probs of the present weights for many pairs, without gradient."""
         order = sorted(range(len(pairs)), key=lambda index: token_count(*pairs[index][1:]))
-        results = []
+
+        def compute(indices: Sequence[int]) -> tuple[Sequence[int], Tensor, Tensor]:
+            logps = self.logps([pairs[index] for index in indices])
+            return indices, logps.chosen.float().cpu(), logps.rejected.float().cpu()
+
         with torch.inference_mode():
-            for indices in chunks(order, self._micro_batch_size):
-                logps = self.logps([pairs[index] for index in indices])
-                results.append((indices, logps.chosen, logps.rejected))
+            results = self.ranks.map(compute, list(chunks(order, self.micro_batch_size)))
         return gather(results, len(pairs))
 
     def compute_reference(self, pairs: Sequence[EncodedPair]) -> ReferenceLogps:
@@ -133,46 +138,66 @@ class PolicyStep:
     ) -> None:
         self._objective, self._step, self._count, self._margin_wait_s = objective, step, len(rows), margin_wait_s
         self._margins = dict(zip(rows, margins, strict=True)) if margins is not None else {}
-        self._ledger_rows: dict[int, LedgerRow] = {}
+        # Not by row alone: a batch that straddles two epochs may hold a pair twice.
+        self._ledger_rows: list[tuple[int, LedgerRow]] = []
         self._sums: dict[str, float] = {}
-        self._stats: dict[str, Tensor] = {}
-        if objective.method.requirements(objective.config).global_batch:
-            self._observe(rows)
+        self._state: dict[str, Tensor] | None = None
+        self._place = {index: place for place, index in enumerate(rows)}
+        needs_figures = objective.method.requirements(objective.config).global_batch
+        self._figures = self._observe(rows) if needs_figures else {}
 
     def loss(self, rows: Sequence[int]) -> Tensor:
-        """The method's per-pair losses summed, over the step's pair count."""
+        """The micro-batch's share of the method's objective over the global batch."""
         objective = self._objective
         batch = self._batch(rows)
-        context = LossContext(stats=self._stats, state=objective.method_state)
+        context = LossContext(
+            stats=self._figures,
+            rows=torch.tensor([self._place[index] for index in rows], device=batch.policy_chosen_logps.device),
+            pairs=self._count,
+            state=objective.method_state,
+            # The loop has seeded torch with the step: the same chance in every micro-batch, on every rank.
+            generator=torch.Generator().manual_seed(torch.initial_seed()),
+        )
         output = objective.method.loss(objective.config, batch, context)
-        if output.mask is not None or output.aux:
-            raise InternalError(
-                f"method {objective.method.name} filters pairs or adds terms, which are not trained yet"
-            )
+        if output.state is not None:
+            self._state = {name: value.detach().cpu() for name, value in output.state.items()}
         self._record(rows, batch, output)
-        return output.per_pair.sum() / self._count
+        return output.total(self._count)
 
     def finish(self) -> dict[str, float]:
-        """Enter the pairs in the ledger; means over the step."""
-        self._objective.ledger.extend([self._ledger_rows[index] for index in sorted(self._ledger_rows)])
-        metrics = {name: total / self._count for name, total in self._sums.items()}
+        """Enter the pairs in the ledger and keep the method's state; means over the step."""
+        objective = self._objective
+        ledger_rows: list[tuple[int, LedgerRow]] = []
+        metrics: dict[str, float] = {}
+        for rows, sums, state in objective.ranks.gather((self._ledger_rows, self._sums, self._state)):
+            ledger_rows += rows
+            if state is not None:  # a rank without pairs in this step has none
+                objective.method_state.update(state)
+            for name, total in sums.items():
+                metrics[name] = metrics.get(name, 0.0) + total / self._count
+        if objective.ranks.is_leader:
+            objective.ledger.extend([row for _, row in sorted(ledger_rows, key=lambda entry: entry[0])])
         return metrics | ({"time/margin_wait_s": self._margin_wait_s} if self._margins else {})
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
         """Pair ids."""
-        ordered = sorted(
-            rows, key=lambda index: index not in self._ledger_rows or math.isfinite(self._ledger_rows[index].loss)
-        )
+        offending = {index for index, row in self._ledger_rows if not math.isfinite(row.loss)}
+        ordered = sorted(rows, key=lambda index: index not in offending)
         return [self._objective.pair(index)[0].pair_id for index in ordered]
 
-    def _observe(self, rows: Sequence[int]) -> None:
-        """First phase of methods with batch statistics: sums over the whole global batch, without gradient."""
+    def _observe(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """First phase of methods with batch statistics: figures of all pairs of the global batch, without gradient."""
         objective = self._objective
-        assert objective.method.observe is not None
+
+        def observe(indices: Sequence[int]) -> dict[str, Tensor]:
+            assert objective.method.observe is not None
+            figures = objective.method.observe(objective.config, self._batch(indices))
+            return {name: values.cpu() for name, values in figures.items()}
+
         with torch.no_grad():
-            for index in rows:
-                for name, value in objective.method.observe(objective.config, self._batch([index])).items():
-                    self._stats[name] = self._stats[name] + value if name in self._stats else value
+            parts = objective.ranks.map(observe, list(chunks(rows, objective.micro_batch_size)))
+        device = next(objective.model.parameters()).device
+        return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
 
     def _batch(self, rows: Sequence[int]) -> LossBatch:
         objective = self._objective
@@ -205,7 +230,7 @@ class PolicyStep:
         losses, weights = output.per_pair.detach().tolist(), output.weight.tolist()
         for position, index in enumerate(rows):
             pair, chosen_tokens, rejected_tokens = objective.pair(index)
-            self._ledger_rows[index] = LedgerRow(
+            row = LedgerRow(
                 pair_id=pair.pair_id,
                 row=pair.row,
                 epoch=objective.epoch_of(self._step),
@@ -217,9 +242,15 @@ class PolicyStep:
                 tokens=len(chosen_tokens.response_ids) + len(rejected_tokens.response_ids),
                 neutral=bool(self._margins) and self._margins[index] is None,
             )
+            self._ledger_rows.append((index, row))
         for name, values in output.metrics.items():
             self._add(name, values)
-        self._add("loss", output.per_pair)
+        if output.mask is not None:
+            self._add("pairs/kept_ratio", output.mask.to(output.weight.dtype))
+        for name, term in output.aux.items():
+            self._add(f"loss/{name}", term * self._count)
+        # The same sum that is minimised, times the count that the mean divides by again.
+        self._add("loss", output.total(self._count) * self._count)
         self._add("weight/mean", output.weight)
         self._add("rewards/chosen", chosen)
         self._add("rewards/rejected", rejected)

@@ -12,6 +12,7 @@ from madpo.data.collate import collate_pairs
 from madpo.data.tokenize import pad_id
 from madpo.models.load import reward_scores
 from madpo_trainer.calibration import calibration_report
+from madpo_trainer.ranks import Ranks
 from madpo_trainer.rows import EncodedPair, chunks, token_count
 
 
@@ -29,8 +30,9 @@ class RewardObjective:
         pairs: Sequence[EncodedPair],
         held_out: Sequence[EncodedPair],
         micro_batch_size: int,
+        ranks: Ranks,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.ranks = model, tokenizer, ranks
         self._pairs, self._held_out, self._micro_batch_size = pairs, held_out, micro_batch_size
         self.lengths = [token_count(chosen, rejected) for _, chosen, rejected in pairs]
 
@@ -46,7 +48,8 @@ class RewardObjective:
         if not self._held_out:
             return {}
         with torch.inference_mode():
-            scores = [self.scores(chunk).float().cpu() for chunk in chunks(self._held_out, self._micro_batch_size)]
+            held_out = list(chunks(self._held_out, self._micro_batch_size))
+            scores = self.ranks.map(lambda chunk: self.scores(chunk).float().cpu(), held_out)
         chosen = torch.cat([chunk.chunk(2)[0] for chunk in scores])
         rejected = torch.cat([chunk.chunk(2)[1] for chunk in scores])
         return calibration_report(chosen, rejected)
@@ -74,18 +77,19 @@ class RewardStep:
 
     def __init__(self, objective: RewardObjective, rows: Sequence[int]) -> None:
         self._objective, self._count = objective, len(rows)
-        self._margins: dict[int, float] = {}
+        self._margins: list[tuple[int, float]] = []
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """Summed negative log-likelihood over the step's pair count."""
         chosen, rejected = self._objective.scores([self._objective.pair(index) for index in rows]).float().chunk(2)
         margins = chosen - rejected
-        self._margins.update(zip(rows, margins.tolist(), strict=True))
+        self._margins += zip(rows, margins.tolist(), strict=True)
         return F.softplus(-margins).sum() / self._count
 
     def finish(self) -> dict[str, float]:
         """Loss, accuracy and mean margin of the step."""
-        margins = torch.tensor(list(self._margins.values()))
+        parts = self._objective.ranks.gather(self._margins)
+        margins = torch.tensor([margin for part in parts for _, margin in part])
         return {
             "loss": float(F.softplus(-margins).mean()),
             "rewards/accuracy": float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean()),
@@ -94,5 +98,6 @@ class RewardStep:
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
         """Pair ids."""
-        ordered = sorted(rows, key=lambda index: math.isfinite(self._margins.get(index, 0.0)))
+        offending = {index for index, margin in self._margins if not math.isfinite(margin)}
+        ordered = sorted(rows, key=lambda index: index not in offending)
         return [self._objective.pair(index)[0].pair_id for index in ordered]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from madpo.data.collate import collate_responses
 from madpo.data.tokenize import Encoded, pad_id
 from madpo.losses.logps import response_logps
+from madpo_trainer.ranks import Ranks
 from madpo_trainer.rows import EncodedCompletion, chunks, token_count
 
 
@@ -19,6 +20,7 @@ class SupervisedObjective:
     Args:
         rows: Training rows and their tokens, in dataset order.
         held_out: The same for evaluation.
+        ranks: Who shares the work.
     """
 
     def __init__(
@@ -29,8 +31,9 @@ class SupervisedObjective:
         rows: Sequence[EncodedCompletion],
         held_out: Sequence[EncodedCompletion],
         micro_batch_size: int,
+        ranks: Ranks,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.ranks = model, tokenizer, ranks
         self._rows, self._held_out, self._micro_batch_size = rows, held_out, micro_batch_size
         self.lengths = [token_count(encoded) for _, encoded in rows]
 
@@ -45,13 +48,10 @@ class SupervisedObjective:
         """Token-mean NLL on the held-out rows, in nats."""
         if not self._held_out:
             return {}
-        nll, tokens = 0.0, 0
         with torch.inference_mode():
-            for chunk in chunks(self._held_out, self._micro_batch_size):
-                logps, counts = self.logps([encoded for _, encoded in chunk])
-                nll -= float(logps.sum())
-                tokens += int(counts.sum())
-        return {"loss": nll / tokens}
+            sums = self.ranks.map(self._sums, list(chunks(self._held_out, self._micro_batch_size)))
+        logps, tokens = (sum(column) for column in zip(*sums, strict=True))
+        return {"loss": -logps / tokens}
 
     def summary(self) -> dict[str, Any]:
         """Nothing beside the loss."""
@@ -64,6 +64,11 @@ class SupervisedObjective:
         """Summed response log-probs [B] and token counts [B]."""
         batch = collate_responses(encoded, pad_id=pad_id(self.tokenizer))
         return response_logps(self.model, batch.to(next(self.model.parameters()).device))
+
+    def _sums(self, rows: Sequence[EncodedCompletion]) -> tuple[float, int]:
+        """Summed log-probs and tokens of some rows."""
+        logps, counts = self.logps([encoded for _, encoded in rows])
+        return float(logps.sum()), int(counts.sum())
 
     def row(self, index: int) -> EncodedCompletion:
         """A training row."""
@@ -88,7 +93,8 @@ class SupervisedStep:
 
     def finish(self) -> dict[str, float]:
         """Loss in nats per token."""
-        return {"loss": self._nll / self._tokens, "tokens": float(self._tokens)}
+        nll = sum(self._objective.ranks.gather(self._nll))
+        return {"loss": nll / self._tokens, "tokens": float(self._tokens)}
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
         """Dataset row numbers."""

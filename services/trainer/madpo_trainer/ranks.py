@@ -1,0 +1,234 @@
+"""How the processes of one training run, its ranks, work as one.
+
+Ranks differ in what they compute and must agree on everything else. A rank that raised between two collectives would
+leave the others waiting in the second, so errors travel with the results: whatever ends the job on one rank is raised
+on all of them. Other errors end the rank's process, and with it, by torchrun or a broken connection, the attempt.
+
+Collectives and rendezvous are those of torch.distributed: gloo for objects and CPU tensors, NCCL for CUDA tensors.
+"""
+
+import contextvars
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from madpo.errors import MadpoError
+from madpo_trainer.settings import RankEnvironment
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+_LONGEST_SILENCE_S = 5.0
+"""While the leader works alone, the others hear from it this often, so that no collective of theirs times out."""
+
+
+class Interrupted(Exception):  # noqa: N818 - control flow, not an error
+    """The run was asked to stop while it waited."""
+
+
+_SHARED = (MadpoError, Interrupted)
+"""What is raised on all ranks when one raises it; these survive pickling."""
+
+
+class Ranks(ABC):
+    """The ranks of a run, seen from one of them. All ranks make the same calls in the same order.
+
+    Attributes:
+        rank: Number of this process over all hosts; 0 leads.
+        size: How many there are.
+        local_rank: Number of this process on its host, and of its GPU.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank talks to the supervisor, the reward service and the store on behalf of all."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This rank's part of `items`, dealt round-robin; may be empty."""
+        return items[self.rank :: self.size]
+
+    def map(self, compute: Callable[[T], V], items: Sequence[T]) -> list[V]:
+        """`compute` of every item, in the order of `items`, on all ranks; the work is shared.
+
+        Args:
+            compute: Makes no calls to ranks itself. Results travel by pickle: small, and tensors on the CPU.
+            items: The same on all ranks.
+        """
+        parts = self.gather(self.together(lambda: [compute(item) for item in self.share(items)]))
+        return [parts[index % self.size][index // self.size] for index in range(len(items))]
+
+    @abstractmethod
+    def lead(self, work: Callable[[], T]) -> T:
+        """Have the leader do something, however long it takes; its result, or its error, on all ranks.
+
+        Args:
+            work: Runs on the leader alone, in another thread when there are several ranks; calls no ranks itself. What
+                it returns travels by pickle.
+        """
+
+    @abstractmethod
+    def together(self, work: Callable[[], T]) -> T:
+        """Do something on every rank, each keeping its own result; an error of one is raised on all.
+
+        Args:
+            work: Makes no calls to ranks itself.
+        """
+
+    @abstractmethod
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks by rank, on all ranks; they travel by pickle."""
+
+    @abstractmethod
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Add up gradients over ranks, in place. A parameter has one afterwards if it had one on any rank."""
+
+
+class OneRank(Ranks):
+    """A single process, without any collective."""
+
+    rank, size, local_rank = 0, 1, 0
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """Do it."""
+        return work()
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do it."""
+        return work()
+
+    def gather(self, value: T) -> list[T]:
+        """The one value."""
+        return [value]
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """They are the sum already."""
+
+
+class TorchRanks(Ranks):
+    """Several processes over the default process group, which must exist."""
+
+    def __init__(self, *, local_rank: int) -> None:
+        self.rank, self.size, self.local_rank = dist.get_rank(), dist.get_world_size(), local_rank
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """The leader works in a thread; its main thread keeps the others waiting and notices when they are gone."""
+        outcome: _Outcome[T] | None = None
+        if not self.is_leader:
+            while outcome is None:
+                outcome = self._broadcast(None)
+            return outcome.unwrap()
+        running = _start(work)
+        while not wait([running], timeout=_LONGEST_SILENCE_S).done:
+            self._broadcast(None)
+        error = running.exception()
+        if error is not None and not isinstance(error, _SHARED):
+            raise error
+        outcome = _Outcome(error=error) if error is not None else _Outcome(running.result())
+        self._broadcast(outcome)
+        return outcome.unwrap()
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Each rank works, then all hear of errors; that of the lowest rank is raised."""
+        outcome: _Outcome[T]
+        try:
+            outcome = _Outcome(work())
+        except _SHARED as error:
+            outcome = _Outcome(error=error)
+        for failure in self.gather(outcome.error):
+            if failure is not None:
+                raise failure
+        return outcome.unwrap()
+
+    def gather(self, value: T) -> list[T]:
+        """All-gather over gloo."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """One all-reduce each, all in flight together; those that no rank has a gradient for are left without."""
+        if not parameters:
+            return
+        device = parameters[0].device
+        present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+        present = present.to(device)
+        dist.all_reduce(present)
+        works = []
+        for parameter, ranks in zip(parameters, present.tolist(), strict=True):
+            if ranks:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                works.append(dist.all_reduce(parameter.grad, async_op=True))
+        for work in works:
+            assert work is not None
+            work.wait()
+
+    def _broadcast(self, value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome(Generic[T]):
+    """How the leader's work ended."""
+
+    value: T | None = None
+    error: BaseException | None = None
+
+    def unwrap(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.value)
+
+
+def _start(work: Callable[[], T]) -> "Future[T]":
+    """Run in a thread that does not keep the process from ending."""
+    future: Future[T] = Future()
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        if device is not None:
+            torch.cuda.set_device(device)
+        try:
+            future.set_result(context.run(work))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="leader", daemon=True).start()
+    return future
+
+
+@contextmanager
+def open_ranks(*, timeout_s: float) -> Iterator[Ranks]:
+    """The ranks torchrun started this process among; joins their process group when there are several.
+
+    Args:
+        timeout_s: How long a rank waits for the others in one collective.
+    """
+    place = RankEnvironment()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place.local_rank)
+    if place.world_size == 1:
+        yield OneRank()
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    yield TorchRanks(local_rank=place.local_rank)
+    # Only after success: to leave in order takes the other ranks, and after an error they may be gone.
+    dist.destroy_process_group()

@@ -1,0 +1,236 @@
+"""Training over several ranks equals training on one: whole runs over real process groups, on toy models."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from madpo.models.load import save_model
+from madpo.ports import Claim
+from madpo.queue.workspace import Outcome, Workspace
+from madpo.storage.artifacts import open_artifact
+from madpo.storage.datasets import DatasetStore
+from madpo.storage.local import LocalStore
+from madpo.storage.models import ModelStore
+from madpo.types import Completion, DatasetKind, Job, JobKind, JobState, PreferencePair
+
+WORDS = ("the", "film", "was", "good", ".")
+TEXTS = [" ".join(WORDS[(3 * index + place) % 5] for place in range(1 + index % 6)) for index in range(20)]
+PAIRS = [
+    PreferencePair("the film", text, f"was {text}", reward_margin=(index % 7) / 2 - 1, row=index + 1)
+    for index, text in enumerate(TEXTS)
+]
+POISONED = 13
+"""A pair with the word whose embedding is not a number in one of the models."""
+
+# Every workspace is one job; all in one process group, since starting one takes seconds.
+PROGRAM = """
+    import sys
+    from pathlib import Path
+
+    from madpo.config import load_settings
+    from madpo.errors import MadpoError
+    from madpo.queue.workspace import Run
+    from madpo_trainer.ranks import open_ranks
+    from madpo_trainer.run import TrainingRun
+    from madpo_trainer.settings import TrainerSettings
+
+    settings = load_settings(TrainerSettings)
+    with open_ranks(timeout_s=60) as ranks:
+        for workspace in map(Path, sys.argv[1:]):
+            run = Run.open(workspace)
+            try:
+                TrainingRun(run, settings, ranks).execute()
+            except MadpoError as error:
+                (workspace / f"refused-{ranks.rank}").write_text(str(error))
+                if ranks.is_leader:
+                    run.fail(str(error))
+"""
+
+TRAINING = {
+    # Three micro-batches a step and one in the last: ranks have different numbers of them, one has none.
+    "global_batch_size": 8,
+    "micro_batch_size": 3,
+    "epochs": 2.1,
+    "max_tokens": 32,
+    "optimizer": {"learning_rate": 1e-3},
+}
+POLICY = {
+    "method": {"name": "madpo", "params": {"tau": 1.0, "normalize_weights": True}},
+    "margin": {"source": "dataset"},
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the jobs left that a number of ranks ran."""
+
+    home: Path
+    outcomes: dict[str, Outcome]
+
+    @property
+    def store(self):
+        return LocalStore(self.home / "store")
+
+    def weights(self, name):
+        directory = ModelStore(self.store, self.home / "cache").fetch(self.outcomes[name].result.model_id)
+        return load_file(next(directory.glob("*.safetensors")))
+
+    def artifact(self, name, path):
+        with open_artifact(self.store, job_id(name), path) as file:
+            return file.read()
+
+    def references(self):
+        return {entry.key: self.store.get(entry.key) for entry in self.store.list("") if "logps" in entry.key}
+
+
+def job_id(name):
+    return "job-" + name.encode().hex().ljust(32, "0")[:32]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
+    """A store with data and models, and the jobs to do."""
+    home = tmp_path_factory.mktemp("site")
+    store = LocalStore(home / "store")
+    models, datasets = ModelStore(store, home / "cache"), DatasetStore(store)
+
+    def publish(name, model):
+        save_model(model, make_toy_tokenizer(), home / name)
+        return {"model_id": models.publish(home / name, display_name=name, kind="causal_lm")[0].model_id}
+
+    def write(rows, kind):
+        return datasets.write(rows, kind=kind, display_name="data", scratch=home / "scratch")[0].dataset_id
+
+    sound, poisoned = make_toy_lm(), make_toy_lm()
+    with torch.no_grad():
+        poisoned.model.embed_tokens.weight[make_toy_tokenizer().convert_tokens_to_ids("bad")] = float("nan")
+    model = publish("model", sound)
+    pairs = write(PAIRS, DatasetKind.PREFERENCE)
+    spoilt = [
+        PreferencePair(pair.prompt, "bad .", pair.rejected, pair.reward_margin, pair.row)
+        if pair.row == POISONED
+        else pair
+        for pair in PAIRS
+    ]
+    completions = write([Completion(pair.prompt, pair.chosen, row=pair.row) for pair in PAIRS], DatasetKind.COMPLETION)
+    lora = {**TRAINING, "lora": {"rank": 2, "dropout": 0.3, "target_modules": ["q_proj"]}}
+    jobs = {
+        "supervised": (JobKind.SUPERVISED_TRAINING, {"model": model, "dataset_id": completions}),
+        "dropout": (JobKind.SUPERVISED_TRAINING, {"model": model, "dataset_id": completions, "training": lora}),
+        "reward": (JobKind.REWARD_TRAINING, {"model": model, "dataset_id": pairs}),
+        "policy": (JobKind.POLICY_TRAINING, {"model": model, "dataset_id": pairs, **POLICY}),
+        "poisoned": (
+            JobKind.POLICY_TRAINING,
+            {
+                "model": publish("poisoned", poisoned),
+                "dataset_id": write(spoilt, DatasetKind.PREFERENCE),
+                "method": {"name": "dpo"},
+            },
+        ),
+    }
+    return home, {
+        name: (kind, {"training": TRAINING, "eval_dataset_id": spec["dataset_id"], **spec})
+        for name, (kind, spec) in jobs.items()
+    }
+
+
+def train(site, home, *, ranks):
+    """Run all jobs with a number of ranks, on a copy of the store."""
+    source, jobs = site
+    shutil.copytree(source / "store", home / "store")
+    program = home / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM))
+    workspaces = {
+        name: Workspace(
+            home / name, Claim(Job(job_id(name), kind, JobState.RUNNING, spec, attempt=1), attempt=1, worker_id="test")
+        )
+        for name, (kind, spec) in jobs.items()
+    }
+    settings = {
+        "MADPO_TRAINER_STORE_URL": f"file://{home / 'store'}",
+        "MADPO_TRAINER_REDIS_URL": "redis://127.0.0.1:1/0",
+        "MADPO_TRAINER_WORKSPACE": str(home / "work"),
+        "OMP_NUM_THREADS": "1",
+    }
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*torchrun, program, *(workspace.directory for workspace in workspaces.values())]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    refused = [path.read_text() for path in sorted(workspaces["poisoned"].directory.glob("refused-*"))]
+    assert len(refused) == ranks
+    assert len(set(refused)) == 1
+    return Trained(home, {name: workspace.outcome() for name, workspace in workspaces.items()})
+
+
+@pytest.fixture(scope="module")
+def one(site, tmp_path_factory):
+    return train(site, tmp_path_factory.mktemp("one"), ranks=1)
+
+
+@pytest.fixture(scope="module")
+def two(site, tmp_path_factory):
+    return train(site, tmp_path_factory.mktemp("two"), ranks=2)
+
+
+@pytest.mark.parametrize("name", ["supervised", "dropout", "reward", "policy"])
+def test_two_ranks_end_with_the_weights_of_one(one, two, name):
+    expected, found = one.weights(name), two.weights(name)
+
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", ["supervised", "reward", "policy"])
+def test_every_step_reports_the_figures_of_the_whole_batch(one, two, name):
+    expected, found = (
+        [json.loads(line) for line in each.artifact(name, "metrics.jsonl").splitlines()] for each in (one, two)
+    )
+    timings = ("time/", "rows_per_s")
+
+    assert len(found) == len(expected) == 6
+    for row, other in zip(found, expected, strict=True):
+        figures = {key: value for key, value in other.items() if not key.startswith(timings)}
+        assert {key: row[key] for key in figures} == pytest.approx(figures, abs=2e-6, rel=1e-5)
+
+
+def test_the_ledger_has_the_same_pairs_in_the_same_steps(one, two):
+    def entries(trained):
+        rows = pq.read_table(io.BytesIO(trained.artifact("policy", "ledger.parquet"))).to_pylist()
+        return [(row["pair_id"], row["step"], row["epoch"], row["reward_margin"], row["tokens"]) for row in rows]
+
+    assert len(entries(one)) == 2.1 * len(PAIRS)
+    assert entries(two) == entries(one)
+
+
+@pytest.mark.parametrize("name", ["supervised", "reward", "policy"])
+def test_held_out_figures_of_the_same_weights_are_equal_bit_for_bit(one, two, name):
+    before = [each.outcomes[name].result.summary["eval_before"] for each in (one, two)]
+
+    assert before[0] == before[1]
+    assert before[0]
+
+
+def test_reference_log_probs_are_equal_bit_for_bit(one, two):
+    assert one.references()
+    assert two.references() == one.references()
+
+
+def test_a_loss_that_is_no_number_on_one_rank_is_refused_by_all_and_the_row_is_named(two):
+    outcome = two.outcomes["poisoned"]
+    spoilt = PreferencePair("the film", "bad .", PAIRS[POISONED - 1].rejected)
+
+    assert outcome.kind == "failed"
+    assert "non-finite loss" in outcome.reason
+    assert f"offending first: {spoilt.pair_id}" in outcome.reason

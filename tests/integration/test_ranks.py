@@ -1,0 +1,114 @@
+"""What ranks promise each other, between real processes."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PROGRAM = """
+    import json, sys, time
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from madpo.errors import InvalidArgumentError, NonFiniteError
+    from madpo_trainer import ranks as module
+    from madpo_trainer.margins import SharedMargins
+    from madpo_trainer.ranks import Interrupted, open_ranks
+
+    module._LONGEST_SILENCE_S = 0.2
+    seen = {}
+
+    def refused(call):
+        try:
+            call()
+        except (InvalidArgumentError, NonFiniteError, Interrupted) as error:
+            return f"{type(error).__name__}: {error}"
+
+    def fail_on(rank, error):
+        def work():
+            if ranks.rank == rank:
+                raise error
+            return ranks.rank
+        return work
+
+    class Source:
+        def take(self, step):
+            if step == 9:
+                raise Interrupted("asked to stop")
+            return [float(step), None]
+
+    with open_ranks(timeout_s=2) as ranks:
+        seen["place"] = [ranks.rank, ranks.size, ranks.is_leader]
+        seen["share"] = [list(ranks.share(range(count))) for count in (7, 2, 0)]
+        seen["map"] = [ranks.map(lambda item: item * item, range(count)) for count in (7, 2, 0)]
+        seen["gather"] = ranks.gather({"rank": ranks.rank})
+        seen["together"] = ranks.together(lambda: ranks.rank * 10)
+        seen["lead"] = ranks.lead(lambda: f"from {ranks.rank}")
+        seen["errors"] = [
+            refused(lambda: ranks.together(fail_on(1, NonFiniteError("row 7", ["7"])))),
+            refused(lambda: ranks.lead(fail_on(0, InvalidArgumentError("tau")))),
+            refused(lambda: ranks.map(lambda item: fail_on(2, InvalidArgumentError("item"))(), range(5))),
+        ]
+        margins = SharedMargins(Source, ranks)
+        seen["margins"] = margins.take(3)
+        seen["errors"].append(refused(lambda: margins.take(9)))
+        ranks.lead(lambda: time.sleep(4))  # twice what a collective may take
+
+        parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+        parameters[0].grad = torch.tensor([1.0, ranks.rank])
+        if ranks.rank == 1:
+            parameters[1].grad = torch.ones(2)
+        ranks.sum_gradients(parameters)
+        seen["gradients"] = [None if each.grad is None else each.grad.tolist() for each in parameters]
+        ranks.sum_gradients([])
+        Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("ranks")
+    program = directory / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    done = subprocess.run([*torchrun, program, directory], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(3)]
+
+
+def test_one_rank_leads(seen):
+    assert [each["place"] for each in seen] == [[0, 3, True], [1, 3, False], [2, 3, False]]
+
+
+def test_work_is_dealt_round_robin_and_its_results_come_back_in_order(seen):
+    assert [each["share"] for each in seen] == [
+        [[0, 3, 6], [0], []],
+        [[1, 4], [1], []],
+        [[2, 5], [], []],
+    ]
+    assert all(each["map"] == [[0, 1, 4, 9, 16, 25, 36], [0, 1], []] for each in seen)
+
+
+def test_what_ranks_have_is_gathered_and_what_the_leader_finds_is_shared(seen):
+    assert all(each["gather"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}] for each in seen)
+    assert [each["together"] for each in seen] == [0, 10, 20]
+    assert all(each["lead"] == "from 0" for each in seen)
+    assert all(each["margins"] == [3.0, None] for each in seen)
+
+
+def test_an_error_of_one_rank_is_raised_on_all_and_they_go_on_in_step(seen):
+    errors = [
+        "NonFiniteError: row 7",
+        "InvalidArgumentError: tau",
+        "InvalidArgumentError: item",
+        "Interrupted: asked to stop",
+    ]
+    assert all(each["errors"] == errors for each in seen)
+
+
+def test_gradients_are_summed_and_those_nobody_has_stay_away(seen):
+    assert all(each["gradients"] == [[3.0, 3.0], [1.0, 1.0], None] for each in seen)
