@@ -129,10 +129,10 @@ def test_methods_lists_the_registry(madpo: Command) -> None:
     listed = json.loads(madpo("methods", "--json").stdout)
     assert [method["name"] for method in listed] == list(METHODS)
     assert "margin" in next(method["needs"] for method in listed if method["name"] == "madpo")
-    shown = madpo("methods", "madpo").stdout
+    shown = madpo("methods", "show", "madpo").stdout
     assert METHODS["madpo"].source in shown
     assert "tau" in shown
-    assert madpo("methods", "nonsense").returncode == 1
+    assert madpo("methods", "show", "nonsense").returncode == 1
 
 
 def test_an_unknown_demo_is_refused_by_the_names_there_are(madpo: Command, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.losses.madpo import MadpoConfig
-from madpo.losses.method import Requirements
+from madpo.losses.method import Requirements, requirement_names
 from madpo.losses.registry import METHODS, get_method, parse_params
 
 
@@ -15,7 +15,20 @@ def test_methods_carry_their_own_name_source_and_requirements() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
     assert METHODS["dpo"].requires == Requirements(reference=True)
     assert METHODS["madpo"].requires == Requirements(reference=True, margin=True)
-    assert all(re.search(r"arXiv:\d{4}\.\d{5}", method.source) for method in METHODS.values())
+    for method in METHODS.values():
+        assert re.search(r"arXiv:\d{4}\.\d{5}", method.source) or method.evidence == "own"
+
+
+def test_parameters_switch_requirements_on_and_off() -> None:
+    def needs(name: str, **params: Any) -> set[str]:
+        return set(requirement_names(METHODS[name].requirements(parse_params(name, params))))
+
+    assert needs("dpo", reference_free=True) == set()
+    assert needs("ipo") == {"reference", "lengths"}
+    assert needs("ipo", average_log_prob=False) == {"reference"}
+    assert needs("madpo", normalize_weights=True) == {"reference", "margin", "global_batch"}
+    assert needs("tr_dpo") == {"reference", "outer_loop"}
+    assert needs("slic", sft_target="gold") == {"gold"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -35,7 +48,7 @@ def test_madpo_defaults_to_the_papers_tau() -> None:
 
 
 def test_an_unknown_method_lists_the_names_there_are() -> None:
-    with pytest.raises(InvalidArgumentError, match="'maddpo'; methods: dpo, madpo") as caught:
+    with pytest.raises(InvalidArgumentError, match=f"'maddpo'; methods: {', '.join(sorted(METHODS))}") as caught:
         get_method("maddpo")
     assert [violation.field for violation in caught.value.violations] == ["spec.policy_training.method.name"]
 
@@ -45,7 +58,8 @@ def test_an_unknown_parameter_lists_the_names_there_are() -> None:
         parse_params("dpo", {"tau": 2.0})
     assert caught.value.violations == (
         FieldViolation(
-            "spec.policy_training.method.params.tau", "dpo has no such parameter; parameters: beta, label_smoothing"
+            "spec.policy_training.method.params.tau",
+            "dpo has no such parameter; parameters: beta, label_smoothing, reference_free",
         ),
     )
 
@@ -82,7 +96,7 @@ import sys
 sys.modules["torch"] = None  # makes every `import torch` fail
 from madpo.losses.registry import METHODS, parse_params
 for name in METHODS:
-    parse_params(name, {"beta": 0.2})
+    METHODS[name].requirements(parse_params(name, {}))
 try:
     parse_params("madpo", {"tau": -1})
 except ValueError as error:

@@ -3,12 +3,13 @@
 Heavy imports wait inside the commands, so that `madpo --help` answers at once.
 """
 
+import os
 import sys
 
 import typer
 
 from madpo.errors import MadpoError
-from madpo_client.cli import context, datasets, init, jobs, models, run, stack
+from madpo_client.cli import context, datasets, init, jobs, methods, models, run, stack
 
 app = typer.Typer(
     name="madpo",
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(models.app, name="model")
 app.add_typer(run.app)
+app.add_typer(methods.app, name="methods")
 app.add_typer(jobs.app, name="job")
 app.add_typer(stack.app)
 app.add_typer(init.app)
@@ -28,6 +30,8 @@ app.add_typer(init.app)
 
 def main() -> None:
     """Entry point: errors of ours become one line on standard error and exit code 1."""
+    # Before gRPC is imported: its own account of a failed handshake would stand around that line.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         app()
     except MadpoError as error:

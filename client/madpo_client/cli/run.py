@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 
 from madpo.errors import InvalidArgumentError
 from madpo_client.cli.context import open_client
-from madpo_client.cli.output import AsJson, show, table
+from madpo_client.cli.output import show
 
 if TYPE_CHECKING:
     from madpo_client.jobs import JobHandle
@@ -155,33 +154,6 @@ def _follow(job: "JobHandle", *, wait: bool) -> None:
         raise
     if done.result is not None:
         show({"model_id": done.result.model_id, **done.result.summary}, as_json=False)
-
-
-@app.command("methods")
-def list_methods(
-    name: Annotated[str | None, typer.Argument(help="Show this method's formula and parameters.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the preference-optimisation methods."""
-    from madpo.losses.registry import METHODS, get_method
-
-    if name is not None:
-        method = get_method(name)
-        fields = method.config.model_fields.items()
-        parameters = {field: f"{info.default}  {info.description or ''}".strip() for field, info in fields}
-        described = {"name": name, "summary": method.summary, "formula": method.formula, "source": method.source}
-        show({**described, "params": parameters}, as_json=as_json)
-        return
-    rows = [
-        {
-            "name": method.name,
-            "summary": method.summary,
-            "needs": ", ".join(need for need, needed in asdict(method.requires).items() if needed),
-            "params": " ".join(f"{field}={info.default}" for field, info in method.config.model_fields.items()),
-        }
-        for method in METHODS.values()
-    ]
-    table(rows, ("name", "summary", "needs", "params"), as_json=as_json)
 
 
 def _given(**options: Any) -> dict[str, Any]:

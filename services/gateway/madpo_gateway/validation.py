@@ -20,7 +20,7 @@ from madpo.jobs import (
     RewardTrainingSpec,
     referenced_job_ids,
 )
-from madpo.losses.registry import get_method, parse_params
+from madpo.losses.registry import get_method, missing_inputs, parse_params
 from madpo.ports import JobQueue, ObjectStore
 from madpo.storage.checkpoints import list_checkpoints
 from madpo.storage.datasets import DatasetStore
@@ -134,7 +134,14 @@ class _Check:
     async def margin(self, spec: PolicyTrainingSpec, dataset: Dataset | None) -> None:
         name = f"{self.path}.margin"
         method = get_method(spec.method.name)
-        needs_margin = method.requirements(parse_params(spec.method.name, spec.method.params)).margin
+        config = parse_params(spec.method.name, spec.method.params)
+        needs_margin = method.requirements(config).margin
+        if missing := missing_inputs(method, config):
+            self.add(
+                f"{self.path}.method.name",
+                f"{method.name} with these parameters needs {', '.join(missing)}, which training cannot provide yet; "
+                "`madpo methods` says which methods train",
+            )
         if spec.margin is None:
             if needs_margin:
                 self.add(

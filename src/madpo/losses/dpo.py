@@ -1,12 +1,14 @@
-"""DPO, with optional label smoothing (cDPO)."""
+"""DPO, with optional label smoothing (cDPO), also without a reference."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +21,12 @@ class DpoConfig(MethodConfig):
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Assumed share of pairs whose label is flipped."""
+    reference_free: bool = False
+    """Take the reference as uniform: log-probs stand where log-ratios would."""
+
+    def extra_requirements(self) -> Mapping[str, bool]:
+        """The reference, unless it is uniform."""
+        return {"reference": not self.reference_free}
 
 
 def dpo_loss(log_ratio_diff: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
@@ -45,8 +53,11 @@ def dpo_loss(log_ratio_diff: Tensor, *, beta: float, label_smoothing: float = 0.
 
 
 def _loss(config: DpoConfig, batch: LossBatch, context: LossContext) -> LossOutput:
-    per_pair = dpo_loss(batch.log_ratio_diff, beta=config.beta, label_smoothing=config.label_smoothing)
-    return LossOutput(per_pair=per_pair, weight=per_pair.detach().new_ones(per_pair.shape))
+    if config.reference_free:
+        log_ratio_diff = batch.policy_chosen_logps - batch.policy_rejected_logps
+    else:
+        log_ratio_diff = batch.log_ratio_diff
+    return unweighted(dpo_loss(log_ratio_diff, beta=config.beta, label_smoothing=config.label_smoothing))
 
 
 DPO = Method(

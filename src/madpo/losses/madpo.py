@@ -155,15 +155,14 @@ def _raw_weight(config: MadpoConfig, batch: LossBatch) -> Tensor:
 
 
 def _observe(config: MadpoConfig, batch: LossBatch) -> Mapping[str, Tensor]:
-    weight = _raw_weight(config, batch)
-    return {"weight": weight.sum(), "pairs": weight.new_tensor(len(weight))}
+    return {"weight": _raw_weight(config, batch)}
 
 
 def _loss(config: MadpoConfig, batch: LossBatch, context: LossContext) -> LossOutput:
     margin = batch.require("reward_margin").detach()
     weight = _raw_weight(config, batch)
     if config.normalize_weights:
-        weight = weight * (context.stats["pairs"] / context.stats["weight"])
+        weight = weight / context.stats["weight"].mean()
     coefficient = madpo_coefficient(
         margin, c_min=config.c_min, c_max=config.c_max, lam=config.lam, tau=config.tau, mode=config.mode
     )

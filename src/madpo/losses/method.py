@@ -2,19 +2,21 @@
 
 A method is one file in this package, ending in a `Method`, and one line in `madpo.losses.registry`. Per optimizer step
 the caller
-    1. when `requirements(config).global_batch`, calls `observe` on every micro-batch, without gradient, and adds up
-       the results over micro-batches and ranks;
-    2. calls `loss` on every micro-batch with those sums, the method's state and a generator;
-    3. minimises sum(mask * per_pair) / sum(mask) + sum(aux), with both sums of the first term over the global batch;
+    1. when `requirements(config).global_batch`, calls `observe` on every micro-batch, without gradient, and gathers
+       the figures of all N pairs of the global batch, from all micro-batches and ranks, in the batch's order;
+    2. calls `loss` on every micro-batch with those figures, the method's state, and a generator that starts each call
+       of the step in the same state, a function of seed and step;
+    3. minimises, summed over all micro-batches, sum(mask * per_pair) / kept + sum(aux);
     4. keeps the returned state for the next step, and in the checkpoint.
-So any split into micro-batches and ranks gives the loss of one big batch.
+Whatever a loss computes from figures, state and generator comes out equal in every call of a step, so any split into
+micro-batches and ranks gives the loss of one big batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,68 +27,163 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Evidence = Literal["code", "paper", "secondary", "rebuilt", "own"]
+
+
 class MethodConfig(BaseModel):
     """Base of a method's parameters: immutable, unknown names refused, no NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def extra_requirements(self) -> Mapping[str, bool]:
-        """Fields of `Requirements` that only these parameter values switch on."""
+        """Fields of `Requirements` that only these parameter values switch on, or off."""
         return {}
+
+    def reference_update(self) -> ReferenceUpdate | None:
+        """How the reference moves during training; None keeps it fixed."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceUpdate:
+    """After every `every` steps: reference <- rate * policy + (1 - rate) * reference."""
+
+    every: int
+    rate: float
+    """1 copies the policy."""
+    extrapolation: float = 0.0
+    """At an update the policy first moves on to policy + extrapolation * (policy - policy at the last update)."""
+    kl_threshold: float | None = None
+    """Update only when the step's mean policy-to-reference log-ratio of the responses is above it, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a method needs; the caller checks it before training starts."""
+    """What a method needs; the caller checks it before training starts.
+
+    Each flag's description ends, after a colon, in how to provide the input where it is the user's to provide.
+    """
 
     reference: bool = False
-    """Log-probs under the frozen reference."""
+    """Log-probs under the reference policy."""
     margin: bool = False
-    """The reward model's margin of each pair."""
+    """The reward model's margin of each pair: give margin.reward_model, or margin.source=dataset with a column
+    `margin`."""
     lengths: bool = False
     """Response token counts."""
     token_logps: bool = False
+    """Log-probs of single tokens."""
+    vocabulary: bool = False
+    """The policy's whole next-token distributions."""
     list: bool = False
-    """Several ranked responses per prompt."""
+    """Several scored responses per prompt: upload a dataset of lists (columns `responses` and `scores`)."""
     gold: bool = False
-    """A gold response beside the pair."""
+    """A gold response beside the pair: add a column `gold` to the dataset."""
     uncertainty: bool = False
-    """The reward model's uncertainty."""
+    """The reward model's uncertainty of both responses: add columns `chosen_uncertainty` and `rejected_uncertainty`
+    to the dataset."""
+    semantic_distance: bool = False
+    """Distance between prompt and chosen response: add a column `semantic_distance` to the dataset."""
+    mismatched: bool = False
+    """Log-probs of responses under the prompts of other pairs: train with a global batch of at least 2 pairs."""
     global_batch: bool = False
-    """Sums over the whole global batch, from `Method.observe`."""
+    """Figures of the whole global batch, from `Method.observe`."""
+    policy_figures: bool = False
+    """Those figures depend on policy log-probs, which costs a second forward pass."""
     stateful: bool = False
+    """Running statistics kept from step to step."""
     stochastic: bool = False
+    """A random generator."""
     outer_loop: bool = False
-    """The reference moves during training."""
+    """The reference moves during training, so its log-probs are computed at every step."""
+
+
+_WITH_GRADIENT = frozenset({"chosen_token_logps", "rejected_token_logps", "gold_logps", "list_logps"})
 
 
 @dataclass(frozen=True, slots=True)
 class LossBatch:
-    """One micro-batch of B pairs, every tensor [B]. Log-probs are sums over response tokens, in nats."""
+    """One micro-batch of B pairs. Log-probs are sums over response tokens, in nats; every tensor [B] unless noted.
+
+    T is the number of tokens of the longest response, K of the longest list; masks are boolean.
+    """
 
     policy_chosen_logps: Tensor
-    """With gradient."""
+    """With gradient. In `observe` without `policy_figures` it is NaN, as is all of the policy's."""
     policy_rejected_logps: Tensor
     """With gradient."""
     ref_chosen_logps: Tensor | None = None
     ref_rejected_logps: Tensor | None = None
     chosen_tokens: Tensor | None = None
+    """Response tokens, at least 1."""
     rejected_tokens: Tensor | None = None
     reward_margin: Tensor | None = None
     """Chosen minus rejected reward, in reward-model logits."""
 
+    chosen_token_logps: Tensor | None = None
+    """[B, T], with gradient; right-padded."""
+    rejected_token_logps: Tensor | None = None
+    """[B, T], with gradient."""
+    ref_chosen_token_logps: Tensor | None = None
+    """[B, T]."""
+    ref_rejected_token_logps: Tensor | None = None
+    """[B, T]."""
+    chosen_token_mask: Tensor | None = None
+    """[B, T], True on response tokens."""
+    rejected_token_mask: Tensor | None = None
+    """[B, T]."""
+    chosen_log_sum_p2: Tensor | None = None
+    """[B, T], log of the sum over the vocabulary of squared probabilities, at each response token; no gradient."""
+    rejected_log_sum_p2: Tensor | None = None
+    """[B, T]."""
+
+    gold_logps: Tensor | None = None
+    """Of the gold response, with gradient."""
+    gold_tokens: Tensor | None = None
+    chosen_uncertainty: Tensor | None = None
+    """Standard deviation of the chosen reward, in reward-model logits, >= 0."""
+    rejected_uncertainty: Tensor | None = None
+    semantic_distance: Tensor | None = None
+    """1 - cosine similarity, in [0, 2]."""
+    mismatched_logps: Tensor | None = None
+    """Of the next pair's chosen response under this pair's prompt, by the policy; no gradient."""
+    ref_mismatched_logps: Tensor | None = None
+
+    list_logps: Tensor | None = None
+    """[B, K], with gradient."""
+    ref_list_logps: Tensor | None = None
+    """[B, K]."""
+    list_tokens: Tensor | None = None
+    """[B, K]."""
+    list_scores: Tensor | None = None
+    """[B, K], higher is better."""
+    list_mask: Tensor | None = None
+    """[B, K], True on responses; a list has at least two."""
+
     def require(self, name: str) -> Tensor:
-        """An optional input that the method declared it needs. Raises InternalError when the caller left it out."""
+        """An optional input that the method declared it needs, without gradient unless its field says it has one.
+
+        Raises InternalError when the caller left it out.
+        """
         value: Tensor | None = getattr(self, name)
         if value is None:
             raise InternalError(f"the loss needs {name}, which its batch does not carry")
-        return value
+        return value if name in _WITH_GRADIENT else value.detach()
+
+    @property
+    def chosen_log_ratio(self) -> Tensor:
+        """Policy minus reference log-prob of the chosen response."""
+        return self.policy_chosen_logps - self.require("ref_chosen_logps")
+
+    @property
+    def rejected_log_ratio(self) -> Tensor:
+        """Policy minus reference log-prob of the rejected response."""
+        return self.policy_rejected_logps - self.require("ref_rejected_logps")
 
     @property
     def log_ratio_diff(self) -> Tensor:
-        """Policy minus reference log-prob, chosen minus rejected."""
-        chosen = self.policy_chosen_logps - self.require("ref_chosen_logps")
-        return chosen - (self.policy_rejected_logps - self.require("ref_rejected_logps"))
+        """Chosen minus rejected log-ratio."""
+        return self.chosen_log_ratio - self.rejected_log_ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,30 +191,56 @@ class LossContext:
     """What a loss may know beyond its micro-batch."""
 
     stats: Mapping[str, Tensor] = field(default_factory=dict)
-    """Sums of `Method.observe` over the global batch; empty for methods without `global_batch`."""
+    """Figures of `Method.observe` for all N pairs of the global batch, each [N]; empty without `global_batch`."""
+    rows: Tensor | None = None
+    """Place of each pair of the micro-batch in the global batch, int64 [B]; None: the micro-batch is all of it."""
+    pairs: int | None = None
+    """N; None: the micro-batch is all of it."""
     state: Mapping[str, Tensor] = field(default_factory=dict)
     """State of a stateful method before this step; empty at the first."""
     generator: torch.Generator | None = None
-    """The only source of chance a stochastic method may use; its state is part of the checkpoint."""
+    """The only source of chance a stochastic method may use; on the CPU."""
     training: bool = True
+    """State moves only in training."""
+
+    def own(self, values: Tensor) -> Tensor:
+        """The micro-batch's entries of figures [N] of the global batch."""
+        return values if self.rows is None else values[self.rows]
+
+    def pair_count(self, batch: LossBatch) -> int:
+        """N, pairs of the global batch."""
+        return len(batch.policy_chosen_logps) if self.pairs is None else self.pairs
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """What a loss makes of B pairs."""
+    """What a loss makes of B pairs (or lists)."""
 
     per_pair: Tensor
     """Loss of each pair [B], its weight included; with gradient."""
     weight: Tensor
     """Multiplier of each pair's loss [B]; no gradient."""
     mask: Tensor | None = None
-    """Pairs kept [B]; None keeps all."""
+    """Pairs kept [B], boolean; None keeps all."""
+    kept: Tensor | int | None = None
+    """Pairs kept in the global batch; comes with `mask`."""
     aux: Mapping[str, Tensor] = field(default_factory=dict)
-    """Scalar loss terms beside the pairs', already divided by their count in the global batch."""
+    """Scalar loss terms beside the pairs', already divided by their count in the global batch; with gradient."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """The method's own figures of each pair [B], no gradient; the caller averages them over the global batch."""
     state: Mapping[str, Tensor] | None = None
     """State after the step, the same from every micro-batch; None leaves it as it was."""
+
+    def total(self, pairs: int) -> Tensor:
+        """The micro-batch's share of the objective, given the number of pairs of the global batch."""
+        if self.mask is None:
+            total = self.per_pair.sum() / pairs
+        else:
+            assert self.kept is not None
+            total = (self.per_pair * self.mask).sum() / self.kept
+        for term in self.aux.values():
+            total = total + term
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +253,30 @@ class Method:
     """What it needs whatever its parameters; see `requirements`."""
     summary: str
     source: str
-    """Paper, with arXiv id."""
+    """Paper, with arXiv id; "own" for ours."""
     formula: str
     loss: Callable[[Any, LossBatch, LossContext], LossOutput]
     """Called with a `config`, a micro-batch and its context."""
     observe: Callable[[Any, LossBatch], Mapping[str, Tensor]] | None = None
-    """A micro-batch's contribution to the statistics of the global batch; the caller adds contributions up."""
+    """Figures of each pair of a micro-batch, [B] each and no gradient; the caller gathers them."""
+    evidence: Evidence = "code"
+    """How well the formula is known; see `EVIDENCE`."""
 
     def requirements(self, config: MethodConfig) -> Requirements:
         """What the method needs with these parameters."""
-        return replace(self.requires, **config.extra_requirements())
+        requirements = replace(self.requires, **config.extra_requirements())
+        return replace(requirements, outer_loop=True) if config.reference_update() is not None else requirements
+
+
+EVIDENCE: Mapping[Evidence, str] = {
+    "code": "the formula agrees with published code",
+    "paper": "the formula is the published one; no code was compared",
+    "secondary": "the formula was taken from descriptions of the paper; defaults may differ from it",
+    "rebuilt": "only the idea is published where we could read it; the formula is our reconstruction",
+    "own": "our own method; there is no paper",
+}
+
+
+def requirement_names(requirements: Requirements) -> tuple[str, ...]:
+    """The flags that are set, in the order of their declaration."""
+    return tuple(flag.name for flag in fields(requirements) if getattr(requirements, flag.name))

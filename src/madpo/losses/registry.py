@@ -1,22 +1,50 @@
 """All methods by name. Importable without torch: the gateway checks a job's method before anything trains.
 
-To add a method: write `madpo/losses/<name>.py` ending in its `Method`, and add that to the tuple below.
+To add a method, write `madpo/losses/<module>.py` with its `Method`; every module of this package is looked at.
 """
 
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
 from madpo.errors import FieldViolation, InvalidArgumentError
-from madpo.losses.dpo import DPO
-from madpo.losses.madpo import MADPO
-from madpo.losses.method import Method, MethodConfig
+from madpo.losses.method import Method, MethodConfig, requirement_names
 
-METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in (DPO, MADPO)})
+_OTHER_MODULES = ("logps", "method", "registry", "terms", "vectors")
+
+
+def _find_methods() -> Iterator[Method]:
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name not in _OTHER_MODULES:
+            values = vars(import_module(f"madpo.losses.{module.name}")).values()
+            yield from (value for value in values if isinstance(value, Method))
+
+
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _find_methods()})
 
 PATH = "spec.policy_training.method"
+
+_NOT_TRAINED_YET = (
+    "token_logps",
+    "vocabulary",
+    "list",
+    "gold",
+    "uncertainty",
+    "semantic_distance",
+    "mismatched",
+    "outer_loop",
+)
+
+
+def missing_inputs(method: Method, config: MethodConfig) -> tuple[str, ...]:
+    """Requirements of a method that no training job can meet yet; empty for one that trains."""
+    needed = requirement_names(method.requirements(config))
+    return tuple(name for name in needed if name in _NOT_TRAINED_YET)
 
 
 def get_method(name: str, *, path: str = PATH) -> Method:
