@@ -150,7 +150,7 @@ class Work:
     def evaluate(self, model: JobHandle) -> JobHandle:
         """Sample from a policy."""
         return self._client.jobs.evaluate(
-            model=model, prompts=self.pairs, reward_model=self.reward, max_prompts=32, metrics=["toy_reward"]
+            model=model, prompts=self.pairs, reward_model=self.reward, max_prompts=32, sampling={"max_new_tokens": 24}
         )
 
 
@@ -258,9 +258,9 @@ def stop_in_time(summary: Summary) -> None:
 def main() -> None:
     """The whole story."""
     summary = Summary()
+    services = json.loads(compose("config", "--format", "json"))["services"]
     for service in OURS:
-        image = compose("config", "--images", service).split()
-        size = int(run([*ENGINE, "image", "inspect", "--format", "{{.Size}}", image[0]]))
+        size = int(run([*ENGINE, "image", "inspect", "--format", "{{.Size}}", services[service]["image"]]))
         summary.saw(f"image of {service}: {size / 1e6:.0f} MB")
     summary.saw(f"all healthy {up():.1f} s after `up`")
     with connect() as client:

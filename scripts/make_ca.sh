@@ -1,78 +1,92 @@
 #!/usr/bin/env bash
 # Makes a private certificate authority and a certificate for every service, for TLS and mutual TLS.
 #
-# Usage: scripts/make_ca.sh [-d DIR] [-t DAYS] [NAME...]
-#   -d DIR   where the files go, default secrets/tls; what is above it must exist (`madpo init` makes secrets/)
-#   -t DAYS  how long the certificates are valid, default 825; the authority ten years
-#   NAME     another name or IP address of the gateway, e.g. gpu-host.example.org 10.0.0.7; every certificate gets it
+# Usage: scripts/make_ca.sh [-t DAYS] [DIR [NAME...]]
+#   -t DAYS  how long the certificates are valid, default 825; the authority: ten years
+#   DIR      where the files go, default secrets/tls; what is above it must exist (`madpo init` makes secrets/)
+#   NAME     another name or IP address of the gateway's machine, e.g. gpu-host.example.org 10.0.0.7
 #
-# Writes DIR/ca.crt, DIR/ca.key and DIR/{gateway,reward,trainer,evaluator,client}.{crt,key}. Refuses when DIR exists:
-# to renew, move it away first. ca.key signs new certificates and belongs on no server.
+# Makes DIR/ca.crt, DIR/ca.key and DIR/{gateway,reward,trainer,evaluator,client}.{crt,key}, and never replaces one: to
+# renew a certificate move it and its key away, and run this again. ca.key signs certificates and belongs on no server.
 set -euo pipefail
-
-directory=secrets/tls
-days=825
-while getopts d:t: option; do
-  case $option in
-    d) directory=$OPTARG ;;
-    t) days=$OPTARG ;;
-    *) echo "usage: ${0##*/} [-d DIR] [-t DAYS] [NAME...]" >&2; exit 2 ;;
-  esac
-done
-shift $((OPTIND - 1))
+umask 077
 
 fail() { echo "${0##*/}: $1" >&2; exit 1; }
+
+days=825
+while getopts t: option; do
+  [[ $option == t ]] || { echo "usage: ${0##*/} [-t DAYS] [DIR [NAME...]]" >&2; exit 2; }
+  days=$OPTARG
+done
+shift $((OPTIND - 1))
+directory=${1:-secrets/tls}
+names=("${@:2}")
+
 command -v openssl > /dev/null || fail "openssl is not installed"
 parent=$(dirname "$directory")
-[[ -d $parent ]] || fail "there is no $parent; run \`madpo init\` first, or give another place with -d"
-[[ ! -e $directory ]] || fail "$directory exists and is never overwritten; move it away, or give another place with -d"
-
-# Made beside its place and moved there whole: a failure leaves nothing behind.
-umask 077
-scratch=$(mktemp -d "$parent/.tls.XXXXXX")
+[[ -d $parent ]] || fail "there is no $parent; run \`madpo init\` first, or name another place"
+mkdir -p "$directory"
+# Files are made here and moved to their place: a failure leaves no half of a pair behind.
+scratch=$(mktemp -d "$directory/.new.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 
-new_key() { openssl ecparam -name prime256v1 -genkey -noout -out "$scratch/$1.key"; }
+# quietly COMMAND...: its messages only when it fails.
+quietly() { "$@" 2> "$scratch/log" || { cat "$scratch/log" >&2; fail "openssl failed"; }; }
+
+# kept NAME: whether the certificate and its key are there; half of a pair is an error.
+kept() {
+  [[ -e $directory/$1.crt || -e $directory/$1.key ]] || return 1
+  [[ -e $directory/$1.crt ]] || fail "$directory has $1.key but no $1.crt; move it away to make both anew"
+  [[ -e $directory/$1.key || $1 == ca ]] || fail "$directory has $1.crt but no $1.key; move it away to make both anew"
+  echo "kept $directory/$1.crt"
+}
+
+place() {
+  mv "$scratch/$1.key" "$scratch/$1.crt" "$directory/"
+  echo "made $directory/$1.crt"
+}
+
+new_key() { quietly openssl ecparam -name prime256v1 -genkey -noout -out "$scratch/$1.key"; }
+
+make_authority() {
+  new_key ca
+  quietly openssl req -x509 -new -sha256 -key "$scratch/ca.key" -out "$scratch/ca.crt" -days 3650 \
+    -subj "/CN=madpo private CA" -addext "basicConstraints=critical,CA:true,pathlen:0" \
+    -addext "keyUsage=critical,keyCertSign,cRLSign"
+  place ca
+}
 
 alternative_names() {
-  local name names="DNS:$1,DNS:localhost,IP:127.0.0.1,IP:::1"
-  for name in "${@:2}"; do
-    if [[ $name =~ ^[0-9.]+$ || $name == *:* ]]; then names+=",IP:$name"; else names+=",DNS:$name"; fi
+  local name list="DNS:$1,DNS:localhost,IP:127.0.0.1,IP:::1"
+  for name in "${names[@]}"; do
+    if [[ $name =~ ^[0-9.]+$ || $name == *:* ]]; then list+=",IP:$name"; else list+=",DNS:$name"; fi
   done
-  echo "$names"
+  echo "$list"
 }
 
-authority() {
-  new_key ca
-  openssl req -x509 -new -sha256 -key "$scratch/ca.key" -out "$scratch/ca.crt" -days 3650 -subj "/CN=madpo private CA" \
-    -addext "basicConstraints=critical,CA:true,pathlen:0" -addext "keyUsage=critical,keyCertSign,cRLSign"
+make_certificate() {
+  [[ -e $directory/ca.key ]] || fail "$directory has no ca.key to sign $1.crt with; bring it back for this run"
+  new_key "$1"
+  cat > "$scratch/extensions" << END
+basicConstraints=critical,CA:false
+keyUsage=critical,digitalSignature
+extendedKeyUsage=serverAuth,clientAuth
+subjectKeyIdentifier=hash
+authorityKeyIdentifier=keyid
+subjectAltName=$(alternative_names "$1")
+END
+  quietly openssl req -new -sha256 -key "$scratch/$1.key" -subj "/CN=$1" -out "$scratch/request"
+  quietly openssl x509 -req -sha256 -in "$scratch/request" -CA "$directory/ca.crt" -CAkey "$directory/ca.key" \
+    -set_serial "0x$(openssl rand -hex 16)" -days "$days" -extfile "$scratch/extensions" -out "$scratch/$1.crt"
+  place "$1"
 }
 
-certificate() {
-  local service=$1
-  new_key "$service"
-  openssl req -new -sha256 -key "$scratch/$service.key" -subj "/CN=$service" |
-    openssl x509 -req -sha256 -CA "$scratch/ca.crt" -CAkey "$scratch/ca.key" -days "$days" -out "$scratch/$service.crt" \
-      -set_serial "0x$(openssl rand -hex 16)" -extfile <(
-        echo "basicConstraints=critical,CA:false"
-        echo "keyUsage=critical,digitalSignature"
-        echo "extendedKeyUsage=serverAuth,clientAuth"
-        echo "subjectKeyIdentifier=hash"
-        echo "authorityKeyIdentifier=keyid"
-        echo "subjectAltName=$(alternative_names "$@")"
-      ) 2> "$scratch/log" || { cat "$scratch/log" >&2; fail "no certificate for $service"; }
-  rm "$scratch/log"
-}
-
-authority
+kept ca || make_authority
 for service in gateway reward trainer evaluator client; do
-  certificate "$service" "$@"
+  kept "$service" || make_certificate "$service"
 done
 if [[ $(id -u) == 0 ]]; then
   # Containers run as the owner of the secrets; the authority's key stays with root.
-  chown "$(stat -c %u:%g "$parent")" "$scratch" "$scratch"/*.crt "$scratch"/*.key
-  chown 0:0 "$scratch/ca.key"
+  chown "$(stat -c %u:%g "$parent")" "$directory" "$directory"/*.crt "$directory"/*.key
+  [[ ! -e $directory/ca.key ]] || chown 0:0 "$directory/ca.key"
 fi
-mv -T "$scratch" "$directory"
-trap - EXIT
-echo "made $directory: ca.crt for clients, a certificate and key for each service, valid for $days days"

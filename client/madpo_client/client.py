@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.jobs import ModelReference, validate
@@ -16,7 +16,7 @@ from madpo_client.connection import read_connection
 from madpo_client.jobs import JobHandle, Jobs, ModelLike, job_id_of, model_reference
 from madpo_client.progress import transfer
 from madpo_client.session import Session
-from madpo_client.settings import client_settings
+from madpo_client.settings import ConnectionOptions, client_settings
 
 T = TypeVar("T")
 
@@ -31,7 +31,9 @@ class Client:
         token: Bearer token; or give `token_file`.
         token_file: File that holds the bearer token.
         tls_ca: Authority of the gateway's certificate. Without it a gateway on this machine is talked to in plain text,
-            any other by TLS and the public authorities.
+            any other by TLS with the authorities this system trusts.
+        tls_cert: Certificate to show a gateway that lets in only holders of one; with `tls_key`.
+        tls_key: Its key.
         plaintext: Talk to a gateway on another machine without TLS. Anybody on the way reads the token.
         timeout_s: Longest wait for an answer, and for each piece of an upload or download.
 
@@ -39,6 +41,10 @@ class Client:
         datasets: Upload, look at and delete datasets.
         models: Upload, import and download models.
         jobs: Train and evaluate.
+
+    Raises:
+        InvalidArgumentError: The token file cannot be read, or options exclude each other.
+        FailedPreconditionError: A certificate cannot be used; names it.
     """
 
     def __init__(
@@ -48,38 +54,46 @@ class Client:
         token: str | None = None,
         token_file: Path | None = None,
         tls_ca: Path | None = None,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
         plaintext: bool = False,
         timeout_s: float = 30.0,
     ) -> None:
         if token is None and token_file is not None:
-            token = _read_token(token_file.expanduser())
+            token = _read_token(token_file)
         self.server = server
-        tls = _tls(server, tls_ca=tls_ca, plaintext=plaintext)
+        tls = _client_tls(server, ca=tls_ca, cert=tls_cert, key=tls_key, plaintext=plaintext)
         self._session = Session(server, token=token, tls=tls, timeout_s=timeout_s)
         self.datasets = Datasets(self._session)
         self.models = Models(self._session)
         self.jobs = Jobs(self._session)
 
     @classmethod
-    def from_environment(cls, **given: Any) -> Self:
+    def from_environment(cls, **given: Unpack[ConnectionOptions]) -> Self:
         """The gateway that arguments, `MADPO_SERVER` and the like, or a profile name, or else the embedded stack's.
 
         Args:
-            given: Fields of `madpo_client.settings.ClientSettings`; they win over the environment, None counts as not
-                given.
+            given: As of the constructor, and the name of a `profile`; see `madpo_client.settings.client_settings` for
+                what wins over what.
 
         Raises:
             UnavailableError: No server is named and no embedded stack runs.
             NotFoundError: There is no such profile.
         """
         settings = client_settings(**given)
-        server, token_file = settings.server, settings.token_file
-        if server is None:
+        if settings.server is None:
             connection = read_connection(settings.expanded_home)
             if connection is None:
                 raise UnavailableError("no madpo gateway is known; start one with `madpo up` or set MADPO_SERVER")
-            server, token_file = connection.server, token_file or Path(connection.token_file)
-        return cls(server, token_file=token_file, tls_ca=settings.tls_ca, plaintext=settings.plaintext)
+            return cls(connection.server, token_file=settings.token_file or Path(connection.token_file))
+        return cls(
+            settings.server,
+            token_file=settings.token_file,
+            tls_ca=settings.tls_ca,
+            tls_cert=settings.tls_cert,
+            tls_key=settings.tls_key,
+            plaintext=settings.plaintext,
+        )
 
     def close(self) -> None:
         """Close the connection."""
@@ -95,10 +109,16 @@ class Client:
         return f"Client({self.server!r})"
 
 
-def _tls(server: str, *, tls_ca: Path | None, plaintext: bool) -> ClientTls | None:
-    if tls_ca is not None:
-        return ClientTls(tls_ca.expanduser())
-    return None if plaintext or is_loopback(server) else ClientTls()
+def _client_tls(
+    server: str, *, ca: Path | None, cert: Path | None, key: Path | None, plaintext: bool
+) -> ClientTls | None:
+    if (cert is None) != (key is None):
+        raise InvalidArgumentError("tls_cert and tls_key come together")
+    if plaintext and (ca or cert):
+        raise InvalidArgumentError("plaintext excludes tls_ca and tls_cert; leave one of them out")
+    if plaintext or (is_loopback(server) and not (ca or cert)):
+        return None
+    return ClientTls(*(path and path.expanduser() for path in (ca, cert, key)))
 
 
 class Datasets:

@@ -5,6 +5,7 @@ Only `settings.py` modules and this one read the environment.
 
 import os
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Any, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
@@ -13,6 +14,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -68,9 +70,7 @@ class ServiceSettings(BaseSettings):
         """Arguments, then environment, then secret files, then the TOML file."""
         path = os.environ.get("MADPO_CONFIG_FILE")
         toml = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
-        directory = Path(os.environ.get("MADPO_SECRETS_DIR", "/run/secrets"))
-        secrets = (SecretsSettingsSource(settings_cls, secrets_dir=directory),) if directory.is_dir() else ()
-        return (init_settings, env_settings, *secrets, *toml)
+        return (init_settings, env_settings, *_secret_files(settings_cls), *toml)
 
     def resolved(self) -> dict[str, Any]:
         """The settings as JSON with secrets masked; logged once at start."""
@@ -123,6 +123,14 @@ class WorkerSettings(QueueSettings):
     """Torch threads of a run; None leaves torch's own choice."""
 
 
+def _secret_files(settings_cls: type[BaseSettings]) -> tuple[SecretsSettingsSource, ...]:
+    named = os.environ.get("MADPO_SECRETS_DIR")
+    directory = Path(named or "/run/secrets")
+    if named and not directory.is_dir():
+        raise SettingsError(f"MADPO_SECRETS_DIR is {directory}, which is not a directory")
+    return (SecretsSettingsSource(settings_cls, secrets_dir=directory),) if directory.is_dir() else ()
+
+
 S = TypeVar("S", bound=ServiceSettings)
 
 
@@ -130,8 +138,9 @@ def load_settings(settings: type[S], **overrides: Any) -> S:
     """Read and check a service's settings.
 
     Raises:
-        InvalidArgumentError: Names each wrong or missing variable.
+        InvalidArgumentError: Names each wrong or missing variable, or the file that cannot be read.
     """
+    service = settings.__module__.split(".")[0]
     try:
         return settings(**overrides)
     except ValidationError as error:
@@ -141,4 +150,8 @@ def load_settings(settings: type[S], **overrides: Any) -> S:
             for detail in error.errors(include_url=False, include_input=False)
         ]
         text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise InvalidArgumentError(f"settings of {settings.__module__.split('.')[0]}: {text}", violations) from error
+        raise InvalidArgumentError(f"settings of {service}: {text}", violations) from error
+    except (SettingsError, OSError, TOMLDecodeError) as error:
+        unread = error.__cause__ if isinstance(error, SettingsError) else error
+        reason = f"{unread.filename} cannot be read: {unread.strerror}" if isinstance(unread, OSError) else error
+        raise InvalidArgumentError(f"settings of {service}: {reason}") from error

@@ -10,11 +10,14 @@ if TYPE_CHECKING:
 
 Server = Annotated[str | None, typer.Option(help="Gateway, HOST:PORT (MADPO_SERVER, else the stack of `madpo up`).")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the bearer token (MADPO_TOKEN_FILE).")]
-
-
 TlsCa = Annotated[Path | None, typer.Option(help="Authority of the gateway's certificate (MADPO_TLS_CA).")]
+TlsCert = Annotated[
+    Path | None, typer.Option(help="Certificate to show, where the gateway asks for one (MADPO_TLS_CERT).")
+]
+TlsKey = Annotated[Path | None, typer.Option(help="Its key (MADPO_TLS_KEY).")]
 Plaintext = Annotated[
-    bool | None, typer.Option("--plaintext", help="Without TLS to another host; the token can be read on the way.")
+    bool | None,
+    typer.Option("--plaintext", help="No TLS to another host: the token can be read on the way (MADPO_PLAINTEXT)."),
 ]
 Profile = Annotated[str | None, typer.Option(help="Gateway of this name in ~/.madpo/config.toml (MADPO_PROFILE).")]
 
@@ -24,6 +27,8 @@ def connect(
     server: Server = None,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     plaintext: Plaintext = None,
     profile: Profile = None,
 ) -> None:
@@ -32,6 +37,8 @@ def connect(
         "server": server,
         "token_file": token_file,
         "tls_ca": tls_ca,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
         "plaintext": plaintext,
         "profile": profile,
     }

@@ -1,5 +1,6 @@
 """`madpo init`: what `docker compose` needs before it starts."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,12 @@ def init(
 
     prepared = prepare(directory)
     for path in prepared.made:
-        print(f"made {path}")
-    if prepared.kept:
-        print(f"kept {len(prepared.kept)} files that were there already")
+        print(f"made  {path}")
+    for path in prepared.kept:
+        print(f"kept  {path}")
+    elsewhere = "" if directory.absolute() == Path.cwd() else f"--env-file {shlex.quote(str(directory / '.env'))} "
+    token_file = shlex.quote(str(directory / "secrets" / "client_token"))
     print(
-        "\nnext:  docker compose up --detach --wait\n"
-        f"then:  madpo --server 127.0.0.1:50050 --token-file {directory / 'secrets' / 'client_token'} job list"
+        f"\nnext:  docker compose {elsewhere}up --detach --wait\n"
+        f"then:  madpo --server {prepared.gateway} --token-file {token_file} job list"
     )

@@ -1,6 +1,5 @@
 """Settings of the gateway, read from `MADPO_GATEWAY_*`."""
 
-import ipaddress
 from pathlib import Path
 from typing import Self
 
@@ -8,6 +7,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from madpo.config import QueueSettings
+from madpo.rpc.channel import is_loopback_host
 
 
 class GatewaySettings(QueueSettings):
@@ -35,17 +35,10 @@ class GatewaySettings(QueueSettings):
 
     @model_validator(mode="after")
     def _plaintext_stays_on_loopback(self) -> Self:
-        if self.tls_cert is None and not self.allow_plaintext and not _is_loopback(self.host):
+        if self.tls_cert is None and not self.allow_plaintext and not is_loopback_host(self.host):
             raise ValueError(
                 f"host {self.host} is not loopback and calls are not encrypted: anybody on the way reads the token "
                 "(set MADPO_GATEWAY_TLS_CERT and MADPO_GATEWAY_TLS_KEY, or MADPO_GATEWAY_ALLOW_PLAINTEXT=true where "
                 "the network is private)"
             )
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,4 +1,4 @@
-"""Run the reward service: `python -m madpo_reward`."""
+"""`python -m madpo_reward`: the reward service; with `health`, whether it serves."""
 
 import sys
 

@@ -1,7 +1,9 @@
 """Client channels: balancing over replicas, retries, message limits and the token, the same for every client."""
 
+import ipaddress
 import json
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import grpc
 
@@ -42,12 +44,31 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def is_loopback(target: str) -> bool:
-    """Whether a target is on this machine."""
-    return any(host in target for host in _LOOPBACK)
+    """Whether every address of a gRPC target is on this machine, whatever it is that answers there."""
+    scheme, _, addresses = target.partition(":")
+    if scheme == "unix":
+        return True
+    if scheme not in ("dns", "ipv4", "ipv6"):
+        addresses = target
+    return all(map(_is_local, addresses.rpartition("/")[2].split(",")))
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a host name or address, without a port, never leaves this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_local(address: str) -> bool:
+    try:
+        return is_loopback_host(urlsplit(f"//{address}").hostname or "")
+    except ValueError:
+        return False
 
 
 def open_channel(target: str, *, tls: ClientTls | None = None) -> grpc.aio.Channel:

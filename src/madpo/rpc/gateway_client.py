@@ -17,13 +17,14 @@ import grpc
 from madpo import types
 from madpo.errors import (
     DeadlineExceededError,
+    FailedPreconditionError,
     MadpoError,
     UnavailableError,
 )
 from madpo.rpc import convert
 from madpo.rpc.channel import call_metadata, open_channel
 from madpo.rpc.status import from_rpc_error
-from madpo.rpc.tls import ClientTls
+from madpo.rpc.tls import ClientTls, explain_handshake
 from madpo.rpc.transfer import IncomingDirectory, IncomingFile, OnBytes, describe_model, read_chunks
 from madpo.v1 import dataset_service_pb2 as datasets
 from madpo.v1 import job_service_pb2 as jobs
@@ -40,6 +41,8 @@ _WATCH_STREAM_S = 300.0
 """A watch is reopened at its cursor this often, so that a stream nobody ends cannot hang."""
 _WATCH_RETRY_DELAY_S = 0.5
 _NO_CONNECTION = ("connection refused", "failed to connect", "dns resolution failed")
+_HUNG_UP = ("failing; last error", "Socket closed")
+"""A connection that the other side ended before it was of use."""
 
 
 class GatewayClient:
@@ -67,6 +70,7 @@ class GatewayClient:
         self.target = target
         self._metadata = call_metadata(token)
         self._timeout_s, self._commit_timeout_s, self._outage_s = timeout_s, commit_timeout_s, outage_s
+        self._tls = tls
         self._channel = open_channel(target, tls=tls)
         self._datasets = DatasetServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._models = ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -380,6 +384,14 @@ class GatewayClient:
             return DeadlineExceededError(f"the gateway at {self.target} did not answer in time")
         if not isinstance(domain, UnavailableError):
             return domain
+        if reason := explain_handshake(str(domain)):
+            # Not UnavailableError: waiting and trying again cannot help.
+            return FailedPreconditionError(f"no TLS with the gateway at {self.target}: {reason}")
+        if all(sign in str(domain) for sign in _HUNG_UP):
+            wants = (
+                "lets in only clients with a certificate of its own (tls_cert)" if self._tls else "serves TLS (tls_ca)"
+            )
+            return UnavailableError(f"the gateway at {self.target} hangs up at once: it stops just now, or it {wants}")
         if any(sign in str(domain).lower() for sign in _NO_CONNECTION):
             return UnavailableError(f"no madpo gateway at {self.target}; start one with `madpo up` or set MADPO_SERVER")
         return UnavailableError(f"lost the gateway at {self.target}: {domain}")

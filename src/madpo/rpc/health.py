@@ -6,8 +6,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from madpo.config import ServiceSettings
-from madpo.errors import UnavailableError
-from madpo.rpc.tls import ClientTls
+from madpo.errors import InvalidArgumentError, UnavailableError
+from madpo.rpc.tls import ClientTls, certificate_names
 
 _TIMEOUT_S = 3.0
 
@@ -20,7 +20,12 @@ def check_serving(settings: ServiceSettings) -> None:
 
     Raises:
         UnavailableError: It does not answer, or not yet, or drains.
+        InvalidArgumentError: The settings leave the port open.
+        FailedPreconditionError: The certificate cannot be used.
     """
+    if settings.port == 0:
+        variable = f"{settings.model_config.get('env_prefix', '')}PORT"
+        raise InvalidArgumentError(f"{variable} is 0, any free port; set it to the one the service listens on")
     target = f"{_reachable(settings.host)}:{settings.port}"
     with _open(target, settings) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -34,11 +39,15 @@ def check_serving(settings: ServiceSettings) -> None:
 
 
 def _open(target: str, settings: ServiceSettings) -> grpc.Channel:
-    if settings.tls_cert is None:
-        return grpc.insecure_channel(target, options=(("grpc.enable_http_proxy", 0),))
-    credentials = ClientTls(settings.tls_client_ca or settings.tls_cert, settings.tls_cert, settings.tls_key)
-    options = (("grpc.enable_http_proxy", 0), ("grpc.ssl_target_name_override", "localhost"))
-    return grpc.secure_channel(target, credentials.credentials(), options=options)
+    options: tuple[tuple[str, int | str], ...] = (("grpc.enable_http_proxy", 0),)
+    if settings.tls_cert is None or settings.tls_key is None:
+        return grpc.insecure_channel(target, options=options)
+    # The certificate need not be for the loopback address: it is asked for by a name it has.
+    names = certificate_names(settings.tls_cert, settings.tls_key, client_ca=settings.tls_client_ca)
+    if names:
+        options += (("grpc.ssl_target_name_override", names[0].replace("*", "health")),)
+    credentials = ClientTls(settings.tls_cert, settings.tls_cert, settings.tls_key).credentials()
+    return grpc.secure_channel(target, credentials, options=options)
 
 
 def _reachable(host: str) -> str:

@@ -25,7 +25,7 @@ from madpo.errors import (
 from madpo.rpc import convert
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES, call_metadata, open_channel
 from madpo.rpc.status import from_rpc_error
-from madpo.rpc.tls import ClientTls
+from madpo.rpc.tls import ClientTls, explain_handshake
 from madpo.types import Content, PreferencePair, RewardModelInfo, ScoredPair, ScoredResponse
 from madpo.v1 import preference_pb2 as preference
 from madpo.v1 import reward_service_pb2 as reward
@@ -223,7 +223,8 @@ class RewardClient:
         except grpc.aio.AioRpcError as rpc_error:
             error = from_rpc_error(rpc_error)
             if isinstance(error, UnavailableError):
-                raise UnavailableError(f"reward service at {self._target} does not answer: {error}") from rpc_error
+                reason = explain_handshake(str(error)) or error
+                raise UnavailableError(f"reward service at {self._target} does not answer: {reason}") from rpc_error
             if isinstance(error, DeadlineExceededError):
                 raise DeadlineExceededError(
                     f"reward service at {self._target} gave no answer within {limit_s:.1f} s"

@@ -17,7 +17,7 @@ from madpo.errors import MadpoError
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES
 from madpo.rpc.health import check_serving
 from madpo.rpc.interceptors import CallInterceptor
-from madpo.rpc.tls import server_credentials
+from madpo.rpc.tls import check_files, server_credentials
 from madpo.telemetry.logging import configure_logging
 from madpo.telemetry.metrics import RpcMetrics, new_registry, serve_metrics
 
@@ -112,7 +112,8 @@ def run_service(
 ) -> int:
     """Run a service until SIGTERM or SIGINT; returns the exit code.
 
-    With `health` on the command line, ask the running one instead: exit code 0 when it serves.
+    With `health` on the command line, ask the one that runs with these settings instead: exit code 0 when it serves,
+    else 1 with one line that says why.
 
     Args:
         name: For logs: `reward`.
@@ -120,11 +121,15 @@ def run_service(
         build: Makes the service from settings and a metrics registry.
         token_field: Setting that holds the bearer token clients must send; None for services without clients.
     """
+    if sys.argv[1:] not in ([], ["health"]):
+        print(f"usage: python -m madpo_{name} [health]", file=sys.stderr)
+        return 2
     try:
         settings = load_settings(settings_type)
-        if sys.argv[1:] == ["health"]:
+        if sys.argv[1:]:
             check_serving(settings)
             return 0
+        check_files(settings)
         configure_logging(service=name, level=settings.log_level, format=settings.log_format)
         secret = getattr(settings, token_field) if token_field else None
         token = secret.get_secret_value() if secret else None
