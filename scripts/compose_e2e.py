@@ -27,7 +27,7 @@ HOME, OUT = Path(os.environ["COMPOSE_E2E_HOME"]), Path(os.environ["OUT"])
 COMPOSE = [*shlex.split(os.environ["COMPOSE"]), "--env-file", str(HOME / ".env")]
 ENGINE = shlex.split(os.environ["ENGINE"])
 OURS = ("gateway", "reward", "trainer", "evaluator")
-STEPS = 120
+STEPS = 200
 """Of the training that is disturbed: long enough to be hit several times."""
 
 
@@ -132,7 +132,7 @@ class Work:
         with tempfile.TemporaryDirectory() as directory:
             make_base_model(Path(directory), seed=0)
             self.base: Model = client.models.upload(Path(directory), name="untrained")
-        self.pairs: Dataset = client.datasets.upload(preference_rows(2048), name="pairs")
+        self.pairs: Dataset = client.datasets.upload(preference_rows(3400), name="pairs")
         self.reward = client.jobs.train_reward(
             model=self.base, dataset=self.pairs, training={"max_steps": 40, "max_tokens": 64}
         )

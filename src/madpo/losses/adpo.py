@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -37,9 +38,15 @@ class AnchoredConfig(MethodConfig):
     """With anchor `ema`: share of the old anchor in the new one."""
     kl_threshold: float = Field(default=0.1, gt=0)
     """With anchor `kl`: mean policy-to-anchor log-ratio of the responses above which the anchor follows, in nats."""
+    average_log_prob: bool = False
+    """Average log-probs over tokens, as the later published code does; false sums them."""
     score_clamp: float | None = Field(default=None, gt=0)
     """Bound of the anchored scores on both sides, beyond which a response no longer trains; 10 in the later published
     code. Null: none."""
+
+    def extra_requirements(self) -> Mapping[str, bool]:
+        """Lengths to average over."""
+        return {"lengths": self.average_log_prob}
 
     def reference_update(self) -> ReferenceUpdate | None:
         """How the anchor moves."""
@@ -50,17 +57,6 @@ class AnchoredConfig(MethodConfig):
             rate=1 - self.anchor_decay if self.anchor == "ema" else 1.0,
             kl_threshold=self.kl_threshold if self.anchor == "kl" else None,
         )
-
-
-class AnchoredListConfig(AnchoredConfig):
-    """Parameters of every form of ADPO on lists."""
-
-    average_log_prob: bool = False
-    """Average log-probs over tokens, as the later published code does; false sums them."""
-
-    def extra_requirements(self) -> dict[str, bool]:
-        """Lengths to average over."""
-        return {"lengths": self.average_log_prob}
 
 
 class AdpoConfig(AnchoredConfig):
@@ -104,7 +100,7 @@ def adpo_loss(anchored_margin: Tensor, target: Tensor) -> Tensor:
     return softplus(-anchored_margin) + (1 - target.detach()) * anchored_margin
 
 
-def anchored_list_scores(config: AnchoredListConfig, batch: LossBatch) -> Tensor:
+def anchored_list_scores(config: AnchoredConfig, batch: LossBatch) -> Tensor:
     """Anchored scores of the batch's lists, [B, K], with gradient; 0 where there is no response."""
     log_ratio = (batch.require("list_logps") - batch.require("ref_list_logps")).where(batch.require("list_mask"), 0.0)
     if config.average_log_prob:
@@ -113,7 +109,11 @@ def anchored_list_scores(config: AnchoredListConfig, batch: LossBatch) -> Tensor
 
 
 def _loss(config: AdpoConfig, batch: LossBatch, context: LossContext) -> LossOutput:
-    margin = anchored_score(batch.log_ratio_diff, tau=config.tau, score_clamp=config.score_clamp)
+    chosen, rejected = batch.chosen_log_ratio, batch.rejected_log_ratio
+    if config.average_log_prob:
+        chosen = average_logps(chosen, batch.require("chosen_tokens"))
+        rejected = average_logps(rejected, batch.require("rejected_tokens"))
+    margin = anchored_score(chosen - rejected, tau=config.tau, score_clamp=config.score_clamp)
     target = (batch.require("reward_margin").detach() / config.beta_r).sigmoid()
     return unweighted(adpo_loss(margin, target), metrics={"adpo/target": target})
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from madpo.losses.adpo import AnchoredListConfig, anchored_list_scores
+from madpo.losses.adpo import AnchoredConfig, anchored_list_scores
 from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, Requirements
 from madpo.losses.terms import unweighted
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _STD_OFFSET = 1e-8
 
 
-class AdpoListConfig(AnchoredListConfig):
+class AdpoListConfig(AnchoredConfig):
     """Parameters of ADPO's cross-entropy on lists."""
 
     beta_r: float = Field(default=0.5, gt=0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from madpo.losses.adpo import AnchoredListConfig, anchored_list_scores
+from madpo.losses.adpo import AnchoredConfig, anchored_list_scores
 from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, Requirements
 from madpo.losses.terms import unweighted
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AdpoPlConfig(AnchoredListConfig):
+class AdpoPlConfig(AnchoredConfig):
     """Parameters of ADPO on rankings."""
 
     reduction: Literal["mean", "sum"] = "mean"

@@ -1,7 +1,7 @@
 """What a preference-optimisation method is. Importable without torch, so that parameters are checked anywhere.
 
-A method is one file in this package, ending in a `Method`, and one line in `madpo.losses.registry`. Per optimizer step
-the caller
+A method is one file in this package, ending in a `Method`, which `madpo.losses.registry` finds. Per optimizer step the
+caller
     1. when `requirements(config).global_batch`, calls `observe` on every micro-batch, without gradient, and gathers
        the figures of all N pairs of the global batch, from all micro-batches and ranks, in the batch's order;
     2. calls `loss` on every micro-batch with those figures, the method's state, and a generator that starts each call

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from madpo.losses.adpo import AnchoredListConfig, anchored_list_scores
+from madpo.losses.adpo import AnchoredConfig, anchored_list_scores
 from madpo.losses.adpo_list import list_cross_entropy
 from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, Requirements
 from madpo.losses.terms import unweighted
@@ -18,7 +18,7 @@ _MIN_BANDWIDTH = 1e-6
 _MIN_RANK = 1e-6
 
 
-class XAdpoKdeConfig(AnchoredListConfig):
+class XAdpoKdeConfig(AnchoredConfig):
     """Parameters of ADPO with smoothed ranks."""
 
     beta_r: float = Field(default=1.0, gt=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -22,26 +23,34 @@ class XSpoConfig(MethodConfig):
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
     penalty: float = Field(default=1.0, ge=0)
     """Weight of the chosen responses' negative log-likelihood per token above its bound (lambda); 0 leaves it out."""
+    bound: Literal["reference", "best"] = "reference"
+    """The reference's on the same responses, or the lowest of any batch so far, beginning with the reference's on the
+    first; batches differ, so give that one some slack."""
     slack: float = Field(default=0.0, ge=0)
-    """By how much it may exceed the reference's, in nats per token."""
+    """By how much it may exceed its bound, in nats per token."""
     positive_weight: float = Field(default=0.0, ge=0)
     """Weight, in implicit reward, of each chosen log-prob's fall below the reference (mu); 0 leaves it out."""
 
     def extra_requirements(self) -> Mapping[str, bool]:
         """The likelihood of the whole batch, if it is bounded."""
         bounded = self.penalty > 0
-        return {"lengths": bounded, "global_batch": bounded, "policy_figures": bounded}
+        return {
+            "lengths": bounded,
+            "global_batch": bounded,
+            "policy_figures": bounded,
+            "stateful": bounded and self.bound == "best",
+        }
 
 
-def likelihood_violation(nll: Tensor, ref_nll: Tensor, *, slack: float) -> Tensor:
-    """max(0, nll - ref_nll - slack): how far the policy has lost the chosen responses.
+def likelihood_violation(nll: Tensor, bound: Tensor, *, slack: float) -> Tensor:
+    """max(0, nll - bound - slack): how far the policy has lost the chosen responses.
 
     Args:
         nll: Of the chosen responses under the policy, in nats per token of the global batch.
-        ref_nll: The same under the reference.
+        bound: What it should not exceed, such as the same under the reference.
         slack: Loss that is allowed.
     """
-    return (nll - ref_nll - slack).relu()
+    return (nll - bound - slack).relu()
 
 
 def positive_loss(chosen_log_ratio: Tensor, *, beta: float) -> Tensor:
@@ -57,24 +66,27 @@ def _observe(config: XSpoConfig, batch: LossBatch) -> Mapping[str, Tensor]:
     }
 
 
-def _penalty(config: XSpoConfig, batch: LossBatch, context: LossContext) -> Tensor:
-    """The micro-batch's share of the violation: they sum to it, and their gradients to its gradient."""
-    stats = context.stats
-    tokens = stats["chosen_tokens"].sum()
-    nll, ref_nll = token_nll(stats["chosen_logps"], tokens), token_nll(stats["ref_chosen_logps"], tokens)
-    own_nll = token_nll(batch.policy_chosen_logps, tokens)
-    own_bound = token_nll(batch.require("ref_chosen_logps"), tokens) + config.slack * (
-        batch.require("chosen_tokens").sum() / tokens
-    )
-    violated = likelihood_violation(nll, ref_nll, slack=config.slack) > 0
-    return config.penalty * (own_nll - own_bound) * violated
-
-
 def _loss(config: XSpoConfig, batch: LossBatch, context: LossContext) -> LossOutput:
     fall = positive_loss(batch.chosen_log_ratio, beta=config.beta)
     per_pair = dpo_loss(batch.log_ratio_diff, beta=config.beta) + config.positive_weight * fall
-    aux = {"likelihood": _penalty(config, batch, context)} if config.penalty > 0 else {}
-    return unweighted(per_pair, aux=aux, metrics={"spo/fallen_ratio": (fall.detach() > 0).to(fall.dtype)})
+    output = unweighted(per_pair, metrics={"spo/fallen_ratio": (fall.detach() > 0).to(fall.dtype)})
+    return _bounded(config, batch, context, output) if config.penalty > 0 else output
+
+
+def _bounded(config: XSpoConfig, batch: LossBatch, context: LossContext, output: LossOutput) -> LossOutput:
+    stats = context.stats
+    tokens = stats["chosen_tokens"].sum()
+    nll = token_nll(stats["chosen_logps"], tokens)
+    bound = token_nll(stats["ref_chosen_logps"], tokens)
+    state = None
+    if config.bound == "best":
+        bound = context.state.get("best_nll", bound)
+        state = {"best_nll": nll.minimum(bound)} if context.training else None
+    # The micro-batches' shares add up to the violation, and their gradients to its gradient.
+    own_nll = token_nll(batch.policy_chosen_logps, tokens)
+    own_bound = (bound + config.slack) * batch.require("chosen_tokens").sum() / tokens
+    violated = likelihood_violation(nll, bound, slack=config.slack) > 0
+    return replace(output, aux={"likelihood": config.penalty * (own_nll - own_bound) * violated}, state=state)
 
 
 X_SPO = Method(
