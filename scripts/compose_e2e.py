@@ -229,15 +229,17 @@ def check_walls(summary: Summary) -> None:
         )
         user = run([*ENGINE, "exec", container, "python", "-c", "import os; print(os.getuid())"]).strip()
         summary.expect(wrote.returncode != 0 and user != "0", f"{service}: user {user}, root file system read-only")
-    secrets = [path.read_text().strip() for path in (HOME / "secrets").iterdir() if path.is_file()]
-    everything = compose("logs", "--no-color") + "".join(
-        json.dumps(inspect(container)) for service in (*OURS, "redis", "minio") for container in containers(service)
+    places = {"logs": compose("logs", "--no-color")}
+    for service in (*OURS, "redis", "minio"):
+        places[f"inspect {service}"] = "".join(json.dumps(inspect(container)) for container in containers(service))
+    for service in OURS:
+        places[f"image {service}"] = run([*ENGINE, "history", "--no-trunc", inspect(containers(service)[0])["Image"]])
+    # User names and key ids say who asks; they open nothing.
+    paths = [path for path in (HOME / "secrets").iterdir() if not path.name.endswith(("_user", "_access_key"))]
+    found = [f"{path.name} in {place}" for path in paths for place, text in places.items() if path.read_text() in text]
+    summary.expect(
+        not found and len(paths) >= 8, f"{len(paths)} secrets looked for in logs, inspect and images; found: {found}"
     )
-    images = "".join(
-        run([*ENGINE, "history", "--no-trunc", inspect(containers(service)[0])["Image"]]) for service in OURS
-    )
-    found = [value[:4] for value in secrets if value in everything or value in images]
-    summary.expect(not found and len(secrets) >= 10, f"none of {len(secrets)} secrets in logs, inspect or images")
 
 
 def _published(container: str) -> list[str]:
