@@ -290,7 +290,7 @@ def main() -> None:
     compose("down")
     summary.saw(f"down, and up again: all healthy after {up():.1f} s")
     with connect() as client:
-        states = {job.job_id: job.state for job in client.jobs.list()}
+        states = {job.id: job.state for job in client.jobs.list()}
         kept = client.models.get(str(expected)).model_id == expected and states[broken.id] is JobState.SUCCEEDED
         report = client.jobs.get(evaluation.id).report()
         summary.expect(
