@@ -11,7 +11,7 @@ from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.jobs import ModelReference, validate
 from madpo.rpc.channel import is_loopback
 from madpo.rpc.tls import ClientTls
-from madpo.types import Checkpoint, Dataset, DatasetReport, Model
+from madpo.types import Checkpoint, Dataset, DatasetReport, Model, ServerInfo
 from madpo_client.connection import read_connection
 from madpo_client.jobs import JobHandle, Jobs, ModelLike, job_id_of, model_reference
 from madpo_client.progress import transfer
@@ -38,6 +38,8 @@ class Client:
         timeout_s: Longest wait for an answer, and for each piece of an upload or download.
 
     Attributes:
+        server: `host:port` of the gateway.
+        tls: What it is trusted by; None where it is talked to in plain text.
         datasets: Upload, look at and delete datasets.
         models: Upload, import and download models.
         jobs: Train and evaluate.
@@ -62,8 +64,8 @@ class Client:
         if token is None and token_file is not None:
             token = _read_token(token_file)
         self.server = server
-        tls = _client_tls(server, ca=tls_ca, cert=tls_cert, key=tls_key, plaintext=plaintext)
-        self._session = Session(server, token=token, tls=tls, timeout_s=timeout_s)
+        self.tls = _client_tls(server, ca=tls_ca, cert=tls_cert, key=tls_key, plaintext=plaintext)
+        self._session = Session(server, token=token, tls=self.tls, timeout_s=timeout_s)
         self.datasets = Datasets(self._session)
         self.models = Models(self._session)
         self.jobs = Jobs(self._session)
@@ -94,6 +96,10 @@ class Client:
             tls_key=settings.tls_key,
             plaintext=settings.plaintext,
         )
+
+    def server_info(self) -> ServerInfo:
+        """Version and clock of the gateway, and the time a call takes. Raises UnauthenticatedError."""
+        return self._session.run(self._session.gateway.server_info())
 
     def close(self) -> None:
         """Close the connection."""

@@ -131,6 +131,17 @@ class ScoreTimings:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a call to a server tells about it."""
+
+    version: str
+    """"" when it does not say."""
+    clock_ahead_s: float | None
+    """How far its clock is ahead of ours, give or take half of the round trip; None when it does not say."""
+    round_trip_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class RewardModelInfo:
     """What a scorer says about a reward model it serves."""
 

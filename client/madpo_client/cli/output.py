@@ -27,7 +27,7 @@ def show(value: "DataclassInstance | Mapping[str, Any]", *, as_json: bool) -> No
     for name, field in fields.items():
         if field not in (None, "", (), [], {}):
             grid.add_row(f"[bold]{name}[/]", _cell(name, field))
-    _console().print(grid)
+    console().print(grid)
 
 
 def table(
@@ -41,10 +41,10 @@ def table(
     grid = Table(*columns, box=None, header_style="bold")
     for fields in listed:
         grid.add_row(*(_cell(name, fields[name]) for name in columns))
-    _console().print(grid)
+    console().print(grid)
 
 
-def _console() -> Console:
+def console() -> Console:
     """Tables are cut to a terminal's width only where there is a terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=1000)

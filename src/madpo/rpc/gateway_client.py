@@ -7,6 +7,7 @@ and jobs by their request id.
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from madpo.errors import (
     UnavailableError,
 )
 from madpo.rpc import convert
-from madpo.rpc.channel import call_metadata, open_channel
+from madpo.rpc.channel import TIME_KEY, VERSION_KEY, call_metadata, open_channel
 from madpo.rpc.status import from_rpc_error
 from madpo.rpc.tls import ClientTls, explain_handshake
 from madpo.rpc.transfer import IncomingDirectory, IncomingFile, OnBytes, describe_model, read_chunks
@@ -85,6 +86,18 @@ class GatewayClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def server_info(self) -> types.ServerInfo:
+        """Version and clock of the gateway, and how long it took to say so."""
+        call = self._jobs.ListJobs(jobs.ListJobsRequest(page_size=1), metadata=self._metadata, timeout=self._timeout_s)
+        sent_time, start = time.time(), time.monotonic()
+        with self._domain_errors():
+            await call
+            trailers = dict(await call.trailing_metadata())
+        round_trip_s = time.monotonic() - start
+        server_time = trailers.get(TIME_KEY)
+        ahead_s = float(server_time) - (sent_time + round_trip_s / 2) if server_time else None
+        return types.ServerInfo(str(trailers.get(VERSION_KEY, "")), ahead_s, round_trip_s)
 
     # ---- datasets
 

@@ -5,12 +5,14 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.metadata import version
 from typing import Any
 
 import grpc
 import structlog
 
 from madpo import errors
+from madpo.rpc.channel import TIME_KEY, VERSION_KEY
 from madpo.rpc.status import to_status
 from madpo.telemetry.metrics import RpcMetrics
 
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
 _OPEN_PREFIXES = ("/grpc.health.v1.Health/",)
+_VERSION = version("madpo")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
@@ -98,6 +101,9 @@ class _Call:
             self._interceptor.authenticate(self._method, self._metadata)
         except errors.MadpoError as error:
             await self._abort(error)
+        # For callers whose token was checked; health answers anybody.
+        if not self._method.startswith(_OPEN_PREFIXES):
+            self._context.set_trailing_metadata(((VERSION_KEY, _VERSION), (TIME_KEY, f"{time.time():.6f}")))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> bool:
         if error is None:

@@ -15,6 +15,7 @@
     jobs/{job_id}/artifacts/a00002/{name}            report, plots, ledger, metrics
     jobs/{job_id}/artifacts/a00002/manifest.json     written last
     probes/{nonce}                                   written and removed when a service opens the store
+    probes/{nonce}/{name}                            written and removed by `madpo doctor`
 
 Steps and attempts are zero-padded, so listing order is their order. Ids: `dataset-`, `model-`: 32 hex digits of the
 content's SHA-256; `job-`: 32 hex digits of the request id's.
@@ -120,5 +121,5 @@ def artifacts(job_id: str, *, attempt: int) -> str:
 
 
 def probe(nonce: str) -> str:
-    """A short-lived object that shows what the store can do."""
+    """A short-lived object that shows what the store can do, or the prefix of several."""
     return f"probes/{nonce}"

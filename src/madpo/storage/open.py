@@ -23,16 +23,24 @@ def open_store(settings: StoreSettings) -> ObjectStore:
         UnavailableError: The store does not answer.
         FailedPreconditionError: It refuses the credentials, or does not honour conditional writes.
     """
-    scheme = urlsplit(settings.store_url).scheme
-    if scheme == "file":
-        local = LocalStore(_directory(settings.store_url))
-        local.check()
-        return local
-    if scheme == "s3":
-        s3 = _s3_store(settings)
-        s3.check()
-        check_conditional_writes(s3, settings.s3_endpoint or "")
-        return s3
+    store = named_store(settings)
+    store.check()
+    if isinstance(store, S3Store):
+        check_conditional_writes(store, settings.s3_endpoint or "")
+    return store
+
+
+def named_store(settings: StoreSettings) -> S3Store | LocalStore:
+    """The object store settings name, of which nothing is asked yet.
+
+    Raises:
+        InvalidArgumentError: A setting is missing or malformed; names it.
+    """
+    match urlsplit(settings.store_url).scheme:
+        case "file":
+            return LocalStore(_directory(settings.store_url))
+        case "s3":
+            return _s3_store(settings)
     raise InvalidArgumentError(f"store_url must be file:///dir or s3://bucket/prefix, got {settings.store_url!r}")
 
 

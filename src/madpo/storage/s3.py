@@ -112,7 +112,7 @@ class S3Store:
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """The object's bytes and their etag. Raises NotFoundError."""
-        response = self._request("GET", key)
+        response = self.request("GET", key)
         return response.data, _etag(response)
 
     @contextmanager
@@ -129,7 +129,7 @@ class S3Store:
 
     def put(self, key: str, data: bytes) -> str:
         """Write or overwrite; returns the etag."""
-        return _etag(self._request("PUT", key, body=data))
+        return _etag(self.request("PUT", key, body=data))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Create; True when the key holds `data` afterwards."""
@@ -184,11 +184,24 @@ class S3Store:
         with self._errors(key):
             self._client.remove_object(self._bucket, self._name(key))
 
+    def request(
+        self, method: str, key: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Any:
+        """One request with its whole reply, for what the port has no name for: conditions, ranges, digests.
+
+        The SDK's own request method, since its public ones take no condition headers, and read a reply's body where a
+        broken connection is not repeated.
+        """
+        if body is not None:
+            headers = {"Content-Type": "application/octet-stream", **(headers or {})}
+        with self._errors(key):
+            return self._client._execute(method, self._bucket, self._name(key), body=body, headers=headers)
+
     def _put_conditionally(self, key: str, data: bytes, condition: dict[str, str]) -> str | None:
         """Etag of `data` once the key holds it, or None when the condition failed."""
         for conflict in range(_MAX_CONFLICTS):
             try:
-                return _etag(self._request("PUT", key, body=data, headers=condition))
+                return _etag(self.request("PUT", key, body=data, headers=condition))
             except _ConditionFailedError:
                 break
             except NotFoundError:  # If-Match on an absent object
@@ -203,19 +216,6 @@ class S3Store:
         except NotFoundError:
             return None
         return etag if stored == data else None
-
-    def _request(
-        self, method: str, key: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> Any:
-        """One request with its whole reply.
-
-        The SDK's own request method, since its public ones take no condition headers, and read a reply's body where a
-        broken connection is not repeated.
-        """
-        if body is not None:
-            headers = {"Content-Type": "application/octet-stream", **(headers or {})}
-        with self._errors(key):
-            return self._client._execute(method, self._bucket, self._name(key), body=body, headers=headers)
 
     def _name(self, key: str) -> str:
         return self._prefix + check_path(key)
