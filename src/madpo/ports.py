@@ -118,6 +118,19 @@ class LeaseStatus:
     cancel_requested: bool
 
 
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """How one queue stands: its jobs by state, and what it has given up on."""
+
+    pending: int
+    waiting: int
+    running: int
+    oldest_pending_s: float
+    """How long the job that has been pending for longest has been so, in seconds; 0 without one."""
+    dead_letters: int
+    """Jobs that crashed too often; about the newest 10,000 are kept."""
+
+
 class JobQueue(Protocol):
     """Jobs, their leases and their events.
 
@@ -145,8 +158,8 @@ class JobQueue(Protocol):
         """Cancel a waiting or pending job at once; ask a running one to stop. Terminal jobs stay as they are."""
         ...
 
-    async def depth(self, queue: str) -> int:
-        """How many jobs are pending."""
+    async def status(self, queue: str) -> QueueStatus:
+        """How the queue stands now."""
         ...
 
     async def claim(self, queue: str, worker_id: str, *, timeout_s: float) -> Claim | None:

@@ -13,7 +13,7 @@ from madpo.errors import (
     NotFoundError,
     StaleAttemptError,
 )
-from madpo.ports import Claim, JobRequest
+from madpo.ports import Claim, JobRequest, QueueStatus
 from madpo.queue.keys import Keys
 from madpo.queue.queue import RedisJobQueue, connect, job_id_of
 from madpo.types import (
@@ -83,13 +83,58 @@ async def test_a_created_job_is_pending_and_can_be_read_back(queue: RedisJobQueu
     assert made == await queue.get(made.job_id)
     assert (made.state, made.kind, made.attempt) == (JobState.PENDING, JobKind.POLICY_TRAINING, 0)
     assert (made.spec, made.display_name) == ({"a": [1, None, 0.5, "é"]}, "first try")
-    assert (await queue.depth("train"), await queue.depth("evaluate")) == (1, 0)
+    assert ((await queue.status("train")).pending, (await queue.status("evaluate")).pending) == (1, 0)
+
+
+async def test_the_status_of_a_queue_follows_its_jobs_from_waiting_to_the_dead_letters(queue: RedisJobQueue) -> None:
+    async def counts() -> tuple[int, int, int, int]:
+        status = await queue.status(QUEUE)
+        return status.waiting, status.pending, status.running, status.dead_letters
+
+    assert await counts() == (0, 0, 0, 0)
+    first = await queue.create(request("first"))
+    await queue.create(request("second", depends_on=(first.job_id,)))
+    await queue.create(request("third", depends_on=(first.job_id,)))
+    assert await counts() == (2, 1, 0, 0)
+
+    await queue.succeed(await claim(queue), JobResult("model-1"))
+    assert await counts() == (0, 2, 0, 0)
+
+    for _ in range(3):
+        claimed = await claim(queue)
+        assert await counts() == (0, 1, 1, 0)
+        await queue.give_back(claimed, crash_reason="boom")
+    assert await counts() == (0, 1, 0, 1)
+    assert await queue.status("train") == QueueStatus(0, 0, 0, 0.0, 0)
+
+
+async def test_the_status_ends_the_wait_of_a_job_whose_dependency_failed(queue: RedisJobQueue) -> None:
+    first = await queue.create(request("first"))
+    await queue.create(request("second", depends_on=(first.job_id,)))
+
+    await queue.fail(await claim(queue), "boom")
+
+    assert await queue.status(QUEUE) == QueueStatus(0, 0, 0, 0.0, 0)
+
+
+async def test_a_job_is_as_old_as_its_wait_for_a_worker(queue: RedisJobQueue, server: Redis, keys: Keys) -> None:
+    first = await queue.create(request("first"))
+    second = await queue.create(request("second"))
+    assert 0 <= (await queue.status(QUEUE)).oldest_pending_s < 60
+
+    await server.hset(keys.job(second.job_id), "pending_time", f"{second.create_time - 1000:.6f}")
+    assert 1000 <= (await queue.status(QUEUE)).oldest_pending_s < 1060
+
+    # Not as old as the job itself: what a worker gives back has waited for none meanwhile.
+    await server.hset(keys.job(first.job_id), "pending_time", "0")
+    await queue.give_back(await claim(queue), crash_reason=None)
+    assert (await queue.status(QUEUE)).oldest_pending_s < 1060
 
 
 async def test_a_repeated_request_gives_the_same_job_and_another_spec_is_refused(queue: RedisJobQueue) -> None:
     made = await queue.create(request("r"))
     assert await queue.create(request("r")) == made
-    assert await queue.depth(QUEUE) == 1
+    assert (await queue.status(QUEUE)).pending == 1
     with pytest.raises(AlreadyExistsError, match="'r' already made job-"):
         await queue.create(JobRequest("r", JobKind.EVALUATION, {"name": "other"}))
 
@@ -105,7 +150,7 @@ async def test_a_repeated_request_is_answered_even_when_its_dependency_has_faile
 async def test_concurrent_repeats_of_a_request_make_one_job(queue: RedisJobQueue) -> None:
     made = await asyncio.gather(*(queue.create(request("r")) for _ in range(20)))
     assert len({job.job_id for job in made}) == 1
-    assert await queue.depth(QUEUE) == 1
+    assert (await queue.status(QUEUE)).pending == 1
 
 
 async def test_jobs_are_claimed_oldest_first_and_each_by_one_worker(queue: RedisJobQueue) -> None:
@@ -371,7 +416,7 @@ async def test_endings_may_be_repeated(queue: RedisJobQueue) -> None:
         assert await call(claimed) == first
         ended.append(first.state)
     assert ended == [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PENDING]
-    assert await queue.depth(QUEUE) == 1
+    assert (await queue.status(QUEUE)).pending == 1
 
 
 async def test_crashes_without_progress_end_a_job_as_a_dead_letter(
@@ -504,7 +549,8 @@ async def test_every_key_is_of_the_table(queue: RedisJobQueue, server: Redis, ke
     before = {key async for key in server.scan_iter(f"{keys.namespace}:*")}
     await queue.give_back(claimed, crash_reason="boom")
     after = {key async for key in server.scan_iter(f"{keys.namespace}:*")}
-    known = {keys.jobs, keys.leases, keys.bell(QUEUE), keys.dead(QUEUE), keys.dependents(one.job_id)}
+    known = {keys.jobs, keys.leases, keys.dependents(one.job_id)}
+    known |= {keys.bell(QUEUE), keys.dead(QUEUE), keys.waiting(QUEUE)}
     for name in ("one", "two"):
         known |= {keys.job(job_id_of(name)), keys.events(job_id_of(name))}
     tokens = {key for key in before if key.startswith(keys.claim(""))}

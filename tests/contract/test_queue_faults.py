@@ -115,7 +115,7 @@ async def test_a_lost_reply_to_create_makes_no_second_job(queue: RedisJobQueue, 
         assert thief.stolen == 1
     jobs, _ = await queue.list(page_size=100)
     assert len(jobs) == 24
-    assert await queue.depth(QUEUE) == 20
+    assert (await queue.status(QUEUE)).pending == 20
 
 
 async def test_a_lost_reply_to_claim_loses_no_job_and_takes_no_second(queue: RedisJobQueue, thief: ReplyThief) -> None:
@@ -139,7 +139,7 @@ async def test_a_claim_whose_every_reply_was_lost_is_answered_by_the_next_call(
         await queue.claim(QUEUE, "worker", timeout_s=0)
     claimed = await claim(queue)
     assert (claimed.job.job_id, claimed.attempt) == (made.job_id, 1)
-    assert await queue.depth(QUEUE) == 1
+    assert (await queue.status(QUEUE)).pending == 1
 
 
 @pytest.mark.parametrize("replies", [1, 4])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from madpo.models.load import save_model
 from madpo.ports import Claim
+from madpo.queue.metrics import TRAINING_FIGURES
 from madpo.queue.workspace import Outcome, Workspace
 from madpo.storage.artifacts import open_artifact
 from madpo.storage.datasets import DatasetStore
@@ -203,6 +204,12 @@ def test_every_step_reports_the_figures_of_the_whole_batch(one, two, name):
     for row, other in zip(found, expected, strict=True):
         figures = {key: value for key, value in other.items() if not key.startswith(timings)}
         assert {key: row[key] for key in figures} == pytest.approx(figures, abs=2e-6, rel=1e-5)
+
+
+def test_a_policy_training_reports_every_figure_operators_watch(one):
+    rows = [json.loads(line) for line in one.artifact("policy", "metrics.jsonl").splitlines()]
+
+    assert TRAINING_FIGURES.keys() <= rows[-1].keys()
 
 
 def test_the_ledger_has_the_same_pairs_in_the_same_steps(one, two):

@@ -66,6 +66,7 @@ class Gateway:
     store: ObjectStore
     queue: RedisJobQueue
     channel: grpc.aio.Channel
+    registry: CollectorRegistry
 
     def __post_init__(self) -> None:
         self.datasets = DatasetServiceStub(self.channel)  # type: ignore[no-untyped-call]
@@ -114,7 +115,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     queue = connect(settings.redis_url.get_secret_value(), namespace=settings.redis_namespace, lease_s=settings.lease_s)
     server = RunningServer(service, settings, token=TOKEN, registry=registry)
     async with server, open_channel(f"127.0.0.1:{server.port}") as channel:
-        yield Gateway(settings, open_store(settings), queue, channel)
+        yield Gateway(settings, open_store(settings), queue, channel, registry)
     await queue.close()
 
 
@@ -915,7 +916,7 @@ async def test_a_request_sent_many_times_at_once_is_one_job(gateway: Gateway) ->
     jobs = await asyncio.gather(*(gateway.create(spec, "once") for _ in range(8)))
 
     assert {job.job_id for job in jobs} == {job_id_of("once")}
-    assert await gateway.queue.depth("train") == 1
+    assert (await gateway.queue.status("train")).pending == 1
 
 
 async def test_a_job_on_top_of_a_failed_one_is_refused(gateway: Gateway) -> None:
@@ -975,6 +976,32 @@ async def test_a_watch_sees_events_live_and_goes_on_behind_a_cursor(gateway: Gat
     assert nobody.code == "NOT_FOUND"
     nowhere = await refusal(gateway.collect(gateway.jobs.WatchJob, request(job_id=job_id, cursor="yesterday")))
     assert nowhere.code == "INVALID_ARGUMENT"
+
+
+async def test_uploads_and_watchers_are_counted(gateway: Gateway) -> None:
+    async def count(name: str, **labels: str) -> float | None:
+        # Off the event loop: some figures are asked for when they are read.
+        return await asyncio.to_thread(gateway.registry.get_sample_value, name, labels)
+
+    job_id = await gateway.ready_job()
+    assert await count("madpo_gateway_stored_total", content="dataset") == 1
+    assert await count("madpo_gateway_upload_bytes_total", content="dataset") == len(json_lines(COMPLETIONS))
+    assert await count("madpo_gateway_stored_total", content="model") == 1
+    assert await count("madpo_gateway_upload_bytes_total", content="model") == len(
+        json.dumps(POLICY_CONFIG).encode()
+    ) + len(safetensors(1))
+    assert await count("madpo_queue_depth", queue="train") == 1
+
+    await gateway.upload_dataset(COMPLETIONS)
+    assert await count("madpo_gateway_stored_total", content="dataset") == 1
+
+    request = job_service_pb2.WatchJobRequest(job_id=job_id)
+    stream = gateway.jobs.WatchJob(request, metadata=call_metadata(TOKEN), timeout=30)
+    await stream.read()
+    assert await count("madpo_gateway_watch_streams") == 1
+    stream.cancel()
+    while await count("madpo_gateway_watch_streams"):
+        await asyncio.sleep(0.02)
 
 
 async def test_artifacts_are_listed_and_only_those_are_given(gateway: Gateway, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def outcomes(registry: CollectorRegistry) -> dict[str, float]:
         sample.labels["outcome"]: sample.value
         for metric in registry.collect()
         for sample in metric.samples
-        if sample.name == "madpo_queue_jobs_total"
+        if sample.name == "madpo_queue_attempts_total" and sample.value
     }
 
 
@@ -390,7 +390,7 @@ async def test_a_run_outlives_an_outage_longer_than_its_lease_and_no_idle_worker
 
 
 async def test_a_run_that_ends_while_redis_is_away_is_still_reported(
-    redis_process: Any, settings: WorkerSettings, tmp_path: Path, working: Any
+    redis_process: Any, settings: WorkerSettings, registry: CollectorRegistry, tmp_path: Path, working: Any
 ) -> None:
     settings = settings.model_copy(update={"redis_url": SecretStr(redis_process.url)})
     queue = connect_by(settings)
@@ -399,6 +399,8 @@ async def test_a_run_that_ends_while_redis_is_away_is_still_reported(
     async with working(queue=queue, settings=settings):
         await logged(queue, job_id, "waiting")
         redis_process.kill()
+        while not registry.get_sample_value("madpo_queue_renewals_failed_total", {"queue": QUEUE}):
+            await asyncio.sleep(0.02)
         path.touch()
         await gone(int(pids.read_text()))
         redis_process.start()

@@ -121,6 +121,19 @@ async def test_models_do_not_share_batches(batcher: Batcher) -> None:
     assert len(first.batches) == len(second.batches) == 1
 
 
+async def test_batches_are_counted_with_the_positions_that_held_no_token(
+    batcher: Batcher, metrics: RewardMetrics
+) -> None:
+    await batcher.score(Recorder(), [[1], [2] * 10, [3] * 2])
+
+    def total(metric: Collector) -> float:
+        return next(sample.value for sample in next(iter(metric.collect())).samples if sample.name.endswith("_sum"))
+
+    assert total(metrics.batch_responses) == 3
+    assert total(metrics.batch_tokens) == 13
+    assert value(metrics.padding_tokens) == (4 * 8 - 3) + (32 - 10)
+
+
 async def test_timings_cover_the_wait_and_every_batch_of_the_request(batcher: Batcher, metrics: RewardMetrics) -> None:
     scored = await batcher.score(Recorder(), [[1], [2] * 10])
 
@@ -129,7 +142,7 @@ async def test_timings_cover_the_wait_and_every_batch_of_the_request(batcher: Ba
         for sample in next(iter(metrics.duration.collect())).samples
         if sample.name.endswith("_count")
     }
-    assert phases == {"forward": 2, "queue": 1}
+    assert phases == {"forward": 2, "queue": 1, "tokenize": 0}
     assert scored.forward_s > 0
     assert scored.queue_s >= 0
 

@@ -1,5 +1,7 @@
 """The training loop over a tiny linear objective, with a real checkpoint store."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -105,6 +107,23 @@ def test_micro_batches_add_up_to_one_big_batch(tmp_path):
     assert make_loop(tmp_path / "b", split, micro_batch_size=3).execute()
 
     torch.testing.assert_close(weights(whole), weights(split), rtol=1e-5, atol=1e-6)
+
+
+def test_reports_add_up_to_every_step_however_seldom_they_are_and_also_after_a_checkpoint(tmp_path):
+    def intervals(directory):
+        lines = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+        reports = [json.loads(data)["metrics"] for name, data in lines if name == "progress"]
+        return [(report["interval/steps"], report["interval/rows"]) for report in reports]
+
+    loop = make_loop(tmp_path / "a", Regression(), log_every_steps=5)
+    assert loop.execute()
+    resumed = TrainingState(step=6, counters={"rows": 48.0, "step_s": 3.0, "margin_wait_s": 1.0})
+    assert make_loop(tmp_path / "b", Regression(), log_every_steps=5, state=resumed).execute()
+
+    assert intervals(tmp_path / "a" / "run") == [(5, 40), (5, 40), (2, 16)]
+    assert intervals(tmp_path / "b" / "run") == [(4, 32), (2, 16)]
+    seconds = [row["time/step_s"] for row in loop.metrics]
+    assert 0 < sum(seconds) <= loop.state.counters["step_s"]
 
 
 def test_a_non_finite_loss_is_refused_before_the_weights_move_and_names_the_row(tmp_path):

@@ -6,9 +6,10 @@ import logging
 import shutil
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from madpo.errors import MadpoError, NotFoundError
+from madpo.queue.metrics import QueueCollector
 from madpo.queue.queue import open_queue
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
@@ -17,6 +18,7 @@ from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
 from madpo.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
 from madpo.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from madpo.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.reconcile import reap, reconcile
 from madpo_gateway.servicers.datasets import DatasetServicer
 from madpo_gateway.servicers.jobs import JobServicer
@@ -40,12 +42,8 @@ class GatewayService:
         self._queue = open_queue(settings)
         self._datasets = DatasetStore(self._store)
         self._models = ModelStore(self._store, settings.scratch)
-        self._reaped = Counter(
-            "madpo_gateway_jobs_reaped", "Jobs taken back from workers that went silent", registry=registry
-        )
-        self._restored = Counter(
-            "madpo_gateway_jobs_restored", "Jobs the queue had lost and the object store remembered", registry=registry
-        )
+        self._registry, self._metrics = registry, GatewayMetrics(registry)
+        self._collector: QueueCollector | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._witness: str | None = None
@@ -53,9 +51,11 @@ class GatewayService:
     def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
         """Register the three services."""
         validator = SpecValidator(self._store, self._datasets, self._models, self._queue)
-        datasets = DatasetServicer(self._settings, datasets=self._datasets, queue=self._queue)
-        models = ModelServicer(self._settings, store=self._store, models=self._models, queue=self._queue)
-        jobs = JobServicer(store=self._store, queue=self._queue, validator=validator)
+        datasets = DatasetServicer(self._settings, datasets=self._datasets, queue=self._queue, metrics=self._metrics)
+        models = ModelServicer(
+            self._settings, store=self._store, models=self._models, queue=self._queue, metrics=self._metrics
+        )
+        jobs = JobServicer(store=self._store, queue=self._queue, validator=validator, metrics=self._metrics)
         add_DatasetServiceServicer_to_server(datasets, server)  # type: ignore[no-untyped-call]
         add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
         add_JobServiceServicer_to_server(jobs, server)  # type: ignore[no-untyped-call]
@@ -68,7 +68,9 @@ class GatewayService:
         """Reach the queue, bring back what it lost, then look after it."""
         await asyncio.to_thread(self._empty_uploads)
         await self._queue.ping()
-        self._restored.inc(await reconcile(store=self._store, queue=self._queue))
+        self._metrics.restored.inc(await reconcile(store=self._store, queue=self._queue))
+        self._collector = QueueCollector(self._queue, asyncio.get_running_loop())
+        self._registry.register(self._collector)
         self._housekeeping = asyncio.create_task(self._keep_house())
 
     async def stop(self) -> None:
@@ -77,15 +79,17 @@ class GatewayService:
         self._stopping.set()
         if self._housekeeping is not None:
             await self._housekeeping
+        if self._collector is not None:
+            self._registry.unregister(self._collector)
         await self._queue.close()
 
     async def _keep_house(self) -> None:
         """Every third of a lease; a queue or a store that is away for a while is no reason to end."""
         while not await self._stopped_within(self._settings.lease_s / 3):
             try:
-                self._reaped.inc(await reap(store=self._store, queue=self._queue))
+                self._metrics.reaped.inc(await reap(store=self._store, queue=self._queue))
                 if await self._has_lost_jobs():
-                    self._restored.inc(await reconcile(store=self._store, queue=self._queue))
+                    self._metrics.restored.inc(await reconcile(store=self._store, queue=self._queue))
             except MadpoError as error:
                 logger.warning("housekeeping failed, trying again", extra={"error": str(error)})
 

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
+from prometheus_client import Counter
+
 from madpo.rpc.channel import CHUNK_BYTES
 from madpo_gateway.requests import violation
 
@@ -45,10 +47,11 @@ class Spool:
         path: Where to write; parents are made.
         limit_bytes: Most it may hold.
         limit_name: What sets the limit, for the error.
+        received: Where the bytes are counted.
     """
 
-    def __init__(self, path: Path, *, limit_bytes: int, limit_name: str) -> None:
-        self._limit_bytes, self._limit_name = limit_bytes, limit_name
+    def __init__(self, path: Path, *, limit_bytes: int, limit_name: str, received: Counter) -> None:
+        self._limit_bytes, self._limit_name, self._received = limit_bytes, limit_name, received
         self._digest = hashlib.sha256()
         self.size_bytes = 0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +62,7 @@ class Spool:
         if len(chunk) > MAX_CHUNK_BYTES:
             raise violation("chunk", f"must be at most {MAX_CHUNK_BYTES} bytes, got {len(chunk)}")
         self.size_bytes += len(chunk)
+        self._received.inc(len(chunk))
         if self.size_bytes > self._limit_bytes:
             raise violation("chunk", f"the file is larger than {self._limit_name} ({self._limit_bytes} bytes)")
         await run_blocking(self._append, chunk)

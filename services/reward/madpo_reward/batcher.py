@@ -227,7 +227,10 @@ class Batcher:
         duration_s = time.monotonic() - start
         self._admission.observe_rate(len(texts) * shape.width, duration_s)
         self._metrics.duration.labels(phase="forward").observe(duration_s)
-        self._metrics.batch_tokens.observe(sum(map(len, texts)))
+        tokens = sum(map(len, texts))
+        self._metrics.batch_tokens.observe(tokens)
+        self._metrics.batch_responses.observe(len(texts))
+        self._metrics.padding_tokens.inc(shape.rows * shape.width - tokens)
         for request in {id(item.request): item.request for item in batch}.values():
             request.forward_s += duration_s
         for item, reward in zip(batch, rewards, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from madpo.errors import FieldViolation, InvalidPairError, NonFiniteError
+from madpo.errors import FieldViolation, InvalidPairError, NonFiniteError, OverloadedError
 from madpo.types import Content, RewardModelInfo, ScoreTimings, content_digest
 from madpo_reward.batcher import Admission, Batcher
 from madpo_reward.cache import LruCache
@@ -93,6 +93,10 @@ class Pipeline:
             OverloadedError: No room in the queue.
             NonFiniteError: The model gave NaN or infinity; names the owners.
         """
+        with self._metrics.refusals.count_exceptions(OverloadedError):
+            return await self._score(model_id, texts)
+
+    async def _score(self, model_id: str, texts: Sequence[Text]) -> Scores:
         async with self._models.use(model_id) as scorer:
             digests = [content_digest(text.prompt, text.response) for text in texts]
             known: dict[str, Score] = {}

@@ -78,6 +78,7 @@ class TrainingLoop:
         self._warmup_steps = max(1, round(optimizer.warmup_ratio * schedule.total_steps))
         self._scheduler = self._make_scheduler()
         self._saved_step = state.step
+        self._reported = self._totals()
 
     def restore(self, directory: Path) -> None:
         """Take optimizer moments and the learning rate back from a checkpoint."""
@@ -148,6 +149,7 @@ class TrainingLoop:
         metrics = work.finish()
         step_s = time.monotonic() - start
         self._count("step_s", step_s)
+        self._count("rows", len(rows))
         self._count("margin_wait_s", metrics.get("time/margin_wait_s", 0.0))
         return {
             "step": self.state.step,
@@ -196,10 +198,20 @@ class TrainingLoop:
         if not self._ranks.is_leader:
             return
         figures = {name: float(value) for name, value in row.items() if name not in ("step", "epoch")}
+        figures |= self._since_last_report()
         remaining_s = (total - step) * seconds_per_step
         self._run.progress(
             JobProgress(step=step, total_steps=total, metrics=figures, remaining_s=remaining_s, phase="training")
         )
+
+    def _since_last_report(self) -> dict[str, float]:
+        """Sums over all steps since the last report, for those who add up what a run did."""
+        totals, before = self._totals(), self._reported
+        self._reported = totals
+        return {f"interval/{name}": total - before.get(name, 0.0) for name, total in totals.items()}
+
+    def _totals(self) -> dict[str, float]:
+        return {"steps": float(self.state.step), **self.state.counters}
 
     def _count(self, name: str, value: float) -> None:
         self.state.counters[name] = self.state.counters.get(name, 0.0) + value

@@ -14,6 +14,7 @@ from typing import TypeVar
 from madpo.config import WorkerSettings
 from madpo.errors import OverloadedError, StaleAttemptError, UnavailableError
 from madpo.ports import Claim, JobQueue, ObjectStore
+from madpo.queue.metrics import WorkerMetrics
 from madpo.queue.records import RunEvent
 from madpo.queue.workspace import Outcome, StopReason, Workspace
 from madpo.storage.results import write_result
@@ -43,7 +44,7 @@ class Attempt:
         command: The child process, given the workspace.
         settings: Periods and graces.
         stop: Set when the worker should drain.
-        observe: Told of every progress the run reports.
+        metrics: Told of every progress the run reports, and of renewals.
     """
 
     def __init__(
@@ -55,11 +56,11 @@ class Attempt:
         command: Callable[[Path], Sequence[str]],
         settings: WorkerSettings,
         stop: asyncio.Event,
-        observe: Callable[[Job, JobProgress], None] = lambda job, progress: None,
+        metrics: WorkerMetrics,
     ) -> None:
         self._claim, self._queue, self._store = claim, queue, store
         self._command, self._settings, self._stop = command, settings, stop
-        self._observe = observe
+        self._metrics = metrics
         self._over = asyncio.Event()
         self._cancel_requested = self._delivering = False
         self._asked: StopReason | None = None
@@ -86,12 +87,20 @@ class Attempt:
         # Ends by a flag: on Python 3.11 `asyncio.wait_for`, which the Redis client uses, can swallow a cancellation.
         while not await wait(self._over, self._settings.renew_s):
             try:
-                await self._answer(lambda: self._queue.renew(self._claim))
+                await self._answer(self._renew)
             except StaleAttemptError:
                 # Once the outcome is on its way, it is this attempt itself that ended the lease, or hears so.
                 if self._delivering:
                     return
                 raise
+
+    async def _renew(self) -> None:
+        try:
+            await self._queue.renew(self._claim)
+        except AWAY_ERRORS:
+            self._metrics.renewal_failed()
+            raise
+        self._metrics.answered()
 
     async def _run_child(self, workspace: Workspace, tasks: asyncio.TaskGroup) -> int:
         child = Child(self._command(workspace.directory), log_path=workspace.log_path, threads=self._settings.threads)
@@ -126,7 +135,7 @@ class Attempt:
             events = [*workspace.new_events(), *_log_events(workspace.new_log_lines(ended=ended))]
             for event in events:
                 if isinstance(event, JobProgress):
-                    self._observe(self._claim.job, event)
+                    self._metrics.observe(self._claim.job, event)
             if events:
                 await self._publish(events)
             elif ended:

@@ -10,8 +10,10 @@
     claim:{token}               hash    1 h         claim                  claim: a repeated call gets the same job
     queue:{name}                stream  -           scripts that make a    claim: a bell that wakes waiting workers
                                                     job pending
-    queue:{name}:pending        zset    -           the same, and claim    claim, depth: job ids by order of creation
-    queue:{name}:dead           stream  -           give_back, reap        operators: jobs that crashed too often
+    queue:{name}:pending        zset    -           the same, and claim    claim, status: job ids by order of creation
+    queue:{name}:waiting        set     -           create, restore, and   status: jobs that wait for others
+                                                    what ends the wait
+    queue:{name}:dead           stream  -           give_back, reap        status, operators: jobs that crashed often
 
 The hashes and sorted sets are the truth; a lost or trimmed stream entry never loses a job. The scripts build the same
 names in `scripts/common.lua`. They compute keys from job ids, so all of them must live on one server (no cluster).
@@ -66,6 +68,10 @@ class Keys:
     def pending(self, queue: str) -> str:
         """Jobs to be claimed."""
         return f"{self.namespace}:queue:{queue}:pending"
+
+    def waiting(self, queue: str) -> str:
+        """Jobs that wait for others."""
+        return f"{self.namespace}:queue:{queue}:waiting"
 
     def dead(self, queue: str) -> str:
         """Dead letters."""

@@ -1,34 +1,115 @@
-"""What operators watch of a queue, its workers, and the run a worker is at.
+"""What operators watch: how the queues stand, what workers did, and the run a worker is at."""
 
-Figures of a run are those of its last report, and are gone when it ends. Counters go by the difference in steps between
-reports, so they count every step, also of runs that report only now and then.
-"""
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from madpo.types import Job, JobProgress
+from madpo.jobs import QUEUE_NAMES
+from madpo.ports import JobQueue, QueueStatus
+from madpo.types import Job, JobKind, JobProgress
 
-_FIGURES = {
+logger = logging.getLogger(__name__)
+
+_QUEUES = sorted(set(QUEUE_NAMES.values()))
+_ANSWER_TIMEOUT_S = 3.0
+_STATUS = {
+    "pending": ("madpo_queue_depth", "Jobs pending"),
+    "waiting": ("madpo_queue_waiting", "Jobs that wait for other jobs"),
+    "running": ("madpo_queue_running", "Jobs a worker is at"),
+    "oldest_pending_s": ("madpo_queue_oldest_pending_seconds", "How long the job pending for longest has been pending"),
+    "dead_letters": ("madpo_queue_dead_letters", "Jobs that crashed too often"),
+}
+
+OUTCOMES = ("succeeded", "failed", "cancelled", "given_back", "crashed", "lost")
+"""How an attempt ends."""
+
+TRAINING_FIGURES = {
     "loss": ("madpo_training_loss", "Loss of the last reported step"),
     "rewards/implicit_margin": ("madpo_training_implicit_margin_nats", "Mean implicit margin, beta times nats"),
     "reward_margin/mean": ("madpo_training_reward_margin_logits", "Mean margin of the reward model"),
     "weight/mean": ("madpo_training_weight", "Mean weight of a pair's loss"),
-    "rewards/accuracy": ("madpo_training_accuracy_ratio", "Share of pairs whose implicit margin is positive"),
+    "rewards/accuracy": ("madpo_training_accuracy_ratio", "Share of pairs whose chosen response is ahead"),
     "grad_norm": ("madpo_training_gradient_norm", "Gradient norm before clipping"),
     "learning_rate": ("madpo_training_learning_rate", "Learning rate of the last reported step"),
-    "rows_per_s": ("madpo_training_rows_per_second", "Rows trained a second"),
 }
-_PHASES = {"time/step_s": "step", "time/margin_wait_s": "margin_wait"}
+"""Figures of a training's reports that are exported: name and meaning there."""
+_TRAININGS = frozenset(JobKind) - {JobKind.EVALUATION}
+
+
+class QueueCollector(Collector):
+    """Asks how every queue stands each time metrics are read: no figure is older than its scrape.
+
+    `collect` is for the threads of the metrics server; the queue is asked on its own event loop, which never waits.
+    While the queue does not answer, `madpo_queue_up` is 0 and nothing else is said of it.
+
+    Args:
+        queue: Whom to ask.
+        loop: Where the queue lives.
+    """
+
+    def __init__(self, queue: JobQueue, loop: asyncio.AbstractEventLoop) -> None:
+        self._queue, self._loop = queue, loop
+        self._lock = threading.Lock()
+        self._asked: Future[Mapping[str, QueueStatus]] | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment."""
+        return _families(self._answer())
+
+    def describe(self) -> Iterator[Metric]:
+        """The same without figures; asks nobody."""
+        return _families({})
+
+    def _answer(self) -> Mapping[str, QueueStatus]:
+        with self._lock:
+            # One question at a time: scrapes must not pile up behind a server that is away.
+            if self._asked is None or self._asked.done():
+                self._asked = asyncio.run_coroutine_threadsafe(self._ask(), self._loop)
+            asked = self._asked
+        try:
+            return asked.result(_ANSWER_TIMEOUT_S)
+        except Exception as error:  # whatever it is, the other metrics must be read
+            logger.warning("the queue does not say how it stands", extra={"error": str(error) or type(error).__name__})
+            return {}
+
+    async def _ask(self) -> Mapping[str, QueueStatus]:
+        return {queue: await self._queue.status(queue) for queue in _QUEUES}
+
+
+def _families(statuses: Mapping[str, QueueStatus]) -> Iterator[Metric]:
+    yield GaugeMetricFamily("madpo_queue_up", "Whether the queue answered this scrape", float(bool(statuses)))
+    for field, (name, documentation) in _STATUS.items():
+        gauge = GaugeMetricFamily(name, documentation, labels=["queue"])
+        for queue, status in statuses.items():
+            gauge.add_metric([queue], getattr(status, field))
+        yield gauge
 
 
 class WorkerMetrics:
-    """Attempts, the queue as this worker sees it, and the run it is at."""
+    """Attempts of one worker, and the run it is at: figures of its last report, gone when it ends.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.jobs = Counter("madpo_queue_jobs", "Attempts ended", ["queue", "outcome"], registry=registry)
-        self.depth = Gauge("madpo_queue_depth", "Jobs pending", ["queue"], registry=registry)
-        self.last_poll = Gauge(
-            "madpo_queue_last_poll_timestamp_seconds", "When the queue last answered", ["queue"], registry=registry
+    Args:
+        registry: Where to export.
+        queue_name: The worker's queue.
+    """
+
+    def __init__(self, registry: CollectorRegistry, queue_name: str) -> None:
+        self._queue_name = queue_name
+        self._attempts = Counter("madpo_queue_attempts", "Attempts ended", ["queue", "outcome"], registry=registry)
+        self._unanswered = Counter(
+            "madpo_queue_renewals_failed", "Lease renewals the queue did not answer", ["queue"], registry=registry
+        )
+        self._last_answer = Gauge(
+            "madpo_worker_last_answer_timestamp_seconds",
+            "When the queue last answered this worker: a claim while idle, a renewal while at a job",
+            ["queue"],
+            registry=registry,
         )
         self._job = Gauge(
             "madpo_worker_job_info",
@@ -39,42 +120,63 @@ class WorkerMetrics:
         self._progress = Gauge(
             "madpo_worker_progress_ratio", "Share of the job's steps done", ["kind"], registry=registry
         )
+        self._remaining = Gauge(
+            "madpo_worker_remaining_seconds", "Estimated time to the end of the phase", ["kind"], registry=registry
+        )
         self._figures = {
-            figure: Gauge(name, text, ["kind"], registry=registry) for figure, (name, text) in _FIGURES.items()
+            figure: Gauge(name, text, ["kind"], registry=registry) for figure, (name, text) in TRAINING_FIGURES.items()
         }
         self._steps = Counter("madpo_training_steps", "Optimizer steps done", ["kind"], registry=registry)
+        self._rows = Counter("madpo_training_rows", "Rows trained on", ["kind"], registry=registry)
         self._seconds = Counter(
             "madpo_training_seconds",
-            "Time of training: step is all of it, margin_wait the part spent waiting for margins",
+            "Time spent on steps, by phase: waiting for margins (margin_wait), everything else (compute)",
             ["kind", "phase"],
             registry=registry,
         )
-        self._step: int | None = None
+        for outcome in OUTCOMES:
+            self._attempts.labels(queue_name, outcome)
+        self._unanswered.labels(queue_name)
 
-    def begin(self, queue_name: str, job: Job) -> None:
+    def answered(self) -> None:
+        """The queue answered."""
+        self._last_answer.labels(self._queue_name).set_to_current_time()
+
+    def renewal_failed(self) -> None:
+        """The queue did not answer a renewal."""
+        self._unanswered.labels(self._queue_name).inc()
+
+    def begin(self, job: Job) -> None:
         """A run begins."""
-        self._job.labels(queue_name, job.kind.value, job.job_id).set(1)
+        kind = job.kind.value
+        self._job.labels(self._queue_name, kind, job.job_id).set(1)
+        if job.kind in _TRAININGS:
+            # From 0 before the first report, so that a rate sees it.
+            self._count(kind, {})
 
     def observe(self, job: Job, progress: JobProgress) -> None:
         """The run reports."""
         kind = job.kind.value
         if progress.total_steps:
             self._progress.labels(kind).set(progress.step / progress.total_steps)
+        if progress.remaining_s is not None:
+            self._remaining.labels(kind).set(progress.remaining_s)
         for figure, gauge in self._figures.items():
             if figure in progress.metrics:
                 gauge.labels(kind).set(progress.metrics[figure])
-        if not progress.metrics:
-            return
-        # A resumed run does not count again what an earlier attempt did.
-        steps = 1 if self._step is None else max(0, progress.step - self._step)
-        self._step = progress.step
-        self._steps.labels(kind).inc(steps)
-        for figure, phase in _PHASES.items():
-            self._seconds.labels(kind, phase).inc(steps * progress.metrics.get(figure, 0.0))
+        if job.kind in _TRAININGS:
+            self._count(kind, progress.metrics)
 
-    def end(self, outcome: str, queue_name: str) -> None:
+    def end(self, outcome: str) -> None:
         """The run is over."""
-        self.jobs.labels(queue_name, outcome).inc()
-        self._step = None
-        for gauge in (self._job, self._progress, *self._figures.values()):
+        self._attempts.labels(self._queue_name, outcome).inc()
+        for gauge in (self._job, self._progress, self._remaining, *self._figures.values()):
             gauge.clear()
+
+    def _count(self, kind: str, figures: Mapping[str, float]) -> None:
+        """Runs report sums over all steps since their last report, however seldom they do."""
+        wait_s, step_s = figures.get("interval/margin_wait_s", 0.0), figures.get("interval/step_s", 0.0)
+        self._steps.labels(kind).inc(figures.get("interval/steps", 0.0))
+        self._rows.labels(kind).inc(figures.get("interval/rows", 0.0))
+        self._seconds.labels(kind, "margin_wait").inc(wait_s)
+        self._seconds.labels(kind, "compute").inc(max(0.0, step_s - wait_s))

@@ -27,7 +27,7 @@ from madpo.errors import (
     UnavailableError,
 )
 from madpo.jobs import QUEUE_NAMES
-from madpo.ports import Claim, JobRequest, LeaseStatus
+from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
 from madpo.queue.keys import Keys
 from madpo.queue.records import (
     RunEvent,
@@ -47,7 +47,7 @@ _SOCKET_TIMEOUT_S = _BLOCK_S + 5
 _EVENTS_PER_READ = 500
 _REAPED_PER_CALL = 100
 _CURSOR = re.compile(r"(\d{1,20})-(\d{1,20})")
-_SCRIPTS = ("cancel", "claim", "create", "finish", "give_back", "publish", "reap", "renew", "restore")
+_SCRIPTS = ("cancel", "claim", "create", "finish", "give_back", "publish", "reap", "renew", "restore", "status")
 
 
 def job_id_of(request_id: str) -> str:
@@ -213,9 +213,16 @@ class RedisJobQueue:
             raise NotFoundError(f"there is no job {job_id}")
         return _job(reply)
 
-    async def depth(self, queue: str) -> int:
-        """How many jobs are pending."""
-        return int(await self._answer(self._client.zcard(self._keys.pending(queue))))
+    async def status(self, queue: str) -> QueueStatus:
+        """See `JobQueue.status`. One round trip; of a long queue, only the first thousand jobs are asked their age."""
+        _, pending, waiting, running, oldest_pending_s, dead_letters = await self._run("status", queue)
+        return QueueStatus(
+            pending=pending,
+            waiting=waiting,
+            running=running,
+            oldest_pending_s=float(oldest_pending_s),
+            dead_letters=dead_letters,
+        )
 
     async def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:
         """See `JobQueue.watch`. Events older than the stream keeps are gone; the terminal change always comes.

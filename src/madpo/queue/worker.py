@@ -58,7 +58,7 @@ class JobWorker:
             )
         self._queue, self._store, self._queue_name = queue, store, queue_name
         self._command, self._settings = command, settings
-        self._metrics = WorkerMetrics(registry or CollectorRegistry())
+        self._metrics = WorkerMetrics(registry or CollectorRegistry(), queue_name)
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -81,7 +81,7 @@ class JobWorker:
             logger.warning("cannot claim jobs", extra={"queue": self._queue_name, "error": str(error)})
             await wait(stop, RETRY_S)
             return None
-        self._metrics.last_poll.labels(self._queue_name).set_to_current_time()
+        self._metrics.answered()
         return claim
 
     async def _attempt(self, claim: Claim, stop: asyncio.Event) -> None:
@@ -94,10 +94,10 @@ class JobWorker:
             command=self._command,
             settings=self._settings,
             stop=stop,
-            observe=self._metrics.observe,
+            metrics=self._metrics,
         )
         outcome = "lost"
-        self._metrics.begin(self._queue_name, claim.job)
+        self._metrics.begin(claim.job)
         try:
             outcome = await attempt.run()
         except* StaleAttemptError as errors:
@@ -107,7 +107,7 @@ class JobWorker:
             logger.exception("the worker failed at a job", extra=fields)
             await self._give_back(claim, crash_reason=f"worker {self.worker_id} failed: {errors.exceptions[0]}")
             await wait(stop, _PAUSE_S)
-        self._metrics.end(outcome, self._queue_name)
+        self._metrics.end(outcome)
         logger.info("attempt ended", extra=fields | {"outcome": outcome})
 
     async def _give_back(self, claim: Claim, *, crash_reason: str | None) -> None:
@@ -126,9 +126,10 @@ class JobWorker:
         settled = False
         while not stop.is_set():
             try:
-                self._metrics.depth.labels(self._queue_name).set(await self._queue.depth(self._queue_name))
-                if not settled and await wait(stop, self._settings.lease_s):
-                    return
+                if not settled:
+                    await self._queue.status(self._queue_name)  # answers, or the lease is not waited for yet
+                    if await wait(stop, self._settings.lease_s):
+                        return
                 for job in await self._queue.reap():
                     logger.warning("job taken back", extra={"job_id": job.job_id, "reason": job.reason})
                     await self._record(job)

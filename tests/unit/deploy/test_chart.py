@@ -1,5 +1,6 @@
 """The Helm chart: what it renders is what Kubernetes takes, closed by default, and what the services understand."""
 
+import asyncio
 import importlib.metadata
 import json
 import re
@@ -8,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import helm_python
 import kubernetes_validate
@@ -18,7 +19,8 @@ from prometheus_client import CollectorRegistry
 
 from madpo.config import ServiceSettings, load_settings
 from madpo.jobs import QUEUE_NAMES
-from madpo.queue.worker import WorkerMetrics
+from madpo.ports import JobQueue
+from madpo.queue.metrics import QueueCollector, WorkerMetrics
 from madpo.types import JobKind
 from madpo_evaluator.settings import EvaluatorSettings
 from madpo_gateway.settings import GatewaySettings
@@ -484,9 +486,10 @@ def test_what_the_chart_does_not_decide_can_be_set_and_nothing_else(service: str
 def exported_metrics() -> set[str]:
     registry = CollectorRegistry()
     RewardMetrics(registry)
-    WorkerMetrics(registry)
+    WorkerMetrics(registry, "evaluate")
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"], "gauge": [""]}
-    return {family.name + suffix for family in registry.collect() for suffix in suffixes[family.type]}
+    queues = QueueCollector(cast(JobQueue, None), cast(asyncio.AbstractEventLoop, None)).describe()
+    return {family.name + suffix for family in (*registry.collect(), *queues) for suffix in suffixes[family.type]}
 
 
 def keda_queries() -> dict[str, str]:

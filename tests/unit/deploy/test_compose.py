@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ OVERRIDES = [
     [],
     ["docker-compose.cpu.yml"],
     ["docker-compose.tls.yml"],
+    ["docker-compose.observability.yml"],
     ["deploy/gpus/2.yml"],
     ["deploy/gpus/4.yml"],
     ["deploy/gpus/8.yml"],
@@ -90,8 +92,66 @@ def test_only_the_gateway_is_published_and_only_on_loopback(host):
     assert outside == ["gateway"]
 
 
-def test_every_container_is_confined(host):
-    for name, service in resolved(host)["services"].items():
+def test_dashboards_are_for_this_host_and_for_who_has_the_password(host):
+    services = resolved(host, ["docker-compose.observability.yml"])["services"]
+    added = {name: services[name] for name in services.keys() - resolved(host)["services"].keys()}
+
+    assert added.keys() == {"prometheus", "grafana"}
+    for name, service in added.items():
+        assert [port["host_ip"] for port in service["ports"]] == ["127.0.0.1"], name
+        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
+    # Grafana sees Prometheus and nothing else.
+    assert list(added["grafana"]["networks"]) == ["watch"]
+    environment = added["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+    assert environment["GF_SECURITY_ADMIN_PASSWORD__FILE"] in {s["target"] for s in added["grafana"]["secrets"]}
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({}, None),
+        ({"MADPO_GATEWAY_BIND": "127.0.0.2"}, None),
+        ({"MADPO_GATEWAY_BIND": "[::1]"}, None),
+        ({"MADPO_GATEWAY_BIND": "0.0.0.0"}, "docker-compose.tls.yml"),
+        ({"MADPO_GATEWAY_BIND": "10.0.0.7"}, "in plain text"),
+        ({"MADPO_GATEWAY_BIND": "gpu-host"}, "expected an IP address"),
+        ({"MADPO_GATEWAY_BIND": "0.0.0.0", "MADPO_GATEWAY_TLS": "true"}, None),
+        ({"MADPO_GATEWAY_BIND": "0.0.0.0", "MADPO_GATEWAY_ALLOW_PLAINTEXT": "true"}, None),
+    ],
+)
+def test_the_gateway_is_not_published_in_plain_text_unless_allowed(host, environment, reason):
+    declared = resolved(host)["services"]["prepare"]["environment"]
+    refusal = runpy.run_path(str(ROOT / "deploy" / "compose" / "prepare.py"))["refusal"](declared | environment)
+
+    assert refusal is None if reason is None else reason in refusal
+
+
+def test_with_certificates_the_gateway_may_be_published(host):
+    files = ["docker-compose.tls.yml"]
+    assert resolved(host)["services"]["prepare"]["environment"]["MADPO_GATEWAY_TLS"] == "false"
+    assert resolved(host, files)["services"]["prepare"]["environment"]["MADPO_GATEWAY_TLS"] == "true"
+
+
+def test_every_volume_is_prepared_and_keeps_its_owner(host):
+    project = resolved(host, ["docker-compose.observability.yml"])
+    mounts = [
+        (name, volume)
+        for name, service in project["services"].items()
+        for volume in service.get("volumes", [])
+        if volume["type"] == "volume"
+    ]
+
+    assert {volume["source"] for name, volume in mounts if name == "prepare"} == set(project["volumes"])
+    # Other images may have a directory there; its owner would be copied to the empty volume.
+    others = {name: volume for name, volume in mounts if name not in ("prepare", *SETTINGS)}
+    assert others.keys() == {"redis", "minio", "prometheus", "grafana"}
+    assert all(volume["volume"]["nocopy"] for volume in others.values())
+
+
+@pytest.mark.parametrize("files", [[], ["docker-compose.observability.yml"]], ids=["alone", "observability"])
+def test_every_container_is_confined(host, files):
+    for name, service in resolved(host, files)["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
@@ -151,6 +211,84 @@ def test_images_are_linted_confined_and_checked(name):
     assert done.returncode == 0, done.stdout
     assert "USER 10001:10001" in text
     assert f'CMD ["python", "-m", "madpo_{name}", "health"]' in text
+
+
+def test_images_share_their_layers():
+    """Instructions that are the same, in the same order, are built once."""
+    stages = {
+        name: re.split(r"(?m)^FROM ", (ROOT / "services" / name / "Dockerfile").read_text())[1:] for name in SETTINGS
+    }
+
+    assert len({stages[name][0] for name in ("reward", "trainer", "evaluator")}) == 1
+    assert len({stages[name][2] for name in SETTINGS}) == 1
+    assert all(stage[3].startswith("scratch\n") for stage in stages.values())
+
+
+@pytest.mark.parametrize(
+    ("extras", "with_torch"), [(["gateway"], False), (["reward"], True), (["reward", "trainer", "evaluator"], True)]
+)
+def test_requirements_of_an_image_are_those_of_its_extras(extras, with_torch):
+    script = ROOT / "deploy" / "docker" / "requirements.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(ROOT / "pyproject.toml"), *extras], capture_output=True, text=True, check=True
+    )
+    names = {re.split(r"[^\w.-]", line)[0] for line in done.stdout.splitlines()}
+
+    assert {"grpcio", "redis", "minio", "pyarrow"} <= names
+    assert ({"torch", "transformers"} <= names) is with_torch
+    assert not names & {"madpo", "pytest", "ruff"}
+
+
+@pytest.fixture
+def object_store(tmp_path):
+    """What `init.sh` sees: secrets, the few commands its image has, and an `mc` that notes what it is told."""
+    commands, secrets, log = tmp_path / "bin", tmp_path / "secrets", tmp_path / "log"
+    commands.mkdir()
+    secrets.mkdir()
+    for name in ("cat", "mktemp"):
+        (commands / name).symlink_to(shutil.which(name))
+    for service in SETTINGS:
+        (secrets / f"s3_{service}_access_key").write_text(f"user-of-{service}")
+        (secrets / f"s3_{service}_secret_key").write_text(f"key-of-{service}")
+    (secrets / "minio_root_user").write_text("root")
+    (secrets / "minio_root_password").write_text("password-of-root")
+    mc = commands / "mc"
+    mc.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@" >> {log}\n'
+        f'case "$*" in *"user add"*) cat >> {tmp_path}/added ;; *"user list"*) cat {tmp_path}/users ;; esac\n'
+    )
+    mc.chmod(0o755)
+    (tmp_path / "users").write_text(
+        "enabled    user-of-gateway       madpo-gateway       \n"
+        "enabled    replaced-key          madpo-trainer       \n"
+        "enabled    a-guest               readonly            \n"
+        "enabled    a-very-long-nam...    madpo-trainer       \n"
+        "enabled    without-policy                            \n"
+    )
+
+    def initialise():
+        subprocess.run(
+            ["/bin/sh", str(ROOT / "deploy" / "minio" / "init.sh")],
+            env={"PATH": str(commands), "SECRETS": str(secrets), "POLICIES": "/policies", "TMPDIR": str(tmp_path)},
+            check=True,
+            timeout=60,
+        )
+        return log.read_text().splitlines(), (tmp_path / "added").read_text()
+
+    return initialise
+
+
+def test_init_makes_a_user_a_service_and_revokes_keys_that_were_replaced(object_store):
+    told, added = object_store()
+
+    assert told[0] == "mb --ignore-existing store/madpo"
+    for service in SETTINGS:
+        assert f"admin policy create store madpo-{service} /policies/{service}.json" in told
+        assert f"admin policy attach store madpo-{service} --user user-of-{service}" in told
+    assert [line for line in told if "remove" in line] == ["admin user remove store replaced-key"]
+    assert added.splitlines() == [line for name in SETTINGS for line in (f"user-of-{name}", f"key-of-{name}")]
+    assert not [line for line in told if "key-of" in line or "password" in line]
 
 
 def test_each_service_may_write_no_more_of_the_store_than_it_does():

@@ -18,6 +18,7 @@ from madpo.storage.datasets import DatasetStore
 from madpo.types import Completion, Content, Dataset, DatasetReport, DatasetRow, Job, PreferencePair, content_digest
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
+from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import MAX_PAGE_SIZE, page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import Spool, run_blocking, scratch_directory
@@ -31,8 +32,10 @@ DATASET_FIELDS = ("dataset_id", "eval_dataset_id", "prompt_dataset_id", "prefere
 class DatasetServicer(DatasetServiceServicer):
     """Serves the datasets of one object store; asks the queue whether one is in use."""
 
-    def __init__(self, settings: GatewaySettings, *, datasets: DatasetStore, queue: JobQueue) -> None:
-        self._settings, self._datasets, self._queue = settings, datasets, queue
+    def __init__(
+        self, settings: GatewaySettings, *, datasets: DatasetStore, queue: JobQueue, metrics: GatewayMetrics
+    ) -> None:
+        self._settings, self._datasets, self._queue, self._metrics = settings, datasets, queue, metrics
 
     async def UploadDataset(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Any
@@ -45,6 +48,7 @@ class DatasetServicer(DatasetServiceServicer):
             dataset, created = await run_blocking(
                 self._store, path, parse_format(header.format), display_name=header.display_name
             )
+        self._metrics.stored.labels("dataset").inc(created)
         logger.info("dataset uploaded", extra={"dataset_id": dataset.dataset_id, "rows": dataset.rows, "new": created})
         return pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=created)
 
@@ -87,8 +91,9 @@ class DatasetServicer(DatasetServiceServicer):
         return first.header
 
     async def _receive_file(self, upload: AsyncIterator[pb.UploadDatasetRequest], path: Path) -> None:
-        limit_bytes = self._settings.max_upload_bytes
-        with closing(Spool(path, limit_bytes=limit_bytes, limit_name="max_upload_bytes")) as spool:
+        limit_bytes, received = self._settings.max_upload_bytes, self._metrics.upload_bytes.labels("dataset")
+        spool = Spool(path, limit_bytes=limit_bytes, limit_name="max_upload_bytes", received=received)
+        with closing(spool):
             async for message in upload:
                 match message.WhichOneof("part"):
                     case "chunk":

@@ -17,6 +17,7 @@ from madpo.storage.results import write_spec
 from madpo.types import Job, JobState
 from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
+from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.reconcile import record_outcome, restore_job
 from madpo_gateway.requests import page_size, require_display_name, require_match
 from madpo_gateway.spool import stream_chunks
@@ -30,8 +31,10 @@ REQUEST_ID_PATTERN = r"^[A-Za-z0-9_-]{1,128}$"
 class JobServicer(JobServiceServicer):
     """Serves the jobs of one queue; keeps their requests in the object store too."""
 
-    def __init__(self, *, store: ObjectStore, queue: RedisJobQueue, validator: SpecValidator) -> None:
-        self._store, self._queue, self._validator = store, queue, validator
+    def __init__(
+        self, *, store: ObjectStore, queue: RedisJobQueue, validator: SpecValidator, metrics: GatewayMetrics
+    ) -> None:
+        self._store, self._queue, self._validator, self._metrics = store, queue, validator, metrics
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.CreateJobResponse:  # noqa: N802
         """Check everything, keep the request, queue the job; once per request id."""
@@ -72,8 +75,9 @@ class JobServicer(JobServiceServicer):
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:  # noqa: N802
         """Events behind the cursor, then live ones, until the job is over."""
-        async for event in self._queue.watch(_job_id(request.job_id), cursor=request.cursor):
-            yield pb.WatchJobResponse(event=convert.event_to_proto(event))
+        with self._metrics.watchers.track_inprogress():
+            async for event in self._queue.watch(_job_id(request.job_id), cursor=request.cursor):
+                yield pb.WatchJobResponse(event=convert.event_to_proto(event))
 
     async def ListArtifacts(self, request: pb.ListArtifactsRequest, context: Any) -> pb.ListArtifactsResponse:  # noqa: N802
         """What the job left for people."""

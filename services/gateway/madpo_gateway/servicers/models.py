@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import Counter
+
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from madpo.jobs import JOB_ID_PATTERN, MODEL_ID_PATTERN
 from madpo.models.directory import MODEL_SUFFIXES, check_config, read_config
@@ -23,6 +25,7 @@ from madpo.types import FileEntry, Model
 from madpo.v1 import model_service_pb2 as pb
 from madpo.v1.model_service_pb2_grpc import ModelServiceServicer
 from madpo_gateway.hub import fetch_from_hub
+from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import Spool, run_blocking, scratch_directory, stream_chunks
@@ -41,8 +44,17 @@ Part = pb.UploadModelRequest
 class ModelServicer(ModelServiceServicer):
     """Serves the models of one object store, and the checkpoints of its jobs."""
 
-    def __init__(self, settings: GatewaySettings, *, store: ObjectStore, models: ModelStore, queue: JobQueue) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        store: ObjectStore,
+        models: ModelStore,
+        queue: JobQueue,
+        metrics: GatewayMetrics,
+    ) -> None:
         self._settings, self._store, self._models, self._queue = settings, store, models, queue
+        self._metrics = metrics
 
     async def UploadModel(self, request_iterator: AsyncIterator[Part], context: Any) -> pb.UploadModelResponse:  # noqa: N802
         """Spool every file, check each against its announcement, store. All or nothing."""
@@ -53,7 +65,10 @@ class ModelServicer(ModelServiceServicer):
                 raise violation("header", "must be the first message of an upload")
             name = require_display_name(first.header.display_name, field="header.display_name")
             incoming = _Incoming(
-                directory, file_count=first.header.file_count, limit_bytes=self._settings.max_model_bytes
+                directory,
+                file_count=first.header.file_count,
+                limit_bytes=self._settings.max_model_bytes,
+                received=self._metrics.upload_bytes.labels("model"),
             )
             await incoming.receive(upload)
             model, created = await run_blocking(self._publish, directory, display_name=name)
@@ -144,6 +159,7 @@ class ModelServicer(ModelServiceServicer):
             base_model_id=_base_model_id(directory) if is_adapter(directory) else None,
             metadata=metadata or {},
         )
+        self._metrics.stored.labels("model").inc(created)
         logger.info("model stored", extra={"model_id": model.model_id, "kind": kind, "new": created})
         return model, created
 
@@ -154,10 +170,11 @@ class _Incoming:
     A client that goes away looks like one that has sent its last file, hence `file_count`.
     """
 
-    def __init__(self, directory: Path, *, file_count: int, limit_bytes: int) -> None:
+    def __init__(self, directory: Path, *, file_count: int, limit_bytes: int, received: Counter) -> None:
         if not 1 <= file_count <= MAX_FILES:
             raise violation("header.file_count", f"must be 1 to {MAX_FILES}, got {file_count}")
         self._directory, self._file_count, self._limit_bytes = directory, file_count, limit_bytes
+        self._received = received
         self._announced: list[pb.ModelFile] = []
         self._spool: Spool | None = None
 
@@ -191,7 +208,10 @@ class _Incoming:
             raise violation("file.size_bytes", f"a model is at most max_model_bytes ({self._limit_bytes} bytes)")
         try:
             self._spool = Spool(
-                self._directory / check_path(file.path), limit_bytes=file.size_bytes, limit_name="announced"
+                self._directory / check_path(file.path),
+                limit_bytes=file.size_bytes,
+                limit_name="announced",
+                received=self._received,
             )
         except InvalidArgumentError as error:
             raise violation("file.path", str(error)) from error

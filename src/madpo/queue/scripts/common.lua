@@ -21,6 +21,7 @@ local function events_key(id) return root .. ':job:' .. id .. ':events' end
 local function dependents_key(id) return root .. ':job:' .. id .. ':dependents' end
 local function bell_key(queue) return root .. ':queue:' .. queue end
 local function pending_key(queue) return root .. ':queue:' .. queue .. ':pending' end
+local function waiting_key(queue) return root .. ':queue:' .. queue .. ':waiting' end
 local function dead_key(queue) return root .. ':queue:' .. queue .. ':dead' end
 
 local function field(id, name) return redis.call('HGET', job_key(id), name) end
@@ -58,15 +59,19 @@ end
 -- Jobs keep their place by creation, so one that is given back is next again.
 local function make_pending(id, reason)
   local queue = field(id, 'queue')
+  redis.call('SREM', waiting_key(queue), id)
   redis.call('ZADD', pending_key(queue), field(id, 'order'), id)
+  redis.call('HSET', job_key(id), 'pending_time', now_s)
   enter(id, 'PENDING', reason)
   redis.call('XADD', bell_key(queue), 'MAXLEN', 1, '*', 'job_id', id)
 end
 
 -- End one job; answers the jobs that wait for it.
 local function close(id, state, reason)
+  local queue = field(id, 'queue')
   redis.call('ZREM', leases, id)
-  redis.call('ZREM', pending_key(field(id, 'queue')), id)
+  redis.call('ZREM', pending_key(queue), id)
+  redis.call('SREM', waiting_key(queue), id)
   local cursor = enter(id, state, reason)
   redis.call('HSET', job_key(id), 'finish_time', now_s, 'final_cursor', cursor)
   redis.call('EXPIRE', events_key(id), EVENTS_TTL_S)
@@ -126,5 +131,7 @@ local function insert(request, waiting)
     'max_attempts', request.max_attempts, 'create_time', create_time, 'order', order)
   redis.call('ZADD', jobs, order, id)
   for _, dependency in ipairs(waiting) do redis.call('SADD', dependents_key(dependency), id) end
-  if #waiting > 0 then enter(id, 'WAITING', '') else make_pending(id, '') end
+  if #waiting == 0 then return make_pending(id, '') end
+  redis.call('SADD', waiting_key(request.queue), id)
+  enter(id, 'WAITING', '')
 end
