@@ -42,22 +42,43 @@ def content_digest(*contents: Content) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """One prompt with the preferred and the dispreferred response.
-
-    `reward_margin` is a margin the dataset brought along, in reward-model logits, or None.
-    """
+    """One prompt with the preferred and the dispreferred response, and what its dataset says of them, if anything."""
 
     prompt: Content
     chosen: Content
     rejected: Content
     reward_margin: float | None = None
+    """Chosen minus rejected reward, in reward-model logits."""
     row: int = 0
     """Row number in the uploaded file, from 1; 0 when unknown."""
+    gold: Content | None = None
+    """A response better than both."""
+    chosen_uncertainty: float | None = None
+    """Standard deviation of the chosen response's reward, in reward-model logits, >= 0."""
+    rejected_uncertainty: float | None = None
+    semantic_distance: float | None = None
+    """Between prompt and chosen response, 1 - cosine similarity, in [0, 2]."""
 
     @property
     def pair_id(self) -> str:
         """Digest of the content: the same pair has the same id everywhere."""
         return content_digest(self.prompt, self.chosen, self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseList:
+    """One prompt with two or more scored responses; all are different, not all scores are the same."""
+
+    prompt: Content
+    responses: tuple[Content, ...]
+    scores: tuple[float, ...]
+    """One per response, higher is better."""
+    row: int = 0
+
+    @property
+    def list_id(self) -> str:
+        """Digest of the content, without the scores."""
+        return content_digest(self.prompt, *self.responses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +103,14 @@ class PromptOnly:
     row: int = 0
 
 
-DatasetRow = PreferencePair | Completion | PromptOnly
+DatasetRow = PreferencePair | ResponseList | Completion | PromptOnly
 
 
 class DatasetKind(StrEnum):
     """What the rows of a dataset are."""
 
     PREFERENCE = "preference"
+    LIST = "list"
     COMPLETION = "completion"
     PROMPT = "prompt"
 
@@ -270,7 +292,8 @@ class Dataset:
     rows: int
     size_bytes: int
     create_time: float
-    has_margins: bool = False
+    columns: tuple[str, ...] = ()
+    """Optional fields of `PreferencePair` that every row has, such as `reward_margin`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,7 +321,8 @@ async def test_an_uploaded_file_is_a_dataset_that_can_be_looked_at(gateway: Gate
 
     dataset = uploaded.dataset
     assert uploaded.created
-    assert (dataset.kind, dataset.rows, dataset.has_margins, dataset.display_name) == ("preference", 22, True, "sums")
+    assert (dataset.kind, dataset.rows, dataset.display_name) == ("preference", 22, "sums")
+    assert list(dataset.columns) == ["reward_margin"]
     request = dataset_service_pb2.GetDatasetRequest(dataset_id=dataset.dataset_id)
     assert (await gateway.ask(gateway.datasets.GetDataset, request)).dataset == dataset
     report = await gateway.ask(

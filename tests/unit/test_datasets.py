@@ -1,6 +1,7 @@
 """Datasets: named by content, streamed, verified."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from madpo.errors import CorruptObjectError, InvalidArgumentError, InvalidPairEr
 from madpo.storage import datasets
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
-from madpo.types import Completion, DatasetKind, DatasetRow, Message, PreferencePair, PromptOnly
+from madpo.types import Completion, DatasetKind, DatasetRow, Message, PreferencePair, PromptOnly, ResponseList
 
 CHAT = (Message("user", "How was it?"), Message("assistant", "Odd: \U0001f600 \x00 \u2028"), Message("user", ""))
 PAIRS: list[DatasetRow] = [
@@ -20,6 +21,10 @@ PAIRS: list[DatasetRow] = [
 ]
 ROWS: dict[DatasetKind, list[DatasetRow]] = {
     DatasetKind.PREFERENCE: PAIRS,
+    DatasetKind.LIST: [
+        ResponseList("The film was", ("good", "bad", "fine"), (1.0, -0.5, 0.25), row=1),
+        ResponseList(CHAT, ((Message("assistant", "a"),), (Message("assistant", "b"),)), (0.0, 1e300), row=3),
+    ],
     DatasetKind.COMPLETION: [Completion("", "text", row=1), Completion(CHAT, (Message("assistant", "a"),), row=2)],
     DatasetKind.PROMPT: [PromptOnly("text", row=1), PromptOnly(CHAT, row=2)],
 }
@@ -46,7 +51,27 @@ def test_rows_come_back_as_they_were_written(store: LocalStore, write: Any, kind
     assert list(DatasetStore(store).read(dataset.dataset_id)) == ROWS[kind]
     assert DatasetStore(store).get(dataset.dataset_id) == dataset
     assert (dataset.kind, dataset.rows, dataset.display_name) == (kind, len(ROWS[kind]), "films")
-    assert dataset.has_margins is (kind is DatasetKind.PREFERENCE)
+    assert dataset.columns == (("reward_margin",) if kind is DatasetKind.PREFERENCE else ())
+
+
+def test_what_a_dataset_says_of_its_pairs_comes_back_and_is_part_of_the_content(store: LocalStore, write: Any) -> None:
+    notes = {"gold": "fine", "chosen_uncertainty": 0.5, "rejected_uncertainty": 0.0, "semantic_distance": 1.25}
+    rows = [PreferencePair("The film was", "good", "bad", row=1, **notes), PreferencePair("", "x", "y", gold="z")]
+
+    dataset, _ = write(rows)
+
+    assert list(DatasetStore(store).read(dataset.dataset_id)) == rows
+    assert dataset.columns == ("gold",)
+    others = [write([replace(rows[0], **{name: None}), rows[1]])[0].dataset_id for name in notes]
+    assert len({dataset.dataset_id, *others}) == 5
+
+
+def test_other_scores_are_another_dataset(write: Any) -> None:
+    ids = {
+        write([ResponseList("a", ("b", "c"), scores)], DatasetKind.LIST)[0].dataset_id for scores in ((0, 1), (1, 0))
+    }
+
+    assert len(ids) == 2
 
 
 def test_the_same_rows_are_one_dataset_whatever_their_name_and_numbers(write: Any) -> None:
@@ -100,7 +125,7 @@ def test_parts_change_neither_rows_nor_id(
 
 
 def test_margins_count_only_when_every_row_has_one(write: Any) -> None:
-    assert not write([*PAIRS, PreferencePair("", "x", "y")])[0].has_margins
+    assert not write([*PAIRS, PreferencePair("", "x", "y")])[0].columns
 
 
 def test_a_bad_row_stops_the_upload_and_nothing_stays(store: LocalStore, write: Any, tmp_path: Path) -> None:

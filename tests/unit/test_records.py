@@ -4,9 +4,10 @@ import pytest
 
 from madpo.data.records import MAX_REPORTED_ROWS, parse_row, parse_rows, row_kind
 from madpo.errors import InvalidArgumentError, InvalidPairError
-from madpo.types import Completion, DatasetKind, Message, PreferencePair, PromptOnly
+from madpo.types import Completion, DatasetKind, Message, PreferencePair, PromptOnly, ResponseList
 
 TEXT_PAIR = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+LIST = {"prompt": "2+2?", "responses": ["4", "5", "four"], "scores": [1, -0.5, 0.25]}
 USER = {"role": "user", "content": "2+2?"}
 
 
@@ -31,12 +32,27 @@ def test_messages_become_turns() -> None:
 
 
 def test_the_shape_decides_the_kind() -> None:
-    rows = [TEXT_PAIR, {"prompt": "", "completion": "hello"}, {"prompt": "hello", "completion": None}]
+    rows = [TEXT_PAIR, LIST, {"prompt": "", "completion": "hello"}, {"prompt": "hello", "completion": None}]
 
     parsed = [parse_row(row, 1) for row in rows]
 
-    assert [type(row) for row in parsed] == [PreferencePair, Completion, PromptOnly]
-    assert [row_kind(row) for row in parsed] == [DatasetKind.PREFERENCE, DatasetKind.COMPLETION, DatasetKind.PROMPT]
+    assert [type(row) for row in parsed] == [PreferencePair, ResponseList, Completion, PromptOnly]
+    assert [row_kind(row) for row in parsed] == list(DatasetKind)
+
+
+def test_a_list_keeps_its_responses_with_their_scores() -> None:
+    parsed = parse_row({"prompt": [USER], "responses": [assistant("4"), assistant("5")], "scores": [0, 2]}, 3)
+
+    assert parsed == ResponseList(
+        (Message("user", "2+2?"),), ((Message("assistant", "4"),), (Message("assistant", "5"),)), (0.0, 2.0), row=3
+    )
+    assert parse_row(LIST, 1) == ResponseList("2+2?", ("4", "5", "four"), (1.0, -0.5, 0.25), row=1)
+
+
+def test_a_pair_takes_along_what_some_methods_need() -> None:
+    notes = {"gold": "four", "chosen_uncertainty": 0, "rejected_uncertainty": 0.5, "semantic_distance": 2}
+
+    assert parse_row(TEXT_PAIR | notes, 1) == PreferencePair("2+2?", "4", "5", row=1, **notes)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +108,24 @@ def test_a_margin_is_given_or_follows_from_the_two_rewards(extra: dict[str, floa
         (TEXT_PAIR | {"margin": "1.0"}, ".margin", "must be a number, got str"),
         (TEXT_PAIR | {"chosen_reward": 1.0}, ".rejected_reward", "is missing while the other reward is given"),
         (TEXT_PAIR | {"chosen_reward": 1e308, "rejected_reward": -1e308}, ".chosen_reward", "not finite"),
+        (TEXT_PAIR | {"gold": " "}, ".gold", "is empty"),
+        (TEXT_PAIR | {"gold": assistant("4")}, ".prompt", "is text while other"),
+        (TEXT_PAIR | {"chosen_uncertainty": 1.0}, ".rejected_uncertainty", "is missing while chosen_uncertainty"),
+        (TEXT_PAIR | {"rejected_uncertainty": 1.0}, ".chosen_uncertainty", "is missing while rejected_uncertainty"),
+        (TEXT_PAIR | {"chosen_uncertainty": -1, "rejected_uncertainty": 1}, ".chosen_uncertainty", "at least 0"),
+        (TEXT_PAIR | {"semantic_distance": 2.5}, ".semantic_distance", "must be in [0, 2], got 2.5"),
+        (TEXT_PAIR | LIST, ".responses", "give chosen and rejected, or responses and scores, not both"),
+        (LIST | {"scores": None}, ".scores", "is missing"),
+        (LIST | {"responses": "4"}, ".responses", "must be a list, got str"),
+        (LIST | {"responses": ["4"]}, ".responses", "must be 2 to 64 responses, got 1"),
+        (LIST | {"responses": ["4"] * 65}, ".responses", "must be 2 to 64 responses, got 65"),
+        (LIST | {"scores": [1, 2]}, ".scores", "must be one per response, 3, got 2"),
+        (LIST | {"scores": [1, 1, 1]}, ".scores", "are all the same"),
+        (LIST | {"scores": [1, None, 2]}, ".scores[1]", "must be a number, got NoneType"),
+        (LIST | {"responses": ["4", 5, "6"]}, ".responses[1]", "must be text or a list of messages, got int"),
+        (LIST | {"responses": ["4", "5", "4"]}, ".responses", "the same response twice"),
+        (LIST | {"responses": ["4", assistant("5"), "6"]}, ".prompt", "is text while other"),
+        (LIST | {"responses": ["4", "5", ""]}, ".responses[2]", "is empty"),
         (TEXT_PAIR | {"prompt": "half \ud83d"}, ".prompt", "half a surrogate pair at position 5"),
         (TEXT_PAIR | {"chosen": "a\0b"}, ".chosen", "NUL character at position 1"),
         ({"prompt": [{"role": "user", "content": "\udc00"}]}, ".prompt[0].content", "surrogate"),

@@ -31,7 +31,7 @@ def upload_dataset(
 def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
     """List datasets."""
     with open_client(context) as client:
-        columns = ("dataset_id", "display_name", "kind", "rows", "size_bytes", "has_margins", "create_time")
+        columns = ("dataset_id", "display_name", "kind", "rows", "size_bytes", "columns", "create_time")
         table(client.datasets.list(), columns, as_json=as_json)
 
 

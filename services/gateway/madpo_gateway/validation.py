@@ -150,7 +150,7 @@ class _Check:
                     "that has a margin column",
                 )
         elif spec.margin.source == "dataset":
-            if dataset is not None and not dataset.has_margins:
+            if dataset is not None and "reward_margin" not in dataset.columns:
                 self.add(f"{name}.source", f"not every row of {dataset.dataset_id} has a margin; give reward_model")
         else:
             await self.served_model("margin.reward_model", spec.margin.reward_model)

@@ -2,7 +2,9 @@
 
 One function per shape; the shape is recognised row by row from the columns that are present, never from the first row:
 
-    prompt, chosen, rejected      a preference pair; optional `margin`, or `chosen_reward` with `rejected_reward`
+    prompt, chosen, rejected      a preference pair; optional `margin`, or `chosen_reward` with `rejected_reward`; and
+                                  `gold`, `chosen_uncertainty` with `rejected_uncertainty`, `semantic_distance`
+    prompt, responses, scores     a list of responses, one score each, higher is better
     prompt, completion            a completion
     prompt                        a prompt alone
 
@@ -15,18 +17,36 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
-from madpo.types import Completion, Content, DatasetKind, DatasetRow, Message, PreferencePair, PromptOnly
+from madpo.types import Completion, Content, DatasetKind, DatasetRow, Message, PreferencePair, PromptOnly, ResponseList
 
 ROLES = ("system", "user", "assistant", "tool")
 
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "margin", "chosen_reward", "rejected_reward")
+COLUMNS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "completion",
+    "responses",
+    "scores",
+    "gold",
+    "margin",
+    "chosen_reward",
+    "rejected_reward",
+    "chosen_uncertainty",
+    "rejected_uncertainty",
+    "semantic_distance",
+)
 """Columns that mean something; the others are not even read where the format allows it."""
+
+MAX_RESPONSES = 64
+"""Longest list of responses."""
 
 MAX_REPORTED_ROWS = 20
 """Unusable rows named before a file is refused."""
 
 _KINDS: dict[type[DatasetRow], DatasetKind] = {
     PreferencePair: DatasetKind.PREFERENCE,
+    ResponseList: DatasetKind.LIST,
     Completion: DatasetKind.COMPLETION,
     PromptOnly: DatasetKind.PROMPT,
 }
@@ -96,12 +116,16 @@ Parser = Callable[[Mapping[str, Any], int], DatasetRow]
 
 
 def _recognise(present: Mapping[str, Any], row: int) -> Parser:
-    is_pair = "chosen" in present or "rejected" in present
-    if is_pair and "completion" in present:
-        refuse(row, "completion", "give chosen and rejected, or completion, not both")
-    if is_pair:
-        return _parse_pair
-    return _parse_completion if "completion" in present else _parse_prompt
+    shapes: list[tuple[Parser, tuple[str, ...]]] = [
+        (_parse_pair, ("chosen", "rejected")),
+        (_parse_list, ("responses", "scores")),
+        (_parse_completion, ("completion",)),
+    ]
+    found = [(parse, columns) for parse, columns in shapes if any(column in present for column in columns)]
+    if len(found) > 1:
+        given = ", or ".join(" and ".join(columns) for _, columns in found)
+        refuse(row, found[-1][1][0], f"give {given}, not both")
+    return found[0][0] if found else _parse_prompt
 
 
 def _parse_pair(present: Mapping[str, Any], row: int) -> PreferencePair:
@@ -111,7 +135,47 @@ def _parse_pair(present: Mapping[str, Any], row: int) -> PreferencePair:
     _check_response(rejected, "rejected", row)
     if chosen == rejected:
         refuse(row, "rejected", "is the same as chosen: the pair says nothing")
-    return PreferencePair(prompt, chosen, rejected, reward_margin=_reward_margin(present, row), row=row)
+    gold = _content(present, "gold", row) if "gold" in present else None
+    if gold is not None:
+        _check_one_sort(row, prompt=prompt, gold=gold)
+        _check_response(gold, "gold", row)
+    return PreferencePair(
+        prompt,
+        chosen,
+        rejected,
+        reward_margin=_reward_margin(present, row),
+        row=row,
+        gold=gold,
+        chosen_uncertainty=_bounded(present, "chosen_uncertainty", row, partner="rejected_uncertainty"),
+        rejected_uncertainty=_bounded(present, "rejected_uncertainty", row, partner="chosen_uncertainty"),
+        semantic_distance=_bounded(present, "semantic_distance", row, most=2.0),
+    )
+
+
+def _parse_list(present: Mapping[str, Any], row: int) -> ResponseList:
+    prompt = _content(present, "prompt", row)
+    for field in ("responses", "scores"):
+        if field not in present:
+            refuse(row, field, "is missing")
+        if not isinstance(present[field], list):
+            refuse(row, field, f"must be a list, got {type(present[field]).__name__}")
+    count = len(present["responses"])
+    if not 2 <= count <= MAX_RESPONSES:
+        refuse(row, "responses", f"must be 2 to {MAX_RESPONSES} responses, got {count}")
+    if len(present["scores"]) != count:
+        refuse(row, "scores", f"must be one per response, {count}, got {len(present['scores'])}")
+    responses = {f"responses[{i}]": response for i, response in enumerate(present["responses"])}
+    contents = {field: _content(responses, field, row) for field in responses}
+    _check_one_sort(row, prompt=prompt, **contents)
+    for field, content in contents.items():
+        _check_response(content, field, row)
+    if len(set(contents.values())) < count:
+        refuse(row, "responses", "has the same response twice")
+    scores = {f"scores[{i}]": score for i, score in enumerate(present["scores"])}
+    numbers = tuple(_finite(scores, field, row) for field in scores)
+    if len(set(numbers)) == 1:
+        refuse(row, "scores", "are all the same: the list says nothing")
+    return ResponseList(prompt, tuple(contents.values()), numbers, row=row)
 
 
 def _parse_completion(present: Mapping[str, Any], row: int) -> Completion:
@@ -186,15 +250,34 @@ def _reward_margin(present: Mapping[str, Any], row: int) -> float | None:
         return _finite(present, "margin", row)
     if "chosen_reward" not in present and "rejected_reward" not in present:
         return None
+    for field in ("chosen_reward", "rejected_reward"):
+        if field not in present:
+            refuse(row, field, "is missing while the other reward is given")
     margin = _finite(present, "chosen_reward", row) - _finite(present, "rejected_reward", row)
     if not math.isfinite(margin):
         refuse(row, "chosen_reward", "minus rejected_reward is not finite")
     return margin
 
 
-def _finite(present: Mapping[str, Any], field: str, row: int) -> float:
+def _bounded(
+    present: Mapping[str, Any], field: str, row: int, *, most: float = math.inf, partner: str = ""
+) -> float | None:
+    """A number from 0 to `most`; None where it is absent, and so must its partner be."""
     if field not in present:
-        refuse(row, field, "is missing while the other reward is given")
+        if partner in present:
+            refuse(row, field, f"is missing while {partner} is given")
+        return None
+    number = _finite(present, field, row)
+    if not 0 <= number <= most:
+        refuse(
+            row,
+            field,
+            f"must be at least 0, got {number}" if most == math.inf else f"must be in [0, {most:g}], got {number}",
+        )
+    return number
+
+
+def _finite(present: Mapping[str, Any], field: str, row: int) -> float:
     value = present[field]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         refuse(row, field, f"must be a number, got {type(value).__name__}")

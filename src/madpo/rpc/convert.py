@@ -186,7 +186,7 @@ def dataset_to_proto(dataset: types.Dataset) -> datasets.Dataset:
         rows=dataset.rows,
         size_bytes=dataset.size_bytes,
         create_time=timestamp(dataset.create_time),
-        has_margins=dataset.has_margins,
+        columns=dataset.columns,
     )
 
 
@@ -199,7 +199,7 @@ def dataset_from_proto(dataset: datasets.Dataset) -> types.Dataset:
         rows=dataset.rows,
         size_bytes=dataset.size_bytes,
         create_time=seconds(dataset.create_time),
-        has_margins=dataset.has_margins,
+        columns=tuple(dataset.columns),
     )
 
 

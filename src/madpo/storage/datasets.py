@@ -1,12 +1,13 @@
 """Datasets in the object store, named by their content.
 
-Rows are kept as Parquet with the columns row (int64), prompt, chosen, rejected, completion (JSON text, null where the
-kind has none) and reward_margin (double, nullable).
+Rows are kept as Parquet: row (int64), the contents (JSON text), the numbers of a pair (double), and the responses (JSON
+text each) and scores of a list; null where the row has none.
 """
 
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from madpo.types import (
     DatasetRow,
     PreferencePair,
     PromptOnly,
+    ResponseList,
     content_from_json,
     content_to_json,
 )
@@ -34,12 +36,21 @@ from madpo.types import (
 _PART_ROWS = 50_000
 _PART_BYTES = 64 << 20
 _READ_ROWS = 1_000
-_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion")
+_CONTENTS = ("prompt", "chosen", "rejected", "completion", "gold")
+_NUMBERS = ("reward_margin", "chosen_uncertainty", "rejected_uncertainty", "semantic_distance")
+_OPTIONAL = ("gold", *_NUMBERS)
 _SCHEMA = pa.schema(
-    [("row", pa.int64()), *((name, pa.string()) for name in _TEXT_COLUMNS), ("reward_margin", pa.float64())]
+    [
+        ("row", pa.int64()),
+        *((name, pa.string()) for name in _CONTENTS),
+        *((name, pa.float64()) for name in _NUMBERS),
+        ("responses", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float64())),
+    ]
 )
 _ROW_TYPES: dict[DatasetKind, type[DatasetRow]] = {
     DatasetKind.PREFERENCE: PreferencePair,
+    DatasetKind.LIST: ResponseList,
     DatasetKind.COMPLETION: Completion,
     DatasetKind.PROMPT: PromptOnly,
 }
@@ -85,7 +96,7 @@ class DatasetStore:
                 "display_name": display_name,
                 "kind": kind.value,
                 "rows": content.rows,
-                "has_margins": content.margins == content.rows,
+                "columns": [name for name in _OPTIONAL if content.present[name] == content.rows],
             }
             manifest = bundle.publish(self._store, prefix, Path(directory), metadata=description)
             return _dataset(dataset_id, manifest), True
@@ -135,7 +146,8 @@ class _Content:
     """What was seen of the rows so far."""
 
     rows: int = 0
-    margins: int = 0
+    present: Counter[str] = field(default_factory=Counter)
+    """Rows that have each optional column."""
     digest: Any = field(default_factory=hashlib.sha256)
 
 
@@ -151,11 +163,11 @@ def _write_parts(rows: Iterable[DatasetRow], kind: DatasetKind, directory: Path)
             )
         columns = _to_columns(row)
         content.rows += 1
-        content.margins += columns["reward_margin"] is not None
-        identity = [kind.value, *(columns[name] for name in (*_TEXT_COLUMNS, "reward_margin"))]
-        content.digest.update(documents.encode(identity) + b"\n")
+        content.present.update(name for name in _OPTIONAL if columns.get(name) is not None)
+        identity = {name: value for name, value in columns.items() if name != "row"}
+        content.digest.update(documents.encode([kind.value, identity]) + b"\n")
         pending.append(columns)
-        pending_bytes += sum(len(columns[name] or "") for name in _TEXT_COLUMNS)
+        pending_bytes += sum(map(_text_size, columns.values()))
         if len(pending) >= _PART_ROWS or pending_bytes >= _PART_BYTES:
             _write_part(pending, directory, parts)
             pending, pending_bytes, parts = [], 0, parts + 1
@@ -170,20 +182,36 @@ def _write_part(rows: list[dict[str, Any]], directory: Path, part: int) -> None:
 
 
 def _to_columns(row: DatasetRow) -> dict[str, Any]:
-    contents = {name: getattr(row, name, None) for name in _TEXT_COLUMNS}
-    margin = getattr(row, "reward_margin", None)
-    return {
-        "row": row.row,
-        **{name: None if content is None else _to_text(content) for name, content in contents.items()},
-        "reward_margin": None if margin is None else float(margin),
-    }
+    """The fields that the row has, as they are kept."""
+    columns: dict[str, Any] = {"row": row.row}
+    for name in _SCHEMA.names[1:]:
+        value = getattr(row, name, None)
+        if value is None:
+            continue
+        if name in _CONTENTS:
+            columns[name] = _to_text(value)
+        elif name == "responses":
+            columns[name] = [_to_text(response) for response in value]
+        else:
+            columns[name] = [float(score) for score in value] if name == "scores" else float(value)
+    return columns
 
 
 def _from_columns(columns: dict[str, Any], kind: DatasetKind) -> DatasetRow:
-    contents: dict[str, Any] = {name: _from_text(columns[name]) for name in _TEXT_COLUMNS if columns[name] is not None}
-    if kind is DatasetKind.PREFERENCE:
-        return PreferencePair(**contents, reward_margin=columns["reward_margin"], row=columns["row"])
-    return _ROW_TYPES[kind](**contents, row=columns["row"])
+    fields = {name: value for name, value in columns.items() if value is not None}
+    for name in _CONTENTS:
+        if name in fields:
+            fields[name] = _from_text(fields[name])
+    if kind is DatasetKind.LIST:
+        fields["responses"] = tuple(map(_from_text, fields["responses"]))
+        fields["scores"] = tuple(fields["scores"])
+    return _ROW_TYPES[kind](**fields)
+
+
+def _text_size(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_text_size, value))
+    return len(value) if isinstance(value, str) else 0
 
 
 def _to_text(content: Content) -> str:
@@ -203,5 +231,5 @@ def _dataset(dataset_id: str, manifest: Manifest) -> Dataset:
         rows=description["rows"],
         size_bytes=manifest.size_bytes,
         create_time=manifest.create_time,
-        has_margins=description["has_margins"],
+        columns=tuple(description["columns"]),
     )

@@ -15,7 +15,17 @@ from madpo.jobs import DATASET_ID_PATTERN
 from madpo.ports import JobQueue
 from madpo.rpc import convert
 from madpo.storage.datasets import DatasetStore
-from madpo.types import Completion, Content, Dataset, DatasetReport, DatasetRow, Job, PreferencePair, content_digest
+from madpo.types import (
+    Completion,
+    Content,
+    Dataset,
+    DatasetReport,
+    DatasetRow,
+    Job,
+    PreferencePair,
+    ResponseList,
+    content_digest,
+)
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from madpo_gateway.metrics import GatewayMetrics
@@ -152,6 +162,8 @@ def _digest(row: DatasetRow) -> str:
     match row:
         case PreferencePair():
             return row.pair_id
+        case ResponseList():
+            return row.list_id
         case Completion():
             return row.completion_id
     return content_digest(row.prompt)
