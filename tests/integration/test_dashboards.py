@@ -226,11 +226,11 @@ async def fill(queue: RedisJobQueue) -> str:
 
 async def score(client: RewardClient, model_id: str) -> None:
     pair = PreferencePair("the film", "was good", "was bad")
-    too_many = [PreferencePair(f"{number}", "film " * 200, "bad " * 200) for number in range(40)]
     for number in range(10**6):
         text = " ".join(["good" if bit == "1" else "bad" for bit in f"{number:b}"])
         await client.score_pairs(model_id, [pair, PreferencePair("the film was", text, ".")])
-        with suppress(OverloadedError):
+        too_many = [PreferencePair(f"{number} {place}", "film " * 200, "bad " * 200) for place in range(40)]
+        with suppress(OverloadedError):  # as a whole; its parts are taken, and kept in the cache
             await client.score_pairs(model_id, too_many)
         await asyncio.sleep(0.1)
 
@@ -357,12 +357,14 @@ def test_queries_name_only_what_is_exported(targets: Targets) -> None:
     assert mistakes('madpo_queue_depth{name="train"}', series)
     assert mistakes('madpo_queue_depth{queue="training"}', series)
     assert mistakes("sum by (replica) (madpo_queue_depth)", series)
-    wrong = {
-        place: found
-        for place, expression in [*((at, query["expr"]) for at, query in queries().items()), *alerts().items()]
-        if (found := mistakes(expression, series))
-    }
-    assert not wrong
+    named = {at: query["expr"] for at, query in queries().items()} | alerts()
+
+    def wrong() -> dict[str, list[str]]:
+        series = targets.read()
+        return {place: found for place, expression in named.items() if (found := mistakes(expression, series))}
+
+    # A series with labels is there from the first call that it counts.
+    assert eventually(wrong, lambda found: not found) == {}
 
 
 def test_everything_exported_is_shown_or_warned_of(targets: Targets) -> None:
@@ -471,7 +473,7 @@ def test_figures_are_those_of_the_services(prometheus: Prometheus) -> None:
     assert number(shown["training: Margin wait share A"]) == pytest.approx(0.25)
     assert number(shown["training: Loss A"]) == 0.5
     assert 0 < number(shown["scoring: Cache hits A"]) < 1
-    assert number(shown["scoring: Refusals by replica A"]) > 0
+    eventually(lambda: number(shown["scoring: Refusals by replica A"]), lambda rate: rate > 0)
     assert 0 < number(shown["scoring: Padding share by replica A"]) < 1
 
 
