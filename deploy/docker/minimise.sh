@@ -17,8 +17,9 @@ find / -xdev -type d \( -path '*-packages/pip*' -o -path '*-packages/setuptools*
   -o -path '*-packages/pkg_resources' -o -path '*-packages/_distutils_hack' \) -prune -exec rm -rf {} +
 find / -xdev -name distutils-precedence.pth -delete
 rm -rf /usr/bin/pip* /usr/local/bin/pip* /usr/local/bin/wheel /usr/local/include /usr/bin/tini-static
-# Character sets of the C library; Python has its own.
-rm -rf /usr/lib/*/gconv
+# Character sets of the C library, of which Python has its own; translations and manuals. Licences stay.
+rm -rf /usr/lib/*/gconv /usr/share/locale /usr/share/man /usr/share/info /usr/share/python-wheels
+find /usr/share/doc -type f ! -name copyright -delete
 find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 rm -rf /var/lib/apt /var/cache/* /var/log/* /tmp/*
 # Nothing can be written where this runs, so it is compiled here.

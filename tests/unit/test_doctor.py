@@ -195,6 +195,13 @@ def test_a_directory_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> No
     assert host.check_directory("cache", Path("/proc/sys")).level == "error"
 
 
+@pytest.mark.parametrize("name", ["container", "KUBERNETES_SERVICE_HOST"])
+def test_a_container_is_known_by_what_its_engine_sets(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "podman")
+
+    assert settings.is_container()
+
+
 def test_a_container_is_confined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert levels(host.check_confinement(in_container=True, root=tmp_path)) == {

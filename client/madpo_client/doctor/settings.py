@@ -38,4 +38,6 @@ def load_service(name: str) -> Service:
 
 def is_container() -> bool:
     """Whether this process seems to run in a container."""
-    return any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv"))) or "KUBERNETES_SERVICE_HOST" in os.environ
+    # Podman and others say it in the variable alone where /run is a volume.
+    variables = {"container", "KUBERNETES_SERVICE_HOST"}
+    return bool(variables & os.environ.keys()) or any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv")))
