@@ -11,7 +11,7 @@ from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.jobs import ModelReference, validate
 from madpo.rpc.channel import is_loopback
 from madpo.rpc.tls import ClientTls
-from madpo.types import Checkpoint, Dataset, DatasetReport, Model, ServerInfo
+from madpo.types import Checkpoint, Dataset, DatasetReport, DatasetRow, Model, ServerInfo
 from madpo_client.connection import read_connection
 from madpo_client.jobs import JobHandle, Jobs, ModelLike, job_id_of, model_reference
 from madpo_client.progress import transfer
@@ -175,6 +175,10 @@ class Datasets:
     def check(self, dataset_id: str) -> DatasetReport:
         """Read the stored rows again and report on them. Raises NotFoundError, CorruptObjectError."""
         return self._session.run(self._session.gateway.check_dataset(dataset_id))
+
+    def read_rows(self, dataset_id: str, numbers: Iterable[int]) -> list[DatasetRow]:
+        """The rows of some numbers (as in the uploaded file, from 1), in order, each once. Raises NotFoundError."""
+        return self._session.run(self._session.gateway.read_dataset_rows(dataset_id, numbers))
 
     def list(self) -> list[Dataset]:
         """All datasets."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from madpo.errors import DeadlineExceededError, InvalidArgumentError, MadpoError, NotFoundError
 from madpo.jobs import (
@@ -24,6 +24,9 @@ from madpo.types import Dataset, FileEntry, Job, JobEvent, JobKind, JobState, Mo
 from madpo_client.errors import JobFailedError
 from madpo_client.progress import JobView
 from madpo_client.session import Session
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _PAGE_SIZE = 100
 _REVISIT_S = 1.0
@@ -122,6 +125,37 @@ class JobHandle:
         """An evaluation's `report.json`. Raises NotFoundError for a job without one."""
         report: dict[str, Any] = json.loads(self.read_artifact("report.json"))
         return report
+
+    def ledger(self, *, with_text: bool = False) -> "pa.Table":
+        """What each pair contributed to each step of a policy training; see `madpo_client.ledger.table` for columns.
+
+        A job that is not over, or did not succeed, gives the rows up to its newest checkpoint. Needs `madpo[ledger]`.
+
+        Args:
+            with_text: Add the columns `prompt`, `chosen` and `rejected`.
+
+        Raises:
+            FailedPreconditionError: The job keeps no ledger, or has stored none of it yet.
+            NotFoundError: The dataset with the texts was deleted.
+        """
+        from madpo_client.ledger import table as ledgers
+
+        ledgers.require_ledger(self.refresh())
+        try:
+            if any(entry.path == ledgers.ARTIFACT for entry in self.artifacts()):
+                parts = [self.read_artifact(ledgers.ARTIFACT)]
+            else:
+                parts = self._session.run(self._session.gateway.download_ledger_parts(self.id))
+        except NotFoundError as error:
+            raise ledgers.not_yet(self.refresh()) from error
+        table = ledgers.join_parts(parts)
+        return self.ledger_text(table) if with_text else table
+
+    def ledger_text(self, ledger: "pa.Table") -> "pa.Table":
+        """Rows of the job's ledger with their texts: `prompt`, `chosen` and `rejected`. Raises NotFoundError."""
+        from madpo_client.ledger import table as ledgers
+
+        return ledgers.add_text(self._session, ledger, self.job.spec["dataset_id"])
 
     def _artifact(self, name: str) -> FileEntry:
         entries = {entry.path: entry for entry in self.artifacts()}
@@ -300,6 +334,10 @@ class Jobs:
     def get(self, job_id: str) -> JobHandle:
         """Raises NotFoundError."""
         return JobHandle(self._session, self._session.run(self._session.gateway.get_job(job_id)))
+
+    def ledger(self, job: JobHandle | str, *, with_text: bool = False) -> "pa.Table":
+        """What each pair contributed to each step of a policy training; see `JobHandle.ledger`."""
+        return (self.get(job) if isinstance(job, str) else job).ledger(with_text=with_text)
 
     def list(self, *, limit: int | None = None) -> list[JobHandle]:
         """Jobs, newest first; all of them, or the newest `limit`."""

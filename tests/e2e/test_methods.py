@@ -71,8 +71,12 @@ def test_a_method_trains(client: Client, base, jobs, name: str):
     assert result.model_id != base.model_id
     assert result.summary["method"]["name"] == name
     assert math.isfinite(result.summary["final"]["loss"])
+    ledger = jobs[name].ledger()
+    assert ledger.num_rows == 3 * 8
     if name == "beta_dpo":
         assert 0 < result.summary["final"]["pairs/kept_ratio"] < 1
+        assert ledger["kept"].to_pylist() == [ratio == 1 for ratio in ledger["beta_dpo_kept_ratio"].to_pylist()]
+        assert {True, False} == set(ledger["kept"].to_pylist())
 
 
 def test_a_method_whose_input_no_job_can_have_is_refused_at_the_door(client: Client, base, pairs):

@@ -1,6 +1,9 @@
 """The whole path on the embedded stack: real processes, real gRPC, real queue, tiny real models."""
 
 import json
+import os
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -108,12 +111,7 @@ def test_a_reward_model_carries_its_accuracy_and_calibration(client, reward_job)
 
 
 def test_margins_are_scored_live_once_per_pair_and_entered_in_the_ledger(client, pairs, uninterrupted):
-    import io
-
-    import pyarrow.parquet as pq
-
-    job = client.jobs.get(uninterrupted.job_id)
-    ledger = pq.read_table(io.BytesIO(job.read_artifact("ledger.parquet"))).to_pylist()
+    ledger = client.jobs.ledger(uninterrupted.job_id, with_text=True).to_pylist()
     margins = uninterrupted.result.summary["margins"]
 
     assert margins["requested"] == margins["scored_live"] == pairs.rows
@@ -123,6 +121,26 @@ def test_margins_are_scored_live_once_per_pair_and_entered_in_the_ledger(client,
         by_pair.setdefault(row["pair_id"], set()).add(row["reward_margin"])
     assert all(len(values) == 1 for values in by_pair.values())
     assert any(row["weight"] != 1.0 for row in ledger)
+    assert [row["step"] for row in ledger[::16]] == [*range(1, STEPS + 1)]
+    assert [row["epoch"] for row in ledger] == [place // pairs.rows for place in range(STEPS * 16)]
+    assert all(row["madpo_coefficient"] > 0 for row in ledger)
+    uploaded = preference_rows(96)
+    for row in ledger:
+        assert {name: row[name] for name in ("prompt", "chosen", "rejected")} == uploaded[row["row"] - 1]
+
+
+def test_what_the_reward_model_contradicted_is_one_command(stack, uninterrupted):
+    done = subprocess.run(
+        [sys.executable, "-m", "madpo_client.cli", "ledger", uninterrupted.job_id, "--summary"],
+        env={**os.environ, "MADPO_HOME": str(stack.home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert done.stdout.startswith("The reward model contradicts")
+    assert f"{uninterrupted.job_id} (madpo), {STEPS} steps" in done.stdout
 
 
 def test_an_evaluation_reports_reward_divergence_and_the_comparison(client, base, pairs, reward_job, uninterrupted):
@@ -187,6 +205,8 @@ def test_redis_and_the_scorer_may_die_during_a_run(client, stack, base, pairs, r
 def test_cancel_leaves_a_usable_checkpoint(client, base, pairs, reward_job, tmp_path):
     job = policy_job(client, base, pairs, reward_job, max_steps=100_000)
     wait_for_checkpoint(job)
+    steps = job.ledger()["step"].to_pylist()
+    assert len(steps) == 16 * max(steps)
 
     job.cancel()
     states = [event.event.state for event in job.watch() if isinstance(event.event, StateChange)]
@@ -194,6 +214,7 @@ def test_cancel_leaves_a_usable_checkpoint(client, base, pairs, reward_job, tmp_
     directory = client.models.download(job, tmp_path / "model", step=checkpoints[0].step)
 
     assert states[-1] is JobState.CANCELLED
+    assert max(job.ledger()["step"].to_pylist()) == checkpoints[0].step
     assert (directory / "model.safetensors").exists()
 
 

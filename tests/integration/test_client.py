@@ -10,17 +10,23 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from madpo.errors import (
     DeadlineExceededError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     UnauthenticatedError,
 )
 from madpo.ports import Claim
 from madpo.queue.queue import RedisJobQueue, connect
+from madpo.storage.artifacts import publish_artifacts
+from madpo.storage.checkpoints import CheckpointStore
+from madpo.storage.ledger import LEDGER_PARTS
+from madpo.storage.local import LocalStore
 from madpo.types import (
     CheckpointPublished,
     Dataset,
@@ -30,11 +36,13 @@ from madpo.types import (
     JobResult,
     JobState,
     Model,
+    PreferencePair,
     StateChange,
 )
 from madpo_client import Client, JobFailedError, JobHandle
 from madpo_client.embedded import EmbeddedStack
 from madpo_client.embedded.plan import read_secret
+from madpo_trainer.ledger import SCHEMA, Ledger, LedgerRow
 
 PAIRS = [
     {"prompt": "the film", "chosen": " was good .", "rejected": " was bad ."},
@@ -273,3 +281,145 @@ def test_a_dataset_goes_up_and_is_listed_from_the_command_line(stack: EmbeddedSt
     assert uploaded in json.loads(madpo("dataset", "list", "--json"))
     assert uploaded["dataset_id"] in madpo("dataset", "list")
     assert "duplicate_rows" in madpo("dataset", "check", uploaded["dataset_id"])
+
+
+# ---- ledgers
+
+
+@pytest.fixture
+def policy(client: Client, model: Model, pairs: Dataset) -> Iterator[JobHandle]:
+    job = client.jobs.train_policy(
+        model=model, dataset=pairs, method="dpo", training={"max_steps": 2, "checkpoint_every_steps": 1}
+    )
+    yield job
+    job.cancel()
+
+
+def step_rows(step: int) -> list[LedgerRow]:
+    """Both pairs, trained on in one step: the first agrees with a reward model, the second does not."""
+    return [
+        LedgerRow(f"pair-{row}", row, epoch=step - 1, step=step, reward_margin=margin, weight=weight,
+                  implicit_margin=step * margin, loss=0.5 / step, tokens=6, figures={"madpo/coefficient": weight})
+        for row, margin, weight in [(1, 1.0, 0.5), (2, -2.0, 1.5)]
+    ]  # fmt: skip
+
+
+def train(stack: EmbeddedStack, claimed: Claim, scratch: Path, *, steps: int) -> Ledger:
+    """What a trainer stores of its first steps, a checkpoint each."""
+    store = LocalStore(stack.home / "store")
+    ledger = Ledger(store, job_id=claimed.job.job_id, attempt=claimed.attempt, parts=[])
+    checkpoints = CheckpointStore(store, claimed.job.job_id, attempt=claimed.attempt)
+    checkpoints.take_ownership()
+    (scratch / "files").mkdir()
+    (scratch / "files" / "state.json").write_text("{}")
+    for step in range(1, steps + 1):
+        ledger.extend(step_rows(step))
+        ledger.flush(step)
+        checkpoints.publish(step, scratch / "files", metadata={LEDGER_PARTS: ledger.parts})
+    return ledger
+
+
+async def test_a_ledger_grows_with_the_checkpoints_of_its_job(
+    stack: EmbeddedStack, client: Client, policy: JobHandle, tmp_path: Path
+) -> None:
+    def read(**options: bool) -> "asyncio.Future[Any]":
+        return asyncio.ensure_future(asyncio.to_thread(client.jobs.ledger, policy.id, **options))
+
+    with pytest.raises(FailedPreconditionError, match="PENDING and has not begun to train"):
+        await read()
+    async with queue_of(stack) as queue:
+        claimed = await claim(queue, policy)
+        with pytest.raises(FailedPreconditionError, match="RUNNING, and rows come with its checkpoints, every 1 steps"):
+            await read()
+        ledger = train(stack, claimed, tmp_path, steps=1)
+        running = await read()
+        (tmp_path / "artifacts").mkdir()
+        ledger.extend(step_rows(2))
+        ledger.flush(2)
+        ledger.join(tmp_path / "artifacts" / "ledger.parquet")
+        publish_artifacts(LocalStore(stack.home / "store"), policy.id, tmp_path / "artifacts", attempt=1)
+        await queue.succeed(claimed, JobResult())
+    whole = await read(with_text=True)
+
+    assert running["step"].to_pylist() == [1, 1]
+    assert whole.schema.names == [*SCHEMA.names, "madpo_coefficient", "prompt", "chosen", "rejected"]
+    assert whole["step"].to_pylist() == [1, 1, 2, 2]
+    assert whole["chosen"].to_pylist() == [" was good .", " was good good ."] * 2
+    assert client.datasets.read_rows(policy.job.spec["dataset_id"], [2]) == [
+        PreferencePair(**PAIRS[1], row=2),
+    ]
+
+
+def test_a_job_of_another_kind_keeps_no_ledger(job: JobHandle) -> None:
+    with pytest.raises(FailedPreconditionError, match="a reward_training job; only a policy training keeps a ledger"):
+        job.ledger()
+
+
+async def test_a_ledger_is_asked_from_the_command_line(stack: EmbeddedStack, policy: JobHandle, tmp_path: Path) -> None:
+    async def madpo(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "madpo_client.cli", "ledger", policy.id, *arguments]
+        environment = {**os.environ, "MADPO_HOME": str(stack.home)}
+        return await asyncio.to_thread(
+            subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60
+        )
+
+    async with queue_of(stack) as queue:
+        claimed = await claim(queue, policy)
+        train(stack, claimed, tmp_path, steps=2)
+        await queue.publish(claimed, [JobProgress(2, 9, phase="training")])
+
+        rows = (await madpo("--sort", "weight")).stdout.splitlines()
+        found = json.loads((await madpo("--where", "rejected LIKE '%bad .' AND epoch = 1", "--json")).stdout)
+        bare = json.loads((await madpo("--where", "chosen LIKE '%good good%'", "--no-text", "--json")).stdout)
+        nobody = await madpo("--where", "reward_margin > 5")
+        wrong = await madpo("--where", "margin < 0")
+        summary = (await madpo("--summary")).stdout
+        figures = json.loads((await madpo("--summary", "--json")).stdout)
+        written = await madpo("--epoch", "all", "--top", "3", "--csv", str(tmp_path / "rows.csv"))
+        unwritten = await madpo("--parquet", str(tmp_path / "missing" / "rows.parquet"))
+        clash = await madpo("--summary", "--sort", "loss")
+
+    assert [line.strip() for line in rows] == [
+        "row  step  reward_margin  weight  implicit_margin   loss",
+        "prompt, + chosen, - rejected",
+        "2     2         -2.000   1.500           -4.000  0.250",
+        "the film",
+        "+ was good good .",
+        "- bad .",
+        "1     2         +1.000   0.500           +2.000  0.250",
+        "the film",
+        "+ was good .",
+        "- was bad .",
+        "",
+        f"2 of 2 rows · {policy.id} (dpo) is RUNNING: rows up to its newest checkpoint, step 2 of 9",
+    ]
+    assert [(row["row"], row["step"], row["rejected"]) for row in found] == [(1, 2, " was bad ."), (2, 2, " bad .")]
+    assert [(row["row"], "chosen" in row) for row in bare] == [(2, False)]
+    assert (nobody.returncode, "0 of 0 matching rows, 2 in all" in nobody.stdout) == (0, True)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
+    assert 'column "margin" not found' in wrong.stderr
+    assert "reward_margin, weight" in wrong.stderr
+    assert summary.startswith("The reward model contradicts the label of 1 of 2 pairs (50.0%); they got 75.0% of all")
+    assert "2     2         -2.000   1.500           -4.000  0.250" in summary
+    assert "1     2         +1.000" not in summary
+    assert [(group["verdict"], group["weight_share"]) for group in figures] == [("agrees", 0.25), ("contradicts", 0.75)]
+    assert written.stdout == f"3 rows in {tmp_path / 'rows.csv'}\n"
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 4
+    assert (unwritten.returncode, "cannot write" in unwritten.stderr) == (1, True)
+    assert (clash.returncode, "--summary looks at all visits" in clash.stderr) == (2, True)
+
+
+async def test_a_ledger_whose_dataset_is_gone_is_read_without_texts(
+    stack: EmbeddedStack, client: Client, model: Model, tmp_path: Path
+) -> None:
+    dataset = client.datasets.upload([{"prompt": "soon", "chosen": "to be", "rejected": "gone"}] * 2)
+    job = client.jobs.train_policy(model=model, dataset=dataset, method="dpo")
+    async with queue_of(stack) as queue:
+        claimed = await claim(queue, job)
+        train(stack, claimed, tmp_path, steps=1)
+        await queue.fail(claimed, "enough")
+    client.datasets.delete(dataset.dataset_id)
+
+    assert job.ledger().num_rows == 2
+    with pytest.raises(NotFoundError, match=rf"no dataset {dataset.dataset_id}; leave them out \(--no-text\)"):
+        job.ledger(with_text=True)

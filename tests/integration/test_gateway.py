@@ -32,15 +32,25 @@ from madpo.jobs import SupervisedTrainingSpec
 from madpo.ports import ObjectStore
 from madpo.queue.queue import RedisJobQueue, connect, job_id_of
 from madpo.rpc import convert
-from madpo.rpc.channel import call_metadata, open_channel
+from madpo.rpc.channel import MAX_READ_ROWS, call_metadata, open_channel
 from madpo.rpc.server import RunningServer
 from madpo.rpc.status import from_rpc_error
 from madpo.storage import keys
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.checkpoints import CheckpointStore
+from madpo.storage.ledger import LEDGER_PARTS
 from madpo.storage.open import open_store
 from madpo.storage.results import read_result, read_spec
-from madpo.types import CheckpointPublished, FileEntry, JobKind, JobProgress, JobResult, JobState, LogLine
+from madpo.types import (
+    CheckpointPublished,
+    FileEntry,
+    JobKind,
+    JobProgress,
+    JobResult,
+    JobState,
+    LogLine,
+    PreferencePair,
+)
 from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from madpo.v1.job_service_pb2_grpc import JobServiceStub
@@ -239,6 +249,7 @@ REQUESTS: dict[str, Message] = {
     "ListDatasets": dataset_service_pb2.ListDatasetsRequest(),
     "DeleteDataset": dataset_service_pb2.DeleteDatasetRequest(dataset_id=NO_DATASET),
     "CheckDataset": dataset_service_pb2.CheckDatasetRequest(dataset_id=NO_DATASET),
+    "ReadDatasetRows": dataset_service_pb2.ReadDatasetRowsRequest(dataset_id=NO_DATASET, rows=[1]),
     "UploadModel": model_header(),
     "ImportModel": model_service_pb2.ImportModelRequest(hub_id="a/b"),
     "GetModel": model_service_pb2.GetModelRequest(model_id=NO_MODEL),
@@ -252,6 +263,7 @@ REQUESTS: dict[str, Message] = {
     "WatchJob": job_service_pb2.WatchJobRequest(job_id=NO_JOB),
     "ListArtifacts": job_service_pb2.ListArtifactsRequest(job_id=NO_JOB),
     "DownloadArtifact": job_service_pb2.DownloadArtifactRequest(job_id=NO_JOB, name="report.json"),
+    "DownloadLedgerParts": job_service_pb2.DownloadLedgerPartsRequest(job_id=NO_JOB),
 }
 ANSWERS = {
     **dict.fromkeys(("ListDatasets", "ListModels", "ListJobs"), "OK"),
@@ -411,6 +423,35 @@ async def test_a_client_that_goes_away_in_an_upload_leaves_nothing(gateway: Gate
 
     await eventually(lambda: gateway.spooled() == [])
     assert gateway.stored() == []
+
+
+async def test_some_rows_are_read_in_their_order_whatever_their_size(gateway: Gateway) -> None:
+    rows = [{"prompt": f"{n} {'x' * 200_000}", "chosen": "a", "rejected": "b"} for n in range(1, 9)]
+    dataset_id = (await gateway.upload_dataset(rows)).dataset.dataset_id
+    request = dataset_service_pb2.ReadDatasetRowsRequest
+
+    messages = await gateway.collect(
+        gateway.datasets.ReadDatasetRows, request(dataset_id=dataset_id, rows=[8, 2, 3, 5, 7, 2])
+    )
+
+    assert len(messages) > 1
+    read = [convert.dataset_row_from_proto(row) for message in messages for row in message.rows]
+    assert read == [PreferencePair(rows[n - 1]["prompt"], "a", "b", row=n) for n in (2, 3, 5, 7, 8)]
+    assert await gateway.collect(gateway.datasets.ReadDatasetRows, request(dataset_id=dataset_id)) == []
+
+
+async def test_rows_that_cannot_be_read_are_refused(gateway: Gateway) -> None:
+    dataset_id = (await gateway.upload_dataset(PAIRS)).dataset.dataset_id
+
+    async def refused(dataset_id: str, rows: Iterable[int]) -> Refusal:
+        request = dataset_service_pb2.ReadDatasetRowsRequest(dataset_id=dataset_id, rows=rows)
+        return await refusal(gateway.collect(gateway.datasets.ReadDatasetRows, request))
+
+    missing = await refused(dataset_id, [1, len(PAIRS) + 1])
+    assert (missing.code, missing.message) == ("NOT_FOUND", f"{dataset_id} has no row {len(PAIRS) + 1}")
+    assert (await refused(NO_DATASET, [1])).code == "NOT_FOUND"
+    assert list((await refused("../models", [1])).violations) == ["dataset_id"]
+    assert list((await refused(dataset_id, range(1, MAX_READ_ROWS + 2))).violations) == ["rows"]
 
 
 async def test_datasets_come_in_pages(gateway: Gateway) -> None:
@@ -1028,6 +1069,32 @@ async def test_artifacts_are_listed_and_only_those_are_given(gateway: Gateway, t
     for name in ("missing.json", "../../spec.json", "manifest.json"):
         refused = await refusal(gateway.collect(gateway.jobs.DownloadArtifact, download(job_id=job_id, name=name)))
         assert refused.code == "NOT_FOUND"
+
+
+async def test_the_ledger_of_a_job_that_is_not_over_comes_in_parts(gateway: Gateway, tmp_path: Path) -> None:
+    job_id = await gateway.ready_job()
+    request = job_service_pb2.DownloadLedgerPartsRequest
+    early = await refusal(gateway.collect(gateway.jobs.DownloadLedgerParts, request(job_id=job_id)))
+    assert (early.code, "has no ledger" in early.message) == ("NOT_FOUND", True)
+    stored = [os.urandom(700_000), b"second"]
+    parts = [keys.ledger_part(job_id, step=step, attempt=1) for step in (1, 2)]
+    for key, data in zip(parts, stored, strict=True):
+        gateway.store.put(key, data)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "state.json").write_text("{}")
+    checkpoints = CheckpointStore(gateway.store, job_id, attempt=1)
+    checkpoints.take_ownership()
+    checkpoints.publish(2, tmp_path / "files", metadata={LEDGER_PARTS: parts})
+
+    messages = await gateway.collect(gateway.jobs.DownloadLedgerParts, request(job_id=job_id))
+
+    ends = [index for index, message in enumerate(messages) if message.ends_file]
+    assert b"".join(message.chunk for message in messages[: ends[0]]) == stored[0]
+    assert b"".join(message.chunk for message in messages[ends[0] :]) == stored[1]
+    assert ends[0] > 1
+    assert ends[1:] == [len(messages) - 1]
+    unknown = await refusal(gateway.collect(gateway.jobs.DownloadLedgerParts, request(job_id=NO_JOB)))
+    assert unknown.code == "NOT_FOUND"
 
 
 # ---- housekeeping

@@ -25,7 +25,7 @@ def test_a_model_that_does_not_name_its_blocks_is_refused(make_toy_lm):
     model = make_toy_lm()
     model._no_split_modules = None
 
-    with pytest.raises(InvalidArgumentError, match="does not say .*leave out training.sharding"):
+    with pytest.raises(InvalidArgumentError, match=r"does not say .*leave out training\.sharding"):
         transformer_blocks(model)
 
 
@@ -33,7 +33,7 @@ def test_a_model_that_cannot_recompute_is_refused(make_toy_lm):
     model = make_toy_lm()
     model.supports_gradient_checkpointing = False
 
-    with pytest.raises(InvalidArgumentError, match="leave out training.activation_checkpointing"):
+    with pytest.raises(InvalidArgumentError, match=r"leave out training\.activation_checkpointing"):
         prepare_blocks(model, TrainingParameters(activation_checkpointing=True))
 
 

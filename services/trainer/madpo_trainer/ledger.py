@@ -1,12 +1,15 @@
 """The margin ledger: one row per pair and epoch, so that "why did this pair count?" is a query.
 
 Rows gather in memory between checkpoints, are stored as Parquet parts with each checkpoint, and are joined into the
-artifact `ledger.parquet` at the end. A resumed run knows the parts of the steps it does not repeat.
+artifact `ledger.parquet` at the end. A resumed run knows the parts of the steps it does not repeat. The columns are the
+fields of `LedgerRow` and, behind them, what the method says of each pair.
 """
 
 import io
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +26,11 @@ class LedgerRow:
 
     pair_id: str
     row: int
+    """Number in the uploaded file, from 1."""
     epoch: int
+    """From 0. A pair that is twice in a batch which straddles two epochs counts to the later."""
     step: int
+    """From 1, as in `metrics.jsonl`."""
     reward_margin: float | None
     weight: float
     implicit_margin: float
@@ -32,9 +38,13 @@ class LedgerRow:
     tokens: int
     neutral: bool = False
     """No scorer answered and the job's policy was to train with weight 1."""
+    figures: Mapping[str, float | bool] = field(default_factory=dict)
+    """The method's own, by their names in `LossOutput.metrics`; `kept`, where the method drops pairs."""
 
 
-SCHEMA = pa.schema([(column.name, _TYPES[column.type]) for column in fields(LedgerRow)])  # type: ignore[index]
+_COLUMNS = tuple(column for column in fields(LedgerRow) if column.name != "figures")
+SCHEMA = pa.schema([(column.name, _TYPES[column.type]) for column in _COLUMNS])  # type: ignore[index]
+"""The columns that every ledger has."""
 
 
 class Ledger:
@@ -58,7 +68,7 @@ class Ledger:
         if not self._rows:
             return
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([asdict(row) for row in self._rows], schema=SCHEMA), buffer)
+        pq.write_table(_table(self._rows), buffer)
         key = keys.ledger_part(self._job_id, step=step, attempt=self._attempt)
         self._store.put(key, buffer.getvalue())
         self.parts.append(key)
@@ -66,6 +76,16 @@ class Ledger:
 
     def join(self, path: Path) -> None:
         """Write all parts as one Parquet file."""
-        with pq.ParquetWriter(path, SCHEMA) as writer:
+        schema = pa.unify_schemas([pq.read_schema(io.BytesIO(self._store.get(key))) for key in self.parts])
+        with pq.ParquetWriter(path, schema) as writer:
             for key in self.parts:
-                writer.write_table(pq.read_table(io.BytesIO(self._store.get(key)), schema=SCHEMA))
+                writer.write_table(pq.read_table(io.BytesIO(self._store.get(key)), schema=schema))
+
+
+def _table(rows: list[LedgerRow]) -> pa.Table:
+    """The rows with their figures as columns: `madpo/coefficient` as `madpo_coefficient`, which SQL takes unquoted."""
+    types = {name: _TYPES[type(value)] for row in rows for name, value in row.figures.items()}
+    columns: dict[str, list[Any]] = {column.name: [getattr(row, column.name) for row in rows] for column in _COLUMNS}
+    columns |= {name: [row.figures.get(name) for row in rows] for name in types}
+    table = pa.table(columns, schema=pa.schema([*SCHEMA, *types.items()]))
+    return table.rename_columns([name.replace("/", "_") for name in table.column_names])

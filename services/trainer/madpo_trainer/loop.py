@@ -23,6 +23,7 @@ from madpo.errors import NonFiniteError
 from madpo.jobs import TrainingParameters
 from madpo.queue.workspace import Run
 from madpo.storage.checkpoints import CheckpointStore
+from madpo.storage.ledger import LEDGER_PARTS
 from madpo.types import JobProgress
 from madpo_trainer.objectives.base import Objective, StepWork
 from madpo_trainer.ranks import Interrupted, Ranks
@@ -137,7 +138,7 @@ class TrainingLoop:
             method_state=self._method_state,
             metrics=self.metrics,
         )
-        self._checkpoints.publish(step, directory, metadata={"step": step})
+        self._checkpoints.publish(step, directory, metadata={"step": step, LEDGER_PARTS: self.state.ledger_parts})
         shutil.rmtree(directory)
         self._checkpoints.prune(self._parameters.keep_checkpoints)
         self._run.checkpoint_published(step)

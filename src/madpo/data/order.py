@@ -40,9 +40,9 @@ class Schedule:
         last = min(first + self.batch_size, self.total_rows)
         return [self._row(position) for position in range(first, last)]
 
-    def epoch(self, step: int) -> int:
-        """Epoch of the step's first row, from 0."""
-        return step * self.batch_size // self.rows
+    def epoch(self, step: int, place: int = 0) -> int:
+        """Epoch of the row at a place of the step's batch, from 0."""
+        return (step * self.batch_size + place) // self.rows
 
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, self.rows)

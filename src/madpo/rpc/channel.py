@@ -15,6 +15,9 @@ MESSAGE_LIMIT_BYTES = 16 * 1024 * 1024
 CHUNK_BYTES = 512 * 1024
 """Size of the chunks of uploads and downloads."""
 
+MAX_READ_ROWS = 50_000
+"""Most rows of a dataset that one call reads."""
+
 VERSION_KEY, TIME_KEY = "madpo-version", "madpo-time"
 """Trailing metadata of a reply: the server's version, and its clock as the call came in, in seconds since the epoch."""
 

@@ -223,6 +223,42 @@ def dataset_report_from_proto(report: datasets.CheckDatasetResponse) -> types.Da
     )
 
 
+_ROW_CONTENTS = ("prompt", "chosen", "rejected", "completion", "gold")
+_ROW_NUMBERS = ("reward_margin", "chosen_uncertainty", "rejected_uncertainty", "semantic_distance")
+
+
+def dataset_row_to_proto(row: types.DatasetRow) -> datasets.DatasetRow:
+    """All fields that the row has."""
+    message = datasets.DatasetRow(row=row.row)
+    for name in _ROW_CONTENTS:
+        if (content := getattr(row, name, None)) is not None:
+            getattr(message, name).CopyFrom(content_to_proto(content))
+    for name in _ROW_NUMBERS:
+        if (number := getattr(row, name, None)) is not None:
+            setattr(message, name, number)
+    if isinstance(row, types.ResponseList):
+        message.responses.extend(map(content_to_proto, row.responses))
+        message.scores.extend(row.scores)
+    return message
+
+
+def dataset_row_from_proto(message: datasets.DatasetRow) -> types.DatasetRow:
+    """The row; its fields say of which kind."""
+    fields: dict[str, Any] = {"row": message.row}
+    for name in _ROW_CONTENTS:
+        if message.HasField(name):
+            fields[name] = content_from_proto(getattr(message, name), field=name)
+    for name in _ROW_NUMBERS:
+        if message.HasField(name):
+            fields[name] = getattr(message, name)
+    if message.responses:
+        fields["responses"] = tuple(content_from_proto(each, field="responses") for each in message.responses)
+        return types.ResponseList(**fields, scores=tuple(message.scores))
+    if "chosen" in fields:
+        return types.PreferencePair(**fields)
+    return types.Completion(**fields) if "completion" in fields else types.PromptOnly(**fields)
+
+
 # ---- job_service.proto
 
 

@@ -8,7 +8,7 @@ and jobs by their request id.
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from madpo.errors import (
     UnavailableError,
 )
 from madpo.rpc import convert
-from madpo.rpc.channel import TIME_KEY, VERSION_KEY, call_metadata, open_channel
+from madpo.rpc.channel import MAX_READ_ROWS, TIME_KEY, VERSION_KEY, call_metadata, open_channel
 from madpo.rpc.status import from_rpc_error
 from madpo.rpc.tls import ClientTls, explain_handshake
 from madpo.rpc.transfer import IncomingDirectory, IncomingFile, OnBytes, describe_model, read_chunks
@@ -156,6 +156,18 @@ class GatewayClient:
         request = datasets.CheckDatasetRequest(dataset_id=dataset_id)
         response = await self._call(self._datasets.CheckDataset, request, timeout_s=self._commit_timeout_s)
         return convert.dataset_report_from_proto(response)
+
+    async def read_dataset_rows(self, dataset_id: str, numbers: Iterable[int]) -> list[types.DatasetRow]:
+        """The rows of some numbers, in order, each once. Raises NotFoundError, CorruptObjectError."""
+        ordered = sorted(set(numbers))
+        rows: list[types.DatasetRow] = []
+        for first in range(0, len(ordered), MAX_READ_ROWS):
+            request = datasets.ReadDatasetRowsRequest(
+                dataset_id=dataset_id, rows=ordered[first : first + MAX_READ_ROWS]
+            )
+            async for message in self._received(self._datasets.ReadDatasetRows(request, metadata=self._metadata)):
+                rows += map(convert.dataset_row_from_proto, message.rows)
+        return rows
 
     # ---- models
 
@@ -334,6 +346,17 @@ class GatewayClient:
                 incoming.write(message.chunk)
             incoming.commit()
         return path
+
+    async def download_ledger_parts(self, job_id: str) -> list[bytes]:
+        """Parquet files with the ledger's rows up to the newest checkpoint, in order. Raises NotFoundError."""
+        request = jobs.DownloadLedgerPartsRequest(job_id=job_id)
+        parts, part = [], bytearray()
+        async for message in self._received(self._jobs.DownloadLedgerParts(request, metadata=self._metadata)):
+            part += message.chunk
+            if message.ends_file:
+                parts.append(bytes(part))
+                part.clear()
+        return parts
 
     # ---- calls
 

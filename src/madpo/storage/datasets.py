@@ -6,14 +6,18 @@ text each) and scores of a list; null where the row has none.
 
 import hashlib
 import json
+import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError, NotFoundError
@@ -26,6 +30,7 @@ from madpo.types import (
     Dataset,
     DatasetKind,
     DatasetRow,
+    FileEntry,
     PreferencePair,
     PromptOnly,
     ResponseList,
@@ -97,6 +102,7 @@ class DatasetStore:
                 "kind": kind.value,
                 "rows": content.rows,
                 "columns": [name for name in _OPTIONAL if content.present[name] == content.rows],
+                "first_rows": content.first_rows,
             }
             manifest = bundle.publish(self._store, prefix, Path(directory), metadata=description)
             return _dataset(dataset_id, manifest), True
@@ -124,15 +130,42 @@ class DatasetStore:
         """
         return self._read(dataset_id, self._manifest(dataset_id))
 
+    def read_rows(self, dataset_id: str, numbers: Collection[int]) -> Iterator[DatasetRow]:
+        """The rows of some numbers, in order; only the parts that hold any are read, each verified.
+
+        Raises:
+            NotFoundError: There is no such dataset (at the call), or a number is of no row (at the end).
+            CorruptObjectError: A part does not match its digest (while iterating).
+        """
+        return self._read_rows(dataset_id, self._manifest(dataset_id), set(numbers))
+
     def _read(self, dataset_id: str, manifest: Manifest) -> Iterator[DatasetRow]:
         kind = DatasetKind(manifest.metadata["kind"])
         for file in manifest.files:
-            with tempfile.TemporaryDirectory() as directory:
-                path = Path(directory) / "part"
-                bundle.fetch_file(self._store, keys.dataset(dataset_id), file, path)
-                with pq.ParquetFile(path) as part:
+            with self._part(dataset_id, file) as part:
+                for batch in part.iter_batches(_READ_ROWS):
+                    yield from (_from_columns(columns, kind) for columns in batch.to_pylist())
+
+    def _read_rows(self, dataset_id: str, manifest: Manifest, missing: set[int]) -> Iterator[DatasetRow]:
+        kind, numbers = DatasetKind(manifest.metadata["kind"]), pa.array(sorted(missing), pa.int64())
+        first_rows = [*manifest.metadata["first_rows"], math.inf]
+        for file, (first, end) in zip(manifest.files, pairwise(first_rows), strict=True):
+            if any(first <= number < end for number in missing):
+                with self._part(dataset_id, file) as part:
                     for batch in part.iter_batches(_READ_ROWS):
-                        yield from (_from_columns(columns, kind) for columns in batch.to_pylist())
+                        found = batch.filter(pc.is_in(batch["row"], numbers)).to_pylist()
+                        missing.difference_update(columns["row"] for columns in found)
+                        yield from (_from_columns(columns, kind) for columns in found)
+        if missing:
+            raise NotFoundError(f"{dataset_id} has no row {min(missing)}")
+
+    @contextmanager
+    def _part(self, dataset_id: str, file: FileEntry) -> Iterator[pq.ParquetFile]:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "part"
+            bundle.fetch_file(self._store, keys.dataset(dataset_id), file, path)
+            with pq.ParquetFile(path) as part:
+                yield part
 
     def _manifest(self, dataset_id: str) -> Manifest:
         try:
@@ -148,13 +181,15 @@ class _Content:
     rows: int = 0
     present: Counter[str] = field(default_factory=Counter)
     """Rows that have each optional column."""
+    first_rows: list[int] = field(default_factory=list)
+    """Number of the first row of each part."""
     digest: Any = field(default_factory=hashlib.sha256)
 
 
 def _write_parts(rows: Iterable[DatasetRow], kind: DatasetKind, directory: Path) -> _Content:
     content = _Content()
     pending: list[dict[str, Any]] = []
-    pending_bytes = parts = 0
+    pending_bytes = 0
     for row in rows:
         if not isinstance(row, _ROW_TYPES[kind]):
             raise InvalidPairError(
@@ -169,16 +204,17 @@ def _write_parts(rows: Iterable[DatasetRow], kind: DatasetKind, directory: Path)
         pending.append(columns)
         pending_bytes += sum(map(_text_size, columns.values()))
         if len(pending) >= _PART_ROWS or pending_bytes >= _PART_BYTES:
-            _write_part(pending, directory, parts)
-            pending, pending_bytes, parts = [], 0, parts + 1
+            _write_part(pending, directory, content)
+            pending, pending_bytes = [], 0
     if pending:
-        _write_part(pending, directory, parts)
+        _write_part(pending, directory, content)
     return content
 
 
-def _write_part(rows: list[dict[str, Any]], directory: Path, part: int) -> None:
+def _write_part(rows: list[dict[str, Any]], directory: Path, content: _Content) -> None:
     table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-    pq.write_table(table, directory / f"part-{part:05d}.parquet", compression="zstd")
+    pq.write_table(table, directory / f"part-{len(content.first_rows):05d}.parquet", compression="zstd")
+    content.first_rows.append(rows[0]["row"])
 
 
 def _to_columns(row: DatasetRow) -> dict[str, Any]:

@@ -23,39 +23,46 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from madpo.v1 import preference_pb2 as madpo_dot_v1_dot_preference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emadpo/v1/dataset_service.proto\x12\x08madpo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"r\n\x14UploadDatasetRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.madpo.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\tH\x00\x42\x06\n\x04part\";\n\x13UploadDatasetHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\"L\n\x15UploadDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\xa5\x01\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63olumns\x18\x07 \x03(\t\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.madpo.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\")\n\x13\x43heckDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x88\x01\n\x14\x43heckDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x16\n\x0e\x64uplicate_rows\x18\x02 \x01(\x03\x12\x17\n\x0fidentical_pairs\x18\x03 \x01(\x03\x12\x1b\n\x13longer_chosen_ratio\x18\x04 \x01(\x01\x32\x9d\x03\n\x0e\x44\x61tasetService\x12R\n\rUploadDataset\x12\x1e.madpo.v1.UploadDatasetRequest\x1a\x1f.madpo.v1.UploadDatasetResponse(\x01\x12G\n\nGetDataset\x12\x1b.madpo.v1.GetDatasetRequest\x1a\x1c.madpo.v1.GetDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.madpo.v1.ListDatasetsRequest\x1a\x1e.madpo.v1.ListDatasetsResponse\x12P\n\rDeleteDataset\x12\x1e.madpo.v1.DeleteDatasetRequest\x1a\x1f.madpo.v1.DeleteDatasetResponse\x12M\n\x0c\x43heckDataset\x12\x1d.madpo.v1.CheckDatasetRequest\x1a\x1e.madpo.v1.CheckDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emadpo/v1/dataset_service.proto\x12\x08madpo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19madpo/v1/preference.proto\"r\n\x14UploadDatasetRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.madpo.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\tH\x00\x42\x06\n\x04part\";\n\x13UploadDatasetHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\"L\n\x15UploadDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\xa5\x01\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63olumns\x18\x07 \x03(\t\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.madpo.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\")\n\x13\x43heckDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x88\x01\n\x14\x43heckDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x16\n\x0e\x64uplicate_rows\x18\x02 \x01(\x03\x12\x17\n\x0fidentical_pairs\x18\x03 \x01(\x03\x12\x1b\n\x13longer_chosen_ratio\x18\x04 \x01(\x01\":\n\x16ReadDatasetRowsRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03\"=\n\x17ReadDatasetRowsResponse\x12\"\n\x04rows\x18\x01 \x03(\x0b\x32\x14.madpo.v1.DatasetRow\"\xda\x03\n\nDatasetRow\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.madpo.v1.Content\x12!\n\x06\x63hosen\x18\x03 \x01(\x0b\x32\x11.madpo.v1.Content\x12#\n\x08rejected\x18\x04 \x01(\x0b\x32\x11.madpo.v1.Content\x12%\n\ncompletion\x18\x05 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1f\n\x04gold\x18\x06 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1a\n\rreward_margin\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12\x63hosen_uncertainty\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12!\n\x14rejected_uncertainty\x18\t \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11semantic_distance\x18\n \x01(\x01H\x03\x88\x01\x01\x12$\n\tresponses\x18\x0b \x03(\x0b\x32\x11.madpo.v1.Content\x12\x0e\n\x06scores\x18\x0c \x03(\x01\x42\x10\n\x0e_reward_marginB\x15\n\x13_chosen_uncertaintyB\x17\n\x15_rejected_uncertaintyB\x14\n\x12_semantic_distance2\xf7\x03\n\x0e\x44\x61tasetService\x12R\n\rUploadDataset\x12\x1e.madpo.v1.UploadDatasetRequest\x1a\x1f.madpo.v1.UploadDatasetResponse(\x01\x12G\n\nGetDataset\x12\x1b.madpo.v1.GetDatasetRequest\x1a\x1c.madpo.v1.GetDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.madpo.v1.ListDatasetsRequest\x1a\x1e.madpo.v1.ListDatasetsResponse\x12P\n\rDeleteDataset\x12\x1e.madpo.v1.DeleteDatasetRequest\x1a\x1f.madpo.v1.DeleteDatasetResponse\x12M\n\x0c\x43heckDataset\x12\x1d.madpo.v1.CheckDatasetRequest\x1a\x1e.madpo.v1.CheckDatasetResponse\x12X\n\x0fReadDatasetRows\x12 .madpo.v1.ReadDatasetRowsRequest\x1a!.madpo.v1.ReadDatasetRowsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'madpo.v1.dataset_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=77
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=191
-  _globals['_UPLOADDATASETHEADER']._serialized_start=193
-  _globals['_UPLOADDATASETHEADER']._serialized_end=252
-  _globals['_UPLOADDATASETRESPONSE']._serialized_start=254
-  _globals['_UPLOADDATASETRESPONSE']._serialized_end=330
-  _globals['_DATASET']._serialized_start=333
-  _globals['_DATASET']._serialized_end=498
-  _globals['_GETDATASETREQUEST']._serialized_start=500
-  _globals['_GETDATASETREQUEST']._serialized_end=539
-  _globals['_GETDATASETRESPONSE']._serialized_start=541
-  _globals['_GETDATASETRESPONSE']._serialized_end=597
-  _globals['_LISTDATASETSREQUEST']._serialized_start=599
-  _globals['_LISTDATASETSREQUEST']._serialized_end=659
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=661
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=745
-  _globals['_DELETEDATASETREQUEST']._serialized_start=747
-  _globals['_DELETEDATASETREQUEST']._serialized_end=789
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=791
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=814
-  _globals['_CHECKDATASETREQUEST']._serialized_start=816
-  _globals['_CHECKDATASETREQUEST']._serialized_end=857
-  _globals['_CHECKDATASETRESPONSE']._serialized_start=860
-  _globals['_CHECKDATASETRESPONSE']._serialized_end=996
-  _globals['_DATASETSERVICE']._serialized_start=999
-  _globals['_DATASETSERVICE']._serialized_end=1412
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=104
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=218
+  _globals['_UPLOADDATASETHEADER']._serialized_start=220
+  _globals['_UPLOADDATASETHEADER']._serialized_end=279
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=281
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=357
+  _globals['_DATASET']._serialized_start=360
+  _globals['_DATASET']._serialized_end=525
+  _globals['_GETDATASETREQUEST']._serialized_start=527
+  _globals['_GETDATASETREQUEST']._serialized_end=566
+  _globals['_GETDATASETRESPONSE']._serialized_start=568
+  _globals['_GETDATASETRESPONSE']._serialized_end=624
+  _globals['_LISTDATASETSREQUEST']._serialized_start=626
+  _globals['_LISTDATASETSREQUEST']._serialized_end=686
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=688
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=772
+  _globals['_DELETEDATASETREQUEST']._serialized_start=774
+  _globals['_DELETEDATASETREQUEST']._serialized_end=816
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=818
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=841
+  _globals['_CHECKDATASETREQUEST']._serialized_start=843
+  _globals['_CHECKDATASETREQUEST']._serialized_end=884
+  _globals['_CHECKDATASETRESPONSE']._serialized_start=887
+  _globals['_CHECKDATASETRESPONSE']._serialized_end=1023
+  _globals['_READDATASETROWSREQUEST']._serialized_start=1025
+  _globals['_READDATASETROWSREQUEST']._serialized_end=1083
+  _globals['_READDATASETROWSRESPONSE']._serialized_start=1085
+  _globals['_READDATASETROWSRESPONSE']._serialized_end=1146
+  _globals['_DATASETROW']._serialized_start=1149
+  _globals['_DATASETROW']._serialized_end=1623
+  _globals['_DATASETSERVICE']._serialized_start=1626
+  _globals['_DATASETSERVICE']._serialized_end=2129
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from madpo.v1 import preference_pb2 as _preference_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -108,3 +109,45 @@ class CheckDatasetResponse(_message.Message):
     identical_pairs: int
     longer_chosen_ratio: float
     def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ..., duplicate_rows: _Optional[int] = ..., identical_pairs: _Optional[int] = ..., longer_chosen_ratio: _Optional[float] = ...) -> None: ...
+
+class ReadDatasetRowsRequest(_message.Message):
+    __slots__ = ("dataset_id", "rows")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, dataset_id: _Optional[str] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReadDatasetRowsResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[DatasetRow]
+    def __init__(self, rows: _Optional[_Iterable[_Union[DatasetRow, _Mapping]]] = ...) -> None: ...
+
+class DatasetRow(_message.Message):
+    __slots__ = ("row", "prompt", "chosen", "rejected", "completion", "gold", "reward_margin", "chosen_uncertainty", "rejected_uncertainty", "semantic_distance", "responses", "scores")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    GOLD_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_UNCERTAINTY_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_UNCERTAINTY_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    prompt: _preference_pb2.Content
+    chosen: _preference_pb2.Content
+    rejected: _preference_pb2.Content
+    completion: _preference_pb2.Content
+    gold: _preference_pb2.Content
+    reward_margin: float
+    chosen_uncertainty: float
+    rejected_uncertainty: float
+    semantic_distance: float
+    responses: _containers.RepeatedCompositeFieldContainer[_preference_pb2.Content]
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, row: _Optional[int] = ..., prompt: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., chosen: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., rejected: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., completion: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., gold: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., reward_margin: _Optional[float] = ..., chosen_uncertainty: _Optional[float] = ..., rejected_uncertainty: _Optional[float] = ..., semantic_distance: _Optional[float] = ..., responses: _Optional[_Iterable[_Union[_preference_pb2.Content, _Mapping]]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...

@@ -60,6 +60,11 @@ class DatasetServiceStub:
                 request_serializer=madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetResponse.FromString,
                 _registered_method=True)
+        self.ReadDatasetRows = channel.unary_stream(
+                '/madpo.v1.DatasetService/ReadDatasetRows',
+                request_serializer=madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsRequest.SerializeToString,
+                response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsResponse.FromString,
+                _registered_method=True)
 
 
 class DatasetServiceServicer:
@@ -99,6 +104,13 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadDatasetRows(self, request, context):
+        """Streams some of the stored rows, in their order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.CheckDataset,
                     request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetResponse.SerializeToString,
+            ),
+            'ReadDatasetRows': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadDatasetRows,
+                    request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsRequest.FromString,
+                    response_serializer=madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +281,33 @@ class DatasetService:
             '/madpo.v1.DatasetService/CheckDataset',
             madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetRequest.SerializeToString,
             madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadDatasetRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/madpo.v1.DatasetService/ReadDatasetRows',
+            madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsRequest.SerializeToString,
+            madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -417,3 +417,17 @@ class DownloadArtifactResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     chunk: bytes
     def __init__(self, chunk: _Optional[bytes] = ...) -> None: ...
+
+class DownloadLedgerPartsRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class DownloadLedgerPartsResponse(_message.Message):
+    __slots__ = ("chunk", "ends_file")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FILE_FIELD_NUMBER: _ClassVar[int]
+    chunk: bytes
+    ends_file: bool
+    def __init__(self, chunk: _Optional[bytes] = ..., ends_file: _Optional[bool] = ...) -> None: ...

@@ -70,6 +70,11 @@ class JobServiceStub:
                 request_serializer=madpo_dot_v1_dot_job__service__pb2.DownloadArtifactRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_job__service__pb2.DownloadArtifactResponse.FromString,
                 _registered_method=True)
+        self.DownloadLedgerParts = channel.unary_stream(
+                '/madpo.v1.JobService/DownloadLedgerParts',
+                request_serializer=madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsRequest.SerializeToString,
+                response_deserializer=madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -120,6 +125,14 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadLedgerParts(self, request, context):
+        """Streams the ledger of a policy training that is not over, or did not succeed, up to its newest checkpoint. One that
+        succeeded has it as the artifact `ledger.parquet`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -157,6 +170,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.DownloadArtifact,
                     request_deserializer=madpo_dot_v1_dot_job__service__pb2.DownloadArtifactRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_job__service__pb2.DownloadArtifactResponse.SerializeToString,
+            ),
+            'DownloadLedgerParts': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadLedgerParts,
+                    request_deserializer=madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsRequest.FromString,
+                    response_serializer=madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -349,6 +367,33 @@ class JobService:
             '/madpo.v1.JobService/DownloadArtifact',
             madpo_dot_v1_dot_job__service__pb2.DownloadArtifactRequest.SerializeToString,
             madpo_dot_v1_dot_job__service__pb2.DownloadArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadLedgerParts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/madpo.v1.JobService/DownloadLedgerParts',
+            madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsRequest.SerializeToString,
+            madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsResponse.FromString,
             options,
             channel_credentials,
             insecure,

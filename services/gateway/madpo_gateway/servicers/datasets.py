@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from madpo.errors import FailedPreconditionError
 from madpo.jobs import DATASET_ID_PATTERN
 from madpo.ports import JobQueue
 from madpo.rpc import convert
+from madpo.rpc.channel import CHUNK_BYTES, MAX_READ_ROWS
 from madpo.storage.datasets import DatasetStore
 from madpo.types import (
     Completion,
@@ -92,6 +93,17 @@ class DatasetServicer(DatasetServiceServicer):
         report = await asyncio.to_thread(self._check, _dataset_id(request.dataset_id))
         return convert.dataset_report_to_proto(report)
 
+    async def ReadDatasetRows(  # noqa: N802
+        self, request: pb.ReadDatasetRowsRequest, context: Any
+    ) -> AsyncIterator[pb.ReadDatasetRowsResponse]:
+        """Some rows, in messages of about a chunk's size."""
+        if len(request.rows) > MAX_READ_ROWS:
+            raise violation("rows", f"must be at most {MAX_READ_ROWS} numbers, got {len(request.rows)}")
+        rows = await asyncio.to_thread(self._datasets.read_rows, _dataset_id(request.dataset_id), request.rows)
+        with closing(_row_messages(rows)) as messages:
+            while (message := await run_blocking(next, messages, None)) is not None:
+                yield message
+
     async def _receive_header(self, upload: AsyncIterator[pb.UploadDatasetRequest]) -> pb.UploadDatasetHeader:
         first = await anext(upload, pb.UploadDatasetRequest())
         if first.WhichOneof("part") != "header":
@@ -152,6 +164,19 @@ class DatasetServicer(DatasetServiceServicer):
             identical_pairs=identical,
             longer_chosen_ratio=longer_chosen / pairs if pairs else 0.0,
         )
+
+
+def _row_messages(rows: Iterable[DatasetRow]) -> Generator[pb.ReadDatasetRowsResponse]:
+    message, size_bytes = pb.ReadDatasetRowsResponse(), 0
+    for row in rows:
+        entry = convert.dataset_row_to_proto(row)
+        message.rows.append(entry)
+        size_bytes += entry.ByteSize()
+        if size_bytes >= CHUNK_BYTES:
+            yield message
+            message, size_bytes = pb.ReadDatasetRowsResponse(), 0
+    if message.rows:
+        yield message
 
 
 def _dataset_id(value: str) -> str:

@@ -13,6 +13,7 @@ from madpo.ports import JobRequest, ObjectStore
 from madpo.queue.queue import RedisJobQueue, job_id_of
 from madpo.rpc import convert
 from madpo.storage.artifacts import list_artifacts, open_artifact
+from madpo.storage.ledger import ledger_parts
 from madpo.storage.results import write_spec
 from madpo.types import Job, JobState
 from madpo.v1 import job_service_pb2 as pb
@@ -93,6 +94,16 @@ class JobServicer(JobServiceServicer):
         job = await self._queue.get(_job_id(request.job_id))
         async for chunk in stream_chunks(open_artifact(self._store, job.job_id, request.name)):
             yield pb.DownloadArtifactResponse(chunk=chunk)
+
+    async def DownloadLedgerParts(  # noqa: N802
+        self, request: pb.DownloadLedgerPartsRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadLedgerPartsResponse]:
+        """The ledger's parts up to the newest checkpoint."""
+        job = await self._queue.get(_job_id(request.job_id))
+        for key in await asyncio.to_thread(ledger_parts, self._store, job.job_id):
+            async for chunk in stream_chunks(self._store.open_read(key)):
+                yield pb.DownloadLedgerPartsResponse(chunk=chunk)
+            yield pb.DownloadLedgerPartsResponse(ends_file=True)
 
     async def _is_known(self, job_id: str) -> bool:
         """Whether this request made a job before, also one the queue has lost since."""

@@ -28,7 +28,7 @@ class PolicyObjective:
         held_out: The same for evaluation.
         margins: Gives reward margins; None for methods that need none.
         ledger: Filled on the leader.
-        epoch_of: Epoch of a step, for the ledger.
+        epoch_of: Epoch of a row by step and place in its batch, for the ledger.
         ranks: Who shares the work.
     """
 
@@ -43,7 +43,7 @@ class PolicyObjective:
         config: MethodConfig,
         margins: MarginSource | None,
         ledger: Ledger,
-        epoch_of: Callable[[int], int],
+        epoch_of: Callable[[int, int], int],
         micro_batch_size: int,
         ranks: Ranks,
     ) -> None:
@@ -233,19 +233,23 @@ class PolicyStep:
         rejected = beta * (batch.policy_rejected_logps.detach() - batch.ref_rejected_logps)
         implicit_margin = (chosen - rejected).tolist()
         losses, weights = output.per_pair.detach().tolist(), output.weight.tolist()
+        figures = {name: values.detach().tolist() for name, values in output.metrics.items()}
+        if output.mask is not None:
+            figures["kept"] = output.mask.tolist()
         for position, index in enumerate(rows):
             pair, chosen_tokens, rejected_tokens = objective.pair(index)
             row = LedgerRow(
                 pair_id=pair.pair_id,
                 row=pair.row,
-                epoch=objective.epoch_of(self._step),
-                step=self._step,
+                epoch=objective.epoch_of(self._step, self._place[index]),
+                step=self._step + 1,
                 reward_margin=self._margins.get(index),
                 weight=weights[position],
                 implicit_margin=implicit_margin[position],
                 loss=losses[position],
                 tokens=len(chosen_tokens.response_ids) + len(rejected_tokens.response_ids),
                 neutral=bool(self._margins) and self._margins[index] is None,
+                figures={name: values[position] for name, values in figures.items()},
             )
             self._ledger_rows.append((index, row))
         for name, values in output.metrics.items():
