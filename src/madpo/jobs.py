@@ -85,6 +85,13 @@ class TrainingParameters(Spec):
     """Weights and optimizer stay fp32; bf16 runs the forward pass under autocast."""
     optimizer: OptimizerParameters = OptimizerParameters()
     lora: LoraParameters | None = None
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp` splits the transformer blocks' weights, gradients and optimizer state over the trainer's ranks (FSDP2)."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of transformer blocks for the backward pass, which computes the rest again: less memory,
+    about a third more compute, the same result."""
+    compile: bool = False
+    """Compile the transformer blocks (torch.compile); needs a C++ compiler where the trainer runs. Rounding differs."""
     checkpoint_every_steps: int = Field(default=100, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""

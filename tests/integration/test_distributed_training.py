@@ -47,12 +47,27 @@ PROGRAM = """
     from madpo_trainer.run import TrainingRun
     from madpo_trainer.settings import TrainerSettings
 
+    def published(run, step):
+        if (run.directory / "pause").exists():
+            (run.directory / "pause").unlink()
+            (run.directory / "stop").write_text("drain")
+
+    def go_on(workspace):
+        if not (workspace / "stop").exists():
+            return False
+        (workspace / "stop").unlink()
+        (workspace / "outcome.json").rename(workspace / "paused.json")
+        return True
+
+    Run.checkpoint_published = published
     settings = load_settings(TrainerSettings)
     with open_ranks(timeout_s=60) as ranks:
         for workspace in map(Path, sys.argv[1:]):
             run = Run.open(workspace)
             try:
                 TrainingRun(run, settings, ranks).execute()
+                if ranks.lead(lambda: go_on(workspace)):
+                    TrainingRun(run, settings, ranks).execute()
             except MadpoError as error:
                 (workspace / f"refused-{ranks.rank}").write_text(str(error))
                 if ranks.is_leader:
@@ -96,6 +111,11 @@ class Trained:
         return {entry.key: self.store.get(entry.key) for entry in self.store.list("") if "logps" in entry.key}
 
 
+SHARDED = {"sharding": "fsdp", "activation_checkpointing": True, "checkpoint_every_steps": 3}
+PAUSED = "sharded"
+"""A job that stops after its first checkpoint and goes on from there."""
+
+
 def job_id(name):
     return "job-" + name.encode().hex().ljust(32, "0")[:32]
 
@@ -132,6 +152,18 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
         "dropout": (JobKind.SUPERVISED_TRAINING, {"model": model, "dataset_id": completions, "training": lora}),
         "reward": (JobKind.REWARD_TRAINING, {"model": model, "dataset_id": pairs}),
         "policy": (JobKind.POLICY_TRAINING, {"model": model, "dataset_id": pairs, **POLICY}),
+        "sharded": (
+            JobKind.POLICY_TRAINING,
+            {"model": model, "dataset_id": pairs, **POLICY, "training": {**TRAINING, **SHARDED}},
+        ),
+        "sharded_dropout": (
+            JobKind.SUPERVISED_TRAINING,
+            {"model": model, "dataset_id": completions, "training": lora | SHARDED},
+        ),
+        "sharded_reward": (
+            JobKind.REWARD_TRAINING,
+            {"model": model, "dataset_id": pairs, "training": {**TRAINING, **SHARDED}},
+        ),
         "poisoned": (
             JobKind.POLICY_TRAINING,
             {
@@ -159,6 +191,7 @@ def train(site, home, *, ranks):
         )
         for name, (kind, spec) in jobs.items()
     }
+    (workspaces[PAUSED].directory / "pause").touch()
     settings = {
         "MADPO_TRAINER_STORE_URL": f"file://{home / 'store'}",
         "MADPO_TRAINER_REDIS_URL": "redis://127.0.0.1:1/0",
@@ -192,6 +225,26 @@ def test_two_ranks_end_with_the_weights_of_one(one, two, name):
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("name", "unsharded"), [("sharded", "policy"), ("sharded_dropout", "dropout"), ("sharded_reward", "reward")]
+)
+def test_a_model_sharded_over_two_ranks_ends_with_the_weights_of_a_whole_one(one, two, name, unsharded):
+    expected, found = one.weights(unsharded), two.weights(name)
+
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_recomputing_activations_changes_no_bit(one):
+    assert one.outcomes["sharded"].result.model_id == one.outcomes["policy"].result.model_id
+    assert one.outcomes["sharded_reward"].result.model_id == one.outcomes["reward"].result.model_id
+
+
+def test_a_run_that_stops_and_goes_on_was_among_them(one, two):
+    assert all((each.home / PAUSED / "a00001" / "paused.json").exists() for each in (one, two))
 
 
 @pytest.mark.parametrize("name", ["supervised", "reward", "policy"])

@@ -77,7 +77,7 @@ def make_loop(tmp_path, objective, *, micro_batch_size=4, state=None, **fields):
     checkpoints = CheckpointStore(LocalStore(tmp_path / "store"), JOB.job_id, attempt=1)
     checkpoints.take_ownership()
 
-    def save_model(path):
+    def save_model(path, state):
         path.mkdir()
         (path / "config.json").write_text("{}")
 

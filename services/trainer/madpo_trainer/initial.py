@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, TaskType, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs import LoraParameters
@@ -73,9 +74,11 @@ def load_trainable(initial: InitialModel, *, kind: str, lora: LoraParameters | N
     return get_peft_model(body, _lora_config(lora, TaskType.SEQ_CLS))
 
 
-def save_trained(model: nn.Module, tokenizer: Any, directory: Path, *, initial: InitialModel, lora: bool) -> None:
+def save_trained(
+    model: nn.Module, tokenizer: Any, directory: Path, *, state: Mapping[str, Tensor], initial: InitialModel, lora: bool
+) -> None:
     """Write the weights that were trained: the whole model, or the adapter with the id of its base."""
-    save_model(model, tokenizer, directory)
+    save_model(model, tokenizer, directory, state=state)
     if lora:
         (directory / "madpo.json").write_text(json.dumps({"base_model_id": initial.model_id}))
 

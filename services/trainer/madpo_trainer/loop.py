@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,15 @@ from madpo.storage.ledger import LEDGER_PARTS
 from madpo.types import JobProgress
 from madpo_trainer.objectives.base import Objective, StepWork
 from madpo_trainer.ranks import Interrupted, Ranks
-from madpo_trainer.state import TrainingState, load_optimizer, save_state, seed_micro_batch, trainable_parameters
+from madpo_trainer.sharding import by_layout, clip_grad_norm, whole_state
+from madpo_trainer.state import (
+    TrainingState,
+    load_optimizer,
+    optimizer_tensors,
+    save_state,
+    seed_micro_batch,
+    trainable_parameters,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +46,7 @@ class TrainingLoop:
     Args:
         run: On ranks that do not lead, only its wish to stop is looked at.
         ranks: Among whom the work of a step is shared.
-        save_model: Writes the present weights as a Hugging Face directory.
+        save_model: Writes a state dict of the model as a Hugging Face directory.
         method_state: Running statistics of the method; saved with each checkpoint.
         flush: Called before each checkpoint with its step; returns keys of ledger parts.
     """
@@ -54,7 +62,7 @@ class TrainingLoop:
         state: TrainingState,
         metrics: list[dict[str, Any]],
         checkpoints: CheckpointStore,
-        save_model: Callable[[Path], None],
+        save_model: Callable[[Path, Mapping[str, Tensor]], None],
         method_state: dict[str, Tensor],
         flush: Callable[[int], list[str]],
     ) -> None:
@@ -68,9 +76,10 @@ class TrainingLoop:
             flush,
         )
         self._trainable = [parameter for _, parameter in trainable_parameters(objective.model)]
+        self._groups = by_layout(self._trainable)
         optimizer = parameters.optimizer
         self._optimizer = torch.optim.AdamW(
-            self._trainable,
+            [{"params": group} for group in self._groups],
             lr=optimizer.learning_rate,
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.eps,
@@ -107,21 +116,25 @@ class TrainingLoop:
     def save(self) -> None:
         """Publish a checkpoint of the last finished step."""
         if self.state.step != self._saved_step:
-            self._ranks.lead(self._publish)
+            # Gathered by all ranks, written by one.
+            model, optimizer = (
+                whole_state(self._objective.model),
+                optimizer_tensors(self._objective.model, self._optimizer),
+            )
+            self._ranks.lead(lambda: self._publish(model, optimizer))
             self._saved_step = self.state.step
 
-    def _publish(self) -> None:
+    def _publish(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         step = self.state.step
         directory = self._run.directory / f"checkpoint-{step}"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        self._save_model(directory / "model")
+        self._save_model(directory / "model", model)
         self.state.ledger_parts = self._flush(step)
         save_state(
             directory,
             state=self.state,
-            model=self._objective.model,
-            optimizer=self._optimizer,
+            optimizer=optimizer,
             method_state=self._method_state,
             metrics=self.metrics,
         )
@@ -140,7 +153,7 @@ class TrainingLoop:
         work = self._objective.begin(step, rows)
         self._ranks.together(lambda: self._accumulate(work, rows))
         self._ranks.sum_gradients(self._trainable)
-        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self._parameters.optimizer.max_grad_norm)
+        norm = clip_grad_norm(self._groups, self._parameters.optimizer.max_grad_norm)
         self._refuse_non_finite("gradient norm", norm, work, rows)
         learning_rate = self._scheduler.get_last_lr()[0]
         self._optimizer.step()
@@ -163,16 +176,31 @@ class TrainingLoop:
         }
 
     def _accumulate(self, work: StepWork, rows: Sequence[int]) -> None:
-        """Gradients of this rank's micro-batches."""
-        for number, micro_batch in self._ranks.share(list(enumerate(self._micro_batches(rows)))):
+        """Gradients of this rank's micro-batches.
+
+        A loss that is not finite is refused once the others have done theirs: ranks may have to keep in step.
+        """
+        numbered = list(enumerate(self._micro_batches(rows)))
+        refusals: list[NonFiniteError] = []
+        for number, micro_batch in self._ranks.share(numbered):
             # Several ranks stop between steps alone: here they are at different places.
             if self._ranks.size == 1 and self._run.stop_requested:
                 raise Interrupted
             seed_micro_batch(self.state.seed, self.state.step, number)
             with self._autocast():
                 loss = work.loss(micro_batch)
-            self._refuse_non_finite("loss", loss, work, micro_batch)
+            try:
+                self._refuse_non_finite("loss", loss, work, micro_batch)
+            except NonFiniteError as error:
+                refusals.append(error)
             torch.autograd.backward(loss)
+        for _ in range(self._ranks.idle(numbered)):
+            with self._autocast():
+                loss = self._objective.idle()
+            torch.autograd.backward(loss)
+        if refusals:
+            self._optimizer.zero_grad(set_to_none=True)
+            raise refusals[0]
 
     def _micro_batches(self, rows: Sequence[int]) -> list[list[int]]:
         """Rows of similar length together: less padding, the same sum."""

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from madpo.errors import MadpoError
 from madpo_trainer.settings import RankEnvironment
@@ -46,11 +47,13 @@ class Ranks(ABC):
         rank: Number of this process over all hosts; 0 leads.
         size: How many there are.
         local_rank: Number of this process on its host, and of its GPU.
+        in_step: Whether all ranks must run the model equally often, as they must once it is sharded over them.
     """
 
     rank: int
     size: int
     local_rank: int
+    in_step: bool = False
 
     @property
     def is_leader(self) -> bool:
@@ -61,14 +64,20 @@ class Ranks(ABC):
         """This rank's part of `items`, dealt round-robin; may be empty."""
         return items[self.rank :: self.size]
 
+    def idle(self, items: Sequence[Any]) -> int:
+        """How often this rank must run the model for nothing, to keep in step with those that have more items."""
+        return -(-len(items) // self.size) - len(self.share(items)) if self.in_step else 0
+
     def map(self, compute: Callable[[T], V], items: Sequence[T]) -> list[V]:
         """`compute` of every item, in the order of `items`, on all ranks; the work is shared.
 
         Args:
-            compute: Makes no calls to ranks itself. Results travel by pickle: small, and tensors on the CPU.
+            compute: Makes no calls to ranks itself; may be called for an item on several ranks. Results travel by
+                pickle: small, and tensors on the CPU.
             items: The same on all ranks.
         """
-        parts = self.gather(self.together(lambda: [compute(item) for item in self.share(items)]))
+        mine = [*self.share(items), *items[: self.idle(items)]]
+        parts = self.gather(self.together(lambda: [compute(item) for item in mine]))
         return [parts[index % self.size][index // self.size] for index in range(len(items))]
 
     @abstractmethod
@@ -94,7 +103,10 @@ class Ranks(ABC):
 
     @abstractmethod
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add up gradients over ranks, in place. A parameter has one afterwards if it had one on any rank."""
+        """Add up gradients over ranks, in place. A parameter has one afterwards if it had one on any rank.
+
+        Those of sharded parameters are left: their ranks have added them up in the backward pass.
+        """
 
 
 class OneRank(Ranks):
@@ -161,6 +173,7 @@ class TorchRanks(Ranks):
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """One all-reduce each, all in flight together; those that no rank has a gradient for are left without."""
+        parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
         if not parameters:
             return
         device = parameters[0].device

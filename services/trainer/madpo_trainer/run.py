@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -41,6 +41,7 @@ from madpo.storage.references import resolve_model, resolve_model_id
 from madpo.telemetry.logging import configure_logging
 from madpo.types import Checkpoint, JobProgress, JobResult, PreferencePair
 from madpo_trainer import reference
+from madpo_trainer.blocks import prepare_blocks
 from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial, save_trained
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop, write_metrics
@@ -52,6 +53,7 @@ from madpo_trainer.objectives.supervised import SupervisedObjective
 from madpo_trainer.ranks import Ranks, open_ranks
 from madpo_trainer.rows import EncodedPair, read_completions, read_pairs
 from madpo_trainer.settings import TrainerSettings
+from madpo_trainer.sharding import shard, whole_state
 from madpo_trainer.state import TrainingState, load_state
 
 logger = logging.getLogger(__name__)
@@ -123,8 +125,8 @@ class TrainingRun:
         objective, schedule = self._build(model, tokenizer, initial, ledger)
         lora = self._parameters.lora is not None
 
-        def save(directory: Path) -> None:
-            save_trained(model, tokenizer, directory, initial=initial, lora=lora)
+        def save(directory: Path, state: Mapping[str, torch.Tensor]) -> None:
+            save_trained(model, tokenizer, directory, state=state, initial=initial, lora=lora)
 
         def flush(step: int) -> list[str]:
             ledger.flush(step)
@@ -192,6 +194,10 @@ class TrainingRun:
         model = load_trainable(
             initial, kind=kind, lora=self._parameters.lora, checkpoint=checkpoint / "model" if checkpoint else None
         )
+        prepare_blocks(model, self._parameters)
+        if self._parameters.sharding == "fsdp" and self._ranks.size > 1:
+            shard(model, self._device)
+            self._ranks.in_step = True
         return model.to(self._device), tokenizer
 
     def _build(
@@ -349,14 +355,19 @@ class TrainingRun:
             return objective.evaluate()
 
     def _finish(
-        self, objective: Objective, ledger: Ledger, initial: InitialModel, save: Callable[[Path], None]
+        self,
+        objective: Objective,
+        ledger: Ledger,
+        initial: InitialModel,
+        save: Callable[[Path, Mapping[str, torch.Tensor]], None],
     ) -> None:
         """Measure the model, then publish it."""
         held_out = self._evaluate(objective)
         summary = self._summary(objective, held_out)
         self._phase("publishing")
+        state = whole_state(objective.model)
         # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
-        self._ranks.lead(lambda: self._publish(summary, ledger, initial, save))
+        self._ranks.lead(lambda: self._publish(summary, ledger, initial, lambda directory: save(directory, state)))
 
     def _summary(self, objective: Objective, held_out: dict[str, float]) -> dict[str, Any]:
         summary: dict[str, Any] = {

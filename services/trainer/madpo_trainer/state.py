@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from madpo_trainer.sharding import part_like, whole
+
 
 @dataclass(slots=True)
 class TrainingState:
@@ -52,13 +54,12 @@ def save_state(
     directory: Path,
     *,
     state: TrainingState,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Mapping[str, Tensor],
     method_state: Mapping[str, Tensor],
     metrics: list[dict[str, Any]],
 ) -> None:
-    """Write everything but `model/`."""
-    save_file(_optimizer_tensors(model, optimizer), directory / "optimizer.safetensors")
+    """Write everything but `model/`; `optimizer` are its `optimizer_tensors`."""
+    save_file(dict(optimizer), directory / "optimizer.safetensors")
     if method_state:
         save_file(
             {name: tensor.contiguous() for name, tensor in method_state.items()}, directory / "method.safetensors"
@@ -86,7 +87,7 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Opt
     for name, parameter in trainable_parameters(model):
         if name in by_parameter:
             optimizer.state[parameter] = {
-                slot: tensor if slot == "step" else tensor.to(parameter.device)
+                slot: tensor if slot == "step" else part_like(tensor, parameter)
                 for slot, tensor in by_parameter[name].items()
             }
 
@@ -96,9 +97,10 @@ def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers, whole; all ranks must call where the model is sharded."""
     return {
-        f"{name}/{slot}": value.detach().contiguous().clone()
+        f"{name}/{slot}": whole(value.detach()).contiguous().clone()
         for name, parameter in trainable_parameters(model)
         for slot, value in optimizer.state.get(parameter, {}).items()
     }

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,9 +144,15 @@ def reward_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tens
     return scores
 
 
-def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
-    """Write a model (or adapter) and its tokenizer; the same weights give the same bytes."""
-    model.save_pretrained(directory)
+def save_model(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", directory: Path, *, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a model (or adapter) and its tokenizer; the same weights give the same bytes.
+
+    Args:
+        state: The model's state dict, where its own tensors are not whole.
+    """
+    model.save_pretrained(directory, state_dict=None if state is None else dict(state))
     tokenizer.save_pretrained(directory)
     adapter_config = directory / "adapter_config.json"
     if adapter_config.exists():

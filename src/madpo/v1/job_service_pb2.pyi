@@ -114,7 +114,7 @@ class MarginParameters(_message.Message):
     def __init__(self, source: _Optional[str] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., outage_policy: _Optional[str] = ..., outage_budget_s: _Optional[float] = ..., lookahead_batches: _Optional[int] = ...) -> None: ...
 
 class TrainingParameters(_message.Message):
-    __slots__ = ("epochs", "max_steps", "global_batch_size", "micro_batch_size", "max_tokens", "seed", "precision", "optimizer", "lora", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
+    __slots__ = ("epochs", "max_steps", "global_batch_size", "micro_batch_size", "max_tokens", "seed", "precision", "optimizer", "lora", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "sharding", "activation_checkpointing", "compile")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     GLOBAL_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +127,9 @@ class TrainingParameters(_message.Message):
     CHECKPOINT_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
     KEEP_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     LOG_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SHARDING_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
+    COMPILE_FIELD_NUMBER: _ClassVar[int]
     epochs: float
     max_steps: int
     global_batch_size: int
@@ -139,7 +142,10 @@ class TrainingParameters(_message.Message):
     checkpoint_every_steps: int
     keep_checkpoints: int
     log_every_steps: int
-    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., precision: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerParameters, _Mapping]] = ..., lora: _Optional[_Union[LoraParameters, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., log_every_steps: _Optional[int] = ...) -> None: ...
+    sharding: str
+    activation_checkpointing: bool
+    compile: bool
+    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., precision: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerParameters, _Mapping]] = ..., lora: _Optional[_Union[LoraParameters, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., log_every_steps: _Optional[int] = ..., sharding: _Optional[str] = ..., activation_checkpointing: _Optional[bool] = ..., compile: _Optional[bool] = ...) -> None: ...
 
 class OptimizerParameters(_message.Message):
     __slots__ = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "warmup_ratio", "max_grad_norm")

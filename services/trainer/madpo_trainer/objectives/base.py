@@ -50,6 +50,10 @@ class Objective(Protocol):
         """Prepare a step over the rows of the global batch; may wait for margins."""
         ...
 
+    def idle(self) -> Tensor:
+        """Zero, by a forward pass with gradient like those of a step: keeps a rank without work in step with others."""
+        ...
+
     def evaluate(self) -> dict[str, float]:
         """Figures on the held-out rows; empty without any."""
         ...

@@ -66,6 +66,11 @@ class PolicyObjective:
         margins = self.margins.take(step) if self.margins is not None else None
         return PolicyStep(self, step, rows, margins, margin_wait_s=time.monotonic() - start)
 
+    def idle(self) -> Tensor:
+        """Zero times the log-probs of the first pair."""
+        logps = self.logps([self.pair(0)])
+        return 0.0 * (logps.chosen + logps.rejected).sum()
+
     def evaluate(self) -> dict[str, float]:
         """Implicit-reward accuracy and margin on the held-out pairs, relative to the reference."""
         if not self._held_out or self.held_out_reference is None:
@@ -89,7 +94,7 @@ class PolicyObjective:
             logps = self.logps([pairs[index] for index in indices])
             return indices, logps.chosen.float().cpu(), logps.rejected.float().cpu()
 
-        with torch.inference_mode():
+        with torch.no_grad():
             results = self.ranks.map(compute, list(chunks(order, self.micro_batch_size)))
         return gather(results, len(pairs))
 

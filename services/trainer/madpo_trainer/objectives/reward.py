@@ -43,11 +43,15 @@ class RewardObjective:
         """A step's denominator is its number of pairs."""
         return RewardStep(self, rows)
 
+    def idle(self) -> Tensor:
+        """Zero times the scores of the first pair."""
+        return 0.0 * self.scores([self.pair(0)]).float().sum()
+
     def evaluate(self) -> dict[str, float]:
         """Accuracy, loss, calibration and the scores' mean and deviation on the held-out pairs."""
         if not self._held_out:
             return {}
-        with torch.inference_mode():
+        with torch.no_grad():
             held_out = list(chunks(self._held_out, self._micro_batch_size))
             scores = self.ranks.map(lambda chunk: self.scores(chunk).float().cpu(), held_out)
         chosen = torch.cat([chunk.chunk(2)[0] for chunk in scores])

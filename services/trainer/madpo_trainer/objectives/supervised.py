@@ -44,11 +44,15 @@ class SupervisedObjective:
         """A step's denominator is the number of its response tokens."""
         return SupervisedStep(self, rows)
 
+    def idle(self) -> Tensor:
+        """Zero times the log-probs of the first row."""
+        return 0.0 * self.logps([self.row(0)[1]])[0].sum()
+
     def evaluate(self) -> dict[str, float]:
         """Token-mean NLL on the held-out rows, in nats."""
         if not self._held_out:
             return {}
-        with torch.inference_mode():
+        with torch.no_grad():
             sums = self.ranks.map(self._sums, list(chunks(self._held_out, self._micro_batch_size)))
         logps, tokens = (sum(column) for column in zip(*sums, strict=True))
         return {"loss": -logps / tokens}

@@ -1,0 +1,56 @@
+"""A model's transformer blocks: what is checkpointed, compiled and sharded one by one."""
+
+import shutil
+from typing import Any
+
+from torch import nn
+
+from madpo.errors import InvalidArgumentError
+from madpo.jobs import TrainingParameters
+
+_COMPILERS = ("c++", "g++", "clang++")
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model, without adapters around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def transformer_blocks(model: Any) -> list[nn.Module]:
+    """The blocks of a transformers model, with or without adapters.
+
+    Raises:
+        InvalidArgumentError: The architecture does not say which modules they are.
+    """
+    inner = inner_model(model)
+    names = set(inner._no_split_modules or ())
+    blocks = [module for module in inner.base_model.modules() if type(module).__name__ in names]
+    if not blocks:
+        raise InvalidArgumentError(
+            f"{type(inner).__name__} does not say which of its modules are transformer blocks, so it can be neither "
+            "sharded nor compiled (leave out training.sharding and training.compile)"
+        )
+    return blocks
+
+
+def prepare_blocks(model: Any, parameters: TrainingParameters) -> None:
+    """Switch on activation checkpointing and compilation, where the job asks for them.
+
+    Raises:
+        InvalidArgumentError: The model cannot do it, or there is no compiler here.
+    """
+    if parameters.activation_checkpointing:
+        inner = inner_model(model)
+        if not inner.supports_gradient_checkpointing:
+            raise InvalidArgumentError(
+                f"{type(inner).__name__} cannot recompute activations (leave out training.activation_checkpointing)"
+            )
+        inner.activation_checkpointing_enable({"use_reentrant": False})
+    if parameters.compile:
+        if not any(map(shutil.which, _COMPILERS)):
+            raise InvalidArgumentError(
+                f"training.compile needs a C++ compiler where the trainer runs, and none of {', '.join(_COMPILERS)} is "
+                "there (the container images have none; leave training.compile out)"
+            )
+        for block in transformer_blocks(model):
+            block.compile(dynamic=True)
