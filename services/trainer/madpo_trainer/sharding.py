@@ -23,6 +23,7 @@ def shard(model: Any, device: torch.device) -> None:
     Every rank must from now on run the model equally often: each run gathers the weights. Gradients of sharded
     parameters come out summed over ranks.
     """
+    assert dist.group.WORLD is not None
     mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)
     blocks = transformer_blocks(model)
     sharded = {id(parameter) for block in blocks for parameter in block.parameters()}
