@@ -162,6 +162,7 @@ class JobKind(StrEnum):
     REWARD_TRAINING = "reward_training"
     POLICY_TRAINING = "policy_training"
     EVALUATION = "evaluation"
+    CALIBRATION = "calibration"
 
 
 class JobState(StrEnum):
