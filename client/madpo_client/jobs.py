@@ -28,6 +28,8 @@ from madpo_client.session import Session
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from madpo.calibration.report import CalibrationReport
+
 _PAGE_SIZE = 100
 _REVISIT_S = 1.0
 """Wait before watching again a job whose events ended before it did."""
@@ -156,6 +158,12 @@ class JobHandle:
         from madpo_client.ledger import table as ledgers
 
         return ledgers.add_text(self._session, ledger, self.job.spec["dataset_id"])
+
+    def calibration(self) -> "CalibrationReport":
+        """The calibration a job began with, or was for; there before a training's first step. Raises NotFoundError."""
+        from madpo.calibration.report import CalibrationReport
+
+        return CalibrationReport.model_validate_json(self.read_artifact("calibration.json"))
 
     def _artifact(self, name: str) -> FileEntry:
         entries = {entry.path: entry for entry in self.artifacts()}
@@ -309,6 +317,42 @@ class Jobs:
             "batch_size": batch_size,
         }
         return self.create(JobKind.EVALUATION, spec, name=name, depends_on=depends_on)
+
+    def calibrate(
+        self,
+        *,
+        dataset: Dataset | str,
+        reward_model: ModelLike | None = None,
+        training_dataset: Dataset | str | None = None,
+        method: str = "madpo",
+        params: Mapping[str, Any] | None = None,
+        temperature: float | str = 1.0,
+        name: str = "",
+        depends_on: Sequence[JobHandle | str] = (),
+    ) -> JobHandle:
+        """Measure the scale of a reward model's margins, before any training; `JobHandle.calibration` has the figures.
+
+        Args:
+            dataset: Held-out pairs: such as the reward model was not trained on.
+            reward_model: Whose margins; None takes those the datasets brought along.
+            training_dataset: The pairs to be trained on, for quantiles and weights; None takes the held-out ones.
+            method: What reads the margins.
+            params: Its parameters; `{"tau": "auto"}` or `{"tau": {"quantile": 0.9}}` has them found.
+            temperature: What margins are divided by, or "fit".
+            name: A label.
+            depends_on: More jobs that must succeed first.
+
+        Raises:
+            InvalidArgumentError: With one violation per wrong field.
+        """
+        spec = {
+            "dataset_id": _dataset_id(dataset),
+            "reward_model": None if reward_model is None else _given(model_reference(reward_model)),
+            "temperature": temperature,
+            "method": {"name": method, "params": dict(params or {})},
+            "training_dataset_id": None if training_dataset is None else _dataset_id(training_dataset),
+        }
+        return self.create(JobKind.CALIBRATION, spec, name=name, depends_on=depends_on)
 
     def create(
         self, kind: JobKind, spec: Mapping[str, Any], *, name: str = "", depends_on: Sequence[JobHandle | str] = ()

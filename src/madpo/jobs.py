@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.losses.scales import MarginTemperature
 from madpo.types import JobKind
 
 MODEL_ID_PATTERN = r"^model-[0-9a-f]{32}$"
@@ -111,6 +112,9 @@ class MarginParameters(Spec):
     source: Literal["reward_service", "dataset"] = "reward_service"
     reward_model: ModelReference | None = None
     """Needed by `reward_service`."""
+    temperature: MarginTemperature = 1.0
+    """Divides margins before the method reads them, so that sigmoid(margin) is a probability; "fit" finds it on the
+    held-out pairs, before the first step."""
     outage_policy: Literal["pause", "neutral", "fail"] = "pause"
     """While no scorer answers: wait, train with weight 1, or fail."""
     outage_budget_s: float = Field(default=900.0, gt=0)
@@ -188,13 +192,29 @@ class EvaluationSpec(Spec):
         return self
 
 
-JobSpec = SupervisedTrainingSpec | RewardTrainingSpec | PolicyTrainingSpec | EvaluationSpec
+class CalibrationSpec(Spec):
+    """Measure the scale of a reward model's margins, and what a method would make of them, before any training."""
+
+    dataset_id: DatasetId
+    """Held-out pairs: such as the reward model was not trained on."""
+    reward_model: ModelReference | None = None
+    """Whose margins; None takes those the datasets brought along."""
+    temperature: MarginTemperature = 1.0
+    """As in `MarginParameters`."""
+    method: PreferenceMethod = PreferenceMethod()
+    """What reads the margins."""
+    training_dataset_id: DatasetId | None = None
+    """The pairs to be trained on, for quantiles and weights; None takes the held-out ones."""
+
+
+JobSpec = SupervisedTrainingSpec | RewardTrainingSpec | PolicyTrainingSpec | EvaluationSpec | CalibrationSpec
 
 SPEC_TYPES: dict[JobKind, type[JobSpec]] = {
     JobKind.SUPERVISED_TRAINING: SupervisedTrainingSpec,
     JobKind.REWARD_TRAINING: RewardTrainingSpec,
     JobKind.POLICY_TRAINING: PolicyTrainingSpec,
     JobKind.EVALUATION: EvaluationSpec,
+    JobKind.CALIBRATION: CalibrationSpec,
 }
 
 QUEUE_NAMES: dict[JobKind, str] = {
@@ -202,6 +222,7 @@ QUEUE_NAMES: dict[JobKind, str] = {
     JobKind.REWARD_TRAINING: "train",
     JobKind.POLICY_TRAINING: "train",
     JobKind.EVALUATION: "evaluate",
+    JobKind.CALIBRATION: "evaluate",
 }
 
 
@@ -243,7 +264,7 @@ def _describe(message: str, value: Any) -> str:
 
 def referenced_job_ids(spec: JobSpec) -> tuple[str, ...]:
     """Jobs whose outputs the spec uses; they must succeed first."""
-    references: list[ModelReference | None] = [spec.model]
+    references: list[ModelReference | None] = [spec.reward_model if isinstance(spec, CalibrationSpec) else spec.model]
     extra: tuple[str, ...] = ()
     if isinstance(spec, PolicyTrainingSpec) and spec.margin is not None:
         references.append(spec.margin.reward_model)

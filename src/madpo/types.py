@@ -184,6 +184,7 @@ class JobKind(StrEnum):
     REWARD_TRAINING = "reward_training"
     POLICY_TRAINING = "policy_training"
     EVALUATION = "evaluation"
+    CALIBRATION = "calibration"
 
 
 class JobState(StrEnum):

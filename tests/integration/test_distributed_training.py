@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -83,8 +84,8 @@ TRAINING = {
     "optimizer": {"learning_rate": 1e-3},
 }
 POLICY = {
-    "method": {"name": "madpo", "params": {"tau": 1.0, "normalize_weights": True}},
-    "margin": {"source": "dataset"},
+    "method": {"name": "madpo", "params": {"tau": {"quantile": 0.6}, "normalize_weights": True}},
+    "margin": {"source": "dataset", "temperature": 1.5},
 }
 
 
@@ -275,6 +276,15 @@ def test_the_ledger_has_the_same_pairs_in_the_same_steps(one, two):
     # One pair is twice in a batch that straddles two epochs, and counts to the later.
     assert Counter(epoch for _, _, epoch, *_ in entries(one)) == {0: 19, 1: 21, 2: 2}
     assert entries(two) == entries(one)
+
+
+def test_all_ranks_go_by_one_calibration(one, two):
+    margins = [abs(pair.reward_margin) for pair in PAIRS]
+
+    assert two.artifact("policy", "calibration.json") == one.artifact("policy", "calibration.json")
+    report = json.loads(two.artifact("policy", "calibration.json"))
+    assert report["params"]["tau"] == pytest.approx(float(np.quantile(margins, 0.6)) / 1.5)
+    assert two.outcomes["policy"].result.summary["method"]["params"] == report["params"]
 
 
 @pytest.mark.parametrize("name", ["supervised", "reward", "policy"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import statistics
 import uuid
@@ -18,6 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from pydantic import SecretStr
 
+from madpo.calibration.report import CalibrationReport
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from madpo.jobs import ModelReference
 from madpo.models.load import save_model
@@ -40,6 +42,7 @@ from madpo.types import (
     PreferencePair,
     PromptOnly,
     RewardModelInfo,
+    ScoredPair,
     ScoredResponse,
     ScoreTimings,
     content_digest,
@@ -89,7 +92,10 @@ class Site:
 
     async def run_process(self, job_id: str, spec: Mapping[str, Any]) -> Outcome:
         """Run one attempt as a worker does; returns the run's last word."""
-        workspace = self.workspace(job_id, spec)
+        return await self.finish(self.workspace(job_id, spec))
+
+    async def finish(self, workspace: Workspace) -> Outcome:
+        """Run the attempt of a workspace to its end."""
         settings = {
             "MADPO_EVALUATOR_STORE_URL": f"file://{self.home / 'store'}",
             "MADPO_EVALUATOR_REDIS_URL": "redis://127.0.0.1:1/0",
@@ -133,6 +139,19 @@ class WordCounter(RewardServiceServicer):
     async def GetRewardModel(self, request: Any, context: Any) -> Any:  # noqa: N802
         info = RewardModelInfo(request.model_id, "revision-1", "", "", 512, "float32", 16)
         return reward.GetRewardModelResponse(reward_model=convert.reward_model_to_proto(info))
+
+    async def ScorePairs(self, request: Any, context: Any) -> Any:  # noqa: N802
+        pairs = [convert.pair_from_proto(message, field="pair") for message in request.pairs]
+        scored = [
+            ScoredPair(pair.pair_id, float(len(_text(pair.chosen))), float(len(_text(pair.rejected))), 1, 1)
+            for pair in pairs
+        ]
+        return reward.ScorePairsResponse(
+            model_id=request.model_id,
+            revision="revision-1",
+            pairs=map(convert.scored_pair_to_proto, scored),
+            timings=convert.timings_to_proto(ScoreTimings(0, 0, 0)),
+        )
 
     async def ScoreResponses(self, request: Any, context: Any) -> Any:  # noqa: N802
         pairs = [convert.response_from_proto(message, field="response") for message in request.responses]
@@ -211,6 +230,49 @@ async def test_a_run_measures_a_policy_and_the_next_one_is_compared_with_it(site
     assert site.generations(second) == generations
     no_difference = {"win_rate": 0.5, "win_rate_ci": [0.5, 0.5], "difference": 0.0, "difference_ci": [0.0, 0.0]}
     assert [result["versus"] for result in site.report(second)["results"]] == [{first: {"reward": no_difference}}] * 2
+
+
+def calibration_workspace(site: Site, name: str, spec: Mapping[str, Any]) -> Workspace:
+    job = Job(job_id(name), JobKind.CALIBRATION, JobState.RUNNING, dict(spec), attempt=1)
+    return Workspace(site.home / "jobs" / job.job_id, Claim(job, 1, "worker"))
+
+
+async def test_a_calibration_scores_both_sets_and_leaves_its_report(site: Site, tmp_path: Path) -> None:
+    datasets = DatasetStore(site.store)
+    training = [PreferencePair("the", "x" * length, "x", row=length) for length in range(1, 12)]
+    stored, _ = datasets.write(training, kind=DatasetKind.PREFERENCE, display_name="t", scratch=tmp_path / "scratch")
+    spec = {
+        "dataset_id": site.pairs_id,
+        "training_dataset_id": stored.dataset_id,
+        "reward_model": {"model_id": "model-" + "0" * 32},
+        "method": {"name": "madpo", "params": {"tau": {"quantile": 0.5}}},
+    }
+    workspace = calibration_workspace(site, "calibration", spec)
+
+    outcome = await site.finish(workspace)
+
+    assert outcome.kind == "succeeded", outcome.reason
+    with open_artifact(site.store, job_id("calibration"), "calibration.json") as stream:
+        report = CalibrationReport.model_validate_json(stream.read())
+    assert report.held_out is not None
+    assert report.held_out.pairs == len(PAIRS)
+    assert report.held_out.accuracy == 1  # chosen ones are longer by 1, 1 and 3 characters
+    assert report.held_out.loss == pytest.approx(sum(math.log1p(math.exp(-longer)) for longer in (1, 1, 3)) / 3)
+    assert (report.margins.of, report.margins.pairs) == ("training", len(training))
+    assert report.params["tau"] == 5.0  # the median of 0, 1, ..., 10
+    assert outcome.result is not None
+    assert outcome.result.summary == report.summary()
+    assert {file.path for file in list_artifacts(site.store, job_id("calibration"))} == {
+        "calibration.json",
+        "calibration.png",
+    }
+
+
+async def test_a_calibration_of_margins_that_rows_do_not_have_fails_by_saying_so(site: Site) -> None:
+    outcome = await site.finish(calibration_workspace(site, "no margins", {"dataset_id": site.pairs_id}))
+
+    assert outcome.kind == "failed"
+    assert "3 rows have no margin (add a `margin` column, or give reward_model)" in outcome.reason
 
 
 def _check_result(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

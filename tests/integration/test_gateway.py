@@ -21,6 +21,7 @@ import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
@@ -98,7 +99,7 @@ class Gateway:
 
     async def create(self, spec: Mapping[str, Any], request_id: str = "a-request", **fields: Any) -> Any:
         request = job_service_pb2.CreateJobRequest(
-            request_id=request_id, spec=job_service_pb2.JobSpec(**spec), **fields
+            request_id=request_id, spec=ParseDict(dict(spec), job_service_pb2.JobSpec()), **fields
         )
         return (await self.ask(self.jobs.CreateJob, request)).job
 
@@ -756,7 +757,7 @@ async def make_material(gateway: Gateway) -> Material:
     return Material(*ids, *models)
 
 
-async def test_the_four_kinds_of_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> None:
+async def test_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> None:
     ids = await make_material(gateway)
     model = {"model_id": ids.policy}
 
@@ -806,6 +807,36 @@ async def test_the_four_kinds_of_jobs_are_created_and_wait_for_what_they_use(gat
     assert SupervisedTrainingSpec.model_validate(kept.spec).dataset_id == ids.completions
     got = await gateway.ask(gateway.jobs.GetJob, job_service_pb2.GetJobRequest(job_id=policy.job_id))
     assert got.job == policy
+
+
+async def test_rules_for_scales_are_kept_in_the_job_and_a_calibration_waits_for_its_reward_model(
+    gateway: Gateway,
+) -> None:
+    ids = await make_material(gateway)
+    reward = await gateway.create(
+        {"reward_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.pairs}}, "reward"
+    )
+    margin = {"reward_model": {"job_id": reward.job_id}, "temperature": "fit"}
+    policy = await gateway.create(
+        {
+            "policy_training": {
+                "model": {"model_id": ids.policy},
+                "dataset_id": ids.pairs,
+                "eval_dataset_id": ids.pairs,
+                "method": {"name": "madpo_posterior", "params": {"tau": {"quantile": 0.75}}},
+                "margin": margin,
+            }
+        },
+        "policy",
+    )
+    calibration = await gateway.create({"calibration": {"dataset_id": ids.pairs, **margin}}, "calibration")
+
+    assert policy.spec.policy_training.method.params["tau"]["quantile"] == 0.75
+    assert policy.spec.policy_training.margin.temperature.string_value == "fit"
+    assert list(calibration.depends_on) == [reward.job_id]
+    assert calibration.spec.calibration.method.params["tau"] == pytest.approx(6.906754778648554)
+    queued = await gateway.ask(gateway.jobs.GetJob, job_service_pb2.GetJobRequest(job_id=calibration.job_id))
+    assert queued.job.spec.calibration.temperature.string_value == "fit"
 
 
 async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_stored(gateway: Gateway) -> None:
@@ -866,6 +897,56 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
         (
             {"policy_training": training | {"margin": {"source": "dataset"}}},
             {".margin.source": "has a margin; give reward_model"},
+        ),
+        (
+            {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": "auto"}}}},
+            {".eval_dataset_id": "tau would be found on held-out pairs, and none are given"},
+        ),
+        (
+            {"policy_training": training | {"margin": {"reward_model": reward, "temperature": "fit"}}},
+            {".eval_dataset_id": "temperature would be found on held-out pairs"},
+        ),
+        (
+            {
+                "policy_training": {
+                    "model": policy,
+                    "dataset_id": ids.pairs_with_margins,
+                    "eval_dataset_id": pairs,
+                    "margin": {"source": "dataset", "temperature": "fit"},
+                    "method": {"name": "madpo", "params": {"tau": {"quantile": 0.9}}},
+                }
+            },
+            {".eval_dataset_id": "temperature would be found on its margins, and not every row of it has one"},
+        ),
+        (
+            {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": {"quantile": 1.5}}}}},
+            {".method.params.tau": 'must be a number > 0, {"quantile": q} with 0 < q < 1, or "auto"'},
+        ),
+        (
+            {"policy_training": training | {"margin": {"reward_model": reward, "temperature": -1}}},
+            {".margin.temperature": 'must be a number > 0, or "fit", got -1'},
+        ),
+        (
+            {
+                "calibration": {
+                    "dataset_id": ids.prompts,
+                    "training_dataset_id": pairs,
+                    "method": {"name": "dpo"},
+                }
+            },
+            {
+                ".method.name": "dpo reads no margins",
+                ".dataset_id": "is a prompt dataset",
+                ".training_dataset_id": "has a margin; give reward_model",
+            },
+        ),
+        (
+            {"calibration": {"dataset_id": pairs, "reward_model": policy}},
+            {".reward_model.model_id": "is a causal_lm model; give a reward model"},
+        ),
+        (
+            {"calibration": {"dataset_id": pairs, "reward_model": reward, "method": {"params": {"tau": 0}}}},
+            {".method.params.tau": "must be a number > 0"},
         ),
         (
             {

@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from madpo.calibration.report import (
+    CalibrationReport,
+    HeldOut,
+    Margins,
+    ScaleChoice,
+    TemperatureChoice,
+    Weights,
+)
 from madpo.losses.registry import METHODS
 from madpo_client.cli import main
+from madpo_client.cli.calibrate import show_report
 
 MODEL_ID = "model-" + "1" * 32
 DATASET_ID = "dataset-" + "2" * 32
@@ -85,6 +94,11 @@ def test_a_wrong_option_is_a_usage_error(madpo: Command, closed: str) -> None:
         (("train", "reward", "--param", "tau=1", "--model", "m", "--dataset", "d"), "belong to `madpo train policy`"),
         (("train", "policy", "--param", "tau", "--model", "m", "--dataset", "d"), "write NAME=VALUE"),
         (("train", "reward", "--spec", "a.json", "--epochs", "1"), "--spec says everything"),
+        (
+            ("train", "reward", "--temperature", "fit", "--model", "m", "--dataset", "d"),
+            "belong to `madpo train policy`",
+        ),
+        (("calibrate", "--dataset", "d", "--no-wait", "--out", "o"), "need the result"),
     ],
 )
 def test_options_that_do_not_go_together_are_usage_errors(
@@ -112,6 +126,64 @@ def test_a_wrong_value_is_named_without_a_gateway(
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset", "pairs.jsonl"), "spec.calibration.dataset_id"),
+        (
+            ("--dataset", DATASET_ID, "--temperature", "warm"),
+            'spec.calibration.temperature: must be a number > 0, or "fit"',
+        ),
+        (("--dataset", DATASET_ID, "--reward-model", "job-1"), "model.job_id"),
+    ],
+)
+def test_a_wrong_calibration_is_named_without_a_gateway(
+    madpo: Command, closed: str, arguments: tuple[str, ...], message: str
+) -> None:
+    done = madpo("--server", closed, "calibrate", *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
+
+
+def test_a_calibration_is_shown_as_a_table_with_its_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    margins = Margins(
+        of="held_out", pairs=8, mean=0.5, std=1.0, contradicted_ratio=0.25,
+        absolute_quantiles={"0.5": 1.25}, edges=(-1.0, 0.0, 2.0), counts=(2, 6),
+    )  # fmt: skip
+    held_out = HeldOut(
+        pairs=8, accuracy=0.75, contradicted_ratio=0.25, loss=0.5, ece=0.125, temperature=1.7, temperature_low=0.9,
+        temperature_high=None, temperature_fitted=True, ece_used=0.1, reliability=(),
+    )  # fmt: skip
+    report = CalibrationReport(
+        method="madpo",
+        params={},
+        temperature=TemperatureChoice(given=1.0, value=1.0, rule="given"),
+        scales={"tau": ScaleChoice(given="auto", value=11.74, rule="temperature", beyond_ratio=0.0)},
+        held_out=held_out,
+        margins=margins,
+        weights=Weights(mean=0.9, quantiles={"0": 0.1, "1": 1.2}, reward_margin=(), weight=()),
+        suggested_tau=11.74,
+        warnings=("look out",),
+    )
+
+    show_report(report)
+
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [
+        "held-out pairs 8",
+        "accuracy 75.0%",
+        "ECE 0.125; 0.100 as used",
+        "temperature 1.70 (95 % interval 0.90 to unbounded)",
+        "margins divided by 1 (given)",
+        "contradicted 25.0% of 8 held-out pairs",
+        "|margin| quantiles 50%: 1.25",
+        "99.9 % sure at 11.7 (tau=auto)",
+        "tau 11.7 (temperature); 0.0% of |margin| are larger",
+        "weights of madpo mean 0.9, 0%: 0.1 100%: 1.2",
+        "warning: look out",
+    ]
 
 
 def test_a_spec_that_is_no_json_is_refused(madpo: Command, closed: str, tmp_path: Path) -> None:

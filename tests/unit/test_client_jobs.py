@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import JobSpec, ModelReference, OptimizerParameters, TrainingParameters
+from madpo.jobs import CalibrationSpec, JobSpec, ModelReference, OptimizerParameters, TrainingParameters
 from madpo.rpc.convert import spec_from_proto, spec_to_proto
 from madpo.types import (
     CheckpointPublished,
@@ -115,6 +115,14 @@ def test_a_policy_job_carries_what_was_given_and_leaves_the_rest_to_the_defaults
 def test_margins_of_the_dataset_need_no_reward_model(jobs: Jobs, session: RecordingSession) -> None:
     jobs.train_policy(model=MODEL_ID, dataset=DATASET_ID, margin={"source": "dataset"})
     assert on_the_wire(session).margin.source == "dataset"
+
+
+def test_a_calibration_carries_rules_and_numbers(jobs: Jobs, session: RecordingSession, handle: JobHandle) -> None:
+    jobs.calibrate(dataset=DATASET_ID, reward_model=handle, params={"tau": "auto"}, temperature="fit")
+    spec = on_the_wire(session)
+    assert isinstance(spec, CalibrationSpec)
+    assert (spec.method.name, spec.method.params, spec.temperature) == ("madpo", {"tau": "auto"}, "fit")
+    assert (spec.reward_model, spec.training_dataset_id) == (ModelReference(job_id=JOB_ID), None)
 
 
 def test_every_job_gets_a_request_id_of_its_own(jobs: Jobs, session: RecordingSession) -> None:

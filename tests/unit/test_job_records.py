@@ -91,6 +91,20 @@ def test_artifacts_are_those_of_the_newest_attempt(store: LocalStore, tmp_path: 
             pass
 
 
+def test_early_artifacts_stand_until_a_later_attempt_has_any_or_theirs_ends(object_store, tmp_path: Path) -> None:
+    def publish(name: str, **when: Any) -> list[str]:
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / f"{name}.json").write_text(name)
+        publish_artifacts(object_store, JOB, directory, **when)
+        return [file.path for file in list_artifacts(object_store, JOB)]
+
+    assert publish("first", attempt=1, early=True) == ["first.json"]
+    assert publish("second", attempt=2, early=True) == ["second.json"]
+    assert publish("end", attempt=2) == ["end.json"]
+    assert publish("late", attempt=1) == ["end.json"]
+
+
 def make_model(directory: Path, *, adapter: bool = False) -> Path:
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(EMPTY_SAFETENSORS)

@@ -22,7 +22,12 @@ SPECS = {
         "model": {"model_id": MODEL},
         "dataset_id": DATASET,
         "method": {"name": "madpo", "params": {"tau": 2.5, "mode": "amp_only", "clip_negative": False}},
-        "margin": {"reward_model": {"job_id": JOB}, "outage_policy": "fail", "lookahead_batches": 3},
+        "margin": {
+            "reward_model": {"job_id": JOB},
+            "outage_policy": "fail",
+            "lookahead_batches": 3,
+            "temperature": 1.5,
+        },
     },
     JobKind.EVALUATION: {
         "model": {"model_id": MODEL},
@@ -30,6 +35,12 @@ SPECS = {
         "baseline_job_ids": [JOB],
         "metrics": ["toy_reward"],
         "sampling": {"temperatures": [0.7, 1.0], "seed": 3},
+    },
+    JobKind.CALIBRATION: {
+        "dataset_id": DATASET,
+        "reward_model": {"job_id": JOB},
+        "temperature": "fit",
+        "method": {"name": "madpo", "params": {"tau": {"quantile": 0.9}}},
     },
 }
 
@@ -75,7 +86,9 @@ def test_jobs_a_spec_builds_on_are_found_and_named_checkpoints_are_not_waited_fo
     reward = parse_spec(JobKind.REWARD_TRAINING, SPECS[JobKind.REWARD_TRAINING])
     evaluation = parse_spec(JobKind.EVALUATION, SPECS[JobKind.EVALUATION])
 
-    assert referenced_job_ids(policy) == referenced_job_ids(evaluation) == (JOB,)
+    calibration = parse_spec(JobKind.CALIBRATION, SPECS[JobKind.CALIBRATION])
+
+    assert referenced_job_ids(policy) == referenced_job_ids(evaluation) == referenced_job_ids(calibration) == (JOB,)
     assert referenced_job_ids(reward) == ()
 
 
@@ -88,6 +101,8 @@ def test_jobs_a_spec_builds_on_are_found_and_named_checkpoints_are_not_waited_fo
         ({"training": {"bogus": 1}}, "training.bogus"),
         ({"dataset_id": "../../etc"}, "dataset_id"),
         ({"margin": {"source": "reward_service"}}, "margin"),
+        ({"margin": {"source": "dataset", "temperature": 0}}, "margin.temperature"),
+        ({"margin": {"source": "dataset", "temperature": "auto"}}, "margin.temperature"),
         ({"model": {"model_id": MODEL, "job_id": JOB}}, "model"),
         ({"model": {"model_id": MODEL, "step": 1}}, "model"),
     ],

@@ -166,6 +166,51 @@ def test_a_stop_request_ends_the_wait_for_a_margin(store):
     source.close()
 
 
+HELD_OUT = [PreferencePair(f"unseen {i}", "yes", "no", row=i + 1) for i in range(600)]
+UNSEEN = {pair.pair_id: float(index) for index, pair in enumerate(HELD_OUT)}
+
+
+def test_margins_of_held_out_pairs_are_journaled_and_not_counted_among_those_of_training(store):
+    scorer = Scorer(margins=MARGINS | UNSEEN)
+    source = remote(store, scorer)
+
+    assert source.of(HELD_OUT) == list(UNSEEN.values())
+    assert source.summary()["requested"] == source.summary()["scored_live"] == 0
+    assert take_all(source) == [expected(step) for step in range(SCHEDULE.total_steps)]
+    assert source.summary()["requested"] == source.summary()["scored_live"] == len(PAIRS)
+
+    silent = Scorer(margins={})
+    again = remote(store, silent, attempt=2)
+    assert again.of(HELD_OUT) == list(UNSEEN.values())
+    assert again.summary()["from_journal"] == len(PAIRS)
+    assert silent.asked == []
+
+
+def test_margins_of_all_training_pairs_are_not_asked_for_again_in_the_steps(store):
+    scorer = Scorer()
+    source = remote(store, scorer)
+
+    assert source.of(PAIRS) == list(MARGINS.values())
+    take_all(source)
+
+    assert sorted(scorer.asked) == sorted(MARGINS)
+
+
+def test_a_stop_request_ends_the_wait_for_margins_before_the_first_step(store):
+    gate = threading.Event()
+    source = remote(store, Scorer(gate=gate), interrupted=lambda: True)
+    threading.Timer(2, gate.set).start()  # a thread that is asked cannot be cancelled
+
+    with pytest.raises(Interrupted):
+        source.of(PAIRS)
+
+
+def test_margins_before_the_first_step_follow_the_outage_policy(store):
+    assert remote(store, Scorer(failures=1), outage_policy="neutral").of(PAIRS) == [None] * len(PAIRS)
+    with pytest.raises(UnavailableError):
+        remote(store, Scorer(failures=1, margins=UNSEEN), attempt=2, outage_policy="fail").of(HELD_OUT)
+
+
 def test_dataset_margins_need_one_in_every_row():
     with pytest.raises(InvalidArgumentError, match=r"20 rows have none.*row 1"):
         DatasetMargins(PAIRS, SCHEDULE)

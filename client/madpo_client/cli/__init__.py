@@ -9,7 +9,7 @@ import sys
 import typer
 
 from madpo.errors import MadpoError
-from madpo_client.cli import context, datasets, doctor, init, jobs, ledger, methods, models, run, stack
+from madpo_client.cli import calibrate, context, datasets, doctor, init, jobs, ledger, methods, models, run, stack
 
 app = typer.Typer(
     name="madpo",
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(models.app, name="model")
 app.add_typer(run.app)
+app.add_typer(calibrate.app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(jobs.app, name="job")
 app.add_typer(ledger.app)

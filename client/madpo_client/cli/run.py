@@ -14,6 +14,7 @@ from madpo_client.cli.context import open_client
 from madpo_client.cli.output import show
 
 if TYPE_CHECKING:
+    from madpo.types import Job
     from madpo_client.jobs import JobHandle
 
 app = typer.Typer()
@@ -43,6 +44,9 @@ def train(
         list[str], typer.Option(metavar="NAME=VALUE", help="policy: a parameter of the method; repeatable.")
     ] = [],  # noqa: B006
     reward_model: Annotated[str | None, typer.Option(help="policy: where margins come from.")] = None,
+    temperature: Annotated[
+        str | None, typer.Option(help="policy: divides margins: a number, or fit (on the held-out rows).")
+    ] = None,
     epochs: Annotated[float | None, typer.Option()] = None,
     max_steps: Annotated[int | None, typer.Option()] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
@@ -63,10 +67,12 @@ def train(
     """Train a model: supervised (completions), reward or policy (preference pairs)."""
     from madpo.types import JobKind
 
-    policy_options = {"method": method, "params": _parse_params(param), "reward_model": reward_model}
+    policy_options = {"method": method, "params": parse_params(param), "reward_model": reward_model}
+    if temperature is not None:
+        policy_options["margin"] = {"temperature": parse_temperature(temperature)}
     policy_options = {option: value for option, value in policy_options.items() if value}
     if policy_options and kind is not TrainingKind.policy:
-        raise typer.BadParameter("--method, --param and --reward-model belong to `madpo train policy`")
+        raise typer.BadParameter("--method, --param, --reward-model and --temperature belong to `madpo train policy`")
     training = _given(
         epochs=epochs,
         max_steps=max_steps,
@@ -97,7 +103,7 @@ def train(
                 depends_on=after,
                 **policy_options,
             )
-        _follow(job, wait=wait)
+        follow(job, wait=wait)
 
 
 @app.command("evaluate")
@@ -139,28 +145,34 @@ def evaluate(
             name=name,
             depends_on=after,
         )
-        _follow(job, wait=wait)
+        follow(job, wait=wait)
 
 
-def _follow(job: "JobHandle", *, wait: bool) -> None:
+def follow(job: "JobHandle", *, wait: bool) -> None:
     """Print the id, which scripts read; then the progress, and the figures of the result."""
-    print(job.id, flush=True)
+    done = wait_for(job, wait=wait)
+    if done is not None and done.result is not None:
+        show({"model_id": done.result.model_id, **done.result.summary}, as_json=False)
+
+
+def wait_for(job: "JobHandle", *, wait: bool, quiet: bool = False) -> "Job | None":
+    """Print the id, which scripts read, unless `quiet`; then the progress. None without waiting."""
+    if not quiet:
+        print(job.id, flush=True)
     if not wait:
-        return
+        return None
     try:
-        done = job.wait(progress=True)
+        return job.wait(progress=True)
     except KeyboardInterrupt:
         print(f"the job goes on; `madpo job cancel {job.id}` stops it", file=sys.stderr)
         raise
-    if done.result is not None:
-        show({"model_id": done.result.model_id, **done.result.summary}, as_json=False)
 
 
 def _given(**options: Any) -> dict[str, Any]:
     return {option: value for option, value in options.items() if value is not None}
 
 
-def _parse_params(params: Sequence[str]) -> dict[str, Any]:
+def parse_params(params: Sequence[str]) -> dict[str, Any]:
     """`tau=2` to `{"tau": 2}`; a value that is no JSON is text."""
     parsed: dict[str, Any] = {}
     for param in params:
@@ -172,6 +184,14 @@ def _parse_params(params: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             parsed[name] = value
     return parsed
+
+
+def parse_temperature(text: str) -> float | str:
+    """`1.5` to 1.5; the rest is for the spec to judge."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

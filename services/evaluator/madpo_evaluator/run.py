@@ -1,9 +1,8 @@
-"""One evaluation, as the child process of a worker: `python -m madpo_evaluator.run WORKSPACE`."""
+"""One evaluation or calibration, as the child process of a worker: `python -m madpo_evaluator.run WORKSPACE`."""
 
 import argparse
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,8 @@ from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
 from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
 from madpo.telemetry.logging import configure_logging
-from madpo.types import Content, JobProgress, JobResult, PreferencePair
+from madpo.types import Content, JobKind, JobResult, PreferencePair
+from madpo_evaluator.calibration import CalibrationRun
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
 from madpo_evaluator.generate import context_limit, encode_prompts, generate
 from madpo_evaluator.generations import (
@@ -40,16 +40,13 @@ from madpo_evaluator.generations import (
 from madpo_evaluator.metrics import REWARD, Metric, load_metrics, measure
 from madpo_evaluator.models import Models, load_models
 from madpo_evaluator.plots import write_plots
+from madpo_evaluator.progress import Phase, StopRequestedError
 from madpo_evaluator.report import key_figures, summarize, write_report, write_samples
 from madpo_evaluator.scoring import score
 from madpo_evaluator.settings import EvaluatorSettings
 from madpo_evaluator.statistics import Accuracy, estimate_accuracy
 
 logger = logging.getLogger(__name__)
-
-
-class StopRequestedError(Exception):
-    """The worker asked the run to end; raised between batches."""
 
 
 def main(workspace: Path) -> None:
@@ -64,35 +61,15 @@ def main(workspace: Path) -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
-        run.succeed(EvaluationRun(run, settings).execute())
+        work = CalibrationRun if run.job.kind is JobKind.CALIBRATION else EvaluationRun
+        run.succeed(work(run, settings).execute())
     except StopRequestedError:
         run.stop()
     except RETRYABLE:
         raise
     except MadpoError as error:
-        logger.exception("the evaluation cannot go on")
+        logger.exception("the job cannot go on")
         run.fail(str(error))
-
-
-class Phase:
-    """Tells how far one phase of the run is, and where the run can be stopped."""
-
-    def __init__(self, run: Run, name: str, total: int = 0) -> None:
-        self._run, self._name, self._total = run, name, total
-        self._done, self._start = 0, time.monotonic()
-        logger.info(name, extra={"total": total})
-        self.advance(0)
-
-    def advance(self, count: int) -> None:
-        """Report `count` more items. Raises StopRequestedError when the worker asked the run to end."""
-        if self._run.stop_requested is not None:
-            raise StopRequestedError
-        self._done += count
-        per_item_s = (time.monotonic() - self._start) / self._done if self._done else None
-        remaining_s = None if per_item_s is None else per_item_s * (self._total - self._done)
-        self._run.progress(
-            JobProgress(step=self._done, total_steps=self._total, remaining_s=remaining_s, phase=self._name)
-        )
 
 
 class EvaluationRun:

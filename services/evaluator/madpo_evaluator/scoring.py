@@ -1,15 +1,16 @@
-"""Reward-model scores of generations, asked of the reward service."""
+"""Reward-model scores of generations and pairs, asked of the reward service."""
 
 import logging
 from collections.abc import Callable, Sequence
 
 from madpo.ports import RewardScorer
-from madpo.types import Content, Message
+from madpo.types import Content, Message, PreferencePair
 from madpo_evaluator.generations import Generation
 
 logger = logging.getLogger(__name__)
 
 _RESPONSES_PER_CALL = 256
+_PAIRS_PER_CALL = 256
 
 
 async def score(
@@ -39,6 +40,20 @@ async def score(
     if truncated:
         logger.warning("the reward model read only part of some responses", extra={"responses": truncated})
     return rewards
+
+
+async def score_margins(
+    scorer: RewardScorer, model_id: str, pairs: Sequence[PreferencePair], *, advance: Callable[[int], None]
+) -> list[float]:
+    """Reward margins of pairs, in order; else as `score`."""
+    revision = (await scorer.get_reward_model(model_id)).revision
+    margins: list[float] = []
+    for start in range(0, len(pairs), _PAIRS_PER_CALL):
+        batch = pairs[start : start + _PAIRS_PER_CALL]
+        scored = await scorer.score_pairs(model_id, batch, revision=revision)
+        margins += [pair.reward_margin for pair in scored]
+        advance(len(batch))
+    return margins
 
 
 def _as_content(generation: Generation) -> Content:

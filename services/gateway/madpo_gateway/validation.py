@@ -12,6 +12,7 @@ from madpo.errors import FailedPreconditionError, FieldViolation, InvalidArgumen
 from madpo.jobs import (
     JOB_ID_PATTERN,
     SPEC_TYPES,
+    CalibrationSpec,
     EvaluationSpec,
     JobSpec,
     ModelReference,
@@ -20,7 +21,9 @@ from madpo.jobs import (
     RewardTrainingSpec,
     referenced_job_ids,
 )
+from madpo.losses.method import MethodConfig
 from madpo.losses.registry import get_method, missing_inputs, parse_params
+from madpo.losses.scales import fitted_names
 from madpo.ports import JobQueue, ObjectStore
 from madpo.storage.checkpoints import list_checkpoints
 from madpo.storage.datasets import DatasetStore
@@ -55,9 +58,10 @@ def with_method_defaults(spec: JobSpec) -> JobSpec:
     Raises:
         InvalidArgumentError: No such method, or wrong parameters.
     """
-    if not isinstance(spec, PolicyTrainingSpec):
+    if not isinstance(spec, (PolicyTrainingSpec, CalibrationSpec)):
         return spec
-    config = parse_params(spec.method.name, spec.method.params)
+    kind = next(kind for kind, schema in SPEC_TYPES.items() if type(spec) is schema)
+    config = parse_params(spec.method.name, spec.method.params, path=f"spec.{kind.value}.method")
     method = PreferenceMethod(name=spec.method.name, params=config.model_dump(mode="json"))
     return spec.model_copy(update={"method": method})
 
@@ -96,13 +100,15 @@ class SpecValidator:
         check = _Check(self, path=f"spec.{kind.value}")
         if isinstance(spec, EvaluationSpec):
             await check.evaluation(spec)
+        elif isinstance(spec, CalibrationSpec):
+            await check.calibration(spec)
         else:
             allowed = ANY_MODEL if isinstance(spec, RewardTrainingSpec) else POLICY
             await check.model("model", spec.model, allowed)
             dataset = await check.dataset("dataset_id", spec.dataset_id, {TRAINING_DATA[kind]})
-            await check.dataset("eval_dataset_id", spec.eval_dataset_id, {TRAINING_DATA[kind]})
+            held_out = await check.dataset("eval_dataset_id", spec.eval_dataset_id, {TRAINING_DATA[kind]})
             if isinstance(spec, PolicyTrainingSpec):
-                await check.margin(spec, dataset)
+                await check.margin(spec, dataset, held_out)
         dependencies = [job for job_id in depends_on if (job := await check.job("depends_on", job_id))]
         check.finish()
         for job in dependencies:
@@ -131,17 +137,35 @@ class _Check:
             if job is not None and job.kind is not JobKind.EVALUATION:
                 self.add(name, f"{job_id} is a {job.kind} job; give evaluation jobs")
 
-    async def margin(self, spec: PolicyTrainingSpec, dataset: Dataset | None) -> None:
-        name = f"{self.path}.margin"
-        method = get_method(spec.method.name)
-        config = parse_params(spec.method.name, spec.method.params)
-        needs_margin = method.requirements(config).margin
-        if missing := missing_inputs(method, config):
+    async def calibration(self, spec: CalibrationSpec) -> None:
+        _, needs_margin = self.method(spec.method)
+        if not needs_margin:
+            self.add(
+                f"{self.path}.method.name", f"{spec.method.name} reads no margins, so none can be calibrated for it"
+            )
+        await self.served_model("reward_model", spec.reward_model)
+        for name, dataset_id in (("dataset_id", spec.dataset_id), ("training_dataset_id", spec.training_dataset_id)):
+            dataset = await self.dataset(name, dataset_id, {DatasetKind.PREFERENCE})
+            if spec.reward_model is None and _lacks_margins(dataset):
+                self.add(f"{self.path}.{name}", "not every row of it has a margin; give reward_model")
+
+    def method(self, method: PreferenceMethod) -> tuple[MethodConfig, bool]:
+        """A method's parameters and whether it reads margins; it must be one that trains."""
+        found = get_method(method.name)
+        config = parse_params(method.name, method.params)
+        if missing := missing_inputs(found, config):
             self.add(
                 f"{self.path}.method.name",
-                f"{method.name} with these parameters needs {', '.join(missing)}, which training cannot provide yet; "
+                f"{found.name} with these parameters needs {', '.join(missing)}, which training cannot provide yet; "
                 "`madpo methods` says which methods train",
             )
+        return config, found.requirements(config).margin
+
+    async def margin(self, spec: PolicyTrainingSpec, dataset: Dataset | None, held_out: Dataset | None) -> None:
+        name = f"{self.path}.margin"
+        config, needs_margin = self.method(spec.method)
+        if needs_margin:
+            self.held_out_margins(spec, config, held_out)
         if spec.margin is None:
             if needs_margin:
                 self.add(
@@ -154,6 +178,22 @@ class _Check:
                 self.add(f"{name}.source", f"not every row of {dataset.dataset_id} has a margin; give reward_model")
         else:
             await self.served_model("margin.reward_model", spec.margin.reward_model)
+
+    def held_out_margins(self, spec: PolicyTrainingSpec, config: MethodConfig, held_out: Dataset | None) -> None:
+        """What is fitted on held-out pairs needs some, with margins."""
+        temperature = 1.0 if spec.margin is None else spec.margin.temperature
+        names = ", ".join(fitted_names(temperature, config.margin_scales()))
+        if not names:
+            return
+        field_name = f"{self.path}.eval_dataset_id"
+        if spec.eval_dataset_id is None:
+            self.add(
+                field_name,
+                f"{names} would be found on held-out pairs, and none are given; give a dataset the reward model was "
+                'not trained on, or a number (for tau also {"quantile": q})',
+            )
+        elif spec.margin is not None and spec.margin.source == "dataset" and _lacks_margins(held_out):
+            self.add(field_name, f"{names} would be found on its margins, and not every row of it has one")
 
     async def dataset(
         self, name: str, dataset_id: str | None, kinds: set[DatasetKind] | frozenset[DatasetKind]
@@ -225,3 +265,8 @@ class _Check:
 
 def _one_of(kinds: frozenset[str]) -> str:
     return " or ".join(f"a {kind} model" for kind in sorted(kinds))
+
+
+def _lacks_margins(dataset: Dataset | None) -> bool:
+    """Whether a dataset of pairs, found, has rows without a margin."""
+    return dataset is not None and dataset.kind is DatasetKind.PREFERENCE and "reward_margin" not in dataset.columns

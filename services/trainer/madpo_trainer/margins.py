@@ -34,12 +34,23 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _REQUESTS_IN_FLIGHT = 4
+_PAIRS_PER_REQUEST = 256
+"""Of those asked for outside the schedule; each reply is journaled at once."""
 OUTAGE = (UnavailableError, OverloadedError, DeadlineExceededError)
 """What an outage of the reward service looks like."""
 
 
 class MarginSource(Protocol):
     """Gives the reward margins of a step's rows."""
+
+    def of(self, pairs: Sequence[PreferencePair]) -> list[float | None]:
+        """Margins of any pairs, held-out ones too; called before `start`.
+
+        Raises:
+            NonFiniteError: A margin is NaN or infinite.
+            Interrupted: The run was asked to stop while waiting.
+        """
+        ...
 
     def start(self, step: int) -> None:
         """Begin to look ahead from a step on."""
@@ -55,7 +66,7 @@ class MarginSource(Protocol):
         ...
 
     def summary(self) -> dict[str, float]:
-        """Counts so far: requested, scored_live, from_journal, neutral, wait_s."""
+        """Counts of training pairs so far: requested, scored_live, from_journal, neutral; wait_s of the steps."""
         ...
 
     def close(self) -> None:
@@ -74,6 +85,10 @@ class DatasetMargins:
                 f"the first in row {missing[0]} (add a `margin` column, or use margin.source=reward_service)"
             )
         self._pairs, self._schedule = pairs, schedule
+
+    def of(self, pairs: Sequence[PreferencePair]) -> list[float | None]:
+        """Margins that came with these pairs."""
+        return [pair.reward_margin for pair in pairs]
 
     def start(self, step: int) -> None:
         """Nothing to look ahead for."""
@@ -155,8 +170,9 @@ class RemoteMargins:
         self._connect, self._model_id, self._revision = connect, model_id, revision
         self._journal, self._parameters, self._interrupted = journal, parameters, interrupted
         self._pair_ids = [pair.pair_id for pair in pairs]
+        self._training_ids = frozenset(self._pair_ids)
         self._known = journal.load(revision)
-        self._from_journal = len(self._known)
+        self._from_journal = len(self._training_ids & self._known.keys())
         self._condition = threading.Condition()
         self._step = 0
         self._closed = False
@@ -164,6 +180,13 @@ class RemoteMargins:
         self._scored_live = 0
         self._wait_s = 0.0
         self._thread = threading.Thread(target=self._run, name="margins", daemon=True)
+
+    def of(self, pairs: Sequence[PreferencePair]) -> list[float | None]:
+        """Margins of any pairs, journaled like those of the steps."""
+        missing = {pair.pair_id: pair for pair in pairs if pair.pair_id not in self._known}
+        if missing:
+            asyncio.run(self._score_now(missing))
+        return [self._known[pair.pair_id] for pair in pairs]
 
     def start(self, step: int) -> None:
         """Begin to look ahead from a step on."""
@@ -187,9 +210,10 @@ class RemoteMargins:
 
     def summary(self) -> dict[str, float]:
         """Counts so far."""
-        neutral = sum(margin is None for margin in self._known.values())
+        known = [margin for pair_id, margin in self._known.items() if pair_id in self._training_ids]
+        neutral = sum(margin is None for margin in known)
         return {
-            "requested": len(self._known),
+            "requested": len(known),
             "scored_live": self._scored_live,
             "from_journal": self._from_journal,
             "neutral": neutral,
@@ -208,11 +232,38 @@ class RemoteMargins:
         try:
             asyncio.run(self._look_ahead())
         except BaseException as error:
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
             with self._condition:
+                while isinstance(error, BaseExceptionGroup):
+                    error = error.exceptions[0]
                 self._failure = error
                 self._condition.notify_all()
+
+    async def _score_now(self, pairs: dict[str, PreferencePair]) -> None:
+        """Score pairs, a few requests in flight; looks up now and then whether the run was asked to stop."""
+        scorer = self._connect()
+        slots = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
+        entries = list(pairs.items())
+
+        async def score(batch: dict[str, PreferencePair]) -> None:
+            async with slots:
+                await self._score(scorer, batch)
+
+        batches = [
+            dict(entries[first : first + _PAIRS_PER_REQUEST]) for first in range(0, len(entries), _PAIRS_PER_REQUEST)
+        ]
+        requests = [asyncio.create_task(score(batch)) for batch in batches]
+        try:
+            waiting: set[asyncio.Task[None]] = set(requests)
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+                for request in done:
+                    request.result()
+                if not done and self._interrupted():
+                    raise Interrupted
+        finally:
+            for request in requests:
+                request.cancel()
+            await asyncio.gather(*requests, return_exceptions=True)
 
     async def _look_ahead(self) -> None:
         scorer = self._connect()
@@ -232,7 +283,7 @@ class RemoteMargins:
                     await slots.acquire()
                     task = requests.create_task(self._score(scorer, batch))
                     task.add_done_callback(lambda _: slots.release())
-                if len(self._known) == len(set(self._pair_ids)):
+                if self._training_ids <= self._known.keys():
                     return
 
     def _wait_until_near(self, step: int) -> bool:
@@ -246,7 +297,9 @@ class RemoteMargins:
         await asyncio.to_thread(self._journal.append, margins, self._revision)
         with self._condition:
             self._known.update(margins)
-            self._scored_live += sum(margin is not None for margin in margins.values())
+            self._scored_live += sum(
+                margin is not None and pair_id in self._training_ids for pair_id, margin in margins.items()
+            )
             self._condition.notify_all()
 
     async def _ask(self, scorer: RewardScorer, batch: dict[str, PreferencePair]) -> dict[str, float | None]:
@@ -282,6 +335,10 @@ class SharedMargins:
             self._source = make()
 
         ranks.lead(keep)
+
+    def of(self, pairs: Sequence[PreferencePair]) -> list[float | None]:
+        """Margins of any pairs; all ranks wait for the leader's source."""
+        return self._ranks.lead(lambda: self._leaders.of(pairs))
 
     def start(self, step: int) -> None:
         """Begin to look ahead from a step on."""

@@ -20,12 +20,15 @@ import torch
 from torch import nn
 from transformers import logging as transformers_logging
 
+from madpo.calibration.report import CalibrationReport
 from madpo.config import load_settings
 from madpo.data.order import Schedule
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
 from madpo.errors import RETRYABLE, FailedPreconditionError, InvalidArgumentError, MadpoError
 from madpo.jobs import MarginParameters, PolicyTrainingSpec, RewardTrainingSpec, SupervisedTrainingSpec, parse_spec
+from madpo.losses.method import Method, MethodConfig
 from madpo.losses.registry import get_method, parse_params
+from madpo.losses.scales import number
 from madpo.models.load import load_tokenizer
 from madpo.ports import ObjectStore
 from madpo.queue.workspace import Run, watch_lifeline
@@ -42,6 +45,7 @@ from madpo.telemetry.logging import configure_logging
 from madpo.types import Checkpoint, JobProgress, JobResult, PreferencePair
 from madpo_trainer import reference
 from madpo_trainer.blocks import prepare_blocks
+from madpo_trainer.calibration import calibrate, write_artifacts
 from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial, save_trained
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop, write_metrics
@@ -50,7 +54,7 @@ from madpo_trainer.objectives.base import Objective
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.objectives.reward import RewardObjective
 from madpo_trainer.objectives.supervised import SupervisedObjective
-from madpo_trainer.ranks import Ranks, open_ranks
+from madpo_trainer.ranks import Interrupted, Ranks, open_ranks
 from madpo_trainer.rows import EncodedPair, read_completions, read_pairs
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.sharding import shard, whole_state
@@ -122,7 +126,11 @@ class TrainingRun:
         ledger = Ledger(
             self._store, job_id=self._run.job.job_id, attempt=self._run.attempt, parts=self._state.ledger_parts
         )
-        objective, schedule = self._build(model, tokenizer, initial, ledger)
+        try:
+            objective, schedule = self._build(model, tokenizer, initial, ledger)
+        except Interrupted:
+            self._stop()
+            return
         lora = self._parameters.lora is not None
 
         def save(directory: Path, state: Mapping[str, torch.Tensor]) -> None:
@@ -151,12 +159,15 @@ class TrainingRun:
             if not self._state.initial_eval:
                 self._state.initial_eval = self._evaluate(objective)
             if not loop.execute():
-                if self._ranks.is_leader:
-                    self._run.stop()
+                self._stop()
                 return
             self._finish(objective, ledger, initial, save)
         finally:
             objective.close()
+
+    def _stop(self) -> None:
+        if self._ranks.is_leader:
+            self._run.stop()
 
     def _resume(self) -> Path | None:
         """Fetch the checkpoint the leader chose and take its state; None at the first attempt."""
@@ -231,7 +242,10 @@ class TrainingRun:
             return reward, schedule
         method = get_method(self._spec.method.name)
         config = parse_params(method.name, self._spec.method.params)
-        needs_margin = method.requirements(config).margin
+        temperature, margins = 1.0, None
+        if method.requirements(config).margin:
+            margins = self._margins([pair for pair, _, _ in pairs], schedule)
+            config, temperature = self._calibrate(method, config, margins, pairs, held_out_pairs)
         policy = PolicyObjective(
             model,
             tokenizer,
@@ -239,7 +253,8 @@ class TrainingRun:
             held_out=held_out_pairs,
             method=method,
             config=config,
-            margins=self._margins([pair for pair, _, _ in pairs], schedule) if needs_margin else None,
+            margins=margins,
+            margin_temperature=temperature,
             ledger=ledger,
             epoch_of=schedule.epoch,
             micro_batch_size=micro_batch_size,
@@ -320,6 +335,48 @@ class TrainingRun:
         self._state.reward_revision = self._state.reward_revision or info.revision
         return self._state.reward_revision
 
+    def _calibrate(
+        self,
+        method: Method,
+        config: MethodConfig,
+        margins: MarginSource,
+        pairs: Sequence[EncodedPair],
+        held_out: Sequence[EncodedPair],
+    ) -> tuple[MethodConfig, float]:
+        """The method's parameters, all numbers, and what margins are divided by: those the job first began with."""
+        assert isinstance(self._spec, PolicyTrainingSpec)
+        parameters = self._spec.margin
+        assert parameters is not None
+        if not self._state.calibration and self._state.step == 0:
+            self._phase("calibrating the reward model")
+            report = calibrate(
+                method,
+                config,
+                margins,
+                parameters=parameters,
+                training=[pair for pair, _, _ in pairs],
+                held_out=[pair for pair, _, _ in held_out],
+            )
+            if report is not None:
+                # All ranks go by the leader's figures, to the last bit.
+                self._state.calibration = self._ranks.lead(lambda: self._announce(report))
+        if not self._state.calibration:
+            return config, number("margin.temperature", parameters.temperature)
+        stored = CalibrationReport.model_validate(self._state.calibration)
+        return parse_params(stored.method, stored.params), stored.temperature.value
+
+    def _announce(self, report: CalibrationReport) -> dict[str, Any]:
+        """Publish a report before the first step, and say what it says."""
+        directory = self._run.directory / "calibration"
+        directory.mkdir(exist_ok=True)
+        write_artifacts(report, directory)
+        publish_artifacts(self._store, self._run.job.job_id, directory, attempt=self._run.attempt, early=True)
+        for warning in report.warnings:
+            logger.warning(warning)
+            self._phase(f"warning: {warning}")
+        self._phase(f"calibrated: {report.headline()}")
+        return report.model_dump(mode="json")
+
     def _reference(
         self,
         policy: PolicyObjective,
@@ -378,6 +435,8 @@ class TrainingRun:
             "train_seconds": self._state.counters.get("step_s", 0.0),
             **objective.summary(),
         }
+        if self._state.calibration:
+            summary["calibration"] = CalibrationReport.model_validate(self._state.calibration).summary()
         if "margins" in summary:
             wait_s, step_s = self._state.counters.get("margin_wait_s", 0.0), self._state.counters.get("step_s", 0.0)
             summary["margins"] |= {"wait_s": wait_s, "wait_share": wait_s / step_s if step_s else 0.0}
@@ -400,6 +459,8 @@ class TrainingRun:
         artifacts = self._run.directory / "artifacts"
         artifacts.mkdir(exist_ok=True)
         write_metrics(artifacts / "metrics.jsonl", self._metrics)
+        if self._state.calibration:
+            write_artifacts(CalibrationReport.model_validate(self._state.calibration), artifacts)
         if ledger.parts:
             ledger.join(artifacts / "ledger.parquet")
         publish_artifacts(self._store, self._run.job.job_id, artifacts, attempt=self._run.attempt)

@@ -35,6 +35,8 @@ class TrainingState:
     """Revision of the reward model whose margins this job uses."""
     ledger_parts: list[str] = field(default_factory=list)
     initial_eval: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """The `CalibrationReport` of the job's first attempt, whose numbers hold for all; empty where there was none."""
     counters: dict[str, float] = field(default_factory=dict)
     """Sums over all attempts: seconds trained, seconds waited for margins..."""
 

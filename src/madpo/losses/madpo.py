@@ -11,6 +11,7 @@ from pydantic import Field
 from madpo.errors import InvalidArgumentError
 from madpo.losses.dpo import dpo_loss
 from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.scales import MarginScale, number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +33,12 @@ class MadpoConfig(MethodConfig):
     """Damping of pairs with a large margin; exactly 1 gives plain DPO. The paper ties it to 1 / c_max."""
     lam: float = Field(default=1.0, gt=0)
     """Steepness of the change around `tau`, per reward-model logit (lambda in the paper)."""
-    tau: float = Field(default=math.log(0.999 / 0.001), gt=0)
-    """Margin at which a pair's weight is 1, in reward-model logits.
+    tau: MarginScale = math.log(0.999 / 0.001)
+    """Margin at which a pair's weight is 1, in reward-model logits (after margin.temperature).
 
     The default is the paper's setting: the margin of a 99.9 % sure preference, about 6.9. The class in the paper's
-    published code defaults to 2.
+    published code defaults to 2. {"quantile": q} takes that quantile of |margin| over the training pairs; "auto" the
+    margin at which this reward model is 99.9 % sure, by its temperature on held-out pairs.
     """
     mode: Mode = "full"
     """`amp_only` never damps (c >= 1), `reg_only` never amplifies (c <= 1)."""
@@ -48,6 +50,15 @@ class MadpoConfig(MethodConfig):
     def extra_requirements(self) -> Mapping[str, bool]:
         """The mean weight is one of the global batch."""
         return {"global_batch": self.normalize_weights}
+
+    def margin_scales(self) -> Mapping[str, MarginScale]:
+        """The turning point is a margin; a rule for it is resolved before the first step."""
+        return {"tau": self.tau}
+
+    @property
+    def tau_logits(self) -> float:
+        """`tau` as a number. Raises InvalidArgumentError while it is a rule."""
+        return number("tau", self.tau)
 
 
 def madpo_coefficient(
@@ -148,7 +159,7 @@ def _raw_weight(config: MadpoConfig, batch: LossBatch) -> Tensor:
         c_min=config.c_min,
         c_max=config.c_max,
         lam=config.lam,
-        tau=config.tau,
+        tau=config.tau_logits,
         mode=config.mode,
         clip_negative=config.clip_negative,
     )
@@ -164,15 +175,15 @@ def _loss(config: MadpoConfig, batch: LossBatch, context: LossContext) -> LossOu
     if config.normalize_weights:
         weight = weight / context.stats["weight"].mean()
     coefficient = madpo_coefficient(
-        margin, c_min=config.c_min, c_max=config.c_max, lam=config.lam, tau=config.tau, mode=config.mode
+        margin, c_min=config.c_min, c_max=config.c_max, lam=config.lam, tau=config.tau_logits, mode=config.mode
     )
     return LossOutput(
         per_pair=weight * dpo_loss(batch.log_ratio_diff, beta=config.beta),
         weight=weight,
         metrics={
             "madpo/coefficient": coefficient,
-            "madpo/clipped_ratio": (margin <= -config.tau).to(margin.dtype),
-            "madpo/contradicted_ratio": ((margin > -config.tau) & (margin < 0)).to(margin.dtype),
+            "madpo/clipped_ratio": (margin <= -config.tau_logits).to(margin.dtype),
+            "madpo/contradicted_ratio": ((margin > -config.tau_logits) & (margin < 0)).to(margin.dtype),
         },
     )
 

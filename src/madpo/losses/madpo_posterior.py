@@ -54,7 +54,7 @@ def _raw_weights(config: MadpoPosteriorConfig, batch: LossBatch) -> tuple[Tensor
             c_min=config.c_min,
             c_max=config.c_max,
             lam=config.lam,
-            tau=config.tau,
+            tau=config.tau_logits,
             mode=config.mode,
             clip_negative=config.clip_negative,
         )

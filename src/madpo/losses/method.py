@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from madpo.errors import InternalError
+from madpo.losses.scales import MarginScale
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,10 @@ class MethodConfig(BaseModel):
 
     def extra_requirements(self) -> Mapping[str, bool]:
         """Fields of `Requirements` that only these parameter values switch on, or off."""
+        return {}
+
+    def margin_scales(self) -> Mapping[str, MarginScale]:
+        """Parameters in units of the reward margin, by name; those that are rules are not numbers yet."""
         return {}
 
     def reference_update(self) -> ReferenceUpdate | None:

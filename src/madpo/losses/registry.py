@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.losses.method import Method, MethodConfig, requirement_names
 
-_OTHER_MODULES = ("logps", "method", "registry", "terms", "vectors")
+_OTHER_MODULES = ("logps", "method", "registry", "scales", "terms", "vectors")
 
 
 def _find_methods() -> Iterator[Method]:
@@ -79,7 +79,7 @@ def parse_params(name: str, params: Mapping[str, Any], *, path: str = PATH) -> M
                 ".".join([path, "params", *map(str, detail["loc"])]),
                 f"{name} has no such parameter; parameters: {legal}"
                 if detail["type"] == "extra_forbidden"
-                else f"{detail['msg']}, got {detail['input']!r:.80}",
+                else f"{detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r:.80}",
             )
             for detail in error.errors(include_url=False)
         ]

@@ -11,14 +11,21 @@ from madpo.storage import bundle, keys
 from madpo.types import FileEntry
 
 
-def publish_artifacts(store: ObjectStore, job_id: str, directory: Path, *, attempt: int) -> None:
+def publish_artifacts(store: ObjectStore, job_id: str, directory: Path, *, attempt: int, early: bool = False) -> None:
     """Store the files of a directory as the artifacts of an attempt; the same files again change nothing.
+
+    Args:
+        store: Where to.
+        job_id: Of the job.
+        directory: All files; what was published early is named again at the end, or hidden.
+        attempt: Of the job.
+        early: Files to be read while the attempt still runs; those of its end take their place.
 
     Raises:
         AlreadyExistsError: The attempt published other files before.
         InvalidArgumentError: See `bundle.describe`.
     """
-    bundle.publish(store, keys.artifacts(job_id, attempt=attempt), directory, metadata={})
+    bundle.publish(store, keys.artifacts(job_id, attempt=attempt, early=early), directory, metadata={})
 
 
 def list_artifacts(store: ObjectStore, job_id: str) -> list[FileEntry]:
@@ -39,5 +46,5 @@ def open_artifact(store: ObjectStore, job_id: str, name: str) -> Iterator[Binary
 
 def _newest_prefix(store: ObjectStore, job_id: str) -> str | None:
     root = keys.all_artifacts(job_id)
-    attempts = [name for name, _ in bundle.list_bundles(store, root)]  # in key order, which is theirs
-    return f"{root}/{attempts[-1]}" if attempts else None
+    names = [name for name, _ in bundle.list_bundles(store, root)]
+    return f"{root}/{max(names, key=keys.artifacts_order)}" if names else None

@@ -14,6 +14,7 @@
     jobs/{job_id}/ledger/step-00001000-a00002.parquet            ledger rows of the steps up to this one
     jobs/{job_id}/artifacts/a00002/{name}            report, plots, ledger, metrics
     jobs/{job_id}/artifacts/a00002/manifest.json     written last
+    jobs/{job_id}/artifacts/a00002-early/{name}      the same for what is there to be read before the attempt ends
     probes/{nonce}                                   written and removed when a service opens the store
     probes/{nonce}/{name}                            written and removed by `madpo doctor`
 
@@ -115,9 +116,15 @@ def all_artifacts(job_id: str) -> str:
     return f"jobs/{job_id}/artifacts"
 
 
-def artifacts(job_id: str, *, attempt: int) -> str:
-    """Prefix of the artifacts of one attempt."""
-    return f"jobs/{job_id}/artifacts/a{attempt:05d}"
+def artifacts(job_id: str, *, attempt: int, early: bool = False) -> str:
+    """Prefix of the artifacts of one attempt, from before its end or from its end."""
+    return f"jobs/{job_id}/artifacts/a{attempt:05d}{'-early' if early else ''}"
+
+
+def artifacts_order(name: str) -> tuple[str, bool]:
+    """Sorts the last parts of `artifacts` by age; stores do not agree on where a hyphen stands among keys."""
+    attempt, hyphen, _ = name.partition("-")
+    return attempt, not hyphen
 
 
 def probe(nonce: str) -> str:

@@ -40,16 +40,18 @@ class ModelReference(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., job_id: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("supervised_training", "reward_training", "policy_training", "evaluation")
+    __slots__ = ("supervised_training", "reward_training", "policy_training", "evaluation", "calibration")
     SUPERVISED_TRAINING_FIELD_NUMBER: _ClassVar[int]
     REWARD_TRAINING_FIELD_NUMBER: _ClassVar[int]
     POLICY_TRAINING_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     supervised_training: SupervisedTrainingSpec
     reward_training: RewardTrainingSpec
     policy_training: PolicyTrainingSpec
     evaluation: EvaluationSpec
-    def __init__(self, supervised_training: _Optional[_Union[SupervisedTrainingSpec, _Mapping]] = ..., reward_training: _Optional[_Union[RewardTrainingSpec, _Mapping]] = ..., policy_training: _Optional[_Union[PolicyTrainingSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ...) -> None: ...
+    calibration: CalibrationSpec
+    def __init__(self, supervised_training: _Optional[_Union[SupervisedTrainingSpec, _Mapping]] = ..., reward_training: _Optional[_Union[RewardTrainingSpec, _Mapping]] = ..., policy_training: _Optional[_Union[PolicyTrainingSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., calibration: _Optional[_Union[CalibrationSpec, _Mapping]] = ...) -> None: ...
 
 class SupervisedTrainingSpec(_message.Message):
     __slots__ = ("model", "dataset_id", "eval_dataset_id", "training")
@@ -100,18 +102,20 @@ class PreferenceMethod(_message.Message):
     def __init__(self, name: _Optional[str] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class MarginParameters(_message.Message):
-    __slots__ = ("source", "reward_model", "outage_policy", "outage_budget_s", "lookahead_batches")
+    __slots__ = ("source", "reward_model", "outage_policy", "outage_budget_s", "lookahead_batches", "temperature")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
     OUTAGE_POLICY_FIELD_NUMBER: _ClassVar[int]
     OUTAGE_BUDGET_S_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     source: str
     reward_model: ModelReference
     outage_policy: str
     outage_budget_s: float
     lookahead_batches: int
-    def __init__(self, source: _Optional[str] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., outage_policy: _Optional[str] = ..., outage_budget_s: _Optional[float] = ..., lookahead_batches: _Optional[int] = ...) -> None: ...
+    temperature: _struct_pb2.Value
+    def __init__(self, source: _Optional[str] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., outage_policy: _Optional[str] = ..., outage_budget_s: _Optional[float] = ..., lookahead_batches: _Optional[int] = ..., temperature: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
 
 class TrainingParameters(_message.Message):
     __slots__ = ("epochs", "max_steps", "global_batch_size", "micro_batch_size", "max_tokens", "seed", "precision", "optimizer", "lora", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "sharding", "activation_checkpointing", "compile")
@@ -200,6 +204,20 @@ class EvaluationSpec(_message.Message):
     max_prompts: int
     batch_size: int
     def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., prompt_dataset_id: _Optional[str] = ..., reference: _Optional[_Union[ModelReference, _Mapping]] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., preference_dataset_id: _Optional[str] = ..., baseline_job_ids: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., max_prompts: _Optional[int] = ..., batch_size: _Optional[int] = ...) -> None: ...
+
+class CalibrationSpec(_message.Message):
+    __slots__ = ("dataset_id", "reward_model", "temperature", "method", "training_dataset_id")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    reward_model: ModelReference
+    temperature: _struct_pb2.Value
+    method: PreferenceMethod
+    training_dataset_id: str
+    def __init__(self, dataset_id: _Optional[str] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., temperature: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., method: _Optional[_Union[PreferenceMethod, _Mapping]] = ..., training_dataset_id: _Optional[str] = ...) -> None: ...
 
 class SamplingParameters(_message.Message):
     __slots__ = ("temperatures", "samples_per_prompt", "max_new_tokens", "seed")

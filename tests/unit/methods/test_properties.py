@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -375,13 +376,19 @@ def test_a_method_says_what_it_is(method: Method) -> None:
     assert not method.name.startswith("x_") or method.evidence == "rebuilt"
 
 
+def bounds(field: FieldInfo) -> list[Any]:
+    """Of a number, also where it is one of several forms a parameter may take."""
+    forms = [form for member in get_args(field.annotation) for form in getattr(member, "__metadata__", ())]
+    return [*field.metadata, *(bound for form in forms if isinstance(form, FieldInfo) for bound in form.metadata)]
+
+
 @methods
 def test_every_number_has_a_range_and_out_of_it_is_refused_by_name(method: Method) -> None:
     assert parse_params(method.name, {}) == method.config()
     for name, field in method.config.model_fields.items():
         assert field.description, name
         outside: list[Any] = [[]]
-        for bound in field.metadata:
+        for bound in bounds(field):
             if isinstance(bound, Gt | Ge):
                 low = bound.gt if isinstance(bound, Gt) else bound.ge
                 outside.append(low if isinstance(bound, Gt) else low - 1)  # type: ignore[operator]

@@ -27,6 +27,7 @@ class PolicyObjective:
         pairs: Training pairs with the tokens of both sequences.
         held_out: The same for evaluation.
         margins: Gives reward margins; None for methods that need none.
+        margin_temperature: What the method reads margins divided by; ledger and metrics keep them as they are.
         ledger: Filled on the leader.
         epoch_of: Epoch of a row by step and place in its batch, for the ledger.
         ranks: Who shares the work.
@@ -42,6 +43,7 @@ class PolicyObjective:
         method: Method,
         config: MethodConfig,
         margins: MarginSource | None,
+        margin_temperature: float,
         ledger: Ledger,
         epoch_of: Callable[[int, int], int],
         micro_batch_size: int,
@@ -49,6 +51,7 @@ class PolicyObjective:
     ) -> None:
         self.model, self.tokenizer, self.ranks = model, tokenizer, ranks
         self.method, self.config, self.margins, self.ledger, self.epoch_of = method, config, margins, ledger, epoch_of
+        self.margin_temperature = margin_temperature
         self.method_state: dict[str, Tensor] = {}
         self.reference: ReferenceLogps | None = None
         self.held_out_reference: ReferenceLogps | None = None
@@ -214,6 +217,7 @@ class PolicyStep:
         if self._margins:
             # A margin of 0 has weight 1: the neutral answer where none could be had.
             margins = torch.tensor([self._margins[index] or 0.0 for index in rows], dtype=torch.float32, device=device)
+            margins = margins / objective.margin_temperature
         return LossBatch(
             policy_chosen_logps=logps.chosen,
             policy_rejected_logps=logps.rejected,
@@ -268,7 +272,7 @@ class PolicyStep:
         self._add("logps/chosen", batch.policy_chosen_logps)
         self._add("logps/rejected", batch.policy_rejected_logps)
         if batch.reward_margin is not None:
-            self._add("reward_margin/mean", batch.reward_margin)
+            self._add("reward_margin/mean", batch.reward_margin * objective.margin_temperature)
 
     def _add(self, name: str, values: Tensor) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + float(values.detach().sum())

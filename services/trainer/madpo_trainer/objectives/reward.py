@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from madpo.calibration.figures import reward_report
 from madpo.data.collate import collate_pairs
 from madpo.data.tokenize import pad_id
 from madpo.models.load import reward_scores
-from madpo_trainer.calibration import calibration_report
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.rows import EncodedPair, chunks, token_count
 
@@ -56,7 +56,7 @@ class RewardObjective:
             scores = self.ranks.map(lambda chunk: self.scores(chunk).float().cpu(), held_out)
         chosen = torch.cat([chunk.chunk(2)[0] for chunk in scores])
         rejected = torch.cat([chunk.chunk(2)[1] for chunk in scores])
-        return calibration_report(chosen, rejected)
+        return reward_report(chosen.numpy(), rejected.numpy())
 
     def summary(self) -> dict[str, Any]:
         """Nothing beside the held-out figures."""
