@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from madpo.data.collate import PairBatch, ResponseBatch, collate_pairs
 from madpo.data.tokenize import encode_response
-from madpo.losses.logps import pair_logps, response_logps
 from madpo.losses.method import LossBatch
 from madpo.losses.registry import METHODS, parse_params
+from madpo.models.logps import row_logps
 from tests.integration.trl_cases import CASES, TOLERANCE, VERSION, Case, TrainerName
 from tests.unit.methods.batches import train_step
 
@@ -159,23 +159,24 @@ def our_result(case: Case, models: Pair, theirs: TheirStep, params: Mapping[str,
     """Loss and gradient by our log-probs and our loss, of TRL's rows."""
     method, config = METHODS[case.method], parse_params(case.method, params)
     rows = theirs.pairs()
-    logps = pair_logps(models.policy, rows)
+    policy = row_logps(models.policy, rows)
     with torch.no_grad():
-        reference = pair_logps(models.reference, rows)
+        reference = row_logps(models.reference, rows)
+    logps, ref_logps, tokens = (values.chunk(2) for values in (policy.logps, reference.logps, policy.tokens))
     batch = LossBatch(
-        policy_chosen_logps=logps.chosen,
-        policy_rejected_logps=logps.rejected,
-        ref_chosen_logps=reference.chosen,
-        ref_rejected_logps=reference.rejected,
-        chosen_tokens=logps.chosen_tokens,
-        rejected_tokens=logps.rejected_tokens,
+        policy_chosen_logps=logps[0],
+        policy_rejected_logps=logps[1],
+        ref_chosen_logps=ref_logps[0],
+        ref_rejected_logps=ref_logps[1],
+        chosen_tokens=tokens[0],
+        rejected_tokens=tokens[1],
     )
     requirements = method.requirements(config)
     if requirements.token_logps:
         batch = replace(batch, **token_fields(models, rows))
     if requirements.gold:
-        gold_logps, gold_tokens = response_logps(models.policy, theirs.gold())
-        batch = replace(batch, gold_logps=gold_logps, gold_tokens=gold_tokens)
+        gold = row_logps(models.policy, theirs.gold())
+        batch = replace(batch, gold_logps=gold.logps, gold_tokens=gold.tokens)
     if requirements.mismatched:
         batch = replace(batch, **mismatched_fields(models, theirs.mismatched()))
     loss = train_step(method, config, batch).loss
@@ -206,7 +207,7 @@ def token_fields(models: Pair, rows: PairBatch) -> dict[str, Tensor]:
 @torch.no_grad()
 def mismatched_fields(models: Pair, rows: ResponseBatch) -> dict[str, Tensor]:
     """TRL's 2N mismatched responses, two to a pair: the loss asks for their mean alone."""
-    halves = (response_logps(model, rows)[0].chunk(2) for model in models)
+    halves = (row_logps(model, rows).logps.chunk(2) for model in models)
     policy, reference = ((first + second) / 2 for first, second in halves)
     assert (policy - reference).mean() > 0.1, "a reference point of 0 says nothing"
     return {"mismatched_logps": policy, "ref_mismatched_logps": reference}
@@ -215,9 +216,9 @@ def mismatched_fields(models: Pair, rows: ResponseBatch) -> dict[str, Tensor]:
 def prompt_nll(policy: nn.Module, rows: PairBatch) -> Tensor:
     """By how much the token-averaged likelihood changes when it counts the chosen rows' prompts in."""
     chosen = ResponseBatch(*_rows(rows, slice(len(ROWS))))
-    logps, tokens = response_logps(policy, chosen)
-    all_logps, all_tokens = response_logps(policy, replace(chosen, response_mask=chosen.attention_mask.bool()))
-    return logps.sum() / tokens.sum() - all_logps.sum() / all_tokens.sum()
+    responses = row_logps(policy, chosen)
+    whole = row_logps(policy, replace(chosen, response_mask=chosen.attention_mask.bool()))
+    return responses.token_logps.mean() - whole.token_logps.mean()
 
 
 def agree(ours: Result, theirs: Result, tolerance: float) -> bool:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from madpo.data.collate import PairBatch, ResponseBatch, collate_responses
 from madpo.data.tokenize import Encoded
 from madpo.errors import FailedPreconditionError
-from madpo.losses.logps import pair_logps
+from madpo.models.logps import row_logps
 from madpo_evaluator.models import Reference
 
 _MAX_LOGITS = 2**26
@@ -48,10 +48,11 @@ def kl_to_reference(
 def log_ratio_diff(policy: PreTrainedModel, reference: Reference, batch: PairBatch) -> list[float]:
     """Chosen minus rejected log-ratio of each pair, in nats: the implicit margin over beta."""
     batch = batch.to(policy.device)
-    ours = pair_logps(policy, batch)
+    ours = row_logps(policy, batch).logps
     with reference() as model:
-        theirs = pair_logps(model, batch)
-    diff: Tensor = (ours.chosen - theirs.chosen) - (ours.rejected - theirs.rejected)
+        theirs = row_logps(model, batch).logps
+    chosen, rejected = (ours - theirs).chunk(2)
+    diff: Tensor = chosen - rejected
     return [float(value) for value in diff]
 
 

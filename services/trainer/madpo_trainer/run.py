@@ -221,7 +221,6 @@ class TrainingRun:
             rows, held_out = self._read(read_completions, tokenizer)
             supervised = SupervisedObjective(
                 model,
-                tokenizer,
                 rows=rows,
                 held_out=held_out,
                 micro_batch_size=micro_batch_size,
@@ -248,7 +247,6 @@ class TrainingRun:
             config, temperature = self._calibrate(method, config, margins, pairs, held_out_pairs)
         policy = PolicyObjective(
             model,
-            tokenizer,
             pairs=pairs,
             held_out=held_out_pairs,
             method=method,

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.losses.method import Method, MethodConfig, requirement_names
 
-_OTHER_MODULES = ("logps", "method", "registry", "scales", "terms", "vectors")
+_OTHER_MODULES = ("method", "registry", "scales", "terms", "vectors")
 
 
 def _find_methods() -> Iterator[Method]:

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from madpo.data.collate import collate_pairs
-from madpo.data.tokenize import pad_id
-from madpo.losses.logps import PairLogps, pair_logps
 from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig
+from madpo.models.logps import LogpsFunction, ResponseGroup, ResponseLogps, padded_logps
 from madpo_trainer.ledger import Ledger, LedgerRow
 from madpo_trainer.margins import MarginSource
 from madpo_trainer.ranks import Ranks
@@ -31,12 +29,12 @@ class PolicyObjective:
         ledger: Filled on the leader.
         epoch_of: Epoch of a row by step and place in its batch, for the ledger.
         ranks: Who shares the work.
+        logps_of: How the model is run.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
         *,
         pairs: Sequence[EncodedPair],
         held_out: Sequence[EncodedPair],
@@ -48,8 +46,9 @@ class PolicyObjective:
         epoch_of: Callable[[int, int], int],
         micro_batch_size: int,
         ranks: Ranks,
+        logps_of: LogpsFunction = padded_logps,
     ) -> None:
-        self.model, self.tokenizer, self.ranks = model, tokenizer, ranks
+        self.model, self.ranks, self._logps_of = model, ranks, logps_of
         self.method, self.config, self.margins, self.ledger, self.epoch_of = method, config, margins, ledger, epoch_of
         self.margin_temperature = margin_temperature
         self.method_state: dict[str, Tensor] = {}
@@ -71,8 +70,7 @@ class PolicyObjective:
 
     def idle(self) -> Tensor:
         """Zero times the log-probs of the first pair."""
-        logps = self.logps([self.pair(0)])
-        return 0.0 * (logps.chosen + logps.rejected).sum()
+        return 0.0 * self.logps([self.pair(0)]).logps.sum()
 
     def evaluate(self) -> dict[str, float]:
         """Implicit-reward accuracy and margin on the held-out pairs, relative to the reference."""
@@ -94,8 +92,8 @@ class PolicyObjective:
         order = sorted(range(len(pairs)), key=lambda index: token_count(*pairs[index][1:]))
 
         def compute(indices: Sequence[int]) -> tuple[Sequence[int], Tensor, Tensor]:
-            logps = self.logps([pairs[index] for index in indices])
-            return indices, logps.chosen.float().cpu(), logps.rejected.float().cpu()
+            logps = self.logps([pairs[index] for index in indices]).logps.float().cpu()
+            return indices, logps[0::2], logps[1::2]
 
         with torch.no_grad():
             results = self.ranks.map(compute, list(chunks(order, self.micro_batch_size)))
@@ -122,10 +120,13 @@ class PolicyObjective:
         if self.margins is not None:
             self.margins.close()
 
-    def logps(self, pairs: Sequence[EncodedPair]) -> PairLogps:
-        """Policy log-probs of some pairs."""
-        batch = collate_pairs([(chosen, rejected) for _, chosen, rejected in pairs], pad_id=pad_id(self.tokenizer))
-        return pair_logps(self.model, batch.to(next(self.model.parameters()).device))
+    def logps(self, pairs: Sequence[EncodedPair]) -> ResponseLogps:
+        """Policy log-probs of some pairs: chosen and rejected response of the first, of the second..."""
+        groups = [
+            ResponseGroup(chosen.prompt_ids, (chosen.response_ids, rejected.response_ids))
+            for _, chosen, rejected in pairs
+        ]
+        return self._logps_of(self.model, groups)
 
     def pair(self, index: int) -> EncodedPair:
         """A training pair."""
@@ -209,8 +210,8 @@ class PolicyStep:
 
     def _batch(self, rows: Sequence[int]) -> LossBatch:
         objective = self._objective
-        logps = objective.logps([objective.pair(index) for index in rows])
-        device = logps.chosen.device
+        responses = objective.logps([objective.pair(index) for index in rows])
+        logps, device = responses.logps, responses.tokens.device
         reference = objective.reference
         assert reference is not None
         margins = None
@@ -219,12 +220,12 @@ class PolicyStep:
             margins = torch.tensor([self._margins[index] or 0.0 for index in rows], dtype=torch.float32, device=device)
             margins = margins / objective.margin_temperature
         return LossBatch(
-            policy_chosen_logps=logps.chosen,
-            policy_rejected_logps=logps.rejected,
+            policy_chosen_logps=logps[0::2],
+            policy_rejected_logps=logps[1::2],
             ref_chosen_logps=reference.chosen[list(rows)].to(device),
             ref_rejected_logps=reference.rejected[list(rows)].to(device),
-            chosen_tokens=logps.chosen_tokens,
-            rejected_tokens=logps.rejected_tokens,
+            chosen_tokens=responses.tokens[0::2],
+            rejected_tokens=responses.tokens[1::2],
             reward_margin=margins,
         )
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from madpo.data.collate import collate_responses
-from madpo.data.tokenize import Encoded, pad_id
-from madpo.losses.logps import response_logps
+from madpo.data.tokenize import Encoded
+from madpo.models.logps import LogpsFunction, ResponseGroup, padded_logps
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.rows import EncodedCompletion, chunks, token_count
 
@@ -21,19 +20,20 @@ class SupervisedObjective:
         rows: Training rows and their tokens, in dataset order.
         held_out: The same for evaluation.
         ranks: Who shares the work.
+        logps_of: How the model is run.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
         *,
         rows: Sequence[EncodedCompletion],
         held_out: Sequence[EncodedCompletion],
         micro_batch_size: int,
         ranks: Ranks,
+        logps_of: LogpsFunction = padded_logps,
     ) -> None:
-        self.model, self.tokenizer, self.ranks = model, tokenizer, ranks
+        self.model, self.ranks, self._logps_of = model, ranks, logps_of
         self._rows, self._held_out, self._micro_batch_size = rows, held_out, micro_batch_size
         self.lengths = [token_count(encoded) for _, encoded in rows]
 
@@ -66,8 +66,9 @@ class SupervisedObjective:
 
     def logps(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         """Summed response log-probs [B] and token counts [B]."""
-        batch = collate_responses(encoded, pad_id=pad_id(self.tokenizer))
-        return response_logps(self.model, batch.to(next(self.model.parameters()).device))
+        groups = [ResponseGroup(each.prompt_ids, (each.response_ids,)) for each in encoded]
+        responses = self._logps_of(self.model, groups)
+        return responses.logps, responses.tokens
 
     def _sums(self, rows: Sequence[EncodedCompletion]) -> tuple[float, int]:
         """Summed log-probs and tokens of some rows."""
