@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
+from madpo.data.file_formats import format_of_name
 from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.jobs import ModelReference, validate
 from madpo.rpc.channel import is_loopback
@@ -19,8 +20,6 @@ from madpo_client.session import Session
 from madpo_client.settings import ConnectionOptions, client_settings
 
 T = TypeVar("T")
-
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
 class Client:
@@ -144,19 +143,17 @@ class Datasets:
         """Upload rows; the same content twice is one dataset.
 
         Args:
-            source: A JSON Lines or Parquet file, or the rows themselves.
+            source: A file of JSON Lines, JSON, Parquet, Arrow or CSV, plain or compressed with gzip or zstd; or the
+                rows themselves.
             name: A label; by default the file's name.
-            format: `jsonl` or `parquet`; by default told from the file's ending.
+            format: `jsonl`, `json`, `parquet`, `arrow` or `csv`; by default told from content and name.
             progress: Show a progress bar on a terminal.
 
         Raises:
             InvalidArgumentError: A row is wrong; names it.
         """
         with _as_file(source) as path:
-            format = format or _FORMATS.get(path.suffix.lower())  # noqa: A001
-            if format is None:
-                endings = ", ".join(_FORMATS)
-                raise InvalidArgumentError(f"{path} ends in none of {endings}; say format='jsonl' or 'parquet'")
+            format = format or format_of_name(path.name) or ""  # noqa: A001
             label = name if name is not None else path.stem if isinstance(source, (Path, str)) else ""
             with transfer(f"Uploading {path.name}", _size_bytes(path), shown=progress) as on_bytes:
                 upload = self._session.gateway.upload_dataset(

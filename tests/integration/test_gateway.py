@@ -390,7 +390,7 @@ GOOD = json_lines(COMPLETIONS)
     [
         ([], "header", "first message"),
         ([chunk(GOOD), digest(GOOD)], "header", "first message"),
-        ([header(format="csv"), chunk(GOOD), digest(GOOD)], "header.format", "jsonl, parquet, got 'csv'"),
+        ([header(format="xml"), chunk(GOOD), digest(GOOD)], "header.format", "arrow, csv, got 'xml'"),
         ([header(format="jsonl", display_name="x" * 201)], "header.display_name", "at most 200"),
         ([header(format="jsonl", display_name="a\nb")], "header.display_name", "printable"),
         ([header(format="jsonl"), chunk(GOOD), digest(GOOD + b"x")], "sha256", "have digest"),

@@ -1,16 +1,28 @@
+"""Files of rows: every format and compression gives the same rows; what cannot be read is named."""
+
+import csv
+import gzip
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis.strategies import characters, floats, lists, text
 
-from madpo.data import files
-from madpo.data.files import MAX_ROW_BYTES, parse_format, read_rows
+from madpo.data.file_formats import format_of_name, parse_format
+from madpo.data.files import DEFAULT_LIMITS, DataFile, FileRows, ReadLimits, detect_format, read_rows
 from madpo.data.records import parse_rows
 from madpo.errors import InvalidArgumentError, InvalidPairError
+
+MAX_ROW_BYTES = DEFAULT_LIMITS.max_row_bytes
 
 
 def write(tmp_path: Path, data: bytes) -> Path:
@@ -70,24 +82,172 @@ def test_the_largest_allowed_line_is_read(tmp_path: Path) -> None:
     frame = len('{"prompt": ""}')
     path = write(tmp_path, b'{"prompt": "' + b"a" * (MAX_ROW_BYTES - frame) + b'"}\n{"prompt": "b"}')
 
-    assert [row for row, _ in read_rows(path, "jsonl")] == [1, 2]
+    limits = ReadLimits(max_field_bytes=MAX_ROW_BYTES)
+    assert [row for row, _ in read_rows(path, "jsonl", limits=limits)] == [1, 2]
+    assert outcomes(read_rows(path, "jsonl"))[0] == (
+        "row 1.prompt",
+        "is larger than 524288 bytes (max_field_bytes): shorten or drop it",
+    )
 
 
-def test_parquet_gives_the_same_rows_as_json_lines(tmp_path: Path) -> None:
-    user, assistant = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
-    rows = [{"prompt": [user], "completion": [assistant | {"content": str(index)}]} for index in range(600)]
-    lines = write(tmp_path, "\n".join(json.dumps(row) for row in rows).encode())
-    table = tmp_path / "rows.parquet"
-    pq.write_table(pa.Table.from_pylist([row | {"ignored": b"\xff"} for row in rows]), table, row_group_size=250)
+def encode_csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(rows[0]))
+    table.writeheader()
+    for row in rows:
+        table.writerow({name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()})
+    return text.getvalue().encode()
 
-    assert list(read_rows(table, "parquet")) == list(read_rows(lines, "jsonl"))
+
+def encode_parquet(rows: list[dict[str, Any]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=250)
+    return file.getvalue()
 
 
-def test_columns_that_mean_nothing_are_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"prompt": ["a"], "embedding": [[1.0, 2.0]]}), path)
+def encode_arrow(rows: list[dict[str, Any]], open_writer: Any = pa.ipc.new_stream, **options: Any) -> bytes:
+    file, table = io.BytesIO(), pa.Table.from_pylist(rows)
+    with open_writer(file, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table, max_chunksize=250)
+    return file.getvalue()
 
-    assert list(read_rows(path, "parquet")) == [(1, {"prompt": "a"})]
+
+ENCODERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
+    "rows.jsonl": lambda rows: b"".join(json.dumps(row).encode() + b"\n" for row in rows),
+    "rows.json": lambda rows: json.dumps(rows, indent=1, ensure_ascii=False).encode(),
+    "data.json": lambda rows: json.dumps({"data": rows}).encode(),
+    "lines.json": lambda rows: b"".join(json.dumps(row).encode() + b"\n" for row in rows),
+    "rows.parquet": encode_parquet,
+    "stream.arrow": encode_arrow,
+    "file.arrow": partial(encode_arrow, open_writer=pa.ipc.new_file),
+    "lz4.feather": partial(encode_arrow, open_writer=pa.ipc.new_file, compression="lz4"),
+    "zstd.feather": partial(encode_arrow, open_writer=pa.ipc.new_file, compression="zstd"),
+    "rows.csv": encode_csv,
+}
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+}
+
+user, assistant = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+CHATS: list[dict[str, Any]] = [
+    {"prompt": [user], "completion": [assistant | {"content": f'] , }} \\ " \n ä {index}'}]} for index in range(600)
+]
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_format_and_compression_gives_the_same_rows(tmp_path: Path, name: str, ending: str) -> None:
+    path = write(tmp_path, COMPRESSORS[ending](ENCODERS[name](CHATS)))
+
+    rows = FileRows([DataFile(path, name + ending)])
+
+    assert list(rows) == list(enumerate(CHATS, start=1))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    texts=lists(text(characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), min_size=1),
+    margins=lists(floats(allow_nan=False, allow_infinity=False), min_size=1),
+)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_any_text_and_number_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, name: str, texts: list[str], margins: list[float]
+) -> None:
+    rows = [
+        {"prompt": prompt, "chosen": [user | {"content": prompt}], "margin": margin}
+        for prompt, margin in zip(cycle(texts), [*margins, *range(len(texts) - 1)], strict=False)
+    ]
+    path = tmp_path_factory.mktemp("rows") / "rows"
+    for compress in COMPRESSORS.values():
+        path.write_bytes(compress(ENCODERS[name](rows)))
+
+        assert [row for _, row in FileRows([DataFile(path, name)])] == rows
+
+
+def test_the_content_says_the_format_and_the_name_only_where_it_may_be_several(tmp_path: Path) -> None:
+    def detected(data: bytes, name: str) -> str:
+        return detect_format(DataFile(write(tmp_path, data), name))
+
+    assert {
+        name: detected(encode(CHATS), "misnamed.jsonl") for name, encode in ENCODERS.items() if "csv" not in name
+    } == {name: {"lines.json": "jsonl"}.get(name) or format_of_name(name) for name in ENCODERS if "csv" not in name}
+    assert detected(b"[1], x", "table.CSV.gz") == "csv"
+    assert detected(b'\xef\xbb\xbf \n{ "data" : [', "") == "json"
+    assert detected(b"", "empty.jsonl") == "jsonl"
+    with pytest.raises(InvalidArgumentError, match=r"notes\.txt is no Parquet, Arrow or JSON; name its format"):
+        detected(b"hello", "notes.txt")
+
+
+def test_rows_are_numbered_on_through_files_and_named_as_in_theirs(tmp_path: Path) -> None:
+    names = ["a.jsonl", "b.csv", "c.json"]
+    for name, data in zip(
+        names, [b'{"prompt": "1"}\n\n{"prompt": "2"}', b"prompt\n3\n4\n", b'[{"prompt": 5}]'], strict=True
+    ):
+        (tmp_path / name).write_bytes(data)
+    rows = FileRows([DataFile(tmp_path / name, name) for name in names])
+
+    with pytest.raises(InvalidArgumentError) as caught:
+        list(parse_rows(rows))
+
+    assert [violation.field for violation in caught.value.violations] == ["row 6.prompt"]
+    explained = rows.explain(caught.value)
+    assert [violation.field for violation in explained.violations] == ["c.json row 1.prompt"]
+    assert "first c.json row 1.prompt: must be text" in str(explained)
+    assert [rows.locate(number) for number in (1, 3, 4, 5, 6)] == [
+        ("a.jsonl", 1),
+        ("a.jsonl", 3),
+        ("b.csv", 1),
+        ("b.csv", 2),
+        ("c.json", 1),
+    ]
+
+
+def test_what_is_wrong_with_one_of_several_files_names_it(tmp_path: Path) -> None:
+    good, bad = write(tmp_path, b'{"prompt": "a"}'), tmp_path / "bad"
+    bad.write_bytes(b"PAR1")
+
+    with pytest.raises(InvalidArgumentError, match=r"bad\.parquet: the file is not readable Parquet"):
+        list(FileRows([DataFile(good, "good"), DataFile(bad, "bad.parquet")]))
+
+
+def test_csv_cells_are_text_but_for_numbers_lists_and_messages(tmp_path: Path) -> None:
+    messages = json.dumps([user]).replace('"', '""')
+    rows = [
+        "\ufeff prompt ,chosen,margin,scores",
+        '"[INST] a, ""b""\r\nc",,-1e-3,"[1, 2]"',
+        "",
+        f'42,"{messages}",,',
+        "",
+    ]
+    path = write(tmp_path, "\r\n".join(rows).encode())
+
+    assert list(read_rows(path, "csv")) == [
+        (1, {"prompt": '[INST] a, "b"\r\nc', "margin": -0.001, "scores": [1, 2]}),
+        (2, {"prompt": "42", "chosen": [user]}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "expanded"),
+    [
+        (pa.array(["a", None, "b"]).dictionary_encode(), ["a", None, "b"]),
+        (pa.array(["a", None, "b" * 50], pa.string_view()), ["a", None, "b" * 50]),
+        (pa.array([["a"], None, []], pa.large_list(pa.large_string())), [["a"], None, []]),
+        (pa.array([["a", "b"], None, ["c", None]], pa.list_(pa.string(), 2)), [["a", "b"], None, ["c", None]]),
+        (pa.array([{"x": None}, None, {"x": "y"}], pa.struct({"x": pa.string()})), [{"x": None}, None, {"x": "y"}]),
+        (pa.array(['{"a": 1}', None, "[]"], pa.json_()), ['{"a": 1}', None, "[]"]),
+        (pa.nulls(3), [None] * 3),
+    ],
+)
+def test_every_arrow_type_that_may_hold_rows_is_read(tmp_path: Path, column: pa.Array, expanded: list[Any]) -> None:
+    table = pa.table({"prompt": pa.chunked_array([column] * 2)}).slice(1, 4)
+    path = tmp_path / "rows.arrow"
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)
+
+    assert [row["prompt"] for _, row in read_rows(path)] == [*expanded[1:], *expanded[:2]]
 
 
 @pytest.mark.parametrize(
@@ -119,32 +279,25 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         list(read_rows(path, "parquet"))
 
 
-def test_parquet_without_a_known_column_is_refused_with_what_it_has(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"question": ["a"]}), path)
-
-    with pytest.raises(InvalidArgumentError, match=r"none of the columns prompt.*'question'"):
-        list(read_rows(path, "parquet"))
-
-
 def test_a_large_parquet_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"prompt": ["a", "b" * (MAX_ROW_BYTES + 1), "c"]}), path)
 
     found = outcomes(read_rows(path, "parquet"))
 
-    assert found == [(1, {"prompt": "a"}), ("row 2", "is larger than 1048576 bytes"), (3, {"prompt": "c"})]
+    assert found == [
+        (1, {"prompt": "a"}),
+        ("row 2", "is larger than 1048576 bytes (max_row_bytes): shorten or drop it"),
+        (3, {"prompt": "c"}),
+    ]
 
 
-def test_a_row_group_too_large_to_hold_is_refused_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_parquet_page_too_large_to_hold_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"prompt": [f"{index:0>1000}" for index in range(100)]}), path)
-    monkeypatch.setattr(files, "MAX_ROW_GROUP_BYTES", 50_000)
 
-    with pytest.raises(InvalidArgumentError, match=r"row group 0 .* write groups of at most 50000"):
-        list(read_rows(path, "parquet"))
+    with pytest.raises(InvalidArgumentError, match=r"row group 0 has a page of \d+ bytes, at most 50000"):
+        list(read_rows(path, limits=ReadLimits(max_page_bytes=50_000)))
 
 
 def test_unreadable_and_unusable_rows_are_reported_together(tmp_path: Path) -> None:
@@ -158,5 +311,6 @@ def test_unreadable_and_unusable_rows_are_reported_together(tmp_path: Path) -> N
 
 def test_an_unknown_format_is_refused_by_name() -> None:
     assert parse_format("parquet") == "parquet"
-    with pytest.raises(InvalidArgumentError, match="jsonl, parquet, got 'csv'"):
-        parse_format("csv")
+    with pytest.raises(InvalidArgumentError, match="jsonl, json, parquet, arrow, csv, got 'xml'"):
+        parse_format("xml")
+    assert parse_format("") is None

@@ -1,5 +1,6 @@
 """Settings of the gateway, read from `MADPO_GATEWAY_*`."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Self
 
@@ -7,6 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from madpo.config import QueueSettings
+from madpo.data.files import DEFAULT_LIMITS, ReadLimits
 from madpo.rpc.channel import is_loopback_host
 
 
@@ -22,11 +24,32 @@ class GatewaySettings(QueueSettings):
     scratch: Path
     """Local directory of this gateway alone, for uploads that are not stored yet."""
     max_upload_bytes: int = Field(default=2 * 1024**3, ge=1)
-    """Largest dataset file."""
+    """Largest dataset, as it is uploaded: all files together."""
+    max_decompressed_bytes: int = Field(default=DEFAULT_LIMITS.max_decompressed_bytes, ge=1)
+    """Most bytes the files of a dataset may decompress to, together."""
+    max_compression_ratio: int = Field(default=DEFAULT_LIMITS.max_compression_ratio, ge=1)
+    """Most decompressed bytes per compressed byte of a file, from 8 MiB on."""
+    max_rows: int = Field(default=DEFAULT_LIMITS.max_rows, ge=1)
+    """Most rows of a dataset."""
+    max_row_bytes: int = Field(default=DEFAULT_LIMITS.max_row_bytes, ge=1)
+    """Largest row."""
+    max_field_bytes: int = Field(default=DEFAULT_LIMITS.max_field_bytes, ge=1)
+    """Largest value of one column in a row."""
+    max_columns: int = Field(default=DEFAULT_LIMITS.max_columns, ge=1)
+    """Most columns of a file."""
+    max_depth: int = Field(default=DEFAULT_LIMITS.max_depth, ge=1, le=200)
+    """Deepest nesting of a row."""
+    max_page_bytes: int = Field(default=DEFAULT_LIMITS.max_page_bytes, ge=1)
+    """Largest Parquet page or Arrow record batch, uncompressed."""
     max_model_bytes: int = Field(default=100 * 1024**3, ge=1)
     """Largest model directory."""
     hub_endpoint: str | None = None
     """URL models are imported from; None is the hub library's own default."""
+
+    @property
+    def read_limits(self) -> ReadLimits:
+        """What the files of a dataset may ask of their reader."""
+        return ReadLimits(**{limit.name: getattr(self, limit.name) for limit in fields(ReadLimits)})
 
     @property
     def uploads(self) -> Path:

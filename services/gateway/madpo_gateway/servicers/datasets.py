@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from madpo.data.files import FileFormat, parse_format, read_rows
+from madpo.data.file_formats import FileFormat, parse_format
+from madpo.data.files import read_rows
 from madpo.data.records import parse_rows, row_kind
 from madpo.errors import FailedPreconditionError
 from madpo.jobs import DATASET_ID_PATTERN
@@ -127,8 +128,8 @@ class DatasetServicer(DatasetServiceServicer):
                         raise violation("part", "must be a chunk, or sha256 to end the upload")
         raise violation("sha256", "is missing: the upload ended early")
 
-    def _store(self, path: Path, file_format: FileFormat, *, display_name: str) -> tuple[Dataset, bool]:
-        rows = parse_rows(read_rows(path, file_format))
+    def _store(self, path: Path, file_format: FileFormat | None, *, display_name: str) -> tuple[Dataset, bool]:
+        rows = parse_rows(read_rows(path, file_format, limits=self._settings.read_limits))
         first = next(rows)
         return self._datasets.write(
             itertools.chain([first], rows),
