@@ -192,9 +192,9 @@ def test_a_spec_that_is_no_json_is_refused(madpo: Command, closed: str, tmp_path
     assert (done.returncode, "is no JSON" in done.stderr) == (1, True)
 
 
-def test_an_upload_of_a_file_of_unknown_format_asks_for_it(madpo: Command, closed: str) -> None:
+def test_an_upload_of_a_file_that_is_not_there_names_it(madpo: Command, closed: str) -> None:
     done = madpo("--server", closed, "dataset", "upload", "pairs.csv")
-    assert (done.returncode, "say format='jsonl' or 'parquet'" in done.stderr) == (1, True)
+    assert (done.returncode, "cannot read pairs.csv" in done.stderr) == (1, True)
 
 
 def test_methods_lists_the_registry(madpo: Command) -> None:
