@@ -153,6 +153,8 @@ class Datasets:
             InvalidArgumentError: A row is wrong; names it.
         """
         with _as_file(source) as path:
+            if not path.is_file():
+                raise InvalidArgumentError(f"cannot read {path}: it is no file")
             format = format or format_of_name(path.name) or ""  # noqa: A001
             label = name if name is not None else path.stem if isinstance(source, (Path, str)) else ""
             with transfer(f"Uploading {path.name}", _size_bytes(path), shown=progress) as on_bytes:
