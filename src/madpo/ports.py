@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from madpo.types import (
+    ChatOptions,
     CheckpointPublished,
     Content,
     Job,
@@ -217,9 +218,14 @@ class RewardScorer(Protocol):
         ...
 
     async def score_responses(
-        self, model_id: str, responses: Sequence[tuple[Content, Content]], *, revision: str | None = None
+        self,
+        model_id: str,
+        responses: Sequence[tuple[Content, Content]],
+        *,
+        options: Sequence[ChatOptions] | None = None,
+        revision: str | None = None,
     ) -> list[ScoredResponse]:
-        """Scores (prompt, response) tuples in order."""
+        """Scores (prompt, response) tuples in order; `options` are what their chat template is given, one each."""
         ...
 
 

@@ -9,35 +9,114 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that an assistant's turn calls."""
+
+    name: str
+    arguments: str = "{}"
+    """JSON text of an object, its keys in the order given: the model reads them in that order."""
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One chat turn."""
 
     role: str
-    content: str
+    content: str = ""
+    """Empty where an assistant's turn only calls tools."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    """Of a tool's turn: the call that it answers."""
+    name: str | None = None
+    thinking: str | None = None
+    """What an assistant thought before it answered; templates read it under this name or as `reasoning_content`."""
+    reasoning_content: str | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the turn neither says nor calls anything."""
+        return not (self.content.strip() or self.tool_calls)
+
+
+MESSAGE_TEXTS = ("tool_call_id", "name", "thinking", "reasoning_content")
+"""Optional texts of a message, in the order of its JSON form."""
 
 Content = str | tuple[Message, ...]
 """Plain text, or chat messages to be rendered with the template of the model that reads them."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What a chat template is given beside the messages, as JSON text: it can be compared and keeps its order."""
+
+    tools: str | None = None
+    """A list of function schemas."""
+    template_kwargs: str | None = None
+    """An object, such as `{"enable_thinking":false}`."""
+
+    def template_inputs(self) -> dict[str, Any]:
+        """Keyword arguments for `apply_chat_template`."""
+        inputs = json.loads(self.template_kwargs) if self.template_kwargs else {}
+        return inputs | ({"tools": json.loads(self.tools)} if self.tools else {})
+
+
+NO_OPTIONS = ChatOptions()
+
+
+def message_to_json(message: Message) -> dict[str, Any]:
+    """The JSON form of a message, which is also what chat templates read; fields it does not have are left out."""
+    value: dict[str, Any] = {"role": message.role, "content": message.content}
+    value |= {name: text for name in MESSAGE_TEXTS if (text := getattr(message, name)) is not None}
+    if message.tool_calls:
+        value["tool_calls"] = [
+            ({} if call.id is None else {"id": call.id})
+            | {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    return value
+
+
+def message_from_json(value: Mapping[str, Any]) -> Message:
+    """Inverse of `message_to_json`; the value was checked before."""
+    calls = tuple(
+        ToolCall(call["function"]["name"], json_text(call["function"]["arguments"]), call.get("id"))
+        for call in value.get("tool_calls", ())
+    )
+    return Message(value["role"], value["content"], calls, **{name: value.get(name) for name in MESSAGE_TEXTS})
+
+
 def content_to_json(content: Content) -> Any:
-    """The JSON form of a content: a string, or a list of `{"role", "content"}`."""
-    if isinstance(content, str):
-        return content
-    return [{"role": message.role, "content": message.content} for message in content]
+    """The JSON form of a content: a string, or a list of messages."""
+    return content if isinstance(content, str) else [message_to_json(message) for message in content]
 
 
 def content_from_json(value: Any) -> Content:
     """Inverse of `content_to_json`; the value was checked before."""
-    if isinstance(value, str):
-        return value
-    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
+    return value if isinstance(value, str) else tuple(map(message_from_json, value))
 
 
-def content_digest(*contents: Content) -> str:
-    """32 hex digits of SHA-256 over the canonical JSON of the contents."""
-    text = json.dumps([content_to_json(content) for content in contents], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def content_length(content: Content) -> int:
+    """Characters that people wrote or a model said, calls included; no template is applied."""
+    if isinstance(content, str):
+        return len(content)
+    return sum(
+        len(turn.content) + sum(len(call.name) + len(call.arguments) for call in turn.tool_calls) for turn in content
+    )
+
+
+def json_text(value: Any) -> str:
+    """Compact JSON of ASCII characters; keys stay in their order."""
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def content_digest(*contents: Content, options: ChatOptions = NO_OPTIONS) -> str:
+    """32 hex digits of SHA-256 over the JSON of the contents, and of the options where there are any."""
+    values = [content_to_json(content) for content in contents]
+    if options != NO_OPTIONS:
+        # An object, so that it can be taken for no content.
+        values.append({"tools": options.tools, "template_kwargs": options.template_kwargs})
+    return hashlib.sha256(json_text(values).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +129,7 @@ class PreferencePair:
     reward_margin: float | None = None
     """Chosen minus rejected reward, in reward-model logits."""
     row: int = 0
-    """Row number in the uploaded file, from 1; 0 when unknown."""
+    """Row number in the uploaded file, from 1; 0 when unknown. Pairs of one ranked list share it."""
     gold: Content | None = None
     """A response better than both."""
     chosen_uncertainty: float | None = None
@@ -58,11 +137,20 @@ class PreferencePair:
     rejected_uncertainty: float | None = None
     semantic_distance: float | None = None
     """Between prompt and chosen response, 1 - cosine similarity, in [0, 2]."""
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+    weight: float | None = None
+    """Multiplies the pair's loss, >= 0; 1 when absent."""
+    options: ChatOptions = NO_OPTIONS
+    id: str | None = None
+    """What its file calls the row."""
+    source: str | None = None
+    """Where its file says the row comes from."""
 
     @property
     def pair_id(self) -> str:
         """Digest of the content: the same pair has the same id everywhere."""
-        return content_digest(self.prompt, self.chosen, self.rejected)
+        return content_digest(self.prompt, self.chosen, self.rejected, options=self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +162,15 @@ class ResponseList:
     scores: tuple[float, ...]
     """One per response, higher is better."""
     row: int = 0
+    weight: float | None = None
+    options: ChatOptions = NO_OPTIONS
+    id: str | None = None
+    source: str | None = None
 
     @property
     def list_id(self) -> str:
         """Digest of the content, without the scores."""
-        return content_digest(self.prompt, *self.responses)
+        return content_digest(self.prompt, *self.responses, options=self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +180,14 @@ class Completion:
     prompt: Content
     completion: Content
     row: int = 0
+    options: ChatOptions = NO_OPTIONS
+    id: str | None = None
+    source: str | None = None
 
     @property
     def completion_id(self) -> str:
         """Digest of the content."""
-        return content_digest(self.prompt, self.completion)
+        return content_digest(self.prompt, self.completion, options=self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +196,9 @@ class PromptOnly:
 
     prompt: Content
     row: int = 0
+    options: ChatOptions = NO_OPTIONS
+    id: str | None = None
+    source: str | None = None
 
 
 DatasetRow = PreferencePair | ResponseList | Completion | PromptOnly

@@ -8,7 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from madpo.errors import FieldViolation, InvalidPairError, NonFiniteError, OverloadedError
-from madpo.types import Content, RewardModelInfo, ScoreTimings, content_digest
+from madpo.types import (
+    NO_OPTIONS,
+    ChatOptions,
+    Content,
+    RewardModelInfo,
+    ScoreTimings,
+    content_digest,
+    content_length,
+)
 from madpo_reward.batcher import Admission, Batcher
 from madpo_reward.cache import LruCache
 from madpo_reward.metrics import RewardMetrics
@@ -29,6 +37,7 @@ class Text:
     owner_id: str
     prompt: Content
     response: Content
+    options: ChatOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +107,7 @@ class Pipeline:
 
     async def _score(self, model_id: str, texts: Sequence[Text]) -> Scores:
         async with self._models.use(model_id) as scorer:
-            digests = [content_digest(text.prompt, text.response) for text in texts]
+            digests = [content_digest(text.prompt, text.response, options=text.options) for text in texts]
             known: dict[str, Score] = {}
             missing: dict[str, Text] = {}
             for digest, text in zip(digests, texts, strict=True):
@@ -136,10 +145,7 @@ class Pipeline:
 
 
 def _guess_tokens(text: Text, scorer: Scorer) -> int:
-    characters = sum(
-        len(content) if isinstance(content, str) else sum(len(turn.content) for turn in content)
-        for content in (text.prompt, text.response)
-    )
+    characters = content_length(text.prompt) + content_length(text.response) + len(text.options.tools or "")
     return min(characters // _CHARACTERS_PER_TOKEN + 1, scorer.max_tokens)
 
 
@@ -147,7 +153,7 @@ def _encode(scorer: Scorer, texts: Sequence[Text]) -> list[Tokens]:
     encoded = []
     for text in texts:
         try:
-            encoded.append(scorer.encode(text.prompt, text.response))
+            encoded.append(scorer.encode(text.prompt, text.response, text.options))
         except InvalidPairError as error:
             violation = FieldViolation(text.owner_id, str(error))
             raise InvalidPairError(f"{text.owner_id}: {error}", [violation]) from error

@@ -21,7 +21,7 @@ from torch import Tensor
 from madpo.data.tokenize import encode_response, pad_id, template_sha256, tokenizer_sha256
 from madpo.errors import FailedPreconditionError
 from madpo.models.load import load_reward_model, load_tokenizer, reward_scores
-from madpo.types import Content, RewardModelInfo
+from madpo.types import NO_OPTIONS, ChatOptions, Content, RewardModelInfo
 from madpo_reward.batcher import BatchShape
 
 logger = logging.getLogger(__name__)
@@ -94,13 +94,13 @@ class Scorer:
             max_pairs_per_request=max_pairs_per_request,
         )
 
-    def encode(self, prompt: Content, response: Content) -> Tokens:
+    def encode(self, prompt: Content, response: Content, options: ChatOptions = NO_OPTIONS) -> Tokens:
         """Tokenize; a text over `max_tokens` loses the start of its prompt first, then the end of its response.
 
         Raises:
             InvalidPairError: The model's template cannot render it.
         """
-        encoded = encode_response(self._tokenizer, prompt, response)
+        encoded = encode_response(self._tokenizer, prompt, response, options)
         response_ids = encoded.response_ids[: self.max_tokens]
         room = self.max_tokens - len(response_ids)
         prompt_ids = encoded.prompt_ids[max(0, len(encoded.prompt_ids) - room) :]

@@ -102,7 +102,7 @@ def _pair_texts(request: reward.ScorePairsRequest) -> tuple[list[str], list[Text
         _check_not_empty(f"{field}.chosen", pair.chosen, owner_id=pair_id)
         _check_not_empty(f"{field}.rejected", pair.rejected, owner_id=pair_id)
         ids.append(pair_id)
-        texts += [Text(pair_id, pair.prompt, pair.chosen), Text(pair_id, pair.prompt, pair.rejected)]
+        texts += [Text(pair_id, pair.prompt, response, pair.options) for response in (pair.chosen, pair.rejected)]
     return ids, texts
 
 
@@ -110,11 +110,11 @@ def _response_texts(request: reward.ScoreResponsesRequest) -> list[Text]:
     texts: list[Text] = []
     for index, message in enumerate(request.responses):
         field = f"responses[{index}]"
-        prompt, response = convert.response_from_proto(message, field=field)
-        expected = content_digest(prompt, response)
+        prompt, response, options = convert.response_from_proto(message, field=field)
+        expected = content_digest(prompt, response, options=options)
         response_id = _checked_id(f"{field}.response_id", message.response_id, expected=expected)
         # Empty is fine here: a policy may say nothing, and that has a score too.
-        texts.append(Text(response_id, prompt, response))
+        texts.append(Text(response_id, prompt, response, options))
     return texts
 
 
@@ -131,7 +131,7 @@ def _checked_id(field: str, given: str, *, expected: str) -> str:
 
 
 def _check_not_empty(field: str, response: Content, *, owner_id: str) -> None:
-    if not (response if isinstance(response, str) else any(turn.content for turn in response)):
+    if not (response if isinstance(response, str) else any(turn.content or turn.tool_calls for turn in response)):
         description = f"{owner_id} has an empty response"
         raise InvalidPairError(f"{field}: {description}", [FieldViolation(field, description)])
 

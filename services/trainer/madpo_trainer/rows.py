@@ -24,7 +24,7 @@ def read_completions(
     if dataset_id is None:
         return []
     rows = [row for row in datasets.read(dataset_id) if isinstance(row, Completion)]
-    encoded = [(row, encode_response(tokenizer, row.prompt, row.completion)) for row in rows]
+    encoded = [(row, encode_response(tokenizer, row.prompt, row.completion, row.options)) for row in rows]
     _refuse_overlong([(row.row, tokens) for row, tokens in encoded], max_tokens)
     return encoded
 
@@ -40,8 +40,8 @@ def read_pairs(datasets: DatasetStore, dataset_id: str | None, tokenizer: Any, *
     encoded = [
         (
             pair,
-            encode_response(tokenizer, pair.prompt, pair.chosen),
-            encode_response(tokenizer, pair.prompt, pair.rejected),
+            encode_response(tokenizer, pair.prompt, pair.chosen, pair.options),
+            encode_response(tokenizer, pair.prompt, pair.rejected, pair.options),
         )
         for pair in datasets.read(dataset_id)
         if isinstance(pair, PreferencePair)

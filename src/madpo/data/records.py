@@ -8,18 +8,29 @@ One function per shape; the shape is recognised row by row from the columns that
     prompt, completion            a completion
     prompt                        a prompt alone
 
-Each text is a string, or a list of chat messages `{"role", "content"}`; within a row all are of one sort. A column
-holding null is absent; columns not named above are ignored. Nothing is repaired: a wrong row is refused by its number.
+Each text is a string, or a list of chat messages; within a row all are of one sort. Any row may have `tools` and
+`chat_template_kwargs`, `id` and `source`; pairs and lists a `weight`. A column holding null is absent; columns not
+named above are ignored. Nothing is repaired: a wrong row is refused by its number.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
+from madpo.data.messages import read_content, read_options, read_text
+from madpo.data.rows import RawRow, refuse
 from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
-from madpo.types import Completion, Content, DatasetKind, DatasetRow, Message, PreferencePair, PromptOnly, ResponseList
-
-ROLES = ("system", "user", "assistant", "tool")
+from madpo.types import (
+    NO_OPTIONS,
+    ChatOptions,
+    Completion,
+    Content,
+    DatasetKind,
+    DatasetRow,
+    PreferencePair,
+    PromptOnly,
+    ResponseList,
+)
 
 COLUMNS = (
     "prompt",
@@ -35,6 +46,11 @@ COLUMNS = (
     "chosen_uncertainty",
     "rejected_uncertainty",
     "semantic_distance",
+    "weight",
+    "tools",
+    "chat_template_kwargs",
+    "id",
+    "source",
 )
 """Columns that mean something; the others are not even read where the format allows it."""
 
@@ -69,8 +85,8 @@ def parse_row(value: Any, row: int) -> DatasetRow:
     """
     if not isinstance(value, Mapping):
         refuse(row, "", f"must be an object with named fields, got {type(value).__name__}")
-    present = {column: value[column] for column in COLUMNS if value.get(column) is not None}
-    return _recognise(present, row)(present, row)
+    present = RawRow(row, {column: value[column] for column in COLUMNS if value.get(column) is not None})
+    return _recognise(present)(present)
 
 
 def parse_rows(values: Iterator[tuple[int, Any]]) -> Iterator[DatasetRow]:
@@ -106,187 +122,181 @@ def parse_rows(values: Iterator[tuple[int, Any]]) -> Iterator[DatasetRow]:
         raise InvalidArgumentError("the file has no rows")
 
 
-def refuse(row: int, field: str, reason: str) -> NoReturn:
-    """Raise the InvalidPairError of a row; `field` is empty when the whole row is meant."""
-    name = f"row {row}.{field}" if field else f"row {row}"
-    raise InvalidPairError(f"{name}: {reason}", [FieldViolation(name, reason)])
+Parser = Callable[[RawRow], DatasetRow]
 
 
-Parser = Callable[[Mapping[str, Any], int], DatasetRow]
-
-
-def _recognise(present: Mapping[str, Any], row: int) -> Parser:
+def _recognise(row: RawRow) -> Parser:
     shapes: list[tuple[Parser, tuple[str, ...]]] = [
         (_parse_pair, ("chosen", "rejected")),
         (_parse_list, ("responses", "scores")),
         (_parse_completion, ("completion",)),
     ]
-    found = [(parse, columns) for parse, columns in shapes if any(column in present for column in columns)]
+    found = [(parse, columns) for parse, columns in shapes if any(column in row for column in columns)]
     if len(found) > 1:
         given = ", or ".join(" and ".join(columns) for _, columns in found)
-        refuse(row, found[-1][1][0], f"give {given}, not both")
+        row.refuse(found[-1][1][0], f"give {given}, not both")
     return found[0][0] if found else _parse_prompt
 
 
-def _parse_pair(present: Mapping[str, Any], row: int) -> PreferencePair:
-    prompt, chosen, rejected = (_content(present, field, row) for field in ("prompt", "chosen", "rejected"))
+def _parse_pair(row: RawRow) -> PreferencePair:
+    prompt, chosen, rejected = (_content(row, field) for field in ("prompt", "chosen", "rejected"))
     _check_one_sort(row, prompt=prompt, chosen=chosen, rejected=rejected)
     _check_response(chosen, "chosen", row)
     _check_response(rejected, "rejected", row)
     if chosen == rejected:
-        refuse(row, "rejected", "is the same as chosen: the pair says nothing")
-    gold = _content(present, "gold", row) if "gold" in present else None
+        row.refuse("rejected", "is the same as chosen: the pair says nothing")
+    gold = _content(row, "gold") if "gold" in row else None
     if gold is not None:
         _check_one_sort(row, prompt=prompt, gold=gold)
         _check_response(gold, "gold", row)
+    chosen_reward, rejected_reward, margin = _rewards(row)
     return PreferencePair(
         prompt,
         chosen,
         rejected,
-        reward_margin=_reward_margin(present, row),
-        row=row,
+        reward_margin=margin,
+        row=row.number,
         gold=gold,
-        chosen_uncertainty=_bounded(present, "chosen_uncertainty", row, partner="rejected_uncertainty"),
-        rejected_uncertainty=_bounded(present, "rejected_uncertainty", row, partner="chosen_uncertainty"),
-        semantic_distance=_bounded(present, "semantic_distance", row, most=2.0),
+        chosen_uncertainty=_bounded(row, "chosen_uncertainty", partner="rejected_uncertainty"),
+        rejected_uncertainty=_bounded(row, "rejected_uncertainty", partner="chosen_uncertainty"),
+        semantic_distance=_bounded(row, "semantic_distance", most=2.0),
+        chosen_reward=chosen_reward,
+        rejected_reward=rejected_reward,
+        weight=_bounded(row, "weight"),
+        options=_options(row, prompt),
+        id=_name(row, "id"),
+        source=_name(row, "source"),
     )
 
 
-def _parse_list(present: Mapping[str, Any], row: int) -> ResponseList:
-    prompt = _content(present, "prompt", row)
+def _parse_list(row: RawRow) -> ResponseList:
+    prompt = _content(row, "prompt")
     for field in ("responses", "scores"):
-        if field not in present:
-            refuse(row, field, "is missing")
-        if not isinstance(present[field], list):
-            refuse(row, field, f"must be a list, got {type(present[field]).__name__}")
-    count = len(present["responses"])
+        if not isinstance(row[field], list):
+            row.refuse(field, f"must be a list, got {type(row[field]).__name__}")
+    count = len(row["responses"])
     if not 2 <= count <= MAX_RESPONSES:
-        refuse(row, "responses", f"must be 2 to {MAX_RESPONSES} responses, got {count}")
-    if len(present["scores"]) != count:
-        refuse(row, "scores", f"must be one per response, {count}, got {len(present['scores'])}")
-    responses = {f"responses[{i}]": response for i, response in enumerate(present["responses"])}
-    contents = {field: _content(responses, field, row) for field in responses}
+        row.refuse("responses", f"must be 2 to {MAX_RESPONSES} responses, got {count}")
+    if len(row["scores"]) != count:
+        row.refuse("scores", f"must be one per response, {count}, got {len(row['scores'])}")
+    contents = {
+        f"responses[{i}]": read_content(each, f"responses[{i}]", row) for i, each in enumerate(row["responses"])
+    }
     _check_one_sort(row, prompt=prompt, **contents)
     for field, content in contents.items():
         _check_response(content, field, row)
     if len(set(contents.values())) < count:
-        refuse(row, "responses", "has the same response twice")
-    scores = {f"scores[{i}]": score for i, score in enumerate(present["scores"])}
-    numbers = tuple(_finite(scores, field, row) for field in scores)
+        row.refuse("responses", "has the same response twice")
+    numbers = tuple(_finite(score, f"scores[{i}]", row) for i, score in enumerate(row["scores"]))
     if len(set(numbers)) == 1:
-        refuse(row, "scores", "are all the same: the list says nothing")
-    return ResponseList(prompt, tuple(contents.values()), numbers, row=row)
+        row.refuse("scores", "are all the same: the list says nothing")
+    return ResponseList(
+        prompt,
+        tuple(contents.values()),
+        numbers,
+        row=row.number,
+        weight=_bounded(row, "weight"),
+        options=_options(row, prompt),
+        id=_name(row, "id"),
+        source=_name(row, "source"),
+    )
 
 
-def _parse_completion(present: Mapping[str, Any], row: int) -> Completion:
-    prompt, completion = _content(present, "prompt", row), _content(present, "completion", row)
+def _parse_completion(row: RawRow) -> Completion:
+    prompt, completion = _content(row, "prompt"), _content(row, "completion")
     _check_one_sort(row, prompt=prompt, completion=completion)
     _check_response(completion, "completion", row)
-    return Completion(prompt, completion, row=row)
+    _refuse_weight(row)
+    options, names = _options(row, prompt), (_name(row, "id"), _name(row, "source"))
+    return Completion(prompt, completion, row.number, options, *names)
 
 
-def _parse_prompt(present: Mapping[str, Any], row: int) -> PromptOnly:
-    return PromptOnly(_content(present, "prompt", row), row=row)
+def _parse_prompt(row: RawRow) -> PromptOnly:
+    prompt = _content(row, "prompt")
+    _refuse_weight(row)
+    return PromptOnly(prompt, row.number, _options(row, prompt), _name(row, "id"), _name(row, "source"))
 
 
-def _content(present: Mapping[str, Any], field: str, row: int) -> Content:
-    if field not in present:
-        refuse(row, field, "is missing")
-    value = present[field]
-    if isinstance(value, str):
-        return _text(value, field, row)
-    if isinstance(value, list):
-        if not value:
-            refuse(row, field, "has no messages")
-        return tuple(_message(turn, f"{field}[{index}]", row) for index, turn in enumerate(value))
-    refuse(row, field, f"must be text or a list of messages, got {type(value).__name__}")
+def _content(row: RawRow, field: str) -> Content:
+    return read_content(row[field], field, row)
 
 
-def _message(turn: Any, field: str, row: int) -> Message:
-    if not isinstance(turn, Mapping):
-        refuse(row, field, f"must be an object with role and content, got {type(turn).__name__}")
-    unread = sorted(str(key) for key, part in turn.items() if part is not None and key not in ("role", "content"))
-    if unread:
-        # Leaving out a tool call or a name would train on another conversation than the one given.
-        refuse(row, field, f"has a field a message cannot carry here: {unread[0]!r:.60}")
-    role, content = turn.get("role"), turn.get("content")
-    if role not in ROLES:
-        refuse(row, f"{field}.role", f"must be one of {', '.join(ROLES)}, got {role!r:.60}")
-    if not isinstance(content, str):
-        refuse(row, f"{field}.content", f"must be text, got {type(content).__name__}")
-    return Message(role, _text(content, f"{field}.content", row))
+def _options(row: RawRow, prompt: Content) -> ChatOptions:
+    options = read_options(row.values.get("tools"), row.values.get("chat_template_kwargs"), row)
+    if isinstance(prompt, str) and options != NO_OPTIONS:
+        field = "tools" if options.tools else "chat_template_kwargs"
+        row.refuse(field, "is for a chat template, and plain text has none: give chat messages, or leave it out")
+    return options
 
 
-def _text(value: str, field: str, row: int) -> str:
-    if "\0" in value:
-        refuse(row, field, f"has a NUL character at position {value.index(chr(0))}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        refuse(row, field, f"has half a surrogate pair at position {error.start}: not Unicode text")
-    return value
+def _name(row: RawRow, field: str) -> str | None:
+    """A row's name: text, or a whole number as text."""
+    value = row.values.get(field)
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return read_text(value, field, row)
 
 
-def _check_one_sort(row: int, **contents: Content) -> None:
+def _refuse_weight(row: RawRow) -> None:
+    if "weight" in row:
+        row.refuse("weight", "is for preference pairs and lists: it multiplies their loss")
+
+
+def _check_one_sort(row: RawRow, **contents: Content) -> None:
     texts = [field for field, content in contents.items() if isinstance(content, str)]
     if texts and len(texts) < len(contents):
-        refuse(row, texts[0], f"is text while other fields are messages; make all of {', '.join(contents)} the same")
+        row.refuse(texts[0], f"is text while other fields are messages; make all of {', '.join(contents)} the same")
 
 
-def _check_response(content: Content, field: str, row: int) -> None:
+def _check_response(content: Content, field: str, row: RawRow) -> None:
     if isinstance(content, str):
         if not content.strip():
-            refuse(row, field, "is empty")
+            row.refuse(field, "is empty")
         return
     if content[0].role != "assistant":
-        refuse(row, f"{field}[0].role", f"must be assistant in a response, got {content[0].role!r}")
-    if not any(turn.content.strip() for turn in content):
-        refuse(row, field, "is empty")
+        row.refuse(f"{field}[0].role", f"must be assistant in a response, got {content[0].role!r}")
+    if all(turn.is_empty for turn in content):
+        row.refuse(field, "is empty")
 
 
-def _reward_margin(present: Mapping[str, Any], row: int) -> float | None:
-    """`margin` where given, else the difference of the two rewards."""
-    if "margin" in present:
-        return _finite(present, "margin", row)
-    if "chosen_reward" not in present and "rejected_reward" not in present:
-        return None
+def _rewards(row: RawRow) -> tuple[float | None, float | None, float | None]:
+    """Chosen reward, rejected reward, and the margin: `margin` where given, else their difference."""
+    given = _finite(row["margin"], "margin", row) if "margin" in row else None
+    if "chosen_reward" not in row and "rejected_reward" not in row:
+        return None, None, given
     for field in ("chosen_reward", "rejected_reward"):
-        if field not in present:
-            refuse(row, field, "is missing while the other reward is given")
-    margin = _finite(present, "chosen_reward", row) - _finite(present, "rejected_reward", row)
-    if not math.isfinite(margin):
-        refuse(row, "chosen_reward", "minus rejected_reward is not finite")
-    return margin
+        if field not in row:
+            row.refuse(field, "is missing while the other reward is given")
+    chosen, rejected = (_finite(row[field], field, row) for field in ("chosen_reward", "rejected_reward"))
+    if not math.isfinite(chosen - rejected):
+        row.refuse("chosen_reward", "minus rejected_reward is not finite")
+    return chosen, rejected, chosen - rejected if given is None else given
 
 
-def _bounded(
-    present: Mapping[str, Any], field: str, row: int, *, most: float = math.inf, partner: str = ""
-) -> float | None:
+def _bounded(row: RawRow, field: str, *, most: float = math.inf, partner: str = "") -> float | None:
     """A number from 0 to `most`; None where it is absent, and so must its partner be."""
-    if field not in present:
-        if partner in present:
-            refuse(row, field, f"is missing while {partner} is given")
+    if field not in row:
+        if partner in row:
+            row.refuse(field, f"is missing while {partner} is given")
         return None
-    number = _finite(present, field, row)
+    number = _finite(row[field], field, row)
     if not 0 <= number <= most:
-        refuse(
-            row,
-            field,
-            f"must be at least 0, got {number}" if most == math.inf else f"must be in [0, {most:g}], got {number}",
-        )
+        expected = "at least 0" if most == math.inf else f"in [0, {most:g}]"
+        row.refuse(field, f"must be {expected}, got {number}")
     return number
 
 
-def _finite(present: Mapping[str, Any], field: str, row: int) -> float:
-    value = present[field]
+def _finite(value: Any, field: str, row: RawRow) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        refuse(row, field, f"must be a number, got {type(value).__name__}")
+        row.refuse(field, f"must be a number, got {type(value).__name__}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        refuse(row, field, f"must be finite, got {number}")
+        row.refuse(field, f"must be finite, got {number}")
     return number
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from madpo.errors import InvalidArgumentError, InvalidPairError
-from madpo.types import Content, Message
+from madpo.types import NO_OPTIONS, ChatOptions, Content, Message, content_to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,19 +24,21 @@ class Encoded:
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Content) -> list[int]:
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Content, options: ChatOptions = NO_OPTIONS
+) -> list[int]:
     """The ids to generate a response from; `encode_response` gives the same ones.
 
     Text gets the special tokens the tokenizer puts in front (one BOS, even if the text brings its own) and no
     EOS. Empty text becomes the BOS, or the EOS of a tokenizer without one: a model needs a token to start from.
-    Messages are rendered by the chat template with its generation prompt.
+    Messages are rendered by the chat template with its generation prompt, the tools and the row's own arguments.
 
     Raises:
         InvalidPairError: The chat template refuses the messages.
         InvalidArgumentError: Messages, but the tokenizer has no chat template.
     """
     if not isinstance(prompt, str):
-        return _render(tokenizer, prompt, add_generation_prompt=True)
+        return _render(tokenizer, prompt, options, add_generation_prompt=True)
     ids: list[int] = tokenizer(prompt)["input_ids"]
     end, bos = _end_id(tokenizer), tokenizer.bos_token_id
     if ids and ids[-1] == end and tokenizer("")["input_ids"][-1:] == [end]:
@@ -46,7 +48,9 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Content) -> list
     return ids or [end if bos is None else bos]
 
 
-def encode_response(tokenizer: "PreTrainedTokenizerBase", prompt: Content, response: Content) -> Encoded:
+def encode_response(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Content, response: Content, options: ChatOptions = NO_OPTIONS
+) -> Encoded:
     """Token ids of a prompt and a response, both text or both messages.
 
     A text response ends with EOS, appended where the text does not bring it; for messages the chat template alone
@@ -63,8 +67,8 @@ def encode_response(tokenizer: "PreTrainedTokenizerBase", prompt: Content, respo
         return Encoded(encode_prompt(tokenizer, prompt), ids if ids[-1:] == [end] else [*ids, end])
     if isinstance(prompt, str) or isinstance(response, str):
         raise InvalidPairError("prompt and response must both be text or both be chat messages, got one of each")
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    ids = _render(tokenizer, (*prompt, *response), add_generation_prompt=False)
+    prompt_ids = encode_prompt(tokenizer, prompt, options)
+    ids = _render(tokenizer, (*prompt, *response), options, add_generation_prompt=False)
     if ids[: len(prompt_ids)] != prompt_ids:
         raise InvalidPairError(_prefix_mismatch(tokenizer, prompt_ids, ids))
     if len(ids) == len(prompt_ids):
@@ -105,7 +109,11 @@ def _end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def _render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, add_generation_prompt: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    options: ChatOptions,
+    *,
+    add_generation_prompt: bool,
 ) -> list[int]:
     from jinja2 import TemplateError
 
@@ -113,10 +121,13 @@ def _render(
         raise InvalidArgumentError(
             "the tokenizer has no chat template, so it cannot read messages: give text, or a tokenizer saved with one"
         )
-    turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         ids: list[int] = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+            content_to_json(tuple(messages)),
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=False,
+            **options.template_inputs(),
         )
     except (TemplateError, ValueError) as error:
         roles = ", ".join(message.role for message in messages)

@@ -1,5 +1,6 @@
 """Protobuf messages to domain values and back; nothing else touches both."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -44,8 +45,7 @@ def content_to_proto(content: types.Content) -> preference.Content:
     """Text or messages."""
     if isinstance(content, str):
         return preference.Content(text=content)
-    turns = [preference.Message(role=turn.role, content=turn.content) for turn in content]
-    return preference.Content(conversation=preference.Conversation(messages=turns))
+    return preference.Content(conversation=preference.Conversation(messages=map(_message_to_proto, content)))
 
 
 def content_from_proto(content: preference.Content, *, field: str) -> types.Content:
@@ -54,8 +54,59 @@ def content_from_proto(content: preference.Content, *, field: str) -> types.Cont
     if kind == "text":
         return content.text
     if kind == "conversation" and content.conversation.messages:
-        return tuple(types.Message(turn.role, turn.content) for turn in content.conversation.messages)
+        return tuple(
+            _message_from_proto(turn, field=f"{field}[{index}]")
+            for index, turn in enumerate(content.conversation.messages)
+        )
     violation = FieldViolation(field, "give text, or a conversation with at least one message")
+    raise InvalidArgumentError(f"{field}: {violation.description}", [violation])
+
+
+def _message_to_proto(message: types.Message) -> preference.Message:
+    calls = [
+        preference.ToolCall(id=call.id, name=call.name, arguments_json=call.arguments) for call in message.tool_calls
+    ]
+    texts = {name: getattr(message, name) for name in types.MESSAGE_TEXTS}
+    return preference.Message(role=message.role, content=message.content, tool_calls=calls, **texts)
+
+
+def _message_from_proto(message: preference.Message, *, field: str) -> types.Message:
+    calls = tuple(
+        types.ToolCall(
+            call.name,
+            _checked_json(call.arguments_json, dict, field=f"{field}.tool_calls[{index}].arguments_json"),
+            call.id if call.HasField("id") else None,
+        )
+        for index, call in enumerate(message.tool_calls)
+    )
+    texts = {name: getattr(message, name) for name in types.MESSAGE_TEXTS if message.HasField(name)}
+    return types.Message(message.role, message.content, calls, **texts)
+
+
+def options_to_proto(options: types.ChatOptions) -> preference.ChatOptions | None:
+    """None where there are none."""
+    if options == types.NO_OPTIONS:
+        return None
+    return preference.ChatOptions(tools_json=options.tools, template_kwargs_json=options.template_kwargs)
+
+
+def options_from_proto(options: preference.ChatOptions, *, field: str) -> types.ChatOptions:
+    """An unset message is none. Raises InvalidArgumentError naming the part that is not JSON of its sort."""
+    tools = template_kwargs = None
+    if options.HasField("tools_json"):
+        tools = _checked_json(options.tools_json, list, field=f"{field}.tools_json")
+    if options.HasField("template_kwargs_json"):
+        template_kwargs = _checked_json(options.template_kwargs_json, dict, field=f"{field}.template_kwargs_json")
+    return types.ChatOptions(tools, template_kwargs)
+
+
+def _checked_json(text: str, sort: type, *, field: str) -> str:
+    try:
+        if isinstance(json.loads(text), sort):
+            return text
+    except (ValueError, RecursionError):
+        pass
+    violation = FieldViolation(field, f"must be JSON text of {'a list' if sort is list else 'an object'}")
     raise InvalidArgumentError(f"{field}: {violation.description}", [violation])
 
 
@@ -66,6 +117,7 @@ def pair_to_proto(pair: types.PreferencePair) -> preference.PreferencePair:
         prompt=content_to_proto(pair.prompt),
         chosen=content_to_proto(pair.chosen),
         rejected=content_to_proto(pair.rejected),
+        options=options_to_proto(pair.options),
     )
 
 
@@ -75,23 +127,30 @@ def pair_from_proto(pair: preference.PreferencePair, *, field: str) -> types.Pre
         prompt=content_from_proto(pair.prompt, field=f"{field}.prompt"),
         chosen=content_from_proto(pair.chosen, field=f"{field}.chosen"),
         rejected=content_from_proto(pair.rejected, field=f"{field}.rejected"),
+        options=options_from_proto(pair.options, field=f"{field}.options"),
     )
 
 
-def response_to_proto(prompt: types.Content, response: types.Content) -> preference.Response:
+def response_to_proto(
+    prompt: types.Content, response: types.Content, options: types.ChatOptions = types.NO_OPTIONS
+) -> preference.Response:
     """A response with its id."""
     return preference.Response(
-        response_id=types.content_digest(prompt, response),
+        response_id=types.content_digest(prompt, response, options=options),
         prompt=content_to_proto(prompt),
         response=content_to_proto(response),
+        options=options_to_proto(options),
     )
 
 
-def response_from_proto(response: preference.Response, *, field: str) -> tuple[types.Content, types.Content]:
-    """Prompt and response. Raises InvalidArgumentError naming the missing part."""
+def response_from_proto(
+    response: preference.Response, *, field: str
+) -> tuple[types.Content, types.Content, types.ChatOptions]:
+    """Prompt, response and options. Raises InvalidArgumentError naming the missing part."""
     return (
         content_from_proto(response.prompt, field=f"{field}.prompt"),
         content_from_proto(response.response, field=f"{field}.response"),
+        options_from_proto(response.options, field=f"{field}.options"),
     )
 
 
@@ -224,18 +283,28 @@ def dataset_report_from_proto(report: datasets.CheckDatasetResponse) -> types.Da
 
 
 _ROW_CONTENTS = ("prompt", "chosen", "rejected", "completion", "gold")
-_ROW_NUMBERS = ("reward_margin", "chosen_uncertainty", "rejected_uncertainty", "semantic_distance")
+_ROW_VALUES = (
+    "reward_margin",
+    "chosen_uncertainty",
+    "rejected_uncertainty",
+    "semantic_distance",
+    "chosen_reward",
+    "rejected_reward",
+    "weight",
+    "id",
+    "source",
+)
 
 
 def dataset_row_to_proto(row: types.DatasetRow) -> datasets.DatasetRow:
     """All fields that the row has."""
-    message = datasets.DatasetRow(row=row.row)
+    message = datasets.DatasetRow(row=row.row, options=options_to_proto(row.options))
     for name in _ROW_CONTENTS:
         if (content := getattr(row, name, None)) is not None:
             getattr(message, name).CopyFrom(content_to_proto(content))
-    for name in _ROW_NUMBERS:
-        if (number := getattr(row, name, None)) is not None:
-            setattr(message, name, number)
+    for name in _ROW_VALUES:
+        if (value := getattr(row, name, None)) is not None:
+            setattr(message, name, value)
     if isinstance(row, types.ResponseList):
         message.responses.extend(map(content_to_proto, row.responses))
         message.scores.extend(row.scores)
@@ -244,11 +313,11 @@ def dataset_row_to_proto(row: types.DatasetRow) -> datasets.DatasetRow:
 
 def dataset_row_from_proto(message: datasets.DatasetRow) -> types.DatasetRow:
     """The row; its fields say of which kind."""
-    fields: dict[str, Any] = {"row": message.row}
+    fields: dict[str, Any] = {"row": message.row, "options": options_from_proto(message.options, field="options")}
     for name in _ROW_CONTENTS:
         if message.HasField(name):
             fields[name] = content_from_proto(getattr(message, name), field=name)
-    for name in _ROW_NUMBERS:
+    for name in _ROW_VALUES:
         if message.HasField(name):
             fields[name] = getattr(message, name)
     if message.responses:

@@ -26,7 +26,15 @@ from madpo.rpc import convert
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES, call_metadata, open_channel
 from madpo.rpc.status import from_rpc_error
 from madpo.rpc.tls import ClientTls, explain_handshake
-from madpo.types import Content, PreferencePair, RewardModelInfo, ScoredPair, ScoredResponse
+from madpo.types import (
+    NO_OPTIONS,
+    ChatOptions,
+    Content,
+    PreferencePair,
+    RewardModelInfo,
+    ScoredPair,
+    ScoredResponse,
+)
 from madpo.v1 import preference_pb2 as preference
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceStub
@@ -135,9 +143,14 @@ class RewardClient:
         return await self._score([convert.pair_to_proto(pair) for pair in pairs], ask, revision=revision)
 
     async def score_responses(
-        self, model_id: str, responses: Sequence[tuple[Content, Content]], *, revision: str | None = None
+        self,
+        model_id: str,
+        responses: Sequence[tuple[Content, Content]],
+        *,
+        options: Sequence[ChatOptions] | None = None,
+        revision: str | None = None,
     ) -> list[ScoredResponse]:
-        """Scores of (prompt, response) tuples, in their order; else as `score_pairs`."""
+        """Scores of (prompt, response) tuples, in their order, each with its options; else as `score_pairs`."""
 
         async def ask(batch: Sequence[preference.Response], limit_s: float) -> _Reply[ScoredResponse]:
             reply = await self._call(
@@ -147,7 +160,8 @@ class RewardClient:
             _check_reply([item.response_id for item in batch], [(score.response_id, score.reward) for score in scores])
             return _Reply(reply.revision, scores)
 
-        items = [convert.response_to_proto(prompt, response) for prompt, response in responses]
+        each = [NO_OPTIONS] * len(responses) if options is None else options
+        items = [convert.response_to_proto(*texts, chat) for texts, chat in zip(responses, each, strict=True)]
         return await self._score(items, ask, revision=revision)
 
     async def _score(

@@ -1,7 +1,8 @@
 """Datasets in the object store, named by their content.
 
-Rows are kept as Parquet: row (int64), the contents (JSON text), the numbers of a pair (double), and the responses (JSON
-text each) and scores of a list; null where the row has none.
+Rows are kept as Parquet: row (int64), the contents (JSON text), the numbers of a pair (double), the responses (JSON
+text each) and scores of a list, what the chat template is given (JSON text), and what the file calls the row; null
+where the row has none. All but the number of the row is part of the content.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.bundle import Manifest
 from madpo.types import (
+    ChatOptions,
     Completion,
     Content,
     Dataset,
@@ -36,14 +38,26 @@ from madpo.types import (
     ResponseList,
     content_from_json,
     content_to_json,
+    json_text,
 )
 
 _PART_ROWS = 50_000
 _PART_BYTES = 64 << 20
 _READ_ROWS = 1_000
 _CONTENTS = ("prompt", "chosen", "rejected", "completion", "gold")
-_NUMBERS = ("reward_margin", "chosen_uncertainty", "rejected_uncertainty", "semantic_distance")
-_OPTIONAL = ("gold", *_NUMBERS)
+_NUMBERS = (
+    "reward_margin",
+    "chosen_uncertainty",
+    "rejected_uncertainty",
+    "semantic_distance",
+    "chosen_reward",
+    "rejected_reward",
+    "weight",
+)
+_OPTIONS = {"tools": "tools", "chat_template_kwargs": "template_kwargs"}
+"""Columns, and the fields of `ChatOptions` they hold."""
+_NAMES = ("id", "source")
+_OPTIONAL = ("gold", *_NUMBERS, *_OPTIONS, *_NAMES)
 _SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -51,6 +65,7 @@ _SCHEMA = pa.schema(
         *((name, pa.float64()) for name in _NUMBERS),
         ("responses", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float64())),
+        *((name, pa.string()) for name in (*_OPTIONS, *_NAMES)),
     ]
 )
 _ROW_TYPES: dict[DatasetKind, type[DatasetRow]] = {
@@ -196,6 +211,11 @@ def _write_parts(rows: Iterable[DatasetRow], kind: DatasetKind, directory: Path)
                 f"row {row.row} is not a {kind.value} row like the others",
                 [FieldViolation(f"row {row.row}", f"expected a {kind.value} row")],
             )
+        is_full = len(pending) >= _PART_ROWS or pending_bytes >= _PART_BYTES
+        # The pairs of one row of the file stay together, so that a number is in one part.
+        if is_full and (row.row == 0 or row.row != pending[-1]["row"]):
+            _write_part(pending, directory, content)
+            pending, pending_bytes = [], 0
         columns = _to_columns(row)
         content.rows += 1
         content.present.update(name for name in _OPTIONAL if columns.get(name) is not None)
@@ -203,9 +223,6 @@ def _write_parts(rows: Iterable[DatasetRow], kind: DatasetKind, directory: Path)
         content.digest.update(documents.encode([kind.value, identity]) + b"\n")
         pending.append(columns)
         pending_bytes += sum(map(_text_size, columns.values()))
-        if len(pending) >= _PART_ROWS or pending_bytes >= _PART_BYTES:
-            _write_part(pending, directory, content)
-            pending, pending_bytes = [], 0
     if pending:
         _write_part(pending, directory, content)
     return content
@@ -220,21 +237,25 @@ def _write_part(rows: list[dict[str, Any]], directory: Path, content: _Content) 
 def _to_columns(row: DatasetRow) -> dict[str, Any]:
     """The fields that the row has, as they are kept."""
     columns: dict[str, Any] = {"row": row.row}
-    for name in _SCHEMA.names[1:]:
-        value = getattr(row, name, None)
-        if value is None:
-            continue
-        if name in _CONTENTS:
-            columns[name] = _to_text(value)
-        elif name == "responses":
-            columns[name] = [_to_text(response) for response in value]
-        else:
-            columns[name] = [float(score) for score in value] if name == "scores" else float(value)
-    return columns
+    columns |= {name: getattr(row.options, field) for name, field in _OPTIONS.items()}
+    columns |= {name: getattr(row, name) for name in _NAMES}
+    for name in _CONTENTS:
+        if (content := getattr(row, name, None)) is not None:
+            columns[name] = _to_text(content)
+    for name in _NUMBERS:
+        if (number := getattr(row, name, None)) is not None:
+            columns[name] = float(number)
+    if isinstance(row, ResponseList):
+        columns["responses"] = [_to_text(response) for response in row.responses]
+        columns["scores"] = [float(score) for score in row.scores]
+    return {name: value for name, value in columns.items() if value is not None}
 
 
 def _from_columns(columns: dict[str, Any], kind: DatasetKind) -> DatasetRow:
     fields = {name: value for name, value in columns.items() if value is not None}
+    options = {field: fields.pop(name) for name, field in _OPTIONS.items() if name in fields}
+    if options:
+        fields["options"] = ChatOptions(**options)
     for name in _CONTENTS:
         if name in fields:
             fields[name] = _from_text(fields[name])
@@ -251,7 +272,7 @@ def _text_size(value: Any) -> int:
 
 
 def _to_text(content: Content) -> str:
-    return json.dumps(content_to_json(content), ensure_ascii=True, separators=(",", ":"))
+    return json_text(content_to_json(content))
 
 
 def _from_text(text: str) -> Content:

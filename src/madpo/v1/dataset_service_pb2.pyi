@@ -125,7 +125,7 @@ class ReadDatasetRowsResponse(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[DatasetRow, _Mapping]]] = ...) -> None: ...
 
 class DatasetRow(_message.Message):
-    __slots__ = ("row", "prompt", "chosen", "rejected", "completion", "gold", "reward_margin", "chosen_uncertainty", "rejected_uncertainty", "semantic_distance", "responses", "scores")
+    __slots__ = ("row", "prompt", "chosen", "rejected", "completion", "gold", "reward_margin", "chosen_uncertainty", "rejected_uncertainty", "semantic_distance", "responses", "scores", "options", "chosen_reward", "rejected_reward", "weight", "id", "source")
     ROW_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,12 @@ class DatasetRow(_message.Message):
     SEMANTIC_DISTANCE_FIELD_NUMBER: _ClassVar[int]
     RESPONSES_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_REWARD_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_REWARD_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     row: int
     prompt: _preference_pb2.Content
     chosen: _preference_pb2.Content
@@ -150,4 +156,10 @@ class DatasetRow(_message.Message):
     semantic_distance: float
     responses: _containers.RepeatedCompositeFieldContainer[_preference_pb2.Content]
     scores: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, row: _Optional[int] = ..., prompt: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., chosen: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., rejected: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., completion: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., gold: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., reward_margin: _Optional[float] = ..., chosen_uncertainty: _Optional[float] = ..., rejected_uncertainty: _Optional[float] = ..., semantic_distance: _Optional[float] = ..., responses: _Optional[_Iterable[_Union[_preference_pb2.Content, _Mapping]]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+    options: _preference_pb2.ChatOptions
+    chosen_reward: float
+    rejected_reward: float
+    weight: float
+    id: str
+    source: str
+    def __init__(self, row: _Optional[int] = ..., prompt: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., chosen: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., rejected: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., completion: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., gold: _Optional[_Union[_preference_pb2.Content, _Mapping]] = ..., reward_margin: _Optional[float] = ..., chosen_uncertainty: _Optional[float] = ..., rejected_uncertainty: _Optional[float] = ..., semantic_distance: _Optional[float] = ..., responses: _Optional[_Iterable[_Union[_preference_pb2.Content, _Mapping]]] = ..., scores: _Optional[_Iterable[float]] = ..., options: _Optional[_Union[_preference_pb2.ChatOptions, _Mapping]] = ..., chosen_reward: _Optional[float] = ..., rejected_reward: _Optional[float] = ..., weight: _Optional[float] = ..., id: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...

@@ -24,21 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19madpo/v1/preference.proto\x12\x08madpo.v1\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x0c\x43onversation\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.madpo.v1.Message\"Q\n\x07\x43ontent\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12.\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x16.madpo.v1.ConversationH\x00\x42\x06\n\x04kind\"\x8c\x01\n\x0ePreferencePair\x12\x0f\n\x07pair_id\x18\x01 \x01(\t\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.madpo.v1.Content\x12!\n\x06\x63hosen\x18\x03 \x01(\x0b\x32\x11.madpo.v1.Content\x12#\n\x08rejected\x18\x04 \x01(\x0b\x32\x11.madpo.v1.Content\"g\n\x08Response\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.madpo.v1.Content\x12#\n\x08response\x18\x03 \x01(\x0b\x32\x11.madpo.v1.Contentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19madpo/v1/preference.proto\x12\x08madpo.v1\"H\n\x08ToolCall\x12\x0f\n\x02id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\tB\x05\n\x03_id\"\xf2\x01\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12&\n\ntool_calls\x18\x03 \x03(\x0b\x32\x12.madpo.v1.ToolCall\x12\x19\n\x0ctool_call_id\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04name\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08thinking\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\x1e\n\x11reasoning_content\x18\x07 \x01(\tH\x03\x88\x01\x01\x42\x0f\n\r_tool_call_idB\x07\n\x05_nameB\x0b\n\t_thinkingB\x14\n\x12_reasoning_content\"q\n\x0b\x43hatOptions\x12\x17\n\ntools_json\x18\x01 \x01(\tH\x00\x88\x01\x01\x12!\n\x14template_kwargs_json\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\r\n\x0b_tools_jsonB\x17\n\x15_template_kwargs_json\"3\n\x0c\x43onversation\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.madpo.v1.Message\"Q\n\x07\x43ontent\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12.\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x16.madpo.v1.ConversationH\x00\x42\x06\n\x04kind\"\xb4\x01\n\x0ePreferencePair\x12\x0f\n\x07pair_id\x18\x01 \x01(\t\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.madpo.v1.Content\x12!\n\x06\x63hosen\x18\x03 \x01(\x0b\x32\x11.madpo.v1.Content\x12#\n\x08rejected\x18\x04 \x01(\x0b\x32\x11.madpo.v1.Content\x12&\n\x07options\x18\x05 \x01(\x0b\x32\x15.madpo.v1.ChatOptions\"\x8f\x01\n\x08Response\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.madpo.v1.Content\x12#\n\x08response\x18\x03 \x01(\x0b\x32\x11.madpo.v1.Content\x12&\n\x07options\x18\x04 \x01(\x0b\x32\x15.madpo.v1.ChatOptionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'madpo.v1.preference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MESSAGE']._serialized_start=39
-  _globals['_MESSAGE']._serialized_end=79
-  _globals['_CONVERSATION']._serialized_start=81
-  _globals['_CONVERSATION']._serialized_end=132
-  _globals['_CONTENT']._serialized_start=134
-  _globals['_CONTENT']._serialized_end=215
-  _globals['_PREFERENCEPAIR']._serialized_start=218
-  _globals['_PREFERENCEPAIR']._serialized_end=358
-  _globals['_RESPONSE']._serialized_start=360
-  _globals['_RESPONSE']._serialized_end=463
+  _globals['_TOOLCALL']._serialized_start=39
+  _globals['_TOOLCALL']._serialized_end=111
+  _globals['_MESSAGE']._serialized_start=114
+  _globals['_MESSAGE']._serialized_end=356
+  _globals['_CHATOPTIONS']._serialized_start=358
+  _globals['_CHATOPTIONS']._serialized_end=471
+  _globals['_CONVERSATION']._serialized_start=473
+  _globals['_CONVERSATION']._serialized_end=524
+  _globals['_CONTENT']._serialized_start=526
+  _globals['_CONTENT']._serialized_end=607
+  _globals['_PREFERENCEPAIR']._serialized_start=610
+  _globals['_PREFERENCEPAIR']._serialized_end=790
+  _globals['_RESPONSE']._serialized_start=793
+  _globals['_RESPONSE']._serialized_end=936
 # @@protoc_insertion_point(module_scope)

@@ -19,7 +19,6 @@ from madpo.rpc.channel import CHUNK_BYTES, MAX_READ_ROWS
 from madpo.storage.datasets import DatasetStore
 from madpo.types import (
     Completion,
-    Content,
     Dataset,
     DatasetReport,
     DatasetRow,
@@ -27,6 +26,7 @@ from madpo.types import (
     PreferencePair,
     ResponseList,
     content_digest,
+    content_length,
 )
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
@@ -158,7 +158,7 @@ class DatasetServicer(DatasetServiceServicer):
             if isinstance(row, PreferencePair):
                 pairs += 1
                 identical += row.chosen == row.rejected
-                longer_chosen += _length(row.chosen) > _length(row.rejected)
+                longer_chosen += content_length(row.chosen) > content_length(row.rejected)
         return DatasetReport(
             dataset=self._datasets.get(dataset_id),
             duplicate_rows=duplicates,
@@ -192,8 +192,4 @@ def _digest(row: DatasetRow) -> str:
             return row.list_id
         case Completion():
             return row.completion_id
-    return content_digest(row.prompt)
-
-
-def _length(response: Content) -> int:
-    return len(response) if isinstance(response, str) else sum(len(turn.content) for turn in response)
+    return content_digest(row.prompt, options=row.options)

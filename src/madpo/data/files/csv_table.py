@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from madpo.data.files.json_lines import BOM, lines
 from madpo.data.files.json_text import parse_json, too_large
 from madpo.data.files.limits import ReadLimits
-from madpo.data.records import refuse
+from madpo.data.rows import refuse
 from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
 
 NUMBERS = frozenset(

@@ -1,0 +1,44 @@
+"""One row of an uploaded file, before it is known what it means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from madpo.errors import FieldViolation, InvalidPairError
+
+
+def refuse(row: int, field: str, reason: str) -> NoReturn:
+    """Raise the InvalidPairError of a row; `field` is empty when the whole row is meant."""
+    name = f"row {row}.{field}" if field else f"row {row}"
+    raise InvalidPairError(f"{name}: {reason}", [FieldViolation(name, reason)])
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """The columns of a row that hold something, by the names we read them under."""
+
+    number: int
+    """From 1, for errors."""
+    values: Mapping[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the file calls a column that was mapped to another name."""
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.values
+
+    def __getitem__(self, column: str) -> Any:
+        """The column's value. Raises InvalidPairError when it is missing."""
+        if column not in self.values:
+            self.refuse(column, "is missing")
+        return self.values[column]
+
+    def name(self, column: str) -> str:
+        """What the file calls a column."""
+        return self.names.get(column, column)
+
+    def refuse(self, field: str, reason: str) -> NoReturn:
+        """Raise the InvalidPairError of one of its fields, or of the whole row when `field` is empty."""
+        column = next(
+            (column for column in self.names if field == column or field.startswith((f"{column}.", f"{column}["))), ""
+        )
+        refuse(self.number, self.names[column] + field[len(column) :] if column else field, reason)
