@@ -44,7 +44,7 @@ PROGRAM = """
     from madpo.config import load_settings
     from madpo.errors import MadpoError
     from madpo.queue.workspace import Run
-    from madpo_trainer.ranks import open_ranks
+    from madpo_trainer.ranks import open_ranks, run_rank
     from madpo_trainer.run import TrainingRun
     from madpo_trainer.settings import TrainerSettings
 
@@ -61,18 +61,22 @@ PROGRAM = """
         return True
 
     Run.checkpoint_published = published
-    settings = load_settings(TrainerSettings)
-    with open_ranks(timeout_s=60) as ranks:
-        for workspace in map(Path, sys.argv[1:]):
-            run = Run.open(workspace)
-            try:
-                TrainingRun(run, settings, ranks).execute()
-                if ranks.lead(lambda: go_on(workspace)):
+    def program():
+        settings = load_settings(TrainerSettings)
+        with open_ranks(timeout_s=60) as ranks:
+            for workspace in map(Path, sys.argv[1:]):
+                run = Run.open(workspace)
+                try:
                     TrainingRun(run, settings, ranks).execute()
-            except MadpoError as error:
-                (workspace / f"refused-{ranks.rank}").write_text(str(error))
-                if ranks.is_leader:
-                    run.fail(str(error))
+                    if ranks.lead(lambda: go_on(workspace)):
+                        TrainingRun(run, settings, ranks).execute()
+                except MadpoError as error:
+                    (workspace / f"refused-{ranks.rank}").write_text(str(error))
+                    if ranks.is_leader:
+                        run.fail(str(error))
+        return 0
+
+    run_rank(program)
 """
 
 TRAINING = {

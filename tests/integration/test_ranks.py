@@ -17,7 +17,7 @@ PROGRAM = """
     from madpo.errors import InvalidArgumentError, NonFiniteError
     from madpo_trainer import ranks as module
     from madpo_trainer.margins import SharedMargins
-    from madpo_trainer.ranks import Interrupted, open_ranks
+    from madpo_trainer.ranks import Interrupted, open_ranks, run_rank
 
     module._LONGEST_SILENCE_S = 0.2
     seen = {}
@@ -41,31 +41,36 @@ PROGRAM = """
                 raise Interrupted("asked to stop")
             return [float(step), None]
 
-    with open_ranks(timeout_s=2) as ranks:
-        seen["place"] = [ranks.rank, ranks.size, ranks.is_leader]
-        seen["share"] = [list(ranks.share(range(count))) for count in (7, 2, 0)]
-        seen["map"] = [ranks.map(lambda item: item * item, range(count)) for count in (7, 2, 0)]
-        seen["gather"] = ranks.gather({"rank": ranks.rank})
-        seen["together"] = ranks.together(lambda: ranks.rank * 10)
-        seen["lead"] = ranks.lead(lambda: f"from {ranks.rank}")
-        seen["errors"] = [
-            refused(lambda: ranks.together(fail_on(1, NonFiniteError("row 7", ["7"])))),
-            refused(lambda: ranks.lead(fail_on(0, InvalidArgumentError("tau")))),
-            refused(lambda: ranks.map(lambda item: fail_on(2, InvalidArgumentError("item"))(), range(5))),
-        ]
-        margins = SharedMargins(Source, ranks)
-        seen["margins"] = margins.take(3)
-        seen["errors"].append(refused(lambda: margins.take(9)))
-        ranks.lead(lambda: time.sleep(4))  # twice what a collective may take
+    def program():
+        global ranks
+        with open_ranks(timeout_s=2) as ranks:
+            seen["place"] = [ranks.rank, ranks.size, ranks.is_leader]
+            seen["share"] = [list(ranks.share(range(count))) for count in (7, 2, 0)]
+            seen["map"] = [ranks.map(lambda item: item * item, range(count)) for count in (7, 2, 0)]
+            seen["gather"] = ranks.gather({"rank": ranks.rank})
+            seen["together"] = ranks.together(lambda: ranks.rank * 10)
+            seen["lead"] = ranks.lead(lambda: f"from {ranks.rank}")
+            seen["errors"] = [
+                refused(lambda: ranks.together(fail_on(1, NonFiniteError("row 7", ["7"])))),
+                refused(lambda: ranks.lead(fail_on(0, InvalidArgumentError("tau")))),
+                refused(lambda: ranks.map(lambda item: fail_on(2, InvalidArgumentError("item"))(), range(5))),
+            ]
+            margins = SharedMargins(Source, ranks)
+            seen["margins"] = margins.take(3)
+            seen["errors"].append(refused(lambda: margins.take(9)))
+            ranks.lead(lambda: time.sleep(4))  # twice what a collective may take
 
-        parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
-        parameters[0].grad = torch.tensor([1.0, ranks.rank])
-        if ranks.rank == 1:
-            parameters[1].grad = torch.ones(2)
-        ranks.sum_gradients(parameters)
-        seen["gradients"] = [None if each.grad is None else each.grad.tolist() for each in parameters]
-        ranks.sum_gradients([])
-        Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps(seen))
+            parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+            parameters[0].grad = torch.tensor([1.0, ranks.rank])
+            if ranks.rank == 1:
+                parameters[1].grad = torch.ones(2)
+            ranks.sum_gradients(parameters)
+            seen["gradients"] = [None if each.grad is None else each.grad.tolist() for each in parameters]
+            ranks.sum_gradients([])
+            Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps(seen))
+        return 0
+
+    run_rank(program)
 """
 
 
@@ -112,3 +117,15 @@ def test_an_error_of_one_rank_is_raised_on_all_and_they_go_on_in_step(seen):
 
 def test_gradients_are_summed_and_those_nobody_has_stay_away(seen):
     assert all(each["gradients"] == [[3.0, 3.0], [1.0, 1.0], None] for each in seen)
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "said"),
+    [("lambda: print('done', end='') or 3", 3, "done"), ("lambda: open('/no such file')", 1, "FileNotFoundError")],
+)
+def test_a_rank_ends_with_its_programs_code_and_with_all_it_said(program, code, said):
+    command = f"from madpo_trainer.ranks import run_rank; run_rank({program})"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr

@@ -8,6 +8,9 @@ Collectives and rendezvous are those of torch.distributed: gloo for objects and 
 """
 
 import contextvars
+import logging
+import os
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +18,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -245,3 +248,20 @@ def open_ranks(*, timeout_s: float) -> Iterator[Ranks]:
     yield TorchRanks(local_rank=place.local_rank)
     # Only after success: to leave in order takes the other ranks, and after an error they may be gone.
     dist.destroy_process_group()
+
+
+def run_rank(program: Callable[[], int]) -> NoReturn:
+    """Run a rank's program and end its process, with the program's exit code, or 1 after an error.
+
+    The interpreter is not torn down: threads of gloo may still hold finished work, and the one that lets go of its last
+    tensor while the interpreter goes away aborts the process (pytorch/pytorch#179291).
+    """
+    try:
+        code = program()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

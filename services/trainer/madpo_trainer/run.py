@@ -54,7 +54,7 @@ from madpo_trainer.objectives.base import Objective
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.objectives.reward import RewardObjective
 from madpo_trainer.objectives.supervised import SupervisedObjective
-from madpo_trainer.ranks import Interrupted, Ranks, open_ranks
+from madpo_trainer.ranks import Interrupted, Ranks, open_ranks, run_rank
 from madpo_trainer.rows import EncodedPair, read_completions, read_pairs
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.sharding import shard, whole_state
@@ -484,4 +484,4 @@ def evaluating(model: nn.Module, precision: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    run_rank(lambda: main(Path(sys.argv[1])))
