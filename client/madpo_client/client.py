@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
+from madpo.data.check.report import CheckReport
 from madpo.data.file_formats import format_of_name
 from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.jobs import ModelReference, validate
 from madpo.rpc.channel import is_loopback
 from madpo.rpc.tls import ClientTls
-from madpo.types import Checkpoint, Dataset, DatasetReport, DatasetRow, Model, ServerInfo
+from madpo.types import Checkpoint, Dataset, DatasetRow, Model, ServerInfo
+from madpo_client.check import writing
 from madpo_client.connection import read_connection
 from madpo_client.jobs import JobHandle, Jobs, ModelLike, job_id_of, model_reference
-from madpo_client.progress import transfer
+from madpo_client.progress import row_progress, transfer
 from madpo_client.session import Session
 from madpo_client.settings import ConnectionOptions, client_settings
 
@@ -171,9 +173,34 @@ class Datasets:
         """Raises NotFoundError."""
         self._session.run(self._session.gateway.delete_dataset(dataset_id))
 
-    def check(self, dataset_id: str) -> DatasetReport:
-        """Read the stored rows again and report on them. Raises NotFoundError, CorruptObjectError."""
-        return self._session.run(self._session.gateway.check_dataset(dataset_id))
+    def check(
+        self,
+        dataset: Dataset | str,
+        *,
+        held_out: Dataset | str | None = None,
+        rows_file: Path | str | None = None,
+        progress: bool = False,
+    ) -> CheckReport:
+        """Let the gateway look at a stored dataset; `madpo_client.check.check_file` does the same with a file.
+
+        Args:
+            dataset: What to look at.
+            held_out: A dataset whose prompts should not be in it.
+            rows_file: Where to write a JSON line for each row of each finding.
+            progress: Count the rows on a terminal.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            CorruptObjectError: A part of it is damaged.
+        """
+        with writing(rows_file) as file, row_progress("Checking", shown=progress) as on_rows:
+            check = self._session.gateway.check_dataset(
+                _dataset_id(dataset),
+                held_out_dataset_id=None if held_out is None else _dataset_id(held_out),
+                rows_file=file,
+                on_rows=on_rows,
+            )
+            return self._session.run(check)
 
     def read_rows(self, dataset_id: str, numbers: Iterable[int]) -> list[DatasetRow]:
         """The rows of some numbers (as in the uploaded file, from 1), in order, each once. Raises NotFoundError."""
@@ -277,6 +304,10 @@ def _as_file(source: Path | str | Iterable[Mapping[str, Any]]) -> Iterator[Path]
                 except (TypeError, ValueError) as error:
                     raise InvalidArgumentError(f"row {number} is no JSON object: {error}") from error
         yield path
+
+
+def _dataset_id(dataset: Dataset | str) -> str:
+    return dataset if isinstance(dataset, str) else dataset.dataset_id
 
 
 def _size_bytes(path: Path) -> int:

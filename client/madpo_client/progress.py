@@ -42,6 +42,16 @@ def transfer(description: str, total_bytes: int | None, *, shown: bool) -> Itera
         yield lambda count: progress.advance(task, count)
 
 
+@contextmanager
+def row_progress(description: str, *, shown: bool, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A count of rows; the yielded function is told how many there have been in all."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count: progress.update(task, completed=count)
+
+
 def describe_figures(progress: JobProgress) -> str:
     """The figures people watch, for one line: loss, accuracy, speed, share of time spent waiting for margins."""
     metrics = progress.metrics

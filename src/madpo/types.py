@@ -396,18 +396,6 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetReport:
-    """What reading the stored rows of a dataset again found."""
-
-    dataset: Dataset
-    duplicate_rows: int
-    identical_pairs: int
-    """Rows whose chosen and rejected responses are the same."""
-    longer_chosen_ratio: float
-    """Share of pairs in which the longer response, in characters, is the chosen one."""
-
-
-@dataclass(frozen=True, slots=True)
 class Model:
     """A model directory in the object store, named by its content."""
 

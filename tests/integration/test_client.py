@@ -119,8 +119,9 @@ def test_rows_and_a_file_of_the_same_content_are_one_dataset(client: Client, pai
 def test_a_check_reports_on_the_rows(client: Client) -> None:
     rows = [*PAIRS, PAIRS[0], {"prompt": "p", "chosen": "short", "rejected": "much longer"}]
     report = client.datasets.check(client.datasets.upload(rows).dataset_id)
-    assert (report.dataset.rows, report.duplicate_rows, report.identical_pairs) == (4, 1, 0)
-    assert report.longer_chosen_ratio == 0.75
+    assert (report.rows.read, report.duplicates.exact, report.duplicates.identical) == (4, 1, 0)
+    assert report.length_bias is not None
+    assert report.length_bias.longer_chosen_ratio == 0.75
 
 
 def test_a_wrong_row_is_named(client: Client) -> None:
@@ -280,7 +281,7 @@ def test_a_dataset_goes_up_and_is_listed_from_the_command_line(stack: EmbeddedSt
     uploaded = json.loads(madpo("dataset", "upload", str(tmp_path / "pairs.jsonl"), "--json"))
     assert uploaded in json.loads(madpo("dataset", "list", "--json"))
     assert uploaded["dataset_id"] in madpo("dataset", "list")
-    assert "duplicate_rows" in madpo("dataset", "check", uploaded["dataset_id"])
+    assert "0 duplicates" in madpo("dataset", "check", uploaded["dataset_id"])
 
 
 # ---- ledgers

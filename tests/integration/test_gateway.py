@@ -28,6 +28,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from madpo.config import load_settings
+from madpo.data.check.report import CheckReport
 from madpo.errors import InvalidArgumentError
 from madpo.jobs import SupervisedTrainingSpec
 from madpo.ports import ObjectStore
@@ -56,6 +57,7 @@ from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from madpo.v1.job_service_pb2_grpc import JobServiceStub
 from madpo.v1.model_service_pb2_grpc import ModelServiceStub
+from madpo_client.check import check_file
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
 
@@ -305,7 +307,6 @@ async def outcome(channel: grpc.aio.Channel, service: str, method: Any, *, token
     [
         ("datasets.GetDataset", dataset_service_pb2.GetDatasetRequest, "dataset_id"),
         ("datasets.DeleteDataset", dataset_service_pb2.DeleteDatasetRequest, "dataset_id"),
-        ("datasets.CheckDataset", dataset_service_pb2.CheckDatasetRequest, "dataset_id"),
         ("models.GetModel", model_service_pb2.GetModelRequest, "model_id"),
         ("models.ListCheckpoints", model_service_pb2.ListCheckpointsRequest, "job_id"),
         ("jobs.GetJob", job_service_pb2.GetJobRequest, "job_id"),
@@ -338,13 +339,28 @@ async def test_an_uploaded_file_is_a_dataset_that_can_be_looked_at(gateway: Gate
     assert list(dataset.columns) == ["reward_margin"]
     request = dataset_service_pb2.GetDatasetRequest(dataset_id=dataset.dataset_id)
     assert (await gateway.ask(gateway.datasets.GetDataset, request)).dataset == dataset
-    report = await gateway.ask(
-        gateway.datasets.CheckDataset, dataset_service_pb2.CheckDatasetRequest(dataset_id=dataset.dataset_id)
-    )
-    assert report.dataset == dataset
-    assert (report.duplicate_rows, report.identical_pairs) == (1, 0)
-    assert report.longer_chosen_ratio == 1 / 22
     assert gateway.spooled() == []
+
+
+async def test_a_stored_dataset_has_the_report_of_its_file(gateway: Gateway, tmp_path: Path) -> None:
+    rows, held_out = [*PAIRS, PAIRS[3] | {"chosen": "long answer"}, PAIRS[0]], [PAIRS[1] | {"chosen": "another"}]
+    stored, other = [(await gateway.upload_dataset(each)).dataset.dataset_id for each in (rows, held_out)]
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("data", "held-out", "rows")}
+    files["data"].write_bytes(json_lines(rows))
+    files["held-out"].write_bytes(json_lines(held_out))
+    local = check_file(files["data"], held_out=files["held-out"], rows_file=files["rows"])
+
+    request = dataset_service_pb2.CheckDatasetRequest(dataset_id=stored, held_out_dataset_id=other)
+    parts = await gateway.collect(gateway.datasets.CheckDataset, request)
+
+    assert [part.WhichOneof("part") for part in parts] == ["report_json", "rows_chunk"]
+    report = CheckReport.from_json(parts[0].report_json)
+    assert report == local.model_copy(update={"name": stored})
+    assert {finding.code for finding in report.findings} == {"duplicate", "leaked_prompt"}
+    assert parts[1].rows_chunk == files["rows"].read_bytes()
+    for field in ("dataset_id", "held_out_dataset_id"):
+        wrong = dataset_service_pb2.CheckDatasetRequest(**({"dataset_id": stored} | {field: "../etc"}))
+        assert list((await refusal(gateway.collect(gateway.datasets.CheckDataset, wrong))).violations) == [field]
 
 
 async def test_the_same_content_is_one_dataset_in_any_format(gateway: Gateway) -> None:

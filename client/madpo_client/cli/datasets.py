@@ -1,11 +1,11 @@
 """`madpo dataset`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from madpo_client.cli.check import check_dataset
 from madpo_client.cli.context import open_client
 from madpo_client.cli.output import AsJson, Quiet, show, table
 
@@ -42,12 +42,7 @@ def show_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = Fals
         show(client.datasets.get(dataset_id), as_json=as_json)
 
 
-@app.command("check")
-def check_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = False) -> None:
-    """Read the stored rows again: duplicates, pairs without a difference, length bias."""
-    with open_client(context) as client:
-        report = asdict(client.datasets.check(dataset_id))
-        show(report.pop("dataset") | report, as_json=as_json)
+app.command("check")(check_dataset)
 
 
 @app.command("delete")

@@ -262,26 +262,6 @@ def dataset_from_proto(dataset: datasets.Dataset) -> types.Dataset:
     )
 
 
-def dataset_report_to_proto(report: types.DatasetReport) -> datasets.CheckDatasetResponse:
-    """All fields."""
-    return datasets.CheckDatasetResponse(
-        dataset=dataset_to_proto(report.dataset),
-        duplicate_rows=report.duplicate_rows,
-        identical_pairs=report.identical_pairs,
-        longer_chosen_ratio=report.longer_chosen_ratio,
-    )
-
-
-def dataset_report_from_proto(report: datasets.CheckDatasetResponse) -> types.DatasetReport:
-    """All fields."""
-    return types.DatasetReport(
-        dataset=dataset_from_proto(report.dataset),
-        duplicate_rows=report.duplicate_rows,
-        identical_pairs=report.identical_pairs,
-        longer_chosen_ratio=report.longer_chosen_ratio,
-    )
-
-
 _ROW_CONTENTS = ("prompt", "chosen", "rejected", "completion", "gold")
 _ROW_VALUES = (
     "reward_margin",

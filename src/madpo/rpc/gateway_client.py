@@ -11,11 +11,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import grpc
 
 from madpo import types
+from madpo.data.check.report import CheckReport
 from madpo.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -151,11 +152,40 @@ class GatewayClient:
         """Raises NotFoundError."""
         await self._call(self._datasets.DeleteDataset, datasets.DeleteDatasetRequest(dataset_id=dataset_id))
 
-    async def check_dataset(self, dataset_id: str) -> types.DatasetReport:
-        """Read the stored rows again. Raises NotFoundError, CorruptObjectError."""
-        request = datasets.CheckDatasetRequest(dataset_id=dataset_id)
-        response = await self._call(self._datasets.CheckDataset, request, timeout_s=self._commit_timeout_s)
-        return convert.dataset_report_from_proto(response)
+    async def check_dataset(
+        self,
+        dataset_id: str,
+        *,
+        held_out_dataset_id: str | None = None,
+        rows_file: BinaryIO | None = None,
+        on_rows: Callable[[int], None] | None = None,
+    ) -> CheckReport:
+        """Let the gateway look at the stored rows.
+
+        Args:
+            dataset_id: What to look at.
+            held_out_dataset_id: Rows whose prompts should not be among them.
+            rows_file: Gets a JSON line for each row of each finding.
+            on_rows: Told how many rows have been looked at.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            CorruptObjectError: A part of it is damaged.
+        """
+        request = datasets.CheckDatasetRequest(dataset_id=dataset_id, held_out_dataset_id=held_out_dataset_id or "")
+        call = self._datasets.CheckDataset(request, metadata=self._metadata)
+        report: CheckReport | None = None
+        async for message in self._received(call, timeout_s=self._commit_timeout_s):
+            match message.WhichOneof("part"):
+                case "checked_rows" if on_rows is not None:
+                    on_rows(message.checked_rows)
+                case "report_json":
+                    report = CheckReport.from_json(message.report_json)
+                case "rows_chunk" if rows_file is not None:
+                    rows_file.write(message.rows_chunk)
+        if report is None:
+            raise UnavailableError(f"the gateway at {self.target} ended the check without a report")
+        return report
 
     async def read_dataset_rows(self, dataset_id: str, numbers: Iterable[int]) -> list[types.DatasetRow]:
         """The rows of some numbers, in order, each once. Raises NotFoundError, CorruptObjectError."""
@@ -385,11 +415,12 @@ class GatewayClient:
             call.cancel()
             await parts.aclose()
 
-    async def _received(self, call: Any) -> AsyncGenerator[Any]:
-        """The messages of a download, each within `timeout_s`."""
+    async def _received(self, call: Any, *, timeout_s: float | None = None) -> AsyncGenerator[Any]:
+        """The messages of a download, each within `timeout_s`; by default the client's."""
+        timeout_s = timeout_s or self._timeout_s
         try:
             with self._domain_errors():
-                while (message := await asyncio.wait_for(call.read(), self._timeout_s)) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                while (message := await asyncio.wait_for(call.read(), timeout_s)) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                     yield message
         finally:
             call.cancel()

@@ -93,22 +93,22 @@ class DeleteDatasetResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class CheckDatasetRequest(_message.Message):
-    __slots__ = ("dataset_id",)
+    __slots__ = ("dataset_id", "held_out_dataset_id")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
-    def __init__(self, dataset_id: _Optional[str] = ...) -> None: ...
+    held_out_dataset_id: str
+    def __init__(self, dataset_id: _Optional[str] = ..., held_out_dataset_id: _Optional[str] = ...) -> None: ...
 
 class CheckDatasetResponse(_message.Message):
-    __slots__ = ("dataset", "duplicate_rows", "identical_pairs", "longer_chosen_ratio")
-    DATASET_FIELD_NUMBER: _ClassVar[int]
-    DUPLICATE_ROWS_FIELD_NUMBER: _ClassVar[int]
-    IDENTICAL_PAIRS_FIELD_NUMBER: _ClassVar[int]
-    LONGER_CHOSEN_RATIO_FIELD_NUMBER: _ClassVar[int]
-    dataset: Dataset
-    duplicate_rows: int
-    identical_pairs: int
-    longer_chosen_ratio: float
-    def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ..., duplicate_rows: _Optional[int] = ..., identical_pairs: _Optional[int] = ..., longer_chosen_ratio: _Optional[float] = ...) -> None: ...
+    __slots__ = ("checked_rows", "report_json", "rows_chunk")
+    CHECKED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_JSON_FIELD_NUMBER: _ClassVar[int]
+    ROWS_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    checked_rows: int
+    report_json: str
+    rows_chunk: bytes
+    def __init__(self, checked_rows: _Optional[int] = ..., report_json: _Optional[str] = ..., rows_chunk: _Optional[bytes] = ...) -> None: ...
 
 class ReadDatasetRowsRequest(_message.Message):
     __slots__ = ("dataset_id", "rows")

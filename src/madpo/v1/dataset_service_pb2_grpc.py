@@ -55,7 +55,7 @@ class DatasetServiceStub:
                 request_serializer=madpo_dot_v1_dot_dataset__service__pb2.DeleteDatasetRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.DeleteDatasetResponse.FromString,
                 _registered_method=True)
-        self.CheckDataset = channel.unary_unary(
+        self.CheckDataset = channel.unary_stream(
                 '/madpo.v1.DatasetService/CheckDataset',
                 request_serializer=madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetResponse.FromString,
@@ -98,7 +98,7 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckDataset(self, request, context):
-        """Reads the stored rows again and reports on them.
+        """Reads the stored rows again and reports on them, as far as that needs no tokenizer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,7 +134,7 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.DeleteDatasetRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_dataset__service__pb2.DeleteDatasetResponse.SerializeToString,
             ),
-            'CheckDataset': grpc.unary_unary_rpc_method_handler(
+            'CheckDataset': grpc.unary_stream_rpc_method_handler(
                     servicer.CheckDataset,
                     request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_dataset__service__pb2.CheckDatasetResponse.SerializeToString,
@@ -275,7 +275,7 @@ class DatasetService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/madpo.v1.DatasetService/CheckDataset',

@@ -3,11 +3,13 @@
 import asyncio
 import itertools
 import logging
+import tempfile
 from collections.abc import AsyncIterator, Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from madpo.data.check.check import DatasetCheck
 from madpo.data.file_formats import FileFormat, parse_format
 from madpo.data.files import read_rows
 from madpo.data.records import parse_rows, row_kind
@@ -18,15 +20,9 @@ from madpo.rpc import convert
 from madpo.rpc.channel import CHUNK_BYTES, MAX_READ_ROWS
 from madpo.storage.datasets import DatasetStore
 from madpo.types import (
-    Completion,
     Dataset,
-    DatasetReport,
     DatasetRow,
     Job,
-    PreferencePair,
-    ResponseList,
-    content_digest,
-    content_length,
 )
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
@@ -39,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 DATASET_FIELDS = ("dataset_id", "eval_dataset_id", "prompt_dataset_id", "preference_dataset_id")
 """Spec fields that name a dataset."""
+
+_PROGRESS_ROWS = 1_000
 
 
 class DatasetServicer(DatasetServiceServicer):
@@ -89,10 +87,18 @@ class DatasetServicer(DatasetServiceServicer):
         logger.info("dataset deleted", extra={"dataset_id": dataset_id})
         return pb.DeleteDatasetResponse()
 
-    async def CheckDataset(self, request: pb.CheckDatasetRequest, context: Any) -> pb.CheckDatasetResponse:  # noqa: N802
-        """Read the rows again and count what may be wrong with them."""
-        report = await asyncio.to_thread(self._check, _dataset_id(request.dataset_id))
-        return convert.dataset_report_to_proto(report)
+    async def CheckDataset(  # noqa: N802
+        self, request: pb.CheckDatasetRequest, context: Any
+    ) -> AsyncIterator[pb.CheckDatasetResponse]:
+        """Read the rows again and report on them."""
+        rows = await asyncio.to_thread(self._datasets.read, _dataset_id(request.dataset_id))
+        held_out = None
+        if request.held_out_dataset_id:
+            held_out_id = require_match(request.held_out_dataset_id, DATASET_ID_PATTERN, field="held_out_dataset_id")
+            held_out = await asyncio.to_thread(self._datasets.read, held_out_id)
+        with closing(_check_messages(request.dataset_id, rows, held_out)) as messages:
+            while (message := await run_blocking(next, messages, None)) is not None:
+                yield message
 
     async def ReadDatasetRows(  # noqa: N802
         self, request: pb.ReadDatasetRowsRequest, context: Any
@@ -148,23 +154,19 @@ class DatasetServicer(DatasetServiceServicer):
             if not token:
                 return
 
-    def _check(self, dataset_id: str) -> DatasetReport:
-        seen: set[str] = set()
-        duplicates = pairs = identical = longer_chosen = 0
-        for row in self._datasets.read(dataset_id):
-            digest = _digest(row)
-            duplicates += digest in seen
-            seen.add(digest)
-            if isinstance(row, PreferencePair):
-                pairs += 1
-                identical += row.chosen == row.rejected
-                longer_chosen += content_length(row.chosen) > content_length(row.rejected)
-        return DatasetReport(
-            dataset=self._datasets.get(dataset_id),
-            duplicate_rows=duplicates,
-            identical_pairs=identical,
-            longer_chosen_ratio=longer_chosen / pairs if pairs else 0.0,
-        )
+
+def _check_messages(
+    dataset_id: str, rows: Iterable[DatasetRow], held_out: Iterable[DatasetRow] | None
+) -> Generator[pb.CheckDatasetResponse]:
+    with tempfile.TemporaryFile("w+", encoding="ascii") as rows_file:
+        check = DatasetCheck(rows_file=rows_file, held_out=held_out)
+        for count, _ in enumerate(check.watch(rows), start=1):
+            if count % _PROGRESS_ROWS == 0:
+                yield pb.CheckDatasetResponse(checked_rows=count)
+        yield pb.CheckDatasetResponse(report_json=check.report(dataset_id).to_json())
+        rows_file.seek(0)
+        while chunk := rows_file.read(CHUNK_BYTES):
+            yield pb.CheckDatasetResponse(rows_chunk=chunk.encode())
 
 
 def _row_messages(rows: Iterable[DatasetRow]) -> Generator[pb.ReadDatasetRowsResponse]:
@@ -182,14 +184,3 @@ def _row_messages(rows: Iterable[DatasetRow]) -> Generator[pb.ReadDatasetRowsRes
 
 def _dataset_id(value: str) -> str:
     return require_match(value, DATASET_ID_PATTERN, field="dataset_id")
-
-
-def _digest(row: DatasetRow) -> str:
-    match row:
-        case PreferencePair():
-            return row.pair_id
-        case ResponseList():
-            return row.list_id
-        case Completion():
-            return row.completion_id
-    return content_digest(row.prompt, options=row.options)

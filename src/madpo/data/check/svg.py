@@ -1,0 +1,78 @@
+"""Small plots as SVG text: histograms, and bars of shares. Colours come from the page's style sheet by class."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from madpo.data.check.report import Distribution
+
+_WIDTH, _HEIGHT, _BASE, _TOP = 420, 150, 122, 8
+_LABEL_WIDTH, _BAR_HEIGHT = 150, 22
+
+
+def histogram(title: str, distributions: Mapping[str, Distribution], *, unit: str, mark: float | None = None) -> str:
+    """Histograms of the same quantity above each other, with medians; `mark` draws a limit."""
+    parts = [_histogram(title, name, found, unit, mark) for name, found in distributions.items()]
+    return "".join(parts)
+
+
+def bars(title: str, shares: Sequence[tuple[str, float, str]]) -> str:
+    """Horizontal bars: label, share from 0 to 1, and what to write at the end."""
+    height = len(shares) * _BAR_HEIGHT + 4
+    room = _WIDTH - _LABEL_WIDTH - 70
+    drawn = [_svg(title, height)]
+    for index, (label, share, text) in enumerate(shares):
+        y = index * _BAR_HEIGHT + 3
+        drawn.append(_text(_LABEL_WIDTH - 8, y + 12, label[:24], anchor="end"))
+        drawn.append(f'<rect class="bar" x="{_LABEL_WIDTH}" y="{y}" width="{max(share * room, 0.5):.1f}" height="15"/>')
+        drawn.append(_text(_LABEL_WIDTH + max(share * room, 0.5) + 6, y + 12, text))
+    return "".join([*drawn, "</svg>"])
+
+
+def _histogram(title: str, name: str, found: Distribution, unit: str, mark: float | None) -> str:
+    edges, counts = found.histogram.edges, found.histogram.counts
+    peak, bin_width = max(counts), (_WIDTH - 20) / len(counts)
+    label = f"{title}: {name}, median {_number(found.quantiles['0.5'])} {unit}"
+    drawn = [_svg(label, _HEIGHT)]
+    for index, count in enumerate(counts):
+        height = count / peak * (_BASE - _TOP - 12)
+        below = "largest" if index == len(counts) - 1 else f"{edges[index + 1]:,.0f}"
+        drawn.append(
+            f'<rect class="bar" x="{10 + index * bin_width:.1f}" y="{_BASE - height:.1f}" '
+            f'width="{max(bin_width - 1, 0.5):.1f}" height="{height:.1f}">'
+            f"<title>{edges[index]:,.0f} to {below}: {count:,}</title></rect>"
+        )
+    drawn.append(f'<line class="axis" x1="10" x2="{_WIDTH - 10}" y1="{_BASE}" y2="{_BASE}"/>')
+    every = max(1, len(counts) // 6)
+    drawn += [
+        _text(10 + index * bin_width, _BASE + 14, _number(edges[index]), anchor="middle")
+        for index in range(0, len(counts), every)
+    ]
+    drawn.append(_text(_WIDTH - 10, _BASE + 26, f"largest {_number(found.largest)}", anchor="end"))
+    median = _position(found.quantiles["0.5"], edges, bin_width)
+    drawn.append(f'<line class="median" x1="{median:.1f}" x2="{median:.1f}" y1="{_TOP}" y2="{_BASE}"/>')
+    if mark is not None and edges[0] <= mark <= edges[-1]:
+        limit = _position(mark, edges, bin_width)
+        drawn.append(f'<line class="limit" x1="{limit:.1f}" x2="{limit:.1f}" y1="{_TOP}" y2="{_BASE}"/>')
+    caption = f"<figcaption><b>{escape(name)}</b> median {_number(found.quantiles['0.5'])}, mean {found.mean:,.0f}, "
+    caption += f"95 % up to {_number(found.quantiles['0.95'])} {escape(unit)}</figcaption>"
+    return f"<figure>{caption}{''.join(drawn)}</svg></figure>"
+
+
+def _position(value: float, edges: Sequence[float], bin_width: float) -> float:
+    """Where a value is on the axis: bins are equally wide, the last one whatever it holds."""
+    for index in range(len(edges) - 1):
+        if value <= edges[index + 1]:
+            return 10 + (index + (value - edges[index]) / (edges[index + 1] - edges[index])) * bin_width
+    return 10 + (len(edges) - 1) * bin_width
+
+
+def _svg(label: str, height: int) -> str:
+    return f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {height}">'
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value < 10_000 else f"{value / 1000:,.0f}k"
