@@ -19,12 +19,19 @@ from pydantic import SecretStr
 from madpo.config import StoreSettings
 from madpo.ports import ObjectStore
 from madpo.storage.open import open_store
+from tests import data_counts
 
 TOY_WORDS = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>", "the", "film", "was", "good", "bad", ".")
 TOY_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much the data tests have tried."""
+    if counts := data_counts.summary():
+        terminalreporter.write_line(f"data: {counts}")
 
 
 @pytest.fixture(scope="session")

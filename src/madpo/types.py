@@ -382,6 +382,17 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetForm:
+    """A form that rows of an upload had."""
+
+    name: str
+    rows: int
+    """Of the file; a ranked list may have become several pairs."""
+    columns: Mapping[str, str]
+    """Our names, and where each was read from."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """A dataset in the object store, named by its content."""
 
@@ -393,6 +404,8 @@ class Dataset:
     create_time: float
     columns: tuple[str, ...] = ()
     """Optional fields of `PreferencePair` that every row has, such as `reward_margin`."""
+    forms: tuple[DatasetForm, ...] = ()
+    """What an upload found: in its reply that upload, else the one that made the dataset."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,16 @@ and template arguments an object's key that holds null is as if it were not ther
 order, for the model reads them in that order.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
+from madpo.data.files.json_text import parse_json
+from madpo.data.files.limits import DEFAULT_LIMITS
 from madpo.data.rows import RawRow
-from madpo.errors import InvalidPairError
 from madpo.types import MESSAGE_TEXTS, NO_OPTIONS, ChatOptions, Content, Message, ToolCall, json_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-MAX_JSON_DEPTH = 32
-"""Deepest nesting of tools and arguments."""
 
 _MESSAGE_KEYS = {"role", "content", "tool_calls", *MESSAGE_TEXTS}
 _RESERVED_KWARGS = {
@@ -111,6 +108,12 @@ def read_options(tools: Any, template_kwargs: Any, row: RawRow, *, tools_field: 
     return ChatOptions(json_text(schemas) if schemas else None, json_text(kwargs) if kwargs else None)
 
 
+def read_called(text: str, field: str, row: RawRow) -> tuple[ToolCall, ...]:
+    """The calls that a text spells: one function with its arguments, or a list of them."""
+    value = _read_json(text, field, row)
+    return _read_tool_calls(value if isinstance(value, list) else [value], field, row)
+
+
 def _read_turn_content(value: Any, field: str, row: RawRow) -> str:
     """Text, or a list of text blocks, which chat templates join without anything between."""
     if not isinstance(value, list):
@@ -180,37 +183,15 @@ def _read_tools(value: Any, field: str, row: RawRow) -> list[Any]:
 def _read_json(value: Any, field: str, row: RawRow) -> Any:
     """A value, or the value that a text spells; its objects without keys that hold null."""
     if isinstance(value, str):
-        value = _parse_json(read_text(value, field, row), field, row) if value.strip() else None
-    return _clean(value, field, row, MAX_JSON_DEPTH)
-
-
-def _parse_json(text: str, field: str, row: RawRow) -> Any:
-    def refuse_constant(name: str) -> NoReturn:
-        row.refuse(field, f"holds {name}, which is not JSON")
-
-    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) < len(pairs):
-            keys = [key for key, _ in pairs]
-            row.refuse(field, f"has the key {next(key for key in keys if keys.count(key) > 1)!r:.60} twice")
-        return value
-
-    try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
-    except InvalidPairError:
-        raise
-    except json.JSONDecodeError as error:
-        row.refuse(field, f"is not JSON: {error.msg} at character {error.pos + 1}")
-    except RecursionError:
-        row.refuse(field, f"is nested deeper than {MAX_JSON_DEPTH}")
-    except ValueError:
-        row.refuse(field, "holds a number with too many digits")
+        text = read_text(value, field, row).encode()
+        value = parse_json(text, row.number, DEFAULT_LIMITS, field=row.name(field)) if value.strip() else None
+    return _clean(value, field, row, DEFAULT_LIMITS.max_depth)
 
 
 def _clean(value: Any, field: str, row: RawRow, depth: int) -> Any:
     """The value if JSON can say it, without null in objects."""
     if depth < 0:
-        row.refuse(field, f"is nested deeper than {MAX_JSON_DEPTH}")
+        row.refuse(field, f"is nested deeper than {DEFAULT_LIMITS.max_depth}")
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, str):

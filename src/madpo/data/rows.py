@@ -21,7 +21,9 @@ class RawRow:
     """From 1, for errors."""
     values: Mapping[str, Any]
     names: Mapping[str, str] = field(default_factory=dict)
-    """What the file calls a column that was mapped to another name."""
+    """What the file calls a column that is read under another name."""
+    nulls: frozenset[str] = frozenset()
+    """Columns that hold null in this row."""
 
     def __contains__(self, column: str) -> bool:
         return column in self.values
@@ -32,13 +34,13 @@ class RawRow:
             self.refuse(column, "is missing")
         return self.values[column]
 
-    def name(self, column: str) -> str:
-        """What the file calls a column."""
-        return self.names.get(column, column)
+    def name(self, field: str) -> str:
+        """What the file calls a field; `field` is a column, or a place within one such as `prompt[0].role`."""
+        for column, given in self.names.items():
+            if field == column or field.startswith((f"{column}.", f"{column}[")):
+                return given + field[len(column) :]
+        return field
 
     def refuse(self, field: str, reason: str) -> NoReturn:
         """Raise the InvalidPairError of one of its fields, or of the whole row when `field` is empty."""
-        column = next(
-            (column for column in self.names if field == column or field.startswith((f"{column}.", f"{column}["))), ""
-        )
-        refuse(self.number, self.names[column] + field[len(column) :] if column else field, reason)
+        refuse(self.number, self.name(field), reason)

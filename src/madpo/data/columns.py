@@ -1,0 +1,96 @@
+"""Columns that mean something, and how a file that calls them otherwise is read."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from madpo.data.rows import RawRow, refuse
+from madpo.errors import FieldViolation, InvalidArgumentError
+
+PAIR_COLUMNS = (
+    "margin",
+    "chosen_reward",
+    "rejected_reward",
+    "gold",
+    "chosen_uncertainty",
+    "rejected_uncertainty",
+    "semantic_distance",
+)
+"""What any form of preference pair may have beside its texts."""
+
+ROW_COLUMNS = ("system", "tools", "chat_template_kwargs", "weight", "id", "source")
+"""What any row may have."""
+
+ALIASES = {
+    "score_chosen": "chosen_reward",
+    "chosen_score": "chosen_reward",
+    "score_rejected": "rejected_reward",
+    "rejected_score": "rejected_reward",
+}
+
+
+class ColumnMap:
+    """Which column of the file is read as which of ours.
+
+    Args:
+        columns: Our name to the file's; "" leaves a column of that name unread. A column that is not named here is read
+            under its own name, or as what `ALIASES` says.
+        known: All names that any form reads.
+
+    Raises:
+        InvalidArgumentError: A name that no form reads, or one column of the file for two of ours.
+    """
+
+    def __init__(self, columns: Mapping[str, str], *, known: Iterable[str]) -> None:
+        self._known = frozenset(known)
+        self._ignored = frozenset(ours for ours, given in columns.items() if not given)
+        self._ours = {given: ours for ours, given in columns.items() if given}
+        self._unseen = set(self._ours)
+        if unknown := sorted(ours for ours, given in columns.items() if given and ours not in self._known):
+            self._refuse(unknown[0], f"is no column that is read; columns: {', '.join(sorted(self._known))}")
+        if len(self._ours) < len(columns) - len(self._ignored):
+            given = [given for given in columns.values() if given]
+            twice = next(name for name in given if given.count(name) > 1)
+            self._refuse(twice, "is given for two columns")
+
+    def read(self, value: Any, number: int) -> RawRow:
+        """The row's known columns by our names. Raises InvalidPairError for anything but an object."""
+        if not isinstance(value, Mapping):
+            refuse(number, "", f"must be an object with named fields, got {type(value).__name__}")
+        values: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        nulls: set[str] = set()
+        for given, part in value.items():
+            ours = self._name(given)
+            if ours is None:
+                continue
+            self._unseen.discard(given)
+            if part is None:
+                nulls.add(ours)
+                continue
+            if ours in values:
+                refuse(number, given, f"is read as {ours}, and so is {names.get(ours, ours)}: leave one of them unread")
+            values[ours] = part
+            if ours != given:
+                names[ours] = given
+        return RawRow(number, values, names, frozenset(nulls - values.keys()))
+
+    def check_seen(self) -> None:
+        """Raises InvalidArgumentError when a column that was to be read under another name is in no row."""
+        if self._unseen:
+            given = min(self._unseen)
+            self._refuse(self._ours[given], f"is to be read from {given!r:.60}, a column that no row has")
+
+    def _name(self, given: Any) -> str | None:
+        """Our name for a column of the file; None when it is not read."""
+        if not isinstance(given, str):
+            return None
+        if given in self._ours:
+            return self._ours[given]
+        ours = ALIASES.get(given, given)
+        # A column whose name is taken by another of the file's is not read.
+        is_read = ours in self._known and not {given, ours} & self._ignored and ours not in self._ours.values()
+        return ours if is_read else None
+
+    @staticmethod
+    def _refuse(field: str, reason: str) -> None:
+        raise InvalidArgumentError(f"columns.{field}: {reason}", [FieldViolation(f"columns.{field}", reason)])

@@ -1,0 +1,103 @@
+"""All forms, and which of them a row has. It depends on the row alone, never on its neighbours or on any order.
+
+To add a form, write it in a module of this package; every module is looked at.
+"""
+
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import NoReturn
+
+from madpo.data.columns import PAIR_COLUMNS, ROW_COLUMNS
+from madpo.data.forms.form import Form
+from madpo.data.rows import RawRow
+
+_OTHER_MODULES = ("form", "implicit", "registry", "system")
+
+_UNSUPPORTED = (
+    ({"images"}, "holds images, which models here do not read"),
+    ({"image"}, "holds an image, which models here do not read"),
+    ({"videos"}, "holds videos, which models here do not read"),
+    ({"label", "completion"}, "marks single completions as good or bad; pairs are needed: chosen and rejected"),
+    ({"labels", "completions"}, "marks the steps of a completion; pairs are needed: chosen and rejected"),
+    ({"chosen_ids"}, "holds token ids; give text or messages, for every model has its own tokens"),
+    ({"chosen_input_ids"}, "holds token ids; give text or messages, for every model has its own tokens"),
+    ({"ref_chosen_logps"}, "holds log-probabilities of a reference unknown here; leave it unread: it is computed"),
+)
+"""Columns that some trainers read and we do not: to leave them out in silence would train on something else."""
+
+_PROMPTS = frozenset({"prompt", "question", "instruction", "input", "context", "conversations"})
+
+
+def _find_forms() -> Iterator[Form]:
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name not in _OTHER_MODULES:
+            values = vars(import_module(f"madpo.data.forms.{module.name}")).values()
+            yield from (value for value in values if isinstance(value, Form))
+
+
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {form.name: form for form in sorted(_find_forms(), key=lambda form: form.name)}
+)
+
+SIGNATURES: frozenset[str] = frozenset().union(*(form.requires for form in FORMS.values()))
+"""Columns that say of which form a row is."""
+
+KNOWN_COLUMNS: frozenset[str] = frozenset(
+    {*SIGNATURES, *PAIR_COLUMNS, *ROW_COLUMNS, "history", *(name for names, _ in _UNSUPPORTED for name in names)}
+)
+"""Columns that are read at all."""
+
+
+def detect(row: RawRow) -> Form:
+    """The form of a row.
+
+    Raises:
+        InvalidPairError: It has none, or could have several; names them.
+    """
+    for names, reason in _UNSUPPORTED:
+        if all(row.values.get(name) not in (None, []) for name in names):
+            row.refuse(min(names), reason)
+    given = SIGNATURES & row.values.keys()
+    fits = [form for form in FORMS.values() if _fits(form, given, row)]
+    if not fits:
+        _explain(given, row)
+    if len(fits) > 1:
+        row.refuse("", f"could be {_listed(fits)}: say which columns are meant (map them, or leave some unread)")
+    return fits[0]
+
+
+def _fits(form: Form, given: frozenset[str], row: RawRow) -> bool:
+    if not form.requires <= given <= form.requires | form.allows:
+        return False
+    return form.accepts(row) and not (form.is_implicit and _PROMPTS & row.nulls)
+
+
+def _explain(given: frozenset[str], row: RawRow) -> NoReturn:
+    """Say what is missing, or what is too much."""
+    if not given:
+        held = ", ".join(sorted(map(repr, row.values))) or "none that is read"
+        row.refuse("", f"has no column that says what it is: {held} (a prompt, for one; map your own names)")
+    nulls = sorted(_PROMPTS & row.nulls)
+    implicit = [form for form in FORMS.values() if form.is_implicit and form.requires <= given and form.accepts(row)]
+    if nulls and implicit:
+        row.refuse(
+            nulls[0], f"is null (to take the prompt from the responses, {implicit[0].name}, leave {nulls[0]} unread)"
+        )
+    overlap = max(len(form.requires & given) for form in FORMS.values())
+    nearest = [form for form in FORMS.values() if len(form.requires & given) == overlap]
+    whole = [form for form in nearest if form.requires <= given and form.accepts(row)]
+    if not whole:
+        form = min(nearest, key=lambda form: (len(form.requires - given), form.name))
+        missing = min(form.requires - given, default="")
+        row.refuse(missing, f"is missing for {_listed([form])}" if missing else f"does not fit {_listed([form])}")
+    left = sorted(given - whole[0].requires - whole[0].allows)
+    if len(whole) == 1 and left:
+        row.refuse(left[0], f"is left over by {_listed(whole)}: leave it unread, or say which columns are meant")
+    row.refuse("", f"could be {_listed(whole)}: say which columns are meant (map them, or leave some unread)")
+
+
+def _listed(forms: Iterable[Form]) -> str:
+    return " or ".join(f"{form.name} ({', '.join(sorted(form.requires))})" for form in forms)
