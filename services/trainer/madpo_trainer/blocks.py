@@ -7,13 +7,9 @@ from torch import nn
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs import TrainingParameters
+from madpo.models.load import inner_model
 
 _COMPILERS = ("c++", "g++", "clang++")
-
-
-def inner_model(model: Any) -> Any:
-    """The transformers model, without adapters around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def transformer_blocks(model: Any) -> list[nn.Module]:

@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from madpo_trainer.blocks import inner_model, transformer_blocks
+from madpo.models.load import inner_model
+from madpo_trainer.blocks import transformer_blocks
 
 
 def shard(model: Any, device: torch.device) -> None:

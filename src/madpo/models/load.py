@@ -19,7 +19,16 @@ from madpo.models.directory import check_config, read_config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["check_config", "load_causal_lm", "load_reward_model", "load_tokenizer", "reward_scores", "save_model"]
+__all__ = [
+    "check_config",
+    "head_scores",
+    "inner_model",
+    "load_causal_lm",
+    "load_reward_model",
+    "load_tokenizer",
+    "reward_scores",
+    "save_model",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -131,17 +140,28 @@ def reward_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tens
     Returns:
         Rewards [B], float32, with gradient when the model's weights want one.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     if not hasattr(inner, "score"):  # encoders pool at their first token
         logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits.float().squeeze(-1)
     hidden = inner.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     last = attention_mask.sum(dim=-1) - 1
-    pooled = hidden[torch.arange(len(last), device=last.device), last]
-    with torch.autocast(pooled.device.type, enabled=False):
+    return head_scores(model, hidden[torch.arange(len(last), device=last.device), last])
+
+
+def head_scores(model: Any, hidden: Tensor) -> Tensor:
+    """What the scoring head makes of hidden states [R, hidden size]: rewards [R], in float32 or better."""
+    weight = inner_model(model).score.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
         # Not `linear`: with one output its kernels give a row other bits in another place of the batch.
-        scores: Tensor = (pooled.float() * inner.score.weight.float()).sum(dim=-1)
+        scores: Tensor = (hidden.to(dtype) * weight.to(dtype)).sum(dim=-1)
     return scores
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model, without adapters around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def save_model(

@@ -1,0 +1,1 @@
+"""Running causal models over packed rows: no padding, every prompt once, the head only where it is scored."""
