@@ -246,6 +246,7 @@ def dataset_to_proto(dataset: types.Dataset) -> datasets.Dataset:
         size_bytes=dataset.size_bytes,
         create_time=timestamp(dataset.create_time),
         columns=dataset.columns,
+        forms=[datasets.DatasetForm(name=form.name, rows=form.rows, columns=form.columns) for form in dataset.forms],
     )
 
 
@@ -259,6 +260,7 @@ def dataset_from_proto(dataset: datasets.Dataset) -> types.Dataset:
         size_bytes=dataset.size_bytes,
         create_time=seconds(dataset.create_time),
         columns=tuple(dataset.columns),
+        forms=tuple(types.DatasetForm(form.name, form.rows, dict(form.columns)) for form in dataset.forms),
     )
 
 

@@ -10,9 +10,9 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from madpo.types import (
     Completion,
     Content,
     Dataset,
+    DatasetForm,
     DatasetKind,
     DatasetRow,
     FileEntry,
@@ -83,7 +84,13 @@ class DatasetStore:
         self._store = store
 
     def write(
-        self, rows: Iterable[DatasetRow], *, kind: DatasetKind, display_name: str, scratch: Path
+        self,
+        rows: Iterable[DatasetRow],
+        *,
+        kind: DatasetKind,
+        display_name: str,
+        scratch: Path,
+        forms: Callable[[], Sequence[DatasetForm]] = tuple,
     ) -> tuple[Dataset, bool]:
         """Store rows as a dataset; the same rows in the same order give the same dataset.
 
@@ -95,9 +102,10 @@ class DatasetStore:
             kind: What they are.
             display_name: A label for people; that of the first upload stays.
             scratch: Local directory for the parts; emptied again.
+            forms: Says, once the rows are through, which forms they had.
 
         Returns:
-            The stored dataset, and whether it is new.
+            The stored dataset with the forms of these rows, and whether it is new.
 
         Raises:
             InvalidArgumentError: There are no rows.
@@ -111,13 +119,14 @@ class DatasetStore:
             dataset_id = f"dataset-{content.digest.hexdigest()[:32]}"
             prefix = keys.dataset(dataset_id)
             if stored := bundle.find_intact(self._store, prefix):
-                return _dataset(dataset_id, stored), False
+                return replace(_dataset(dataset_id, stored), forms=tuple(forms())), False
             description = {
                 "display_name": display_name,
                 "kind": kind.value,
                 "rows": content.rows,
                 "columns": [name for name in _OPTIONAL if content.present[name] == content.rows],
                 "first_rows": content.first_rows,
+                "forms": [asdict(form) for form in forms()],
             }
             manifest = bundle.publish(self._store, prefix, Path(directory), metadata=description)
             return _dataset(dataset_id, manifest), True
@@ -289,4 +298,5 @@ def _dataset(dataset_id: str, manifest: Manifest) -> Dataset:
         size_bytes=manifest.size_bytes,
         create_time=manifest.create_time,
         columns=tuple(description["columns"]),
+        forms=tuple(DatasetForm(**form) for form in description.get("forms", ())),
     )

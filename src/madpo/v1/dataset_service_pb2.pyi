@@ -21,12 +21,23 @@ class UploadDatasetRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class UploadDatasetHeader(_message.Message):
-    __slots__ = ("display_name", "format")
+    __slots__ = ("display_name", "format", "columns", "lists")
+    class ColumnsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    LISTS_FIELD_NUMBER: _ClassVar[int]
     display_name: str
     format: str
-    def __init__(self, display_name: _Optional[str] = ..., format: _Optional[str] = ...) -> None: ...
+    columns: _containers.ScalarMap[str, str]
+    lists: str
+    def __init__(self, display_name: _Optional[str] = ..., format: _Optional[str] = ..., columns: _Optional[_Mapping[str, str]] = ..., lists: _Optional[str] = ...) -> None: ...
 
 class UploadDatasetResponse(_message.Message):
     __slots__ = ("dataset", "created")
@@ -37,7 +48,7 @@ class UploadDatasetResponse(_message.Message):
     def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
 
 class Dataset(_message.Message):
-    __slots__ = ("dataset_id", "display_name", "kind", "rows", "size_bytes", "create_time", "columns")
+    __slots__ = ("dataset_id", "display_name", "kind", "rows", "size_bytes", "create_time", "columns", "forms")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +56,7 @@ class Dataset(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    FORMS_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     display_name: str
     kind: str
@@ -52,7 +64,25 @@ class Dataset(_message.Message):
     size_bytes: int
     create_time: _timestamp_pb2.Timestamp
     columns: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., kind: _Optional[str] = ..., rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
+    forms: _containers.RepeatedCompositeFieldContainer[DatasetForm]
+    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., kind: _Optional[str] = ..., rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., columns: _Optional[_Iterable[str]] = ..., forms: _Optional[_Iterable[_Union[DatasetForm, _Mapping]]] = ...) -> None: ...
+
+class DatasetForm(_message.Message):
+    __slots__ = ("name", "rows", "columns")
+    class ColumnsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rows: int
+    columns: _containers.ScalarMap[str, str]
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., columns: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class GetDatasetRequest(_message.Message):
     __slots__ = ("dataset_id",)
