@@ -169,9 +169,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     gate.set()
     forward = Scorer.forward
 
-    def gated(self: Scorer, texts: Sequence[Sequence[int]], shape: Any) -> list[float]:
+    def gated(self: Scorer, units: Sequence[Any]) -> list[list[float]]:
         assert gate.wait(timeout=30)
-        return forward(self, texts, shape)
+        return forward(self, units)
 
     monkeypatch.setattr(Scorer, "forward", gated)
     yield gate
@@ -217,13 +217,15 @@ async def test_scores_are_those_of_a_plain_transformers_forward_pass(start: Star
         assert not score.chosen_truncated
 
 
+@pytest.mark.parametrize("batch_tokens", [None, 512], ids=["shared prompts", "padded rows"])
 async def test_scores_are_the_same_bits_alone_in_any_company_and_on_another_replica(
-    start: Start, models: Models
+    start: Start, models: Models, batch_tokens: int | None
 ) -> None:
     def texts_of(pair: PreferencePair) -> list[Any]:
         return [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]
 
-    async with start(cache_entries=0) as replica, start(cache_entries=0) as another:
+    options = {"cache_entries": 0, "batch_tokens": batch_tokens}
+    async with start(**options) as replica, start(**options) as another:
         together = pair_rewards(await replica.client.score_pairs(models.good, PAIRS))
         alone = [await replica.client.score_pairs(models.good, [pair]) for pair in PAIRS]
         crowded = await asyncio.gather(
@@ -241,7 +243,7 @@ async def test_scores_are_the_same_bits_alone_in_any_company_and_on_another_repl
     assert len(revisions) == 1
 
 
-async def test_every_forward_pass_has_a_shape_of_the_ladder_and_some_padding(
+async def test_every_padded_forward_pass_has_a_shape_of_the_ladder_and_some_padding(
     start: Start, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes, unpadded = set(), []
@@ -254,7 +256,7 @@ async def test_every_forward_pass_has_a_shape_of_the_ladder_and_some_padding(
     endless = [("", " ".join(itertools.islice(itertools.cycle(WORDS), n, n + 2 * POSITIONS))) for n in range(8)]
     async with start(max_tokens=96, batch_tokens=400) as replica:
         await replica.client.get_reward_model(models.good)
-        monkeypatch.setattr("madpo_reward.scorer.reward_scores", recorded)
+        monkeypatch.setattr("madpo_reward.layouts.reward_scores", recorded)
         await replica.client.score_pairs(models.good, PAIRS)
         filled = await replica.client.score_responses(models.good, endless)
 
@@ -269,7 +271,7 @@ async def test_long_texts_lose_the_start_of_the_prompt_and_are_flagged(start: St
         info = await replica.client.get_reward_model(models.good)
         (scored,) = await replica.client.score_responses(models.good, [(prompt, response)])
 
-    assert info.max_tokens == POSITIONS - 1
+    assert info.max_tokens == POSITIONS
     assert (scored.tokens, scored.truncated) == (info.max_tokens, True)
     kept = plain_score(models, prompt, response, last_tokens=info.max_tokens)
     assert scored.reward == pytest.approx(kept, abs=1e-5)
@@ -363,13 +365,13 @@ async def test_a_non_finite_score_names_its_pair_and_spares_the_neighbours(start
 async def test_a_full_queue_refuses_with_a_hint_and_the_client_gets_through(
     start: Start, models: Models, gate: threading.Event
 ) -> None:
-    fills_the_queue = PreferencePair("", "good " * 40, "was " * 40)
+    fills_the_queue = PreferencePair("", "good " * 62, "was " * 62)
     request = reward.ScorePairsRequest(model_id=models.good, pairs=[pair_to_proto(PAIRS[1])])
     async with start(max_tokens=64, max_queue_tokens=128) as replica:
         await replica.client.get_reward_model(models.good)
         gate.clear()
         first = asyncio.create_task(replica.client.score_pairs(models.good, [fills_the_queue]))
-        await until(lambda: replica.count("madpo_reward_queue_tokens") == 128)
+        await until(lambda: replica.count("madpo_reward_queue_tokens") == 1 + 63 + 63)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{replica.port}") as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await RewardServiceStub(channel).ScorePairs(request, timeout=30, metadata=call_metadata(TOKEN))

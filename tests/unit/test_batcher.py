@@ -9,35 +9,51 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from madpo.errors import OverloadedError
-from madpo_reward.batcher import Admission, Batcher, BatchShape
+from madpo_reward.batcher import Admission, Batcher, BatchShape, Unit
 from madpo_reward.metrics import RewardMetrics
+
+Ids = Sequence[int]
+SHORT, LONG = BatchShape(width=8, positions=32), BatchShape(width=32, positions=32)
+UNPADDED = BatchShape(width=None, positions=20)
+
+
+def padded(texts: Sequence[Ids]) -> list[Unit[Ids]]:
+    """A unit for each text: in rows of 8, four to a batch, or alone in a row of 32."""
+    return [
+        Unit(
+            (place,),
+            (text,),
+            shape=SHORT if len(text) < 8 else LONG,
+            tokens=len(text),
+            positions=8 if len(text) < 8 else 32,
+        )
+        for place, text in enumerate(texts)
+    ]
 
 
 class Recorder:
     """A model whose score is the sum of the ids; remembers its batches and can be held back."""
 
     def __init__(self) -> None:
-        self.batches: list[tuple[list[Sequence[int]], BatchShape]] = []
+        self.batches: list[tuple[list[Ids], BatchShape]] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
 
-    def batch_shape(self, tokens: int) -> BatchShape:
-        return BatchShape(width=8, rows=4) if tokens < 8 else BatchShape(width=32, rows=1)
-
-    def forward(self, texts: Sequence[Sequence[int]], shape: BatchShape) -> list[float]:
-        self.batches.append((list(texts), shape))
+    def forward(self, units: Sequence[Unit[Ids]]) -> list[list[float]]:
+        assert len({unit.shape for unit in units}) == 1
+        self.batches.append(([text for unit in units for text in unit.texts], units[0].shape))
         self.entered.set()
         assert self.gate.wait(timeout=10)
-        if any(-1 in text for text in texts):
+        if any(-1 in text for unit in units for text in unit.texts):
             raise RuntimeError("poisoned")
-        return [float(sum(text)) for text in texts]
+        return [[float(sum(text)) for text in unit.texts] for unit in units]
 
     async def hold(self, batcher: Batcher) -> "asyncio.Task[object]":
         """Occupy the device until the gate opens."""
         self.gate.clear()
         self.entered.clear()
-        task = asyncio.create_task(batcher.score(self, [[100]]))
+        task = asyncio.create_task(batcher.score(self, padded([[100]])))
         assert await asyncio.to_thread(self.entered.wait, 10)
         return task
 
@@ -67,7 +83,7 @@ def value(metric: Collector) -> float:
 async def test_rewards_come_back_in_the_order_asked_for_whatever_the_batches(batcher: Batcher) -> None:
     model = Recorder()
 
-    scored = await batcher.score(model, [[1], [2] * 20, [3], [4], [5], [6], [7] * 9])
+    scored = await batcher.score(model, padded([[1], [2] * 20, [3], [4], [5], [6], [7] * 9]))
 
     assert scored.rewards == [1, 40, 3, 4, 5, 6, 63]
     assert [(len(texts), shape.width) for texts, shape in model.batches] == [(4, 8), (1, 32), (1, 8), (1, 32)]
@@ -76,7 +92,7 @@ async def test_rewards_come_back_in_the_order_asked_for_whatever_the_batches(bat
 async def test_texts_of_waiting_requests_share_a_batch_and_the_oldest_goes_first(batcher: Batcher) -> None:
     model = Recorder()
     held = await model.hold(batcher)
-    requests = [asyncio.create_task(batcher.score(model, texts)) for texts in ([[9] * 10], [[1], [2]], [[3]])]
+    requests = [asyncio.create_task(batcher.score(model, padded(texts))) for texts in ([[9] * 10], [[1], [2]], [[3]])]
     await asyncio.sleep(0)
 
     model.gate.set()
@@ -89,8 +105,8 @@ async def test_texts_of_waiting_requests_share_a_batch_and_the_oldest_goes_first
 async def test_a_request_whose_caller_has_gone_costs_no_forward_pass(batcher: Batcher) -> None:
     model = Recorder()
     held = await model.hold(batcher)
-    gone = [asyncio.create_task(batcher.score(model, [[n], [n] * 10])) for n in range(50)]
-    stays = asyncio.create_task(batcher.score(model, [[77]]))
+    gone = [asyncio.create_task(batcher.score(model, padded([[n], [n] * 10]))) for n in range(50)]
+    stays = asyncio.create_task(batcher.score(model, padded([[77]])))
     await asyncio.sleep(0)
 
     for task in gone:
@@ -107,24 +123,42 @@ async def test_a_failing_batch_fails_its_callers_and_not_the_next(batcher: Batch
     model = Recorder()
 
     with pytest.raises(RuntimeError, match="poisoned"):
-        await batcher.score(model, [[-1]])
+        await batcher.score(model, padded([[-1]]))
 
-    assert (await batcher.score(model, [[5]])).rewards == [5]
+    assert (await batcher.score(model, padded([[5]]))).rewards == [5]
 
 
 async def test_models_do_not_share_batches(batcher: Batcher) -> None:
     first, second = Recorder(), Recorder()
 
-    scored = await asyncio.gather(batcher.score(first, [[1]]), batcher.score(second, [[2]]))
+    scored = await asyncio.gather(batcher.score(first, padded([[1]])), batcher.score(second, padded([[2]])))
 
     assert [scores.rewards for scores in scored] == [[1], [2]]
     assert len(first.batches) == len(second.batches) == 1
 
 
+async def test_unpadded_units_share_a_batch_up_to_its_positions_and_answer_all_their_texts(
+    batcher: Batcher, metrics: RewardMetrics
+) -> None:
+    model = Recorder()
+    units = [
+        Unit((0, 2), ([1], [3] * 8), shape=UNPADDED, tokens=9, positions=9),
+        Unit((1,), ([2] * 11,), shape=UNPADDED, tokens=11, positions=11),
+        Unit((3,), ([4] * 50,), shape=UNPADDED, tokens=50, positions=50),
+        Unit((4,), ([5],), shape=UNPADDED, tokens=1, positions=1),
+    ]
+
+    scored = await batcher.score(model, units)
+
+    assert scored.rewards == [1, 22, 24, 200, 5]
+    assert [len(texts) for texts, _ in model.batches] == [3, 1, 1]
+    assert value(metrics.padding_tokens) == 0
+
+
 async def test_batches_are_counted_with_the_positions_that_held_no_token(
     batcher: Batcher, metrics: RewardMetrics
 ) -> None:
-    await batcher.score(Recorder(), [[1], [2] * 10, [3] * 2])
+    await batcher.score(Recorder(), padded([[1], [2] * 10, [3] * 2]))
 
     def total(metric: Collector) -> float:
         return next(sample.value for sample in next(iter(metric.collect())).samples if sample.name.endswith("_sum"))
@@ -135,7 +169,7 @@ async def test_batches_are_counted_with_the_positions_that_held_no_token(
 
 
 async def test_timings_cover_the_wait_and_every_batch_of_the_request(batcher: Batcher, metrics: RewardMetrics) -> None:
-    scored = await batcher.score(Recorder(), [[1], [2] * 10])
+    scored = await batcher.score(Recorder(), padded([[1], [2] * 10]))
 
     phases = {
         sample.labels["phase"]: sample.value

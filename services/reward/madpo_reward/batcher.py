@@ -1,18 +1,18 @@
-"""Turns many small requests into forward passes of fixed shape, and bounds how much may wait.
+"""Turns many small requests into batches, and bounds how much may wait.
 
-The oldest waiting text decides the next batch; texts of the same model and width ride along. One thread runs the
-forward passes. Texts of a request whose caller has gone leave the queue before they cost anything.
+The oldest waiting unit decides the next batch; units of the same model and shape ride along. One thread runs the
+batches. Units of a request whose caller has gone leave the queue before they cost anything.
 """
 
 import asyncio
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from prometheus_client import Gauge
 
@@ -22,24 +22,41 @@ from madpo_reward.metrics import RewardMetrics
 _SHORTEST_HINT_S, _LONGEST_HINT_S = 0.05, 5.0
 _RATE_SMOOTHING = 0.2
 
+Text = TypeVar("Text")
+
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """Size of a forward pass: `rows` texts, each padded to `width` tokens."""
+    """What may be one batch: up to `positions` of them, in rows of `width` that are always filled up, or unpadded."""
 
-    width: int
-    rows: int
+    width: int | None
+    positions: int
 
 
-class Model(Protocol):
+@dataclass(frozen=True, slots=True)
+class Unit(Generic[Text]):
+    """Texts of one request that are computed together.
+
+    Attributes:
+        places: Of the texts in the request.
+        texts: What the model is given.
+        shape: Units of the same shape share batches.
+        tokens: That go through the model, each once.
+        positions: Room it takes in a batch: tokens and padding.
+    """
+
+    places: tuple[int, ...]
+    texts: tuple[Text, ...] = field(repr=False)
+    shape: BatchShape
+    tokens: int
+    positions: int
+
+
+class Model(Protocol[Text]):
     """What the batcher needs of a scorer; compared by identity."""
 
-    def batch_shape(self, tokens: int) -> BatchShape:
-        """The one shape a text of this length is scored in."""
-        ...
-
-    def forward(self, texts: Sequence[Sequence[int]], shape: BatchShape) -> Sequence[float]:
-        """Score up to `shape.rows` texts; blocking."""
+    def forward(self, units: Sequence[Unit[Text]]) -> Sequence[Sequence[float]]:
+        """Rewards of each unit's texts; the units have one shape and fit into one batch. Blocking."""
         ...
 
 
@@ -59,9 +76,10 @@ class _Request:
     missing: int
     forward_s: float = 0.0
 
-    def answer(self, position: int, reward: float) -> None:
-        self.rewards[position] = reward
-        self.missing -= 1
+    def answer(self, places: Sequence[int], rewards: Sequence[float]) -> None:
+        for place, reward in zip(places, rewards, strict=True):
+            self.rewards[place] = reward
+        self.missing -= len(places)
         if self.missing == 0 and not self.done.done():
             self.done.set_result(None)
 
@@ -73,11 +91,10 @@ class _Request:
 @dataclass(frozen=True, slots=True)
 class _Item:
     request: _Request
-    position: int
-    tokens: Sequence[int] = field(repr=False)
+    unit: Unit[Any]
 
 
-_Key = tuple[Model, BatchShape]
+_Key = tuple[Model[Any], BatchShape]
 
 
 class Admission:
@@ -176,14 +193,15 @@ class Batcher:
             await asyncio.wait([self._task])
         await asyncio.to_thread(self._device.shutdown, cancel_futures=True)
 
-    async def score(self, model: Model, texts: Sequence[Sequence[int]]) -> BatchScores:
-        """Score token ids; cancelling the caller takes them out of the queue."""
+    async def score(self, model: Model[Text], units: Sequence[Unit[Text]]) -> BatchScores:
+        """Score the units of a request; cancelling the caller takes them out of the queue."""
         start = time.monotonic()
-        request = _Request(asyncio.get_running_loop().create_future(), [0.0] * len(texts), missing=len(texts))
+        texts = sum(len(unit.places) for unit in units)
+        request = _Request(asyncio.get_running_loop().create_future(), [0.0] * texts, missing=texts)
         places: list[tuple[_Key, int]] = []
-        for position, tokens in enumerate(texts):
-            key, number = (model, model.batch_shape(len(tokens))), next(self._numbers)
-            self._queues.setdefault(key, OrderedDict())[number] = _Item(request, position, tokens)
+        for unit in units:
+            key, number = (model, unit.shape), next(self._numbers)
+            self._queues.setdefault(key, OrderedDict())[number] = _Item(request, unit)
             places.append((key, number))
         self._arrived.set()
         try:
@@ -212,26 +230,46 @@ class Batcher:
 
     async def _run_oldest(self) -> None:
         model, shape = min(self._queues, key=lambda key: next(iter(self._queues[key])))
-        numbered = list(itertools.islice(self._queues[model, shape].items(), shape.rows))
-        for number, _ in numbered:
-            self._discard((model, shape), number)
-        batch = [item for _, item in numbered]
-        texts = [item.tokens for item in batch]
+        batch = self._take_batch((model, shape))
+        units = [item.unit for item in batch]
         start = time.monotonic()
         try:
-            rewards = await asyncio.get_running_loop().run_in_executor(self._device, model.forward, texts, shape)
+            rewards = await asyncio.get_running_loop().run_in_executor(self._device, model.forward, units)
         except Exception as error:  # whatever went wrong belongs to these callers, not to the queue
             for item in batch:
                 item.request.fail(error)
             return
-        duration_s = time.monotonic() - start
-        self._admission.observe_rate(len(texts) * shape.width, duration_s)
-        self._metrics.duration.labels(phase="forward").observe(duration_s)
-        tokens = sum(map(len, texts))
-        self._metrics.batch_tokens.observe(tokens)
-        self._metrics.batch_responses.observe(len(texts))
-        self._metrics.padding_tokens.inc(shape.rows * shape.width - tokens)
+        self._observe(units, shape, time.monotonic() - start)
         for request in {id(item.request): item.request for item in batch}.values():
-            request.forward_s += duration_s
-        for item, reward in zip(batch, rewards, strict=True):
-            item.request.answer(item.position, reward)
+            request.forward_s += time.monotonic() - start
+        for item, of_unit in zip(batch, rewards, strict=True):
+            item.request.answer(item.unit.places, of_unit)
+
+    def _take_batch(self, key: _Key) -> list[_Item]:
+        queue = self._queues[key]
+        count = len(one_batch(item.unit for item in queue.values()))
+        batch = list(itertools.islice(queue.items(), count))
+        for number, _ in batch:
+            self._discard(key, number)
+        return [item for _, item in batch]
+
+    def _observe(self, units: Sequence[Unit[Any]], shape: BatchShape, duration_s: float) -> None:
+        taken = sum(unit.positions for unit in units)
+        tokens = sum(unit.tokens for unit in units)
+        self._admission.observe_rate(taken, duration_s)
+        self._metrics.duration.labels(phase="forward").observe(duration_s)
+        self._metrics.batch_tokens.observe(tokens)
+        self._metrics.batch_responses.observe(sum(len(unit.places) for unit in units))
+        self._metrics.padding_tokens.inc((taken if shape.width is None else shape.positions) - tokens)
+
+
+def one_batch(units: Iterable[Unit[Text]]) -> list[Unit[Text]]:
+    """The first of these units, all of one shape, that fit into one batch; one at least."""
+    batch: list[Unit[Text]] = []
+    taken = 0
+    for unit in units:
+        taken += unit.positions
+        if batch and taken > unit.shape.positions:
+            break
+        batch.append(unit)
+    return batch

@@ -19,9 +19,10 @@ from madpo.types import (
 )
 from madpo_reward.batcher import Admission, Batcher
 from madpo_reward.cache import LruCache
+from madpo_reward.layouts import Tokens
 from madpo_reward.metrics import RewardMetrics
 from madpo_reward.registry import ModelRegistry
-from madpo_reward.scorer import Scorer, Tokens
+from madpo_reward.scorer import Scorer
 from madpo_reward.settings import RewardSettings
 
 _CHARACTERS_PER_TOKEN = 4
@@ -132,11 +133,12 @@ class Pipeline:
             encoded = await loop.run_in_executor(self._tokenizers, _encode, scorer, list(texts.values()))
             tokenize_s = time.monotonic() - start
             self._metrics.duration.labels(phase="tokenize").observe(tokenize_s)
-            ticket.resize(sum(scorer.batch_shape(len(tokens.ids)).width for tokens in encoded))
-            batch = await self._batcher.score(scorer, [tokens.ids for tokens in encoded])
+            units = scorer.plan(encoded)
+            ticket.resize(sum(unit.positions for unit in units))
+            batch = await self._batcher.score(scorer, units)
         _refuse_non_finite(scorer, list(texts.values()), batch.rewards)
         fresh = {
-            digest: Score(reward, len(tokens.ids), tokens.truncated)
+            digest: Score(reward, len(tokens), tokens.truncated)
             for digest, reward, tokens in zip(texts, batch.rewards, encoded, strict=True)
         }
         for digest, score in fresh.items():
@@ -151,9 +153,13 @@ def _guess_tokens(text: Text, scorer: Scorer) -> int:
 
 def _encode(scorer: Scorer, texts: Sequence[Text]) -> list[Tokens]:
     encoded = []
+    prompts: dict[tuple[Content, ChatOptions], list[int]] = {}
     for text in texts:
         try:
-            encoded.append(scorer.encode(text.prompt, text.response, text.options))
+            key = (text.prompt, text.options)
+            if key not in prompts:
+                prompts[key] = scorer.encode_prompt(*key)
+            encoded.append(scorer.encode(text.prompt, text.response, text.options, prompt_ids=prompts[key]))
         except InvalidPairError as error:
             violation = FieldViolation(text.owner_id, str(error))
             raise InvalidPairError(f"{text.owner_id}: {error}", [violation]) from error

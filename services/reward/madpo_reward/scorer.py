@@ -1,60 +1,47 @@
-"""One resident reward model: text to tokens, tokens to raw logits whose bits do not depend on the neighbours.
-
-Floating-point sums change with the shape of a batch, so a text must always be scored in the same shape: its length
-picks a width from a fixed ladder, the width picks the number of rows, and rows nobody waits for are filled with
-dummies. Then a score is the same alone, in company, in any row and on every replica of the same revision.
-"""
+"""One resident reward model: text to tokens, tokens to raw logits whose bits do not depend on the neighbours."""
 
 import hashlib
-import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 
-from madpo.data.tokenize import encode_response, pad_id, template_sha256, tokenizer_sha256
+from madpo.data.tokenize import encode_prompt, encode_response, pad_id, template_sha256, tokenizer_sha256
 from madpo.errors import FailedPreconditionError
 from madpo.models.load import load_reward_model, load_tokenizer, reward_scores
 from madpo.types import NO_OPTIONS, ChatOptions, Content, RewardModelInfo
-from madpo_reward.batcher import BatchShape
+from madpo_reward.batcher import BatchShape, Unit, one_batch
+from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, WholeTexts, may_share_prompts
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 1
-"""Part of the revision; raised by every change of this module that can change a score's bits."""
+CODE_VERSION = 2
+"""Part of the revision; raised by every change of scorer and layouts that can change a score's bits."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-_LADDER = (32, *(width for power in range(6, 30) for width in (1 << power, 3 << power - 1)))
-_UNPADDED_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+_PLAIN_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 _SAMPLES = (
     ("The film was", " a quiet surprise."),
     ("Tell me about the sea.", " " + "It is wide, and it is never still. " * 8),
+    ("Tell me about the sea.", " It is salt water."),
     ("", "Yes."),
 )
+_GPU_BATCH_POSITIONS = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class ScorerConfig:
-    """What decides the bits of a score, next to the model. `batch_tokens` None: 512 on CPU, 8192 on CUDA."""
+    """What decides the bits of a score, next to the model: see the settings of the same names."""
 
     dtype: str = "fp32"
-    max_width: int = 4096
+    max_tokens: int = 4096
     batch_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Ids of prompt and response, and whether some had to go."""
-
-    ids: tuple[int, ...]
-    truncated: bool
 
 
 class Scorer:
@@ -64,21 +51,16 @@ class Scorer:
         model_id: Digest of the model's files.
         model: Sequence-classification model with one label.
         tokenizer: Its tokenizer.
-        config: Shapes and precision.
+        layout: How texts become forward passes of it.
+        dtype: Name of its precision.
     """
 
-    def __init__(self, model_id: str, model: Any, tokenizer: Any, *, config: ScorerConfig) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.to(self._device).eval()
-        self._tokenizer = tokenizer
-        self._batch_tokens = config.batch_tokens or (8192 if self._device.type == "cuda" else 512)
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.widths = batch_widths(min(config.max_width, positions or config.max_width))
-        # One column always stays padding: a batch without any would go to another attention kernel, with other bits.
-        self.max_tokens = self.widths[-1] - 1
+    def __init__(self, model_id: str, model: Any, tokenizer: Any, *, layout: Layout, dtype: str) -> None:
+        self._model, self._tokenizer, self.layout = model, tokenizer, layout
+        self.max_tokens = layout.max_tokens
         self.tokenizer_sha256 = tokenizer_sha256(tokenizer)
         self.template_sha256 = template_sha256(tokenizer)
-        self.dtype = config.dtype
+        self.dtype = dtype
         self.model_id = model_id
         self.revision = self._revision()
 
@@ -94,38 +76,39 @@ class Scorer:
             max_pairs_per_request=max_pairs_per_request,
         )
 
-    def encode(self, prompt: Content, response: Content, options: ChatOptions = NO_OPTIONS) -> Tokens:
+    def encode_prompt(self, prompt: Content, options: ChatOptions = NO_OPTIONS) -> list[int]:
+        """Tokenize a prompt, for all its responses. Raises InvalidPairError."""
+        return encode_prompt(self._tokenizer, prompt, options)
+
+    def encode(
+        self,
+        prompt: Content,
+        response: Content,
+        options: ChatOptions = NO_OPTIONS,
+        *,
+        prompt_ids: list[int] | None = None,
+    ) -> Tokens:
         """Tokenize; a text over `max_tokens` loses the start of its prompt first, then the end of its response.
 
         Raises:
             InvalidPairError: The model's template cannot render it.
         """
-        encoded = encode_response(self._tokenizer, prompt, response, options)
-        response_ids = encoded.response_ids[: self.max_tokens]
-        room = self.max_tokens - len(response_ids)
+        encoded = encode_response(self._tokenizer, prompt, response, options, prompt_ids=prompt_ids)
+        kept = encoded.response_ids[: self.max_tokens]
+        room = self.max_tokens - len(kept)
         prompt_ids = encoded.prompt_ids[max(0, len(encoded.prompt_ids) - room) :]
-        ids = (*prompt_ids, *response_ids)
-        return Tokens(ids, truncated=len(ids) < len(encoded.prompt_ids) + len(encoded.response_ids))
+        return Tokens(tuple(prompt_ids), tuple(kept), truncated=len(prompt_ids) + len(kept) < len(encoded))
 
-    def batch_shape(self, tokens: int) -> BatchShape:
-        """The one shape texts of this length are scored in."""
-        width = next(width for width in self.widths if width > tokens)
-        rows = self._batch_tokens // width
-        # Matrix-vector kernels (a head with one label) treat rows past a multiple of four in another way.
-        return BatchShape(width=width, rows=rows - rows % 4 or 1)
+    def plan(self, texts: Sequence[Tokens]) -> list[Unit[Tokens]]:
+        """What is computed together of a request's texts."""
+        return self.layout.plan(texts)
 
-    def forward(self, texts: Sequence[Sequence[int]], shape: BatchShape) -> list[float]:
-        """Raw logits of up to `shape.rows` texts, each shorter than `shape.width`."""
-        input_ids = torch.full((shape.rows, shape.width), pad_id(self._tokenizer), dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        attention_mask[:, 0] = 1  # a dummy row attends to something: an empty one would be NaN
-        for row, ids in enumerate(texts):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = 1
-        return self._scores(input_ids, attention_mask)[: len(texts)]
+    def forward(self, units: Sequence[Unit[Tokens]]) -> list[list[float]]:
+        """Raw logits of each unit's texts; the units have one shape and fit into one batch."""
+        return self.layout.forward(units)
 
     def check(self) -> None:
-        """Prove that scores do not depend on neighbours or row, and agree with an unpadded forward pass.
+        """Prove that scores do not depend on company, order or row, and agree with a plain forward pass.
 
         Raises:
             FailedPreconditionError: They do not, or the tokenizer makes ids the model does not know.
@@ -135,33 +118,44 @@ class Scorer:
             raise FailedPreconditionError(
                 f"{self.model_id}: the tokenizer has {len(self._tokenizer)} tokens, the model embeds {embeddings}"
             )
-        samples = [self.encode(prompt, response).ids for prompt, response in _SAMPLES]
-        for ids in samples:
-            shape = self.batch_shape(len(ids))
-            others = [other[: shape.width - 1] for other in samples][: shape.rows - 1]
-            (alone,) = self.forward([ids], shape)
-            elsewhere = {*self.forward([ids] * shape.rows, shape), self.forward([*others, ids], shape)[-1]}
-            (unpadded,) = self._scores(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))
-            if not abs(alone - unpadded) <= _UNPADDED_TOLERANCE[self.dtype] * (1 + abs(unpadded)):
+        samples = [self.encode(prompt, response) for prompt, response in _SAMPLES]
+        together = self._score(samples)
+        for text, reward in zip(samples, together, strict=True):
+            (alone,) = self._score([text])
+            plain = self._score_plainly(text)
+            if not abs(alone - plain) <= _PLAIN_TOLERANCE[self.dtype] * (1 + abs(plain)):
                 raise FailedPreconditionError(
-                    f"{self.model_id}: a sample scores {alone!r} padded and {unpadded!r} unpadded"
-                    " (does the model ignore its attention mask, or hold non-finite weights?)"
+                    f"{self.model_id}: a sample scores {alone!r} in layout {self.layout.name!r} and {plain!r} in a"
+                    " plain forward pass (does the model ignore its attention mask, or hold non-finite weights?)"
                 )
+            (unit,) = self.plan([text])
+            copies = 2 if unit.shape.width is None else unit.shape.positions // unit.positions
+            elsewhere = {reward, *self._score([text] * copies), self._score([*samples[::-1], text])[-1]}
             if elsewhere != {alone}:
                 raise FailedPreconditionError(
-                    f"{self.model_id}: a sample scores {alone!r} alone and {elsewhere} in other rows or company of"
-                    f" {shape}: margins would depend on what else is being scored"
+                    f"{self.model_id}: a sample scores {alone!r} alone and {elsewhere} in other rows or company:"
+                    " margins would depend on what else is being scored"
                 )
 
+    def _score(self, texts: Sequence[Tokens]) -> list[float]:
+        """As the batcher does, in the fewest batches."""
+        rewards = [0.0] * len(texts)
+        for batch in _batches(self.plan(texts)):
+            for unit, of_unit in zip(batch, self.forward(batch), strict=True):
+                for place, reward in zip(unit.places, of_unit, strict=True):
+                    rewards[place] = reward
+        return rewards
+
     @torch.inference_mode()
-    def _scores(self, input_ids: Tensor, attention_mask: Tensor) -> list[float]:
-        rewards = reward_scores(self._model, input_ids.to(self._device), attention_mask.to(self._device))
-        return [float(reward) for reward in rewards.float().cpu()]
+    def _score_plainly(self, text: Tokens) -> float:
+        input_ids = torch.tensor([text.ids], device=self._model.device)
+        return float(reward_scores(self._model, input_ids, torch.ones_like(input_ids)))
 
     def _revision(self) -> str:
-        device = (
-            torch.cuda.get_device_name(self._device)
-            if self._device.type == "cuda"
+        device = self._model.device
+        name = (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
             else f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
         )
         parts = {
@@ -169,23 +163,18 @@ class Scorer:
             "tokenizer_sha256": self.tokenizer_sha256,
             "template_sha256": self.template_sha256,
             "dtype": self.dtype,
-            "batch_tokens": self._batch_tokens,
-            "widths": self.widths,
+            "layout": self.layout.name,
+            "max_tokens": self.max_tokens,
             "code": CODE_VERSION,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "device": device,
+            "device": name,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def batch_widths(limit: int) -> tuple[int, ...]:
-    """Widths of batches: 32, 64, 96, 128, 192, 256, 384, 512, ... below the limit, then the limit itself."""
-    return (*itertools.takewhile(lambda width: width < limit, _LADDER), limit)
-
-
 def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, config: ScorerConfig) -> Scorer:
-    """Load a model and let it prove itself.
+    """Load a model and let it prove itself, in the first layout in which it can.
 
     Raises:
         InvalidArgumentError: The directory does not hold a reward model we load.
@@ -193,7 +182,44 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
     """
     tokenizer = load_tokenizer(directory)
     model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[config.dtype])
-    scorer = Scorer(model_id, model, tokenizer, config=config)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    *preferred, last = _layouts(model, pad_id=pad_id(tokenizer), config=config)
+    for layout in preferred:
+        try:
+            return _proven(Scorer(model_id, model, tokenizer, layout=layout, dtype=config.dtype))
+        except FailedPreconditionError as error:
+            logger.warning("reward model scored in another layout", extra={"without": layout.name, "error": str(error)})
+    return _proven(Scorer(model_id, model, tokenizer, layout=last, dtype=config.dtype))
+
+
+def _proven(scorer: Scorer) -> Scorer:
     scorer.check()
-    logger.info("reward model ready", extra={"model_id": model_id, "revision": scorer.revision})
+    logger.info(
+        "reward model ready",
+        extra={"model_id": scorer.model_id, "revision": scorer.revision, "layout": scorer.layout.name},
+    )
     return scorer
+
+
+def _layouts(model: Any, *, pad_id: int, config: ScorerConfig) -> list[Layout]:
+    """Those that may do for a model, the best first."""
+    device = model.device
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    max_tokens = min(config.max_tokens, positions or config.max_tokens)
+    batch_positions = config.batch_tokens or (_GPU_BATCH_POSITIONS if device.type == "cuda" else None)
+    if batch_positions is not None:
+        return [PaddedRows(model, pad_id=pad_id, max_width=max_tokens, batch_positions=batch_positions)]
+    whole = WholeTexts(model, max_tokens=max_tokens)
+    return [SharedPrompts(model, max_tokens=max_tokens), whole] if may_share_prompts(model) else [whole]
+
+
+def _batches(units: Sequence[Unit[Tokens]]) -> Iterator[Sequence[Unit[Tokens]]]:
+    """Units as the batcher puts them together when nobody else asks."""
+    queues: dict[BatchShape, list[Unit[Tokens]]] = {}
+    for unit in units:
+        queues.setdefault(unit.shape, []).append(unit)
+    for queue in queues.values():
+        while queue:
+            batch = one_batch(queue)
+            yield batch
+            queue = queue[len(batch) :]

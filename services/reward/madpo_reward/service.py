@@ -59,6 +59,6 @@ class RewardService:
             raise InvalidArgumentError(message, [FieldViolation("model_id", message)])
         base_directory = self._models.fetch(model.base_model_id) if model.base_model_id else None
         config = ScorerConfig(
-            dtype=self._settings.dtype, max_width=self._settings.max_tokens, batch_tokens=self._settings.batch_tokens
+            dtype=self._settings.dtype, max_tokens=self._settings.max_tokens, batch_tokens=self._settings.batch_tokens
         )
         return load_scorer(model_id, self._models.fetch(model_id), base_directory=base_directory, config=config)

@@ -28,10 +28,11 @@ class RewardSettings(StoreSettings):
     threads: Annotated[int | None, Field(ge=1)] = None
     """Torch threads of a forward pass; None leaves torch's own choice."""
     max_tokens: Annotated[int, Field(ge=32)] = 4096
-    """Width of the widest batch; a model with fewer positions lowers it. One token less is scored whole, longer texts
-    are truncated: the start of the prompt first, then the end of the response."""
+    """Longest text scored whole (one token less in padded batches); a model with fewer positions lowers it. Of longer
+    texts the start of the prompt goes first, then the end of the response."""
     batch_tokens: Annotated[int | None, Field(ge=32)] = None
-    """Tokens of one forward pass, padding included; None: 512 on CPU, 8192 on CUDA."""
+    """Tokens of one padded forward pass, padding included. None: 8192 on CUDA; on CPU nothing is padded, each text is
+    computed alone and a prompt once for all its responses (with models of a few thousand weights 512 may be faster)."""
     max_queue_tokens: Annotated[int, Field(ge=64)] = 524_288
     """Tokens of requests let in and not yet answered; more are refused at once with a retry hint."""
     max_pairs_per_request: Annotated[int, Field(ge=1)] = 256

@@ -49,12 +49,18 @@ def encode_prompt(
 
 
 def encode_response(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Content, response: Content, options: ChatOptions = NO_OPTIONS
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Content,
+    response: Content,
+    options: ChatOptions = NO_OPTIONS,
+    *,
+    prompt_ids: list[int] | None = None,
 ) -> Encoded:
     """Token ids of a prompt and a response, both text or both messages.
 
     A text response ends with EOS, appended where the text does not bring it; for messages the chat template alone
-    decides. The response is never empty, nothing is truncated.
+    decides. The response is never empty, nothing is truncated. `prompt_ids` are those of `encode_prompt`, where they
+    are known already.
 
     Raises:
         InvalidPairError: Text is mixed with messages, or the chat template refuses the messages, or renders them so
@@ -64,10 +70,11 @@ def encode_response(
     if isinstance(prompt, str) and isinstance(response, str):
         end = _end_id(tokenizer)
         ids: list[int] = tokenizer(response, add_special_tokens=False)["input_ids"]
-        return Encoded(encode_prompt(tokenizer, prompt), ids if ids[-1:] == [end] else [*ids, end])
+        prompt_ids = encode_prompt(tokenizer, prompt) if prompt_ids is None else prompt_ids
+        return Encoded(prompt_ids, ids if ids[-1:] == [end] else [*ids, end])
     if isinstance(prompt, str) or isinstance(response, str):
         raise InvalidPairError("prompt and response must both be text or both be chat messages, got one of each")
-    prompt_ids = encode_prompt(tokenizer, prompt, options)
+    prompt_ids = encode_prompt(tokenizer, prompt, options) if prompt_ids is None else prompt_ids
     ids = _render(tokenizer, (*prompt, *response), options, add_generation_prompt=False)
     if ids[: len(prompt_ids)] != prompt_ids:
         raise InvalidPairError(_prefix_mismatch(tokenizer, prompt_ids, ids))

@@ -20,7 +20,8 @@ from madpo.models.packed.head import head_of
 LayoutName = Literal["packed", "unshared", "padded"]
 
 _LAYERS = {"full_attention", "sliding_attention"}
-_BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+"""Kinds of rotary embeddings whose positions change with the longest text beside them."""
 _DROPOUT_NAMES = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 _PROOF_GROUPS, _PROOF_TOKENS = 3, 16
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -98,7 +99,7 @@ def _refusal(inner: Any, *, needs_head: bool) -> str:
     other = set(getattr(config, "layer_types", None) or _LAYERS) - _LAYERS
     if other:
         return f"{name} has layers of {', '.join(sorted(other))}, which run over the borders of a packed row"
-    if _rope_types(config) & _BATCH_DEPENDENT_ROPE:
+    if rope_types(config) & BATCH_DEPENDENT_ROPE:
         return f"the positions of {name} change with the longest text beside it"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return f"{name} caps its attention scores"
@@ -109,7 +110,7 @@ def _refusal(inner: Any, *, needs_head: bool) -> str:
     return ""
 
 
-def _rope_types(config: Any) -> set[str]:
+def rope_types(config: Any) -> set[str]:
     """Kinds of rotary embeddings, of all layers."""
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
