@@ -6,10 +6,10 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto format unit slow compose-test clean
+.PHONY: help install demo demo-real up test lint proto format unit slow bench-methods compose-test clean
 
 help:  ## Show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Build the virtual environment (VENV=.venv)
 
@@ -39,6 +39,10 @@ lint: install  ## Style, types, layers, generated code
 
 unit: install  ## All tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bench-methods: install  ## Compare methods at equal KL over paired seeds (two CPU-hours; resumable; see docs/benchmark.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.methods.run
+	$(BIN)/python -m bench.methods.report
 
 compose-test: install  ## Start, scale, break and stop the containers on a Docker-compatible engine (not part of test)
 	scripts/compose_e2e.sh

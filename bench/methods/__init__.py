@@ -1,0 +1,1 @@
+"""Which method is better, measured: paired seeds, exact KL, reward at equal KL. `make bench-methods`."""

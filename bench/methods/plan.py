@@ -1,0 +1,164 @@
+"""What is run, in order of importance. A job is one training (or one stack of bandits) and gives one record."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.methods.toy import RewardForm, Tier
+
+TIERS: tuple[Tier, ...] = ("high", "medium", "low")
+
+
+@dataclass(frozen=True, slots=True)
+class ToyJob:
+    """Train one policy on the toy reviews and measure it."""
+
+    tier: Tier
+    form: RewardForm
+    seed: int
+    reward_model: str
+    arm: str
+    beta: float
+    learning_rate: float
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelJob:
+    """Describe one reward model of a toy world."""
+
+    tier: Tier
+    form: RewardForm
+    seed: int
+    reward_model: str
+
+
+@dataclass(frozen=True, slots=True)
+class BanditJob:
+    """Train all arms at all betas in all bandit worlds of a tier."""
+
+    tier: Tier
+    form: RewardForm
+    first_seed: int
+    worlds: int
+    learning_rate: float
+    steps: int
+
+
+Job = ToyJob | RewardModelJob | BanditJob
+
+SEEDS = range(100, 108)
+"""None of them was looked at before betas, learning rates and analysis were fixed."""
+RATE, EPOCHS = 5e-4, 4
+SECOND_RATE = 2e-4
+
+MAIN_ARMS = (
+    *("dpo", "dpo_half_beta", "ipo", "beta_dpo", "simpo", "alpha_dpo", "adpo", "madpo", "rm_soft"),
+    *("posterior_0", "posterior_0.25", "posterior_0.5", "beta_dpo_authors"),
+)
+MAIN_BETA = 0.1
+
+FRONTIER_BETAS = {
+    "dpo": (0.05, 0.1, 0.2),
+    "madpo": (0.1, 0.2, 0.4),
+    "rm_soft": (0.05, 0.1, 0.2),
+    "posterior_0.25": (0.1, 0.2, 0.4),
+    "label_mix_0.25": (0.05, 0.1, 0.2),
+    "ipo": (0.025, 0.05, 0.1),
+}
+"""MADPO at beta moves about as far as DPO at half of it."""
+CORE_ARMS = ("dpo", "madpo", "rm_soft", "posterior_0.25")
+
+REWARD_MODELS = ("llama-256", "llama-1024", "llama-4096")
+"""Beside `words`, the one of the main grid and the frontier."""
+MARGIN_ARMS = ("madpo", "rm_soft", "posterior_0.25")
+UNBOUNDED_BETAS = {
+    "dpo": (0.1, 0.2, 0.4),
+    "madpo": (0.2, 0.4, 0.8),
+    "madpo_tau2": (0.1, 0.2, 0.4),
+    "rm_soft": (0.1, 0.2, 0.4),
+    "posterior_0.25": (0.2, 0.4, 0.8),
+}
+
+_BANDIT_BETAS = (0.06, 0.12, 0.25, 0.5, 1.0)
+BANDIT_BETAS = {
+    **dict.fromkeys(("dpo", "adpo", "madpo", "madpo_c4", "madpo_tau2", "rm_soft"), _BANDIT_BETAS),
+    **dict.fromkeys(("posterior_0", "posterior_0.25", "posterior_0.5", "label_mix_0.25"), _BANDIT_BETAS),
+    "beta_dpo": (0.12, 0.25, 0.5),
+    "ipo": (0.01, 0.02, 0.04, 0.08, 0.15),
+    "simpo": (0.1,),
+    "alpha_dpo": (0.1,),
+}
+BANDIT_WORLDS, BANDIT_RATE, BANDIT_STEPS = 20, 1e-2, 256
+
+
+def jobs(part: str) -> Iterator[Job]:
+    """The jobs of a part."""
+    yield from PARTS[part]()
+
+
+def _bandit() -> Iterator[Job]:
+    for tier in TIERS:
+        yield BanditJob(tier, "bounded", 0, BANDIT_WORLDS, BANDIT_RATE, BANDIT_STEPS)
+    yield BanditJob("high", "unbounded", 0, BANDIT_WORLDS, BANDIT_RATE, BANDIT_STEPS)
+
+
+def _main(tier: Tier, learning_rate: float) -> Iterator[Job]:
+    for seed in SEEDS:
+        yield RewardModelJob(tier, "bounded", seed, "words")
+        for arm in MAIN_ARMS:
+            yield _toy(tier, "bounded", seed, "words", arm, MAIN_BETA, learning_rate)
+
+
+def _frontier(tier: Tier, arms: Iterable[str]) -> Iterator[Job]:
+    for seed in SEEDS:
+        yield RewardModelJob(tier, "bounded", seed, "words")
+        yield from _sweep(tier, "bounded", seed, "words", {arm: FRONTIER_BETAS[arm] for arm in arms})
+
+
+def _reward_models() -> Iterator[Job]:
+    for seed in SEEDS:
+        for name in REWARD_MODELS:
+            yield RewardModelJob("high", "bounded", seed, name)
+            yield from _sweep("high", "bounded", seed, name, {arm: FRONTIER_BETAS[arm] for arm in MARGIN_ARMS})
+
+
+def _unbounded() -> Iterator[Job]:
+    for seed in SEEDS:
+        yield RewardModelJob("high", "unbounded", seed, "words")
+        yield from _sweep("high", "unbounded", seed, "words", UNBOUNDED_BETAS)
+
+
+def _sweep(
+    tier: Tier, form: RewardForm, seed: int, reward_model: str, betas: Mapping[str, Sequence[float]]
+) -> Iterator[Job]:
+    for arm, values in betas.items():
+        for beta in values:
+            yield _toy(tier, form, seed, reward_model, arm, beta, RATE)
+
+
+def _toy(
+    tier: Tier, form: RewardForm, seed: int, reward_model: str, arm: str, beta: float, learning_rate: float
+) -> ToyJob:
+    if arm == "dpo_half_beta":  # the same run as one of the sweep
+        arm, beta = "dpo", beta / 2
+    return ToyJob(tier, form, seed, reward_model, arm, beta, learning_rate, EPOCHS)
+
+
+_OTHERS = tuple(arm for arm in FRONTIER_BETAS if arm not in CORE_ARMS)
+
+PARTS: Mapping[str, Callable[[], Iterator[Job]]] = {
+    "bandit": _bandit,
+    "frontier-high": lambda: _frontier("high", CORE_ARMS),
+    "main-high": lambda: _main("high", RATE),
+    "reward-models": _reward_models,
+    "unbounded": _unbounded,
+    "main-low": lambda: _main("low", RATE),
+    "main-medium": lambda: _main("medium", RATE),
+    "frontier-high-others": lambda: _frontier("high", _OTHERS),
+    "frontier-low": lambda: _frontier("low", FRONTIER_BETAS),
+    "frontier-medium": lambda: _frontier("medium", FRONTIER_BETAS),
+    "second-rate-high": lambda: _main("high", SECOND_RATE),
+    "second-rate-medium": lambda: _main("medium", SECOND_RATE),
+    "second-rate-low": lambda: _main("low", SECOND_RATE),
+}
+"""In order of importance."""

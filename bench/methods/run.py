@@ -1,0 +1,113 @@
+"""Run the benchmark: `python -m bench.methods.run --help`. It can be stopped at any time and goes on where it was."""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.methods import bandit, policy, reward_models, toy
+from bench.methods.arms import ARMS
+from bench.methods.plan import BANDIT_BETAS, PARTS, BanditJob, Job, RewardModelJob, ToyJob, jobs
+from bench.methods.results import done, identity, key, read, to_line
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+CACHE = HERE / "cache"
+
+
+def execute(job: Job, cache_directory: Path, size: toy.Size = toy.FULL) -> dict[str, Any]:
+    """What a job measures. Depends on nothing but the job (and the machine's rounding)."""
+    torch.set_num_threads(1)
+    if isinstance(job, ToyJob):
+        return _toy(job, cache_directory, size)
+    if isinstance(job, RewardModelJob):
+        return reward_models.describe(
+            job.seed, job.tier, job.form, job.reward_model, cache_directory=cache_directory, size=size
+        )
+    return _bandit(job)
+
+
+def _toy(job: ToyJob, cache_directory: Path, size: toy.Size) -> dict[str, Any]:
+    world = toy.world(job.seed, cache_directory, size)
+    _, held_out, training = reward_models.split(world, job.tier, job.form)
+    margins, _ = reward_models.margins(
+        job.seed, job.tier, job.form, job.reward_model, cache_directory=cache_directory, size=size
+    )
+    method, config = ARMS[job.arm].at(job.beta)
+    weights = policy.train(world, training, margins, method, config, learning_rate=job.learning_rate, epochs=job.epochs)
+    if weights is None:
+        return {"diverged": True}
+    return policy.measure(weights, world, job.form) | policy.implicit_accuracy(weights, held_out, world.shape)
+
+
+def _bandit(job: BanditJob) -> dict[str, Any]:
+    seeds = list(range(job.first_seed, job.first_seed + job.worlds))
+    worlds = bandit.make_worlds(seeds, job.tier, job.form)
+    margins = bandit.reward_margins(worlds, seeds)
+    settings = [bandit.Setting(arm, beta) for arm, betas in BANDIT_BETAS.items() for beta in betas]
+    rewards, divergences = bandit.train_all(
+        worlds, seeds, margins, settings, learning_rate=job.learning_rate, steps=job.steps
+    )
+    return {
+        "reward_model": bandit.describe(worlds, margins),
+        "settings": [
+            {"arm": setting.arm, "beta": setting.beta, "reward": reward.tolist(), "kl": divergence.tolist()}
+            for setting, reward, divergence in zip(settings, rewards, divergences, strict=True)
+        ],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"comma-separated: {', '.join(PARTS)}")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines; jobs found in it are skipped")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="worlds and reward models")
+    parser.add_argument("--processes", type=int, default=2, help="each with one thread")
+    options = parser.parse_args(arguments)
+    wanted = list(dict.fromkeys(job for part in options.parts.split(",") for job in jobs(part)))
+    finished = done(read(options.results))
+    todo = [job for job in wanted if key(identity(job)) not in finished]
+    print(f"{len(wanted) - len(todo)} of {len(wanted)} jobs are done already", flush=True)
+    if todo:
+        _run(todo, options)
+
+
+def _run(todo: Sequence[Job], options: argparse.Namespace) -> None:
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(options.processes, mp_context=context) as pool,
+        options.results.open("a", encoding="utf-8") as file,
+    ):
+        work = partial(_timed, cache_directory=options.cache)
+        futures: dict[Future[tuple[dict[str, Any], float]], Job] = {pool.submit(work, job): job for job in todo}
+        for count, future in enumerate(as_completed(futures), start=1):
+            job = futures[future]
+            values, cpu_s = future.result()
+            file.write(to_line(job, values))
+            file.flush()
+            elapsed = time.monotonic() - start
+            left = elapsed / count * (len(todo) - count)
+            print(f"[{count}/{len(todo)}, {left / 60:.0f} min left] {_line(job, values)} ({cpu_s:.1f} s)", flush=True)
+
+
+def _timed(job: Job, cache_directory: Path) -> tuple[dict[str, Any], float]:
+    start = time.process_time()
+    return execute(job, cache_directory), time.process_time() - start
+
+
+def _line(job: Job, values: dict[str, Any]) -> str:
+    name = " ".join(str(value) for value in identity(job).values())
+    figures = {each: values[each] for each in ("reward", "kl", "grammatical", "accuracy") if each in values}
+    return f"{name}: " + ", ".join(f"{each} {value:.3f}" for each, value in figures.items())
+
+
+if __name__ == "__main__":
+    main()

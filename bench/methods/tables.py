@@ -1,0 +1,272 @@
+"""The tables of docs/benchmark.md, as Markdown, from the records alone."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.methods.analysis import (
+    Estimate,
+    Points,
+    bandit_points,
+    by_seed,
+    mean_over,
+    paired,
+    points,
+    rewards_at,
+    select,
+)
+from bench.methods.plan import (
+    EPOCHS,
+    FRONTIER_BETAS,
+    MAIN_ARMS,
+    MAIN_BETA,
+    MARGIN_ARMS,
+    PARTS,
+    RATE,
+    REWARD_MODELS,
+    SEEDS,
+    TIERS,
+    UNBOUNDED_BETAS,
+    jobs,
+)
+from bench.methods.results import Record, done, identity, key
+from bench.methods.toy import RewardForm, Tier
+
+LEVELS = (2.0, 3.0, 4.0, 5.0)
+"""KL in nats at which the toy-review frontiers are compared."""
+BANDIT_LEVELS = (0.5, 1.0, 1.5, 2.0)
+BASELINES = ("dpo", "madpo", "rm_soft")
+ERRORS_WANTED = 3.0
+
+ARM_OF: Mapping[str, Mapping[str, Any]] = {"dpo_half_beta": {"arm": "dpo", "beta": MAIN_BETA / 2}}
+"""Where its runs are found."""
+
+PAPER: Mapping[str, Mapping[str, float]] = {
+    "dpo": {"high": 1.62, "medium": 1.71, "low": 1.48},
+    "ipo": {"high": 0.35, "medium": 0.31, "low": 0.10},
+    "beta_dpo": {"high": 1.67, "medium": 1.84, "low": 1.76},
+    "madpo": {"high": 2.08, "medium": 2.15, "low": 1.75},
+}
+"""Mean reward by tier in arXiv:2510.05342v1, one seed a cell; MADPO at our c_max = 2, read off its plot to 0.01."""
+
+
+def tables(records: Sequence[Record]) -> Mapping[str, str]:
+    """Every table by its name in the document."""
+    return {
+        "progress": progress(records),
+        "verdict": verdict(records),
+        **{f"main-{tier}": main(records, tier) for tier in TIERS},
+        **{f"frontier-{tier}": frontier(records, tier) for tier in TIERS},
+        "reward-models": reward_models(records),
+        "unbounded": unbounded(records),
+        **{f"bandit-{tier}": bandit(records, tier, "bounded") for tier in TIERS},
+        "bandit-unbounded": bandit(records, "high", "unbounded"),
+    }
+
+
+def progress(records: Sequence[Record]) -> str:
+    """How much of the plan the records hold."""
+    finished = done(records)
+    rows = []
+    for part in PARTS:
+        wanted = [key(identity(job)) for job in jobs(part)]
+        rows.append((f"`{part}`", len(wanted), sum(each in finished for each in wanted)))
+    return _table(("part", "jobs planned", "jobs in these results"), rows)
+
+
+def main(records: Sequence[Record], tier: Tier) -> str:
+    """All methods at one beta, beside the paper's numbers, for each learning rate that was run."""
+    chosen = select(records, kind="toy", tier=tier, form="bounded", reward_model="words", epochs=EPOCHS)
+    rates = sorted({each["job"]["learning_rate"] for each in chosen})
+    rows = []
+    for rate in rates:
+        at_rate = select(chosen, learning_rate=rate)
+        baseline = by_seed(select(at_rate, arm="dpo", beta=MAIN_BETA), "reward")
+        for arm in MAIN_ARMS:
+            own = select(at_rate, **ARM_OF.get(arm, {"arm": arm, "beta": MAIN_BETA}))
+            rewards = by_seed(own, "reward")
+            if rewards:
+                difference = "0" if arm == "dpo" else _interval(paired(rewards, baseline))
+                shares = [
+                    _number(Estimate.of(by_seed(own, name).values()).mean, places)
+                    for name, places in (("kl", 2), ("grammatical", 2))
+                ]
+                published = PAPER.get(arm, {}).get(tier)
+                rows.append(
+                    (
+                        f"{rate:g}",
+                        arm,
+                        len(rewards),
+                        _number(Estimate.of(rewards.values()).mean, 3),
+                        difference,
+                        *shares,
+                        "" if published is None else f"{published:.2f}",
+                    )
+                )
+    header = ("lr", "method", "seeds", "reward", "minus DPO, 95 % interval", "KL", "grammatical", "paper")
+    return _table(header, rows)
+
+
+def frontier(records: Sequence[Record], tier: Tier) -> str:
+    """Differences at equal KL on one tier."""
+    return _frontier(frontier_points(records, tier), LEVELS)
+
+
+def unbounded(records: Sequence[Record]) -> str:
+    """Differences at equal KL where margins pass tau."""
+    return _frontier(swept(records, "high", "unbounded", "words", UNBOUNDED_BETAS), LEVELS)
+
+
+def bandit(records: Sequence[Record], tier: Tier, form: RewardForm) -> str:
+    """Differences at equal exact KL in the bandit."""
+    chosen = select(records, kind="bandit", tier=tier, form=form)
+    return _frontier(bandit_points(chosen[-1]), BANDIT_LEVELS) if chosen else _NOT_RUN
+
+
+def frontier_points(records: Sequence[Record], tier: Tier) -> Mapping[str, Points]:
+    """The swept arms of a tier."""
+    return swept(records, tier, "bounded", "words", FRONTIER_BETAS)
+
+
+def swept(
+    records: Sequence[Record],
+    tier: Tier,
+    form: RewardForm,
+    reward_model: str,
+    betas: Mapping[str, Sequence[float]],
+) -> Mapping[str, Points]:
+    """Where the arms of a sweep stand; only seeds that have all betas of an arm."""
+    chosen = [
+        each
+        for each in select(
+            records,
+            kind="toy",
+            tier=tier,
+            form=form,
+            reward_model=reward_model,
+            learning_rate=RATE,
+            epochs=EPOCHS,
+        )
+        if each["job"]["seed"] in SEEDS
+    ]
+    return {
+        arm: whole
+        for arm, curves in points(chosen).items()
+        if arm in betas and (whole := {seed: curve for seed, curve in curves.items() if set(betas[arm]) <= set(curve)})
+    }
+
+
+def verdict(records: Sequence[Record]) -> str:
+    """Which arm stands ahead of DPO, MADPO and rm_soft at equal KL, in each setting."""
+    settings = [(f"toy reviews, {tier}", frontier_points(records, tier), LEVELS) for tier in TIERS]
+    settings.append(
+        ("toy reviews, high, unbounded", swept(records, "high", "unbounded", "words", UNBOUNDED_BETAS), LEVELS)
+    )
+    for form in ("bounded", "unbounded"):
+        for tier in TIERS:
+            chosen = select(records, kind="bandit", tier=tier, form=form)
+            if chosen:
+                name = f"bandit, {tier}" + (", unbounded" if form == "unbounded" else "")
+                settings.append((name, bandit_points(chosen[-1]), BANDIT_LEVELS))
+    rows = []
+    for name, arms, levels in settings:
+        for arm in arms:
+            if arm == "dpo" or not all(each in arms for each in BASELINES):
+                continue
+            estimates = {each: mean_over(arms[arm], levels)(arms[each]) for each in BASELINES if each != arm}
+            if all(estimate.seeds < 2 for estimate in estimates.values()):
+                continue
+            ahead = all(estimate.errors_away > ERRORS_WANTED for estimate in estimates.values())
+            cells = [_errors(estimates[each]) if each in estimates else "" for each in BASELINES]
+            rows.append(
+                (
+                    name,
+                    arm,
+                    *cells,
+                    "**yes**" if ahead and arm not in BASELINES else ("of the others" if ahead else "no"),
+                )
+            )
+    header = ("setting", "method", "minus DPO", "minus MADPO", "minus rm_soft", "ahead by > 3 s.e.")
+    return _table(header, rows)
+
+
+def reward_models(records: Sequence[Record]) -> str:
+    """What the calibration report says of each reward model, beside what it brought at equal KL over DPO."""
+    baseline = frontier_points(records, "high").get("dpo", {})
+    rows = []
+    for name in ("words", *REWARD_MODELS):
+        described = [
+            each
+            for each in select(records, kind="rewardmodel", tier="high", form="bounded", reward_model=name)
+            if each["job"]["seed"] in SEEDS
+        ]
+        if not described:
+            continue
+        figures = [
+            _number(Estimate.of(by_seed(described, value).values()).mean, places)
+            for value, places in (
+                *(("accuracy", 3), ("ece", 3), ("temperature", 2), ("contradicted", 2)),
+                *(("noiseless_accuracy", 3), ("correlation", 2)),
+            )
+        ]
+        arms = swept(records, "high", "bounded", name, FRONTIER_BETAS)
+        gains = [_errors(mean_over(arms[arm], LEVELS)(baseline)) if arm in arms else "" for arm in MARGIN_ARMS]
+        rows.append((name, len(described), *figures, *gains))
+    header = (
+        *("reward model", "seeds", "accuracy", "ECE", "temperature", "contradicted", "accuracy, no noise"),
+        *("correlation", *(f"{arm} minus DPO" for arm in MARGIN_ARMS)),
+    )
+    return _table(header, rows)
+
+
+def _frontier(arms: Mapping[str, Points], levels: Sequence[float]) -> str:
+    header = ("method", "against", *(f"KL {level:g}" for level in levels), "mean over levels")
+    return _table(header, list(_comparisons(arms, levels)))
+
+
+def _comparisons(arms: Mapping[str, Points], levels: Sequence[float]) -> Iterator[tuple[object, ...]]:
+    for arm, curves in arms.items():
+        for baseline in BASELINES:
+            if baseline == arm or baseline not in arms or (arm in BASELINES and baseline != "dpo"):
+                continue
+            at_levels = [paired(rewards_at(curves, level), rewards_at(arms[baseline], level)) for level in levels]
+            whole = mean_over(curves, levels)(arms[baseline])
+            if whole.seeds:
+                yield arm, baseline, *(_counted(each) for each in at_levels), _errors(whole)
+
+
+_NOT_RUN = "*Not run yet.*"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    if not rows:
+        return _NOT_RUN
+    lines = [" | ".join(header), " | ".join("---" for _ in header)]
+    lines += [" | ".join(map(str, row)) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _number(value: float, places: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{places}f}"
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.seeds < 2:
+        return f"{estimate.mean:+.3f}" if estimate.seeds else "-"
+    return f"{estimate.mean:+.3f} ± {estimate.half_width:.3f}"
+
+
+def _counted(estimate: Estimate) -> str:
+    """With its standard error, and the seeds that reach the level."""
+    if not estimate.seeds:
+        return "-"
+    error = "" if estimate.seeds < 2 else f" ± {estimate.standard_error:.2f}"
+    return f"{estimate.mean:+.2f}{error} ({estimate.seeds})"
+
+
+def _errors(estimate: Estimate) -> str:
+    """With its distance from 0 in standard errors."""
+    if estimate.seeds < 2:
+        return _counted(estimate)
+    away = f"{estimate.mean / estimate.standard_error:+.1f}" if estimate.standard_error > 0 else "-"
+    return f"{estimate.mean:+.3f} ± {estimate.standard_error:.3f} ({away} s.e., {estimate.seeds})"
