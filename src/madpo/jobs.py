@@ -119,8 +119,8 @@ class MarginParameters(Spec):
     """While no scorer answers: wait, train with weight 1, or fail."""
     outage_budget_s: float = Field(default=900.0, gt=0)
     """Longest outage `pause` waits out, in seconds."""
-    lookahead_batches: int = Field(default=8, ge=1, le=1024)
-    """Batches whose margins are asked for ahead of the step."""
+    lookahead_batches: int = Field(default=32, ge=1, le=1024)
+    """Most batches whose margins are asked for ahead of the step; how many it are follows from the scorer's latency."""
 
     @model_validator(mode="after")
     def _service_needs_a_model(self) -> Self:

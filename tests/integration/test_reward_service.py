@@ -22,7 +22,9 @@ from prometheus_client import CollectorRegistry
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from madpo import errors
+from madpo.data.order import Schedule
 from madpo.data.tokenize import encode_response
+from madpo.jobs import MarginParameters
 from madpo.models.load import reward_scores, save_model
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES, call_metadata
 from madpo.rpc.convert import pair_to_proto
@@ -37,6 +39,7 @@ from madpo.v1.reward_service_pb2_grpc import RewardServiceStub
 from madpo_reward.scorer import Scorer
 from madpo_reward.service import RewardService
 from madpo_reward.settings import RewardSettings
+from madpo_trainer.margins import MarginJournal, RemoteMargins
 
 TOKEN = "test-token"
 POSITIONS = 128
@@ -290,6 +293,39 @@ async def test_known_texts_are_answered_from_the_cache(start: Start, models: Mod
         assert replica.count("madpo_reward_responses_total", source="model") == 16
         assert replica.count("madpo_reward_pairs_total", outcome="scored") == 12
     assert again == first
+
+
+async def test_a_second_epoch_and_a_second_job_compute_no_score(start: Start, models: Models, tmp_path: Path) -> None:
+    schedule = Schedule.plan(rows=len(PAIRS), batch_size=4, seed=0, epochs=3, max_steps=None)
+    scores = {content_digest(pair.prompt, text) for pair in PAIRS for text in (pair.chosen, pair.rejected)}
+
+    async with start() as replica:
+        info = await replica.client.get_reward_model(models.good)
+
+        async def train(job: int) -> list[Any]:
+            margins = RemoteMargins(
+                PAIRS,
+                schedule,
+                connect=lambda: RewardClient(f"127.0.0.1:{replica.port}", token=TOKEN),
+                model_id=models.good,
+                revision=info.revision,
+                journal=MarginJournal(LocalStore(tmp_path / "journals"), job_id=f"job-{job:032}", attempt=1),
+                parameters=MarginParameters(reward_model={"model_id": models.good}),
+                interrupted=lambda: False,
+            )
+            margins.start(0)
+            taken = [await asyncio.to_thread(margins.take, step) for step in range(schedule.total_steps)]
+            await asyncio.to_thread(margins.close)
+            return taken
+
+        first = await train(1)
+        computed = replica.count("madpo_reward_responses_total", source="model")
+        served = replica.count("madpo_reward_pairs_total", outcome="scored")
+        second = await train(2)
+
+        assert computed == replica.count("madpo_reward_responses_total", source="model") == len(scores)
+        assert (served, replica.count("madpo_reward_pairs_total", outcome="scored")) == (len(PAIRS), 2 * len(PAIRS))
+    assert first == second
 
 
 # ---- refusals

@@ -14,6 +14,7 @@ from madpo.errors import (
 from madpo.jobs import MarginParameters
 from madpo.storage.local import LocalStore
 from madpo.types import PreferencePair, ScoredPair
+from madpo_trainer.lookahead import LookAhead
 from madpo_trainer.margins import DatasetMargins, Interrupted, MarginJournal, RemoteMargins
 
 MODEL = "model-" + "0" * 32
@@ -27,6 +28,7 @@ class Scorer:
 
     def __init__(self, *, failures=0, margins=MARGINS, gate=None):
         self.asked: list[str] = []
+        self.sizes: list[int] = []
         self.failures, self.margins, self.gate = failures, margins, gate
 
     async def score_pairs(self, model_id, pairs, *, revision=None):
@@ -35,6 +37,7 @@ class Scorer:
         if self.failures:
             self.failures -= 1
             raise UnavailableError("no scorer")
+        self.sizes.append(len(pairs))
         self.asked += [pair.pair_id for pair in pairs]
         return [ScoredPair(pair.pair_id, self.margins[pair.pair_id], 0.0, 1, 1) for pair in pairs]
 
@@ -153,6 +156,46 @@ def test_the_look_ahead_is_bounded(store):
     source.close()
 
     assert len(scorer.asked) <= 4 * (1 + 2)
+
+
+def test_the_first_step_is_asked_for_alone_and_later_ones_share_requests(store):
+    scorer = Scorer()
+
+    take_all(remote(store, scorer))
+
+    assert scorer.sizes == [4, 16]
+
+
+def test_a_second_epoch_asks_nothing(store):
+    scorer = Scorer()
+    source = remote(store, scorer, lookahead_batches=1)
+    source.start(0)
+    for step in range(SCHEDULE.total_steps):
+        source.take(step)
+        if SCHEDULE.epoch(step) == 0:
+            requests = len(scorer.sizes)
+    source.close()
+
+    assert len(scorer.sizes) == requests == 5
+
+
+def test_the_look_ahead_follows_the_latency_within_its_bound():
+    ahead = LookAhead(bound=20, message_steps=4)
+    assert (ahead.least, ahead.most) == (20, 20)
+
+    ahead.observe_latency(0.05)
+    ahead.observe_step(0.1)
+    assert (ahead.least, ahead.most) == (2, 6)
+
+    ahead.observe_latency(0.5)
+    assert (ahead.least, ahead.most) == (6, 12)
+
+    for _ in range(40):
+        ahead.observe_latency(0.05)
+    assert (ahead.least, ahead.most) == (2, 6)
+
+    ahead.observe_latency(60.0)
+    assert (ahead.least, ahead.most) == (20, 20)
 
 
 def test_a_stop_request_ends_the_wait_for_a_margin(store):

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from madpo.data.order import Schedule
@@ -27,6 +27,7 @@ from madpo.jobs import MarginParameters
 from madpo.ports import ObjectStore, RewardScorer
 from madpo.storage import keys
 from madpo.types import PreferencePair, ScoredPair
+from madpo_trainer.lookahead import LookAhead
 from madpo_trainer.ranks import Interrupted, Ranks
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ T = TypeVar("T")
 _REQUESTS_IN_FLIGHT = 4
 _PAIRS_PER_REQUEST = 256
 """Of those asked for outside the schedule; each reply is journaled at once."""
+_PAIRS_AHEAD = 64
+"""Of one request of the look-ahead, more only where a step has more: cheap per pair, and soon back."""
 OUTAGE = (UnavailableError, OverloadedError, DeadlineExceededError)
 """What an outage of the reward service looks like."""
 
@@ -144,8 +147,9 @@ class MarginJournal:
 class RemoteMargins:
     """Asks the reward service for the batches ahead while the current one computes.
 
-    A thread runs the requests: at most `lookahead_batches` batches ahead of the step, a few requests in flight. While
-    no scorer answers, the job pauses, goes on with weight 1, or fails, as `MarginParameters.outage_policy` says.
+    A thread runs the requests: as far ahead of the step as the scorer's latency asks for, at most `lookahead_batches`
+    batches, a few requests in flight. While no scorer answers, the job pauses, goes on with weight 1, or fails, as
+    `MarginParameters.outage_policy` says.
 
     Args:
         connect: Makes the scorer inside the thread's event loop.
@@ -173,8 +177,12 @@ class RemoteMargins:
         self._training_ids = frozenset(self._pair_ids)
         self._known = journal.load(revision)
         self._from_journal = len(self._training_ids & self._known.keys())
+        self._ahead = LookAhead(
+            bound=parameters.lookahead_batches, message_steps=math.ceil(_PAIRS_AHEAD / schedule.batch_size)
+        )
         self._condition = threading.Condition()
         self._step = 0
+        self._taken_time: float | None = None
         self._closed = False
         self._failure: BaseException | None = None
         self._scored_live = 0
@@ -198,6 +206,8 @@ class RemoteMargins:
         ids = [self._pair_ids[index] for index in self._schedule.batch(step)]
         start = time.monotonic()
         with self._condition:
+            if self._taken_time is not None:
+                self._ahead.observe_step(start - self._taken_time)
             self._step = step
             self._condition.notify_all()
             while not all(pair_id in self._known for pair_id in ids):
@@ -205,7 +215,8 @@ class RemoteMargins:
                     raise self._failure
                 if not self._condition.wait(timeout=0.5) and self._interrupted():
                     raise Interrupted
-            self._wait_s += time.monotonic() - start
+            self._taken_time = time.monotonic()
+            self._wait_s += self._taken_time - start
             return [self._known[pair_id] for pair_id in ids]
 
     def summary(self) -> dict[str, float]:
@@ -270,32 +281,46 @@ class RemoteMargins:
         slots = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
         asked: set[str] = set()
         async with asyncio.TaskGroup() as requests:
-            for step in range(self._step, self._schedule.total_steps):
-                if not await asyncio.to_thread(self._wait_until_near, step):
-                    return
-                batch: dict[str, PreferencePair] = {}
-                for index in self._schedule.batch(step):
-                    pair_id = self._pair_ids[index]
-                    if pair_id not in self._known and pair_id not in asked:
-                        batch[pair_id] = self._pairs[index]
-                asked.update(batch)
-                if batch:
+            step, end = self._step, self._step + 1  # the first step waits for nobody else
+            while step < self._schedule.total_steps:
+                for batch in self._unasked(range(step, end), asked):
                     await slots.acquire()
                     task = requests.create_task(self._score(scorer, batch))
                     task.add_done_callback(lambda _: slots.release())
                 if self._training_ids <= self._known.keys():
                     return
+                step, end = end, await asyncio.to_thread(self._wait_until_due, end)
+                if self._closed:
+                    return
 
-    def _wait_until_near(self, step: int) -> bool:
-        """Block until `step` is within the look-ahead; False once closed."""
+    def _unasked(self, steps: range, asked: set[str]) -> Iterator[dict[str, PreferencePair]]:
+        """Pairs of these steps that nobody was asked for, a request at a time; notes them in `asked`."""
+        batch: dict[str, PreferencePair] = {}
+        for step in steps:
+            new = {self._pair_ids[index]: self._pairs[index] for index in self._schedule.batch(step)}
+            new = {
+                pair_id: pair for pair_id, pair in new.items() if pair_id not in self._known and pair_id not in asked
+            }
+            if batch and len(batch) + len(new) > _PAIRS_AHEAD:
+                yield batch
+                batch = {}
+            batch |= new
+            asked.update(new)
+        if batch:
+            yield batch
+
+    def _wait_until_due(self, asked_until: int) -> int:
+        """Block until steps from `asked_until` on are to be asked for; the step to ask up to."""
         with self._condition:
-            self._condition.wait_for(lambda: self._closed or step < self._step + self._parameters.lookahead_batches)
-            return not self._closed
+            self._condition.wait_for(lambda: self._closed or asked_until < self._step + self._ahead.least)
+            return min(max(self._step + self._ahead.most, asked_until + 1), self._schedule.total_steps)
 
     async def _score(self, scorer: RewardScorer, batch: dict[str, PreferencePair]) -> None:
+        start = time.monotonic()
         margins = await self._ask(scorer, batch)
         await asyncio.to_thread(self._journal.append, margins, self._revision)
         with self._condition:
+            self._ahead.observe_latency(time.monotonic() - start)
             self._known.update(margins)
             self._scored_live += sum(
                 margin is not None and pair_id in self._training_ids for pair_id, margin in margins.items()
