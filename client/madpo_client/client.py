@@ -1,14 +1,10 @@
 """The client: datasets, models and jobs of a gateway, as ordinary synchronous calls."""
 
-import json
-import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 from madpo.data.check.report import CheckReport
-from madpo.data.file_formats import format_of_name
 from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.jobs import ModelReference, validate
 from madpo.rpc.channel import is_loopback
@@ -20,6 +16,7 @@ from madpo_client.jobs import JobHandle, Jobs, ModelLike, job_id_of, model_refer
 from madpo_client.progress import row_progress, transfer
 from madpo_client.session import Session
 from madpo_client.settings import ConnectionOptions, client_settings
+from madpo_client.sources import Source, open_source, source_name
 
 T = TypeVar("T")
 
@@ -136,32 +133,35 @@ class Datasets:
 
     def upload(
         self,
-        source: Path | str | Iterable[Mapping[str, Any]],
+        source: Source,
         *,
         name: str | None = None,
         format: str | None = None,  # noqa: A002
         progress: bool = False,
     ) -> Dataset:
-        """Upload rows; the same content twice is one dataset.
+        """Upload rows; the same content twice is one dataset, whatever it came in.
+
+        An upload that breaks off goes on where it stopped, by itself while the gateway is away for a while, or when
+        the same files are uploaded again.
 
         Args:
-            source: A file of JSON Lines, JSON, Parquet, Arrow or CSV, plain or compressed with gzip or zstd; or the
-                rows themselves.
+            source: A file of JSON Lines, JSON, Parquet, Arrow or CSV, plain or compressed with gzip or zstd; several,
+                in the order of their rows; a directory that `datasets` saved, or of files of one format; or the rows
+                themselves: any iterable of mappings, such as a `datasets.Dataset`.
             name: A label; by default the file's name.
             format: `jsonl`, `json`, `parquet`, `arrow` or `csv`; by default told from content and name.
             progress: Show a progress bar on a terminal.
 
         Raises:
             InvalidArgumentError: A row is wrong; names it.
+            UnavailableError: The gateway cannot be reached, or stayed away.
         """
-        with _as_file(source) as path:
-            if not path.is_file():
-                raise InvalidArgumentError(f"cannot read {path}: it is no file")
-            format = format or format_of_name(path.name) or ""  # noqa: A001
-            label = name if name is not None else path.stem if isinstance(source, (Path, str)) else ""
-            with transfer(f"Uploading {path.name}", _size_bytes(path), shown=progress) as on_bytes:
+        with open_source(source) as paths:
+            label = name if name is not None else source_name(source)
+            total_bytes = sum(map(_size_bytes, paths))
+            with transfer(f"Uploading {paths[0].name}", total_bytes, shown=progress) as on_bytes:
                 upload = self._session.gateway.upload_dataset(
-                    path, display_name=label, format=format, on_bytes=on_bytes
+                    paths, display_name=label, format=format or "", on_bytes=on_bytes
                 )
                 return self._session.run(upload)[0]
 
@@ -288,22 +288,6 @@ async def _all_pages(fetch: Callable[..., Awaitable[tuple[list[T], str]]]) -> li
         page, token = await fetch(page_token=token)
         items += page
     return items
-
-
-@contextmanager
-def _as_file(source: Path | str | Iterable[Mapping[str, Any]]) -> Iterator[Path]:
-    if isinstance(source, (Path, str)):
-        yield Path(source)
-        return
-    with tempfile.TemporaryDirectory(prefix="madpo-") as directory:
-        path = Path(directory) / "rows.jsonl"
-        with path.open("w") as file:
-            for number, row in enumerate(source, start=1):
-                try:
-                    file.write(json.dumps(row, allow_nan=False) + "\n")
-                except (TypeError, ValueError) as error:
-                    raise InvalidArgumentError(f"row {number} is no JSON object: {error}") from error
-        yield path
 
 
 def _dataset_id(dataset: Dataset | str) -> str:

@@ -248,6 +248,7 @@ def received(messages: Sequence[Any]) -> dict[str, bytes]:
 
 REQUESTS: dict[str, Message] = {
     "UploadDataset": header(format="jsonl"),
+    "GetUpload": dataset_service_pb2.GetUploadRequest(upload_id="0" * 32),
     "GetDataset": dataset_service_pb2.GetDatasetRequest(dataset_id=NO_DATASET),
     "ListDatasets": dataset_service_pb2.ListDatasetsRequest(),
     "DeleteDataset": dataset_service_pb2.DeleteDatasetRequest(dataset_id=NO_DATASET),
@@ -269,7 +270,7 @@ REQUESTS: dict[str, Message] = {
     "DownloadLedgerParts": job_service_pb2.DownloadLedgerPartsRequest(job_id=NO_JOB),
 }
 ANSWERS = {
-    **dict.fromkeys(("ListDatasets", "ListModels", "ListJobs"), "OK"),
+    **dict.fromkeys(("GetUpload", "ListDatasets", "ListModels", "ListJobs"), "OK"),
     **dict.fromkeys(("UploadDataset", "UploadModel", "ImportModel", "CreateJob"), "INVALID_ARGUMENT"),
 }
 

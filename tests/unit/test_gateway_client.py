@@ -39,7 +39,10 @@ JOB = Job("job-" + "0" * 32, JobKind.REWARD_TRAINING, JobState.PENDING, SPEC)
 
 
 class Gateway(dataset_stubs.DatasetServiceServicer, job_stubs.JobServiceServicer, model_stubs.ModelServiceServicer):
-    """Answers with whatever functions a test assigns to its methods."""
+    """Answers with whatever functions a test assigns to its methods; knows of no unfinished upload."""
+
+    async def GetUpload(self, request: Any, context: Any) -> datasets.GetUploadResponse:  # noqa: N802
+        return datasets.GetUploadResponse()
 
 
 @asynccontextmanager
@@ -88,7 +91,7 @@ async def test_an_upload_arrives_in_chunks_with_its_digest_and_token(tmp_path: P
     gateway.UploadDataset = upload
     sent: list[int] = []
     async with serving(gateway) as client:
-        dataset, created = await client.upload_dataset(path, display_name="a", format="jsonl", on_bytes=sent.append)
+        dataset, created = await client.upload_dataset([path], display_name="a", format="jsonl", on_bytes=sent.append)
     chunks = [request.chunk for request in seen if request.WhichOneof("part") == "chunk"]
     assert (dataset.dataset_id, created) == (DATASET_ID, True)
     assert metadata["authorization"] == "Bearer secret"
@@ -113,13 +116,13 @@ async def test_a_refusal_in_the_middle_of_an_upload_is_the_error_raised(tmp_path
     async with serving(gateway) as client:
         for _ in range(25):  # the failing write and the status race for being seen first
             with pytest.raises(InvalidPairError, match="row 7"):
-                await client.upload_dataset(path, display_name="", format="jsonl")
+                await client.upload_dataset([path], display_name="", format="jsonl")
 
 
 async def test_a_file_that_cannot_be_read_is_named() -> None:
     async with serving(Gateway()) as client:
         with pytest.raises(InvalidArgumentError, match=r"cannot read .*absent.jsonl: No such file"):
-            await client.upload_dataset(Path("absent.jsonl"), display_name="", format="jsonl")
+            await client.upload_dataset([Path("absent.jsonl")], display_name="", format="jsonl")
 
 
 async def test_an_upload_that_nobody_reads_ends_at_the_timeout(tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ async def test_an_upload_that_nobody_reads_ends_at_the_timeout(tmp_path: Path) -
     gateway.UploadDataset = ignore
     async with serving(gateway, timeout_s=0.3) as client:
         with pytest.raises(DeadlineExceededError, match="stalled"):
-            await client.upload_dataset(path, display_name="", format="jsonl")
+            await client.upload_dataset([path], display_name="", format="jsonl")
 
 
 async def test_a_model_upload_announces_every_file_and_leaves_hidden_ones(tmp_path: Path) -> None:

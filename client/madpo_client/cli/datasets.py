@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from madpo.data.file_formats import FORMATS
 from madpo_client.cli.check import check_dataset
 from madpo_client.cli.context import open_client
 from madpo_client.cli.output import AsJson, Quiet, show, table
@@ -15,15 +16,20 @@ app = typer.Typer(no_args_is_help=True, help="Upload, check and delete datasets.
 @app.command("upload")
 def upload_dataset(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="JSON Lines or Parquet.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="JSON Lines, JSON, Parquet, Arrow or CSV, plain, gzip or zstd; or a `datasets` directory."),
+    ],
     name: Annotated[str | None, typer.Option(help="A label; by default the file's name.")] = None,
-    format: Annotated[str | None, typer.Option(help="jsonl or parquet, when the ending does not say.")] = None,  # noqa: A002
+    format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; by default told from the file.")] = None,  # noqa: A002
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a file of preference pairs, completions or prompts."""
+    """Upload files of preference pairs, completions or prompts as one dataset."""
     with open_client(context) as client:
-        dataset = client.datasets.upload(file, name=name, format=format, progress=not quiet)
+        dataset = client.datasets.upload(
+            files[0] if len(files) == 1 else files, name=name, format=format, progress=not quiet
+        )
     print(dataset.dataset_id) if quiet else show(dataset, as_json=as_json)
 
 

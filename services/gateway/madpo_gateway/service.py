@@ -24,6 +24,7 @@ from madpo_gateway.servicers.datasets import DatasetServicer
 from madpo_gateway.servicers.jobs import JobServicer
 from madpo_gateway.servicers.models import ModelServicer
 from madpo_gateway.settings import GatewaySettings
+from madpo_gateway.uploads import Uploads
 from madpo_gateway.validation import SpecValidator
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,12 @@ class GatewayService:
         self._datasets = DatasetStore(self._store)
         self._models = ModelStore(self._store, settings.scratch)
         self._registry, self._metrics = registry, GatewayMetrics(registry)
+        self._uploads = Uploads(
+            settings.uploads,
+            settings.unfinished_uploads,
+            limit_bytes=settings.max_upload_bytes,
+            received=self._metrics.upload_bytes.labels("dataset"),
+        )
         self._collector: QueueCollector | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -51,7 +58,13 @@ class GatewayService:
     def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
         """Register the three services."""
         validator = SpecValidator(self._store, self._datasets, self._models, self._queue)
-        datasets = DatasetServicer(self._settings, datasets=self._datasets, queue=self._queue, metrics=self._metrics)
+        datasets = DatasetServicer(
+            self._settings,
+            datasets=self._datasets,
+            uploads=self._uploads,
+            queue=self._queue,
+            metrics=self._metrics,
+        )
         models = ModelServicer(
             self._settings, store=self._store, models=self._models, queue=self._queue, metrics=self._metrics
         )
@@ -86,6 +99,7 @@ class GatewayService:
     async def _keep_house(self) -> None:
         """Every third of a lease; a queue or a store that is away for a while is no reason to end."""
         while not await self._stopped_within(self._settings.lease_s / 3):
+            await asyncio.to_thread(self._uploads.expire, self._settings.upload_ttl_s)
             try:
                 self._metrics.reaped.inc(await reap(store=self._store, queue=self._queue))
                 if await self._has_lost_jobs():

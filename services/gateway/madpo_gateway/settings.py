@@ -41,6 +41,8 @@ class GatewaySettings(QueueSettings):
     """Deepest nesting of a row."""
     max_page_bytes: int = Field(default=DEFAULT_LIMITS.max_page_bytes, ge=1)
     """Largest Parquet page or Arrow record batch, uncompressed."""
+    upload_ttl_s: float = Field(default=6 * 3600.0, gt=0)
+    """How long an unfinished upload of a dataset is kept after its last byte, in seconds."""
     max_model_bytes: int = Field(default=100 * 1024**3, ge=1)
     """Largest model directory."""
     hub_endpoint: str | None = None
@@ -53,8 +55,13 @@ class GatewaySettings(QueueSettings):
 
     @property
     def uploads(self) -> Path:
-        """Where uploads are spooled; emptied at start."""
+        """Where uploads are spooled that end with their call; emptied at start."""
         return self.scratch / "uploads"
+
+    @property
+    def unfinished_uploads(self) -> Path:
+        """Where uploads are spooled that may go on after their connection, or this gateway, has ended."""
+        return self.scratch / "unfinished"
 
     @model_validator(mode="after")
     def _plaintext_stays_on_loopback(self) -> Self:

@@ -1,6 +1,7 @@
 """Uploads between the wire and the store: chunks to scratch files, checked while they arrive."""
 
 import asyncio
+import errno
 import hashlib
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 
 from prometheus_client import Counter
 
+from madpo.errors import OverloadedError
 from madpo.rpc.channel import CHUNK_BYTES
 from madpo_gateway.requests import violation
 
@@ -21,13 +23,23 @@ T = TypeVar("T")
 
 
 async def run_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run in a worker thread. A cancelled caller still waits for the thread, so its files can be removed after."""
+    """Run in a worker thread. A cancelled caller still waits for the thread, so its files can be removed after.
+
+    Raises:
+        OverloadedError: The scratch disk is full.
+    """
     work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         await asyncio.wait({work})
         raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OverloadedError(
+            "the gateway's scratch disk is full: send less at a time, or give it more room"
+        ) from error
 
 
 @asynccontextmanager

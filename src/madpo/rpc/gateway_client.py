@@ -6,10 +6,9 @@ and jobs by their request id.
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -27,7 +26,14 @@ from madpo.rpc import convert
 from madpo.rpc.channel import MAX_READ_ROWS, TIME_KEY, VERSION_KEY, call_metadata, open_channel
 from madpo.rpc.status import from_rpc_error
 from madpo.rpc.tls import ClientTls, explain_handshake
-from madpo.rpc.transfer import IncomingDirectory, IncomingFile, OnBytes, describe_model, read_chunks
+from madpo.rpc.transfer import (
+    IncomingDirectory,
+    IncomingFile,
+    OnBytes,
+    OutgoingFiles,
+    describe_model,
+    read_chunks,
+)
 from madpo.v1 import dataset_service_pb2 as datasets
 from madpo.v1 import job_service_pb2 as jobs
 from madpo.v1 import model_service_pb2 as models
@@ -41,7 +47,7 @@ _CREATE_DELAYS_S = (0.0, 0.5, 1.0)
 """Waits before each try at creating a job; every try already covers the channel's own retries."""
 _WATCH_STREAM_S = 300.0
 """A watch is reopened at its cursor this often, so that a stream nobody ends cannot hang."""
-_WATCH_RETRY_DELAY_S = 0.5
+_RETRY_DELAY_S = 0.5
 _NO_CONNECTION = ("connection refused", "failed to connect", "dns resolution failed")
 _HUNG_UP = ("failing; last error", "Socket closed")
 """A connection that the other side ended before it was of use."""
@@ -56,7 +62,7 @@ class GatewayClient:
         tls: What to trust; None talks in plain text.
         timeout_s: Longest wait for a unary call, and for each chunk of a transfer.
         commit_timeout_s: Longest wait for the gateway's own work: checking and storing an upload, an import.
-        outage_s: How long a watch keeps trying to reach a gateway that went away.
+        outage_s: How long a watch, or an upload of a dataset, keeps trying to reach a gateway that went away.
     """
 
     def __init__(
@@ -104,18 +110,21 @@ class GatewayClient:
 
     async def upload_dataset(
         self,
-        path: Path,
+        paths: Sequence[Path],
         *,
         display_name: str,
-        format: str,  # noqa: A002
+        format: str = "",  # noqa: A002
         on_bytes: OnBytes | None = None,
     ) -> tuple[types.Dataset, bool]:
-        """Upload one file of rows, hashed on the way.
+        """Upload files of rows as one dataset.
+
+        An upload that breaks off goes on behind the last byte the gateway has, within this call for up to `outage_s`
+        without a new byte, and in a later call with the same files.
 
         Args:
-            path: The file.
+            paths: The files, in the order of their rows.
             display_name: A label for people.
-            format: `jsonl` or `parquet`.
+            format: Of all files; "" lets content and names say.
             on_bytes: Told of the progress.
 
         Returns:
@@ -123,18 +132,37 @@ class GatewayClient:
 
         Raises:
             InvalidArgumentError: A row is wrong; names it.
+            UnavailableError: The gateway stayed away.
         """
-
-        async def parts() -> AsyncGenerator[datasets.UploadDatasetRequest]:
-            header = datasets.UploadDatasetHeader(display_name=display_name, format=format)
-            yield datasets.UploadDatasetRequest(header=header)
-            digest = hashlib.sha256()
-            async for chunk in read_chunks(path, on_bytes):
-                digest.update(chunk)
-                yield datasets.UploadDatasetRequest(chunk=chunk)
-            yield datasets.UploadDatasetRequest(sha256=digest.hexdigest())
-
-        response = await self._upload(self._datasets.UploadDataset(metadata=self._metadata), parts())
+        outgoing = await asyncio.to_thread(OutgoingFiles.describe, paths)
+        request = datasets.GetUploadRequest(upload_id=outgoing.upload_id)
+        clock = asyncio.get_running_loop().time
+        offset = (await self._call(self._datasets.GetUpload, request)).received_bytes
+        give_up_at = clock() + self._outage_s
+        report = _progress(on_bytes)
+        while True:
+            header = datasets.UploadDatasetHeader(
+                display_name=display_name,
+                format=format,
+                upload_id=outgoing.upload_id,
+                offset=offset,
+                files=[datasets.UploadFile(name=file.name, size_bytes=file.size_bytes) for file in outgoing.files],
+            )
+            call = self._datasets.UploadDataset(metadata=self._metadata)
+            try:
+                response = await self._upload(call, _dataset_parts(header, outgoing, report))
+                break
+            except (UnavailableError, FailedPreconditionError):
+                # The latter says that there are fewer bytes now: another client went on with these files meanwhile.
+                if clock() > give_up_at:
+                    raise
+            state = await self._persist(self._datasets.GetUpload, request, give_up_at)
+            if state.HasField("result"):
+                response = state.result
+                break
+            if state.received_bytes > offset:
+                give_up_at = clock() + self._outage_s
+            offset = state.received_bytes
         return convert.dataset_from_proto(response.dataset), response.created
 
     async def get_dataset(self, dataset_id: str) -> types.Dataset:
@@ -359,7 +387,7 @@ class GatewayClient:
                 lost_at = clock() if lost_at is None else lost_at
                 if clock() - lost_at > self._outage_s:
                     raise
-                await asyncio.sleep(_WATCH_RETRY_DELAY_S)
+                await asyncio.sleep(_RETRY_DELAY_S)
             finally:
                 stream.cancel()
 
@@ -395,6 +423,16 @@ class GatewayClient:
     ) -> Any:
         with self._domain_errors():
             return await method(request, metadata=self._metadata, timeout=timeout_s or self._timeout_s)
+
+    async def _persist(self, method: Callable[..., Awaitable[Any]], request: object, give_up_at: float) -> Any:
+        """The answer of a gateway that is away for a while."""
+        while True:
+            await asyncio.sleep(_RETRY_DELAY_S)
+            try:
+                return await self._call(method, request)
+            except UnavailableError:
+                if asyncio.get_running_loop().time() > give_up_at:
+                    raise
 
     async def _upload(self, call: Any, parts: AsyncGenerator[Any]) -> Any:
         """Send the parts, each within `timeout_s`; then wait for the gateway to store them."""
@@ -462,6 +500,34 @@ class GatewayClient:
         if any(sign in str(domain).lower() for sign in _NO_CONNECTION):
             return UnavailableError(f"no madpo gateway at {self.target}; start one with `madpo up` or set MADPO_SERVER")
         return UnavailableError(f"lost the gateway at {self.target}: {domain}")
+
+
+def _progress(on_bytes: OnBytes | None) -> Callable[[int], None]:
+    """Takes how far a transfer is, and tells of what is new in it."""
+    reached = 0
+
+    def report(position: int) -> None:
+        nonlocal reached
+        if on_bytes is not None and position > reached:
+            on_bytes(position - reached)
+        reached = max(reached, position)
+
+    return report
+
+
+async def _dataset_parts(
+    header: datasets.UploadDatasetHeader, outgoing: OutgoingFiles, report: Callable[[int], None]
+) -> AsyncGenerator[datasets.UploadDatasetRequest]:
+    """The messages of an upload from the header's offset on."""
+    yield datasets.UploadDatasetRequest(header=header)
+    position = header.offset
+    report(position)
+    async with aclosing(outgoing.chunks(position)) as chunks:
+        async for chunk in chunks:
+            yield datasets.UploadDatasetRequest(chunk=chunk)
+            position += len(chunk)
+            report(position)
+    yield datasets.UploadDatasetRequest(sha256=outgoing.sha256)
 
 
 class _Ending:

@@ -2,12 +2,14 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import BinaryIO, Self
 
 from madpo.errors import CorruptObjectError, FailedPreconditionError, InvalidArgumentError
 from madpo.rpc.channel import CHUNK_BYTES
@@ -17,17 +19,62 @@ OnBytes = Callable[[int], None]
 """Told how many more bytes went over the wire."""
 
 
-async def read_chunks(path: Path, on_bytes: OnBytes | None = None) -> AsyncGenerator[bytes]:
-    """The file in chunks of `CHUNK_BYTES`. Raises InvalidArgumentError when it cannot be read."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InvalidArgumentError(f"cannot read {path}: {error.strerror}") from error
-    with file:
+async def read_chunks(path: Path, on_bytes: OnBytes | None = None, *, start: int = 0) -> AsyncGenerator[bytes]:
+    """The file from `start` on in chunks of `CHUNK_BYTES`. Raises InvalidArgumentError when it cannot be read."""
+    with _open(path) as file:
+        file.seek(start)
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
             yield chunk
             if on_bytes is not None:
                 on_bytes(len(chunk))
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingFile:
+    """A file to be sent. The name is for messages, and a hint at the format."""
+
+    path: Path
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingFiles:
+    """Files whose bytes are sent one after the other."""
+
+    files: tuple[OutgoingFile, ...]
+    sha256: str
+    """Of all their bytes."""
+
+    @classmethod
+    def describe(cls, paths: Sequence[Path]) -> Self:
+        """Read the files once, in this order. Raises InvalidArgumentError when one cannot be read."""
+        names = [path.name for path in paths]
+        if len(set(names)) < len(names):
+            names = [path.as_posix().lstrip("./") for path in paths]
+        digest, files = hashlib.sha256(), []
+        for path, name in zip(paths, names, strict=True):
+            size_bytes = 0
+            with _open(path) as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    size_bytes += len(chunk)
+            files.append(OutgoingFile(path, name, size_bytes))
+        return cls(tuple(files), digest.hexdigest())
+
+    @property
+    def upload_id(self) -> str:
+        """The same for the same files: who sends them again goes on where the last one stopped."""
+        content = [[file.name, file.size_bytes] for file in self.files]
+        return hashlib.sha256(json.dumps([content, self.sha256]).encode()).hexdigest()[:32]
+
+    async def chunks(self, offset: int) -> AsyncGenerator[bytes]:
+        """The bytes from `offset` on. Raises InvalidArgumentError when a file cannot be read, or was cut short."""
+        for file in self.files:
+            if offset < file.size_bytes:
+                async for chunk in read_chunks(file.path, start=offset):
+                    yield chunk
+            offset = max(0, offset - file.size_bytes)
 
 
 def describe_model(directory: Path) -> list[FileEntry]:
@@ -134,6 +181,13 @@ class IncomingDirectory:
         if self._file is not None:
             self._file.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _beside(path: Path) -> Path:

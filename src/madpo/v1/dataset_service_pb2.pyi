@@ -21,7 +21,7 @@ class UploadDatasetRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class UploadDatasetHeader(_message.Message):
-    __slots__ = ("display_name", "format", "columns", "lists")
+    __slots__ = ("display_name", "format", "upload_id", "offset", "files", "columns", "lists")
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -31,13 +31,27 @@ class UploadDatasetHeader(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     LISTS_FIELD_NUMBER: _ClassVar[int]
     display_name: str
     format: str
+    upload_id: str
+    offset: int
+    files: _containers.RepeatedCompositeFieldContainer[UploadFile]
     columns: _containers.ScalarMap[str, str]
     lists: str
-    def __init__(self, display_name: _Optional[str] = ..., format: _Optional[str] = ..., columns: _Optional[_Mapping[str, str]] = ..., lists: _Optional[str] = ...) -> None: ...
+    def __init__(self, display_name: _Optional[str] = ..., format: _Optional[str] = ..., upload_id: _Optional[str] = ..., offset: _Optional[int] = ..., files: _Optional[_Iterable[_Union[UploadFile, _Mapping]]] = ..., columns: _Optional[_Mapping[str, str]] = ..., lists: _Optional[str] = ...) -> None: ...
+
+class UploadFile(_message.Message):
+    __slots__ = ("name", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class UploadDatasetResponse(_message.Message):
     __slots__ = ("dataset", "created")
@@ -46,6 +60,20 @@ class UploadDatasetResponse(_message.Message):
     dataset: Dataset
     created: bool
     def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+
+class GetUploadRequest(_message.Message):
+    __slots__ = ("upload_id",)
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    upload_id: str
+    def __init__(self, upload_id: _Optional[str] = ...) -> None: ...
+
+class GetUploadResponse(_message.Message):
+    __slots__ = ("received_bytes", "result")
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    received_bytes: int
+    result: UploadDatasetResponse
+    def __init__(self, received_bytes: _Optional[int] = ..., result: _Optional[_Union[UploadDatasetResponse, _Mapping]] = ...) -> None: ...
 
 class Dataset(_message.Message):
     __slots__ = ("dataset_id", "display_name", "kind", "rows", "size_bytes", "create_time", "columns", "forms")

@@ -40,6 +40,11 @@ class DatasetServiceStub:
                 request_serializer=madpo_dot_v1_dot_dataset__service__pb2.UploadDatasetRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.UploadDatasetResponse.FromString,
                 _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/madpo.v1.DatasetService/GetUpload',
+                request_serializer=madpo_dot_v1_dot_dataset__service__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
         self.GetDataset = channel.unary_unary(
                 '/madpo.v1.DatasetService/GetDataset',
                 request_serializer=madpo_dot_v1_dot_dataset__service__pb2.GetDatasetRequest.SerializeToString,
@@ -72,8 +77,18 @@ class DatasetServiceServicer:
     """
 
     def UploadDataset(self, request_iterator, context):
-        """Uploads one file. The first message carries the header, the last the digest of all bytes. The same content twice is
-        one dataset.
+        """Uploads files. The first message carries the header, the last the digest of all bytes. The same content twice is one
+        dataset, whatever format it came in.
+
+        An upload with an id outlives its stream and a restart of the gateway: when a stream breaks, GetUpload says how many
+        bytes are there, and another stream goes on behind them. Once the rows are refused or stored, the bytes are gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How far an upload has come; one that is not known has 0 bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +133,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.UploadDataset,
                     request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.UploadDatasetRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_dataset__service__pb2.UploadDatasetResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.GetUploadRequest.FromString,
+                    response_serializer=madpo_dot_v1_dot_dataset__service__pb2.GetUploadResponse.SerializeToString,
             ),
             'GetDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDataset,
@@ -173,6 +193,33 @@ class DatasetService:
             '/madpo.v1.DatasetService/UploadDataset',
             madpo_dot_v1_dot_dataset__service__pb2.UploadDatasetRequest.SerializeToString,
             madpo_dot_v1_dot_dataset__service__pb2.UploadDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/madpo.v1.DatasetService/GetUpload',
+            madpo_dot_v1_dot_dataset__service__pb2.GetUploadRequest.SerializeToString,
+            madpo_dot_v1_dot_dataset__service__pb2.GetUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,31 +5,29 @@ import itertools
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterable
-from contextlib import closing
-from pathlib import Path
+from contextlib import closing, suppress
 from typing import Any
 
 from madpo.data.check.check import DatasetCheck
-from madpo.data.file_formats import FileFormat, parse_format
-from madpo.data.files import read_rows
+from madpo.data.files import FileRows
 from madpo.data.records import parse_rows, row_kind
-from madpo.errors import FailedPreconditionError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from madpo.jobs import DATASET_ID_PATTERN
 from madpo.ports import JobQueue
 from madpo.rpc import convert
 from madpo.rpc.channel import CHUNK_BYTES, MAX_READ_ROWS
 from madpo.storage.datasets import DatasetStore
 from madpo.types import (
-    Dataset,
     DatasetRow,
     Job,
 )
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from madpo_gateway.metrics import GatewayMetrics
-from madpo_gateway.requests import MAX_PAGE_SIZE, page_size, require_display_name, require_match, violation
+from madpo_gateway.requests import MAX_PAGE_SIZE, page_size, require_match, violation
 from madpo_gateway.settings import GatewaySettings
-from madpo_gateway.spool import Spool, run_blocking, scratch_directory
+from madpo_gateway.spool import run_blocking
+from madpo_gateway.uploads import Upload, UploadResult, Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -43,24 +41,38 @@ class DatasetServicer(DatasetServiceServicer):
     """Serves the datasets of one object store; asks the queue whether one is in use."""
 
     def __init__(
-        self, settings: GatewaySettings, *, datasets: DatasetStore, queue: JobQueue, metrics: GatewayMetrics
+        self,
+        settings: GatewaySettings,
+        *,
+        datasets: DatasetStore,
+        uploads: Uploads,
+        queue: JobQueue,
+        metrics: GatewayMetrics,
     ) -> None:
-        self._settings, self._datasets, self._queue, self._metrics = settings, datasets, queue, metrics
+        self._settings, self._datasets, self._uploads = settings, datasets, uploads
+        self._queue, self._metrics = queue, metrics
 
     async def UploadDataset(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Any
     ) -> pb.UploadDatasetResponse:
         """Spool, check the digest, check every row, store. All or nothing."""
-        async with scratch_directory(self._settings.uploads) as directory:
-            upload, path = aiter(request_iterator), directory / "upload"
-            header = await self._receive_header(upload)
-            await self._receive_file(upload, path)
-            dataset, created = await run_blocking(
-                self._store, path, parse_format(header.format), display_name=header.display_name
-            )
-        self._metrics.stored.labels("dataset").inc(created)
-        logger.info("dataset uploaded", extra={"dataset_id": dataset.dataset_id, "rows": dataset.rows, "new": created})
-        return pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=created)
+        result = await self._uploads.receive(aiter(request_iterator), self._store)
+        dataset = await asyncio.to_thread(self._datasets.get, result.dataset_id)
+        self._metrics.stored.labels("dataset").inc(result.created)
+        logger.info(
+            "dataset uploaded", extra={"dataset_id": dataset.dataset_id, "rows": dataset.rows, "new": result.created}
+        )
+        return pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=result.created)
+
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Any) -> pb.GetUploadResponse:  # noqa: N802
+        """How far an upload has come, or what it became."""
+        result = self._uploads.result(request.upload_id)
+        if result is not None:
+            with suppress(NotFoundError):  # deleted since
+                dataset = await asyncio.to_thread(self._datasets.get, result.dataset_id)
+                stored = pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=result.created)
+                return pb.GetUploadResponse(result=stored)
+        return pb.GetUploadResponse(received_bytes=self._uploads.received_bytes(request.upload_id))
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:  # noqa: N802
         """One dataset."""
@@ -111,38 +123,20 @@ class DatasetServicer(DatasetServiceServicer):
             while (message := await run_blocking(next, messages, None)) is not None:
                 yield message
 
-    async def _receive_header(self, upload: AsyncIterator[pb.UploadDatasetRequest]) -> pb.UploadDatasetHeader:
-        first = await anext(upload, pb.UploadDatasetRequest())
-        if first.WhichOneof("part") != "header":
-            raise violation("header", "must be the first message of an upload")
-        parse_format(first.header.format)
-        require_display_name(first.header.display_name, field="header.display_name")
-        return first.header
-
-    async def _receive_file(self, upload: AsyncIterator[pb.UploadDatasetRequest], path: Path) -> None:
-        limit_bytes, received = self._settings.max_upload_bytes, self._metrics.upload_bytes.labels("dataset")
-        spool = Spool(path, limit_bytes=limit_bytes, limit_name="max_upload_bytes", received=received)
-        with closing(spool):
-            async for message in upload:
-                match message.WhichOneof("part"):
-                    case "chunk":
-                        await spool.write(message.chunk)
-                    case "sha256":
-                        spool.finish(message.sha256, field="sha256")
-                        return
-                    case _:
-                        raise violation("part", "must be a chunk, or sha256 to end the upload")
-        raise violation("sha256", "is missing: the upload ended early")
-
-    def _store(self, path: Path, file_format: FileFormat | None, *, display_name: str) -> tuple[Dataset, bool]:
-        rows = parse_rows(read_rows(path, file_format, limits=self._settings.read_limits))
-        first = next(rows)
-        return self._datasets.write(
-            itertools.chain([first], rows),
-            kind=row_kind(first),
-            display_name=display_name,
-            scratch=path.with_name("parts"),
-        )
+    def _store(self, upload: Upload) -> UploadResult:
+        with closing(FileRows(upload.data_files, self._settings.read_limits)) as numbered:
+            try:
+                rows = parse_rows(numbered)
+                first = next(rows)
+                dataset, created = self._datasets.write(
+                    itertools.chain([first], rows),
+                    kind=row_kind(first),
+                    display_name=upload.announced.header.display_name,
+                    scratch=self._settings.uploads,
+                )
+            except InvalidArgumentError as error:
+                raise numbered.explain(error) from error
+        return UploadResult(dataset.dataset_id, created)
 
     async def _unfinished_jobs(self) -> AsyncIterator[Job]:
         token = ""

@@ -1,0 +1,119 @@
+"""What can be uploaded as a dataset: a file, several, a directory of the `datasets` library, or rows in memory."""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from madpo.data.file_formats import COMPRESSED_ENDINGS, format_of_name
+from madpo.errors import InvalidArgumentError
+
+Source = Path | str | Iterable[Path | str] | Iterable[Mapping[str, Any]]
+"""A path, paths, or rows: any iterable of mappings, such as a `datasets.Dataset`."""
+
+_SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")
+
+
+@contextmanager
+def open_source(source: Source) -> Iterator[list[Path]]:
+    """The files to send, in the order of their rows. Rows in memory are in a temporary file until the end.
+
+    Raises:
+        InvalidArgumentError: A directory is of no shape known here, or a row is no JSON object; names it.
+    """
+    if isinstance(source, (Path, str)):
+        path = Path(source).expanduser()
+        yield directory_files(path) if path.is_dir() else [path]
+        return
+    if isinstance(source, Mapping):
+        splits = ", ".join(map(repr, source))
+        raise InvalidArgumentError(f"a mapping is not rows; where it holds the splits {splits:.200}, give one of them")
+    items = iter(source)
+    first = next(items, None)
+    if isinstance(first, (Path, str)):
+        yield [Path(path).expanduser() for path in _paths(first, items)]
+        return
+    with tempfile.TemporaryDirectory(prefix="madpo-") as directory:
+        path = Path(directory) / "rows.jsonl"
+        with path.open("w", encoding="ascii") as file:
+            if first is not None:
+                file.write(_line(first, 1))
+            for number, row in enumerate(items, start=2):
+                file.write(_line(row, number))
+        yield [path]
+
+
+def source_name(source: Source) -> str:
+    """A label for a source that is one path, "" for any other."""
+    if not isinstance(source, (Path, str)):
+        return ""
+    path = Path(source)
+    return path.with_suffix("").stem if path.suffix in COMPRESSED_ENDINGS else path.stem
+
+
+def directory_files(directory: Path) -> list[Path]:
+    """The data files of a directory: as `save_to_disk` lists them, else all of its one format, by name.
+
+    Raises:
+        InvalidArgumentError: It holds splits, several formats or none.
+    """
+    if (directory / "dataset_dict.json").is_file():
+        splits = sorted(path.name for path in directory.iterdir() if path.is_dir())
+        raise InvalidArgumentError(f"{directory} holds the splits {', '.join(splits)}; give the directory of one")
+    state = directory / "state.json"
+    if state.is_file():
+        return _saved_files(state)
+    files = sorted(path for path in directory.iterdir() if path.is_file() and format_of_name(path.name))
+    files = [path for path in files if not path.name.startswith(".")]
+    formats = {format_of_name(path.name) for path in files} - {"json"} or {"json"}
+    if not files or len(formats) > 1:
+        found = ", ".join(path.name for path in files[:10]) or "none"
+        raise InvalidArgumentError(f"{directory} must hold data files of one format, found {found}; give the files")
+    named = sorted({split for path in files if (split := _split(path.name))})
+    if len(named) > 1:
+        raise InvalidArgumentError(f"{directory} holds files of the splits {', '.join(named)}; give those of one")
+    return files
+
+
+def _saved_files(state: Path) -> list[Path]:
+    try:
+        described = json.loads(state.read_text(encoding="utf-8"))
+        if described.get("_indices_files"):
+            raise InvalidArgumentError(
+                f"{state.parent} holds a view of its rows (select, shuffle or filter); call flatten_indices() before "
+                "save_to_disk"
+            )
+        names = [file["filename"] for file in described["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(f"{state} is not what save_to_disk writes: {error}") from error
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise InvalidArgumentError(f"{state} must name data files beside it, found {names!r:.200}")
+    return [state.parent / name for name in names]
+
+
+def _split(name: str) -> str:
+    stem = name.lower().replace("_", "-").replace(".", "-").partition("-")[0]
+    return stem if stem in _SPLITS else ""
+
+
+def _paths(first: Path | str, others: Iterable[Any]) -> Iterator[Path | str]:
+    yield first
+    for path in others:
+        if not isinstance(path, (Path, str)):
+            raise InvalidArgumentError(f"files and rows are mixed: after {first} comes {type(path).__name__}")
+        yield path
+
+
+def _line(row: Any, number: int) -> str:
+    try:
+        if not isinstance(row, Mapping):
+            raise TypeError(f"it is {type(row).__name__}")
+        return json.dumps(dict(row), allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"row {number} is no JSON object: {error}; give text, numbers, lists and mappings of them"
+        ) from error
