@@ -2,6 +2,7 @@
 VENV ?= .venv
 OUT ?= out
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 
@@ -37,8 +38,8 @@ lint: install  ## Style, types, layers, generated code
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-unit: install  ## All tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+unit: install  ## All tests, in WORKERS=2 processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 bench-methods: install  ## Compare methods at equal KL over paired seeds (two CPU-hours; resumable; see docs/benchmark.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.methods.run

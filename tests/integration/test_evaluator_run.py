@@ -154,10 +154,12 @@ class WordCounter(RewardServiceServicer):
         )
 
     async def ScoreResponses(self, request: Any, context: Any) -> Any:  # noqa: N802
-        pairs = [convert.response_from_proto(message, field="response") for message in request.responses]
+        responses = [convert.response_from_proto(message, field="response") for message in request.responses]
         scored = [
-            ScoredResponse(content_digest(prompt, response), float(len(_text(response).split())), tokens=1)
-            for prompt, response in pairs
+            ScoredResponse(
+                content_digest(prompt, response, options=options), float(len(_text(response).split())), tokens=1
+            )
+            for prompt, response, options in responses
         ]
         return reward.ScoreResponsesResponse(
             model_id=request.model_id,
