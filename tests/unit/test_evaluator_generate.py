@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs import SamplingParameters
-from madpo.types import Content, Message
+from madpo.types import Content, Message, PromptOnly
 from madpo_evaluator.generate import Response, encode_prompts, generate
 
 MakeModel = Callable[..., Any]
@@ -30,7 +30,8 @@ def draw(
     **sampling: Any,
 ) -> list[Response]:
     parameters = SamplingParameters(**{"max_new_tokens": 8, **sampling})
-    encoded = encode_prompts(model, tokenizer, prompts, max_new_tokens=parameters.max_new_tokens)
+    asked = [PromptOnly(prompt) for prompt in prompts]
+    encoded = encode_prompts(model, tokenizer, asked, max_new_tokens=parameters.max_new_tokens)
     batches = generate(model, tokenizer, encoded, sampling=parameters, temperature=temperature, batch_size=batch_size)
     return [response for batch in batches for response in batch]
 

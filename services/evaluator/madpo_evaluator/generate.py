@@ -18,7 +18,7 @@ from transformers import (
 from madpo.data.tokenize import Encoded, encode_prompt, pad_id
 from madpo.errors import InvalidArgumentError
 from madpo.jobs import SamplingParameters
-from madpo.types import Content
+from madpo.types import PromptOnly
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def context_limit(model: PreTrainedModel) -> int | None:
 
 
 def encode_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Content], *, max_new_tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[PromptOnly], *, max_new_tokens: int
 ) -> list[list[int]]:
     """Token ids of every prompt; chat prompts are rendered with the tokenizer's template.
 
@@ -54,7 +54,7 @@ def encode_prompts(
             tokenizer has no template.
     """
     limit = context_limit(model)
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = [encode_prompt(tokenizer, asked.prompt, asked.options) for asked in prompts]
     for index, ids in enumerate(encoded):
         if limit is not None and len(ids) + max_new_tokens > limit:
             raise InvalidArgumentError(

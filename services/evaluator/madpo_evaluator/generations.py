@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from madpo.errors import FailedPreconditionError, NotFoundError
 from madpo.jobs import SamplingParameters
 from madpo.ports import ObjectStore
 from madpo.storage.artifacts import open_artifact
-from madpo.types import Content, content_from_json, content_to_json
+from madpo.types import NO_OPTIONS, ChatOptions, Content, PromptOnly, content_from_json, content_to_json
 from madpo_evaluator.metrics import REWARD
 
 GENERATIONS = "generations.jsonl"
@@ -32,6 +33,8 @@ class Generation:
     finished: bool
     kl: float | None = None
     """KL to the reference along the response, in nats."""
+    options: ChatOptions = NO_OPTIONS
+    """What the chat template was given beside the prompt."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -50,11 +53,11 @@ class Evaluation:
         return tuple(dict.fromkeys(self.sampling.temperatures))
 
     @property
-    def prompts(self) -> list[Content]:
+    def prompts(self) -> list[PromptOnly]:
         """Every prompt once."""
         first = self.temperatures[0]
         return [
-            generation.prompt
+            PromptOnly(generation.prompt, options=generation.options)
             for generation in self.generations
             if generation.temperature == first and generation.sample == 0
         ]
@@ -88,6 +91,8 @@ def write_generations(generations: Sequence[Generation], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for generation in generations:
             value = asdict(generation) | {"prompt": content_to_json(generation.prompt)}
+            if generation.options == NO_OPTIONS:
+                del value["options"]
             file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -106,17 +111,22 @@ def read_evaluation(store: ObjectStore, job_id: str) -> Evaluation:
             name=report["name"] or job_id[:12],
             sampling=SamplingParameters(**report["sampling"]),
             reward_model_id=report["reward_model_id"],
-            generations=[Generation(**row | {"prompt": content_from_json(row["prompt"])}) for row in rows],
+            generations=[_generation(row) for row in rows],
         )
     except (NotFoundError, KeyError, TypeError, ValueError) as error:
         raise FailedPreconditionError(f"baseline {job_id} left no evaluation to compare with: {error}") from error
+
+
+def _generation(row: Mapping[str, Any]) -> Generation:
+    options = ChatOptions(**row.get("options", {}))
+    return Generation(**{**row, "prompt": content_from_json(row["prompt"]), "options": options})
 
 
 def check_comparable(
     baseline: Evaluation,
     job_id: str,
     *,
-    prompts: Sequence[Content],
+    prompts: Sequence[PromptOnly],
     sampling: SamplingParameters,
     reward_model_id: str | None,
 ) -> None:

@@ -25,7 +25,7 @@ from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
 from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
 from madpo.telemetry.logging import configure_logging
-from madpo.types import Content, JobKind, JobResult, PreferencePair
+from madpo.types import JobKind, JobResult, PreferencePair, PromptOnly
 from madpo_evaluator.calibration import CalibrationRun
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
 from madpo_evaluator.generate import context_limit, encode_prompts, generate
@@ -112,12 +112,12 @@ class EvaluationRun:
         )
         return self._publish(evaluation, baselines, accuracy, describe_models(spec, policy, reference))
 
-    def _read_prompts(self) -> list[Content]:
+    def _read_prompts(self) -> list[PromptOnly]:
         """Every prompt once, in the order of first appearance."""
         rows = self._datasets.read(self._spec.prompt_dataset_id)
-        unique: dict[Content, None] = {}
+        unique: dict[PromptOnly, None] = {}
         for row in rows:
-            unique[row.prompt] = None
+            unique[PromptOnly(row.prompt, options=row.options)] = None
             if len(unique) == self._spec.max_prompts:
                 break
         return list(unique)
@@ -142,7 +142,7 @@ class EvaluationRun:
             )
         return resolve_model_id(reference, store=self._store)
 
-    def _generate(self, models: Models, prompts: Sequence[Content]) -> list[Generation]:
+    def _generate(self, models: Models, prompts: Sequence[PromptOnly]) -> list[Generation]:
         sampling = self._spec.sampling
         encoded = encode_prompts(models.policy, models.tokenizer, prompts, max_new_tokens=sampling.max_new_tokens)
         temperatures = tuple(dict.fromkeys(sampling.temperatures))
@@ -161,7 +161,8 @@ class EvaluationRun:
                 generations += [
                     Generation(
                         prompt_index=response.prompt_index,
-                        prompt=prompts[response.prompt_index],
+                        prompt=prompts[response.prompt_index].prompt,
+                        options=prompts[response.prompt_index].options,
                         sample=response.sample,
                         temperature=temperature,
                         response=response.text,
@@ -245,7 +246,9 @@ def encode_pair(
     tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, *, limit: int | None
 ) -> tuple[Encoded, Encoded]:
     """Chosen and rejected response. Raises InvalidPairError naming the row when one exceeds `limit` tokens."""
-    chosen, rejected = (encode_response(tokenizer, pair.prompt, each) for each in (pair.chosen, pair.rejected))
+    chosen, rejected = (
+        encode_response(tokenizer, pair.prompt, each, pair.options) for each in (pair.chosen, pair.rejected)
+    )
     longest = max(len(chosen), len(rejected))
     if limit is not None and longest > limit:
         raise InvalidPairError(f"row {pair.row} has {longest} tokens, the model's context holds {limit}: leave it out")

@@ -33,7 +33,8 @@ async def score(
     for start in range(0, len(generations), _RESPONSES_PER_CALL):
         batch = generations[start : start + _RESPONSES_PER_CALL]
         texts = [(generation.prompt, _as_content(generation)) for generation in batch]
-        scored = await scorer.score_responses(model_id, texts, revision=revision)
+        options = [generation.options for generation in batch]
+        scored = await scorer.score_responses(model_id, texts, options=options, revision=revision)
         rewards += [response.reward for response in scored]
         truncated += sum(response.truncated for response in scored)
         advance(len(batch))
