@@ -172,6 +172,16 @@ class ResponseList:
         """Digest of the content, without the scores."""
         return content_digest(self.prompt, *self.responses, options=self.options)
 
+    @property
+    def best_and_worst(self) -> tuple[int, int]:
+        """Places of the responses with the highest and the lowest score; of equal scores the first."""
+        return self.scores.index(max(self.scores)), self.scores.index(min(self.scores))
+
+    def as_pair(self) -> PreferencePair:
+        """The best response against the worst."""
+        best, worst = self.best_and_worst
+        return PreferencePair(self.prompt, self.responses[best], self.responses[worst], row=self.row)
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

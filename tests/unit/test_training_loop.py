@@ -45,6 +45,9 @@ class Regression:
     def summary(self):
         return {}
 
+    def tensors(self):
+        return {"method": {"mean": torch.ones(())}, "reference": {}}
+
     def close(self):
         pass
 
@@ -91,7 +94,6 @@ def make_loop(tmp_path, objective, *, micro_batch_size=4, state=None, **fields):
         metrics=[],
         checkpoints=checkpoints,
         save_model=save_model,
-        method_state={},
         flush=lambda step: [],
     )
 
@@ -151,8 +153,9 @@ def test_a_stopped_run_leaves_a_checkpoint_from_which_it_ends_with_the_same_weig
 
     directory = tmp_path / "resume"
     checkpoint, _ = CheckpointStore(LocalStore(tmp_path / "store"), JOB.job_id, attempt=1).latest_valid(directory)
-    state, _, metrics = load_state(directory)
+    state, tensors, metrics = load_state(directory)
     assert checkpoint.step == state.step == len(metrics) == 5
+    assert tensors == {"method": {"mean": 1}}
     resumed = Regression()
     resumed.dropout = 0.5
     resumed.model.load_state_dict(first.model.state_dict())

@@ -21,7 +21,7 @@ def list_methods(context: typer.Context, as_json: AsJson = False) -> None:
     from madpo.losses.registry import METHODS
 
     rows = [describe(name) for name in METHODS]
-    table(rows, ("name", "summary", "needs", "trains"), as_json=as_json)
+    table(rows, ("name", "needs", "summary"), as_json=as_json)
 
 
 @app.command("show")
@@ -61,11 +61,10 @@ def evaluate(
 def describe(name: str) -> dict[str, Any]:
     """A method as a row."""
     from madpo.losses.method import requirement_names
-    from madpo.losses.registry import get_method, missing_inputs
+    from madpo.losses.registry import get_method
 
     method = get_method(name)
     config = method.config()
-    missing = missing_inputs(method, config)
     return {
         "name": name,
         "summary": method.summary,
@@ -73,7 +72,6 @@ def describe(name: str) -> dict[str, Any]:
         "source": method.source,
         "evidence": method.evidence,
         "needs": ", ".join(requirement_names(method.requirements(config))),
-        "trains": f"not yet: {', '.join(missing)}" if missing else "yes",
         "params": " ".join(f"{field}={info.default}" for field, info in method.config.model_fields.items()),
     }
 

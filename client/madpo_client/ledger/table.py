@@ -78,8 +78,8 @@ def texts_of(row: DatasetRow) -> Mapping[str, str]:
         case PreferencePair():
             contents |= {"chosen": row.chosen, "rejected": row.rejected}
         case ResponseList():
-            ranked = sorted(zip(row.scores, row.responses, strict=True), key=lambda scored: scored[0])
-            contents |= {"chosen": ranked[-1][1], "rejected": ranked[0][1]}
+            pair = row.as_pair()
+            contents |= {"chosen": pair.chosen, "rejected": pair.rejected}
     return {name: _as_text(content) for name, content in contents.items()}
 
 

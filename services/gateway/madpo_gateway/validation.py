@@ -21,14 +21,15 @@ from madpo.jobs import (
     RewardTrainingSpec,
     referenced_job_ids,
 )
-from madpo.losses.method import MethodConfig
-from madpo.losses.registry import get_method, missing_inputs, parse_params
+from madpo.losses.method import MethodConfig, Requirements
+from madpo.losses.registry import get_method, parse_params
 from madpo.losses.scales import fitted_names
 from madpo.ports import JobQueue, ObjectStore
 from madpo.storage.checkpoints import list_checkpoints
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.types import Dataset, DatasetKind, Job, JobKind, JobState
+from madpo_gateway.method_inputs import missing_inputs
 from madpo_gateway.requests import require_match, violation
 
 MAX_JOB_REFERENCES = 100
@@ -46,9 +47,10 @@ REWARD = frozenset({"reward"})
 ANY_MODEL = POLICY | REWARD
 ANY_DATASET = frozenset(DatasetKind)
 TRAINING_DATA = {
-    JobKind.SUPERVISED_TRAINING: DatasetKind.COMPLETION,
-    JobKind.REWARD_TRAINING: DatasetKind.PREFERENCE,
-    JobKind.POLICY_TRAINING: DatasetKind.PREFERENCE,
+    JobKind.SUPERVISED_TRAINING: frozenset({DatasetKind.COMPLETION}),
+    JobKind.REWARD_TRAINING: frozenset({DatasetKind.PREFERENCE}),
+    # Methods of pairs take of a list its best response against its worst.
+    JobKind.POLICY_TRAINING: frozenset({DatasetKind.PREFERENCE, DatasetKind.LIST}),
 }
 
 
@@ -105,10 +107,10 @@ class SpecValidator:
         else:
             allowed = ANY_MODEL if isinstance(spec, RewardTrainingSpec) else POLICY
             await check.model("model", spec.model, allowed)
-            dataset = await check.dataset("dataset_id", spec.dataset_id, {TRAINING_DATA[kind]})
-            held_out = await check.dataset("eval_dataset_id", spec.eval_dataset_id, {TRAINING_DATA[kind]})
+            dataset = await check.dataset("dataset_id", spec.dataset_id, TRAINING_DATA[kind])
+            held_out = await check.dataset("eval_dataset_id", spec.eval_dataset_id, TRAINING_DATA[kind])
             if isinstance(spec, PolicyTrainingSpec):
-                await check.margin(spec, dataset, held_out)
+                await check.method_inputs(spec, dataset, held_out)
         dependencies = [job for job_id in depends_on if (job := await check.job("depends_on", job_id))]
         check.finish()
         for job in dependencies:
@@ -138,8 +140,8 @@ class _Check:
                 self.add(name, f"{job_id} is a {job.kind} job; give evaluation jobs")
 
     async def calibration(self, spec: CalibrationSpec) -> None:
-        _, needs_margin = self.method(spec.method)
-        if not needs_margin:
+        _, requirements = _requirements(spec.method)
+        if not requirements.margin:
             self.add(
                 f"{self.path}.method.name", f"{spec.method.name} reads no margins, so none can be calibrated for it"
             )
@@ -149,25 +151,18 @@ class _Check:
             if spec.reward_model is None and _lacks_margins(dataset):
                 self.add(f"{self.path}.{name}", "not every row of it has a margin; give reward_model")
 
-    def method(self, method: PreferenceMethod) -> tuple[MethodConfig, bool]:
-        """A method's parameters and whether it reads margins; it must be one that trains."""
-        found = get_method(method.name)
-        config = parse_params(method.name, method.params)
-        if missing := missing_inputs(found, config):
-            self.add(
-                f"{self.path}.method.name",
-                f"{found.name} with these parameters needs {', '.join(missing)}, which training cannot provide yet; "
-                "`madpo methods` says which methods train",
-            )
-        return config, found.requirements(config).margin
-
-    async def margin(self, spec: PolicyTrainingSpec, dataset: Dataset | None, held_out: Dataset | None) -> None:
-        name = f"{self.path}.margin"
-        config, needs_margin = self.method(spec.method)
-        if needs_margin:
+    async def method_inputs(self, spec: PolicyTrainingSpec, dataset: Dataset | None, held_out: Dataset | None) -> None:
+        config, requirements = _requirements(spec.method)
+        for name, description in missing_inputs(spec, config, requirements, dataset):
+            self.add(f"{self.path}.{name}", description)
+        if requirements.margin:
             self.held_out_margins(spec, config, held_out)
+        await self.margin(spec, dataset, needed=requirements.margin)
+
+    async def margin(self, spec: PolicyTrainingSpec, dataset: Dataset | None, *, needed: bool) -> None:
+        name = f"{self.path}.margin"
         if spec.margin is None:
-            if needs_margin:
+            if needed:
                 self.add(
                     name,
                     f"{spec.method.name} needs reward margins: give reward_model, or source=dataset with a dataset "
@@ -208,6 +203,7 @@ class _Check:
             return None
         if dataset.kind not in kinds:
             self.add(name, f"{dataset_id} is a {dataset.kind} dataset; give a {' or '.join(sorted(kinds))} dataset")
+            return None
         return dataset
 
     async def served_model(self, name: str, reference: ModelReference | None) -> None:
@@ -263,10 +259,16 @@ class _Check:
             raise InvalidArgumentError(text, self.violations)
 
 
+def _requirements(method: PreferenceMethod) -> tuple[MethodConfig, Requirements]:
+    """A method's parameters, and what it needs with them."""
+    found, config = get_method(method.name), parse_params(method.name, method.params)
+    return config, found.requirements(config)
+
+
 def _one_of(kinds: frozenset[str]) -> str:
     return " or ".join(f"a {kind} model" for kind in sorted(kinds))
 
 
 def _lacks_margins(dataset: Dataset | None) -> bool:
-    """Whether a dataset of pairs, found, has rows without a margin."""
-    return dataset is not None and dataset.kind is DatasetKind.PREFERENCE and "reward_margin" not in dataset.columns
+    """Whether a dataset that was found has rows without a margin."""
+    return dataset is not None and "reward_margin" not in dataset.columns

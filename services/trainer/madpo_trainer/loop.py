@@ -47,7 +47,6 @@ class TrainingLoop:
         run: On ranks that do not lead, only its wish to stop is looked at.
         ranks: Among whom the work of a step is shared.
         save_model: Writes a state dict of the model as a Hugging Face directory.
-        method_state: Running statistics of the method; saved with each checkpoint.
         flush: Called before each checkpoint with its step; returns keys of ledger parts.
     """
 
@@ -63,18 +62,12 @@ class TrainingLoop:
         metrics: list[dict[str, Any]],
         checkpoints: CheckpointStore,
         save_model: Callable[[Path, Mapping[str, Tensor]], None],
-        method_state: dict[str, Tensor],
         flush: Callable[[int], list[str]],
     ) -> None:
         self._run, self._ranks, self._objective = run, ranks, objective
         self._parameters, self._schedule = parameters, schedule
         self.state, self.metrics = state, metrics
-        self._checkpoints, self._save_model, self._method_state, self._flush = (
-            checkpoints,
-            save_model,
-            method_state,
-            flush,
-        )
+        self._checkpoints, self._save_model, self._flush = checkpoints, save_model, flush
         self._trainable = [parameter for _, parameter in trainable_parameters(objective.model)]
         self._groups = by_layout(self._trainable)
         optimizer = parameters.optimizer
@@ -117,27 +110,22 @@ class TrainingLoop:
         """Publish a checkpoint of the last finished step."""
         if self.state.step != self._saved_step:
             # Gathered by all ranks, written by one.
-            model, optimizer = (
-                whole_state(self._objective.model),
-                optimizer_tensors(self._objective.model, self._optimizer),
-            )
-            self._ranks.lead(lambda: self._publish(model, optimizer))
+            model = whole_state(self._objective.model)
+            tensors = {
+                "optimizer": optimizer_tensors(self._objective.model, self._optimizer),
+                **self._objective.tensors(),
+            }
+            self._ranks.lead(lambda: self._publish(model, tensors))
             self._saved_step = self.state.step
 
-    def _publish(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+    def _publish(self, model: Mapping[str, Tensor], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         step = self.state.step
         directory = self._run.directory / f"checkpoint-{step}"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         self._save_model(directory / "model", model)
         self.state.ledger_parts = self._flush(step)
-        save_state(
-            directory,
-            state=self.state,
-            optimizer=optimizer,
-            method_state=self._method_state,
-            metrics=self.metrics,
-        )
+        save_state(directory, state=self.state, tensors=tensors, metrics=self.metrics)
         self._checkpoints.publish(step, directory, metadata={"step": step, LEDGER_PARTS: self.state.ledger_parts})
         shutil.rmtree(directory)
         self._checkpoints.prune(self._parameters.keep_checkpoints)

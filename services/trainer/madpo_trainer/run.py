@@ -5,13 +5,11 @@ leaves its outcome for the supervisor. All ranks run the same program; the leade
 to the object store and asks the reward service. The others have a workspace of their host, and get the job from it.
 """
 
-import asyncio
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,39 +21,32 @@ from transformers import logging as transformers_logging
 from madpo.calibration.report import CalibrationReport
 from madpo.config import load_settings
 from madpo.data.order import Schedule
-from madpo.data.tokenize import template_sha256, tokenizer_sha256
-from madpo.errors import RETRYABLE, FailedPreconditionError, InvalidArgumentError, MadpoError
-from madpo.jobs import MarginParameters, PolicyTrainingSpec, RewardTrainingSpec, SupervisedTrainingSpec, parse_spec
-from madpo.losses.method import Method, MethodConfig
-from madpo.losses.registry import get_method, parse_params
-from madpo.losses.scales import number
-from madpo.models.load import load_tokenizer
+from madpo.errors import RETRYABLE, MadpoError
+from madpo.jobs import PolicyTrainingSpec, RewardTrainingSpec, SupervisedTrainingSpec, parse_spec
+from madpo.models.load import load_causal_lm, load_tokenizer
 from madpo.ports import ObjectStore
 from madpo.queue.workspace import Run, watch_lifeline
-from madpo.rpc.reward_client import RewardClient
-from madpo.rpc.tls import client_tls
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.files import fetch_once
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
-from madpo.storage.references import resolve_model, resolve_model_id
+from madpo.storage.references import resolve_model
 from madpo.telemetry.logging import configure_logging
-from madpo.types import Checkpoint, JobProgress, JobResult, PreferencePair
-from madpo_trainer import reference
+from madpo.types import Checkpoint, JobProgress, JobResult
 from madpo_trainer.blocks import prepare_blocks
-from madpo_trainer.calibration import calibrate, write_artifacts
+from madpo_trainer.calibration import write_artifacts
 from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial, save_trained
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop, write_metrics
-from madpo_trainer.margins import DatasetMargins, MarginJournal, MarginSource, RemoteMargins, SharedMargins, outlast
 from madpo_trainer.objectives.base import Objective
-from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.objectives.reward import RewardObjective
 from madpo_trainer.objectives.supervised import SupervisedObjective
+from madpo_trainer.policy_setup import PolicyInputs, PolicySetup
 from madpo_trainer.ranks import Interrupted, Ranks, open_ranks, run_rank
-from madpo_trainer.rows import EncodedPair, read_completions, read_pairs
+from madpo_trainer.rows import read_completions, read_pairs
+from madpo_trainer.running import LogpsRunner, evaluating
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.sharding import shard, whole_state
 from madpo_trainer.state import TrainingState, load_state
@@ -115,7 +106,7 @@ class TrainingRun:
         self._device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._state = TrainingState(seed=self._parameters.seed)
         self._metrics: list[dict[str, Any]] = []
-        self._method_state: dict[str, torch.Tensor] = {}
+        self._tensors: Mapping[str, Mapping[str, torch.Tensor]] = {}
 
     def execute(self) -> None:
         """Train to the end, or to the point where the run was asked to stop."""
@@ -150,7 +141,6 @@ class TrainingRun:
             metrics=self._metrics,
             checkpoints=self._checkpoints,
             save_model=save,
-            method_state=self._method_state,
             flush=flush,
         )
         if checkpoint is not None:
@@ -176,7 +166,7 @@ class TrainingRun:
         if chosen is None:
             return None
         self._ranks.together(lambda: fetch_once(directory, lambda into: self._checkpoints.fetch(chosen, into)))
-        self._state, self._method_state, self._metrics = load_state(directory)
+        self._state, self._tensors, self._metrics = load_state(directory)
         logger.info("resuming", extra={"step": self._state.step})
         return directory
 
@@ -206,10 +196,14 @@ class TrainingRun:
             initial, kind=kind, lora=self._parameters.lora, checkpoint=checkpoint / "model" if checkpoint else None
         )
         prepare_blocks(model, self._parameters)
+        return self._place(model), tokenizer
+
+    def _place(self, model: Any) -> Any:
+        """A model on this rank's device, or this rank's part of it."""
         if self._parameters.sharding == "fsdp" and self._ranks.size > 1:
             shard(model, self._device)
             self._ranks.in_step = True
-        return model.to(self._device), tokenizer
+        return model.to(self._device)
 
     def _build(
         self, model: nn.Module, tokenizer: Any, initial: InitialModel, ledger: Ledger
@@ -227,9 +221,8 @@ class TrainingRun:
                 ranks=self._ranks,
             )
             return supervised, self._schedule(len(rows))
-        pairs, held_out_pairs = self._read(read_pairs, tokenizer)
-        schedule = self._schedule(len(pairs))
         if isinstance(self._spec, RewardTrainingSpec):
+            pairs, held_out_pairs = self._read(read_pairs, tokenizer)
             reward = RewardObjective(
                 model,
                 tokenizer,
@@ -238,32 +231,21 @@ class TrainingRun:
                 micro_batch_size=micro_batch_size,
                 ranks=self._ranks,
             )
-            return reward, schedule
-        method = get_method(self._spec.method.name)
-        config = parse_params(method.name, self._spec.method.params)
-        temperature, margins = 1.0, None
-        if method.requirements(config).margin:
-            margins = self._margins([pair for pair, _, _ in pairs], schedule)
-            config, temperature = self._calibrate(method, config, margins, pairs, held_out_pairs)
-        policy = PolicyObjective(
-            model,
-            pairs=pairs,
-            held_out=held_out_pairs,
-            method=method,
-            config=config,
-            margins=margins,
-            margin_temperature=temperature,
-            ledger=ledger,
-            epoch_of=schedule.epoch,
-            micro_batch_size=micro_batch_size,
-            ranks=self._ranks,
+            return reward, self._schedule(len(pairs))
+        setup = PolicySetup(
+            self._spec, self._run, self._settings, self._ranks, self._store, self._state, phase=self._phase
         )
-        policy.method_state = self._method_state
-        policy.reference = self._reference(policy, pairs, initial, tokenizer, self._spec.dataset_id)
-        if held_out_pairs:
-            dataset_id = cast(str, self._spec.eval_dataset_id)
-            policy.held_out_reference = self._reference(policy, held_out_pairs, initial, tokenizer, dataset_id)
-        return policy, schedule
+        inputs = PolicyInputs(
+            runner=LogpsRunner(
+                model, micro_batch_size=micro_batch_size, precision=self._parameters.precision, ranks=self._ranks
+            ),
+            tokenizer=tokenizer,
+            initial_model_id=initial.model_id,
+            load_initial=lambda: self._place(load_causal_lm(initial.directory)),
+            tensors=self._tensors,
+            ledger=ledger,
+        )
+        return setup.build(inputs, self._schedule)
 
     def _read(self, read: Callable[..., list[T]], tokenizer: Any) -> tuple[list[T], list[T]]:
         """Training and held-out rows."""
@@ -282,127 +264,6 @@ class TrainingRun:
             epochs=self._parameters.epochs,
             max_steps=self._parameters.max_steps,
         )
-
-    def _margins(self, pairs: Sequence[PreferencePair], schedule: Schedule) -> MarginSource:
-        assert isinstance(self._spec, PolicyTrainingSpec)
-        parameters = self._spec.margin
-        if parameters is None:
-            raise InvalidArgumentError(
-                f"method {self._spec.method.name} needs reward margins "
-                "(give margin.reward_model, or margin.source=dataset)"
-            )
-        if parameters.source == "dataset":
-            return DatasetMargins(pairs, schedule)
-        self._phase("waiting for a scorer")
-        return SharedMargins(lambda: self._remote_margins(pairs, schedule, parameters), self._ranks)
-
-    def _remote_margins(
-        self, pairs: Sequence[PreferencePair], schedule: Schedule, parameters: MarginParameters
-    ) -> RemoteMargins:
-        if self._settings.reward_target is None:
-            raise InvalidArgumentError("MADPO_TRAINER_REWARD_TARGET is not set: there is no reward service to ask")
-        assert parameters.reward_model is not None
-        model_id = resolve_model_id(parameters.reward_model, store=self._store)
-        revision = asyncio.run(self._pin_revision(model_id, parameters))
-        return RemoteMargins(
-            pairs,
-            schedule,
-            connect=self._connect_scorer,
-            model_id=model_id,
-            revision=revision,
-            journal=MarginJournal(self._store, job_id=self._run.job.job_id, attempt=self._run.attempt),
-            parameters=parameters,
-            interrupted=lambda: self._run.stop_requested is not None,
-        )
-
-    def _connect_scorer(self) -> RewardClient:
-        token = self._settings.reward_token
-        return RewardClient(
-            cast(str, self._settings.reward_target),
-            token=token.get_secret_value() if token is not None else None,
-            tls=client_tls(self._settings),
-        )
-
-    async def _pin_revision(self, model_id: str, parameters: MarginParameters) -> str:
-        """The revision the job is pinned to; the scorer has loaded the model when this returns."""
-        client = self._connect_scorer()
-        try:
-            info = await outlast(lambda: client.get_reward_model(model_id), parameters)
-        finally:
-            await client.close()
-        self._state.reward_revision = self._state.reward_revision or info.revision
-        return self._state.reward_revision
-
-    def _calibrate(
-        self,
-        method: Method,
-        config: MethodConfig,
-        margins: MarginSource,
-        pairs: Sequence[EncodedPair],
-        held_out: Sequence[EncodedPair],
-    ) -> tuple[MethodConfig, float]:
-        """The method's parameters, all numbers, and what margins are divided by: those the job first began with."""
-        assert isinstance(self._spec, PolicyTrainingSpec)
-        parameters = self._spec.margin
-        assert parameters is not None
-        if not self._state.calibration and self._state.step == 0:
-            self._phase("calibrating the reward model")
-            report = calibrate(
-                method,
-                config,
-                margins,
-                parameters=parameters,
-                training=[pair for pair, _, _ in pairs],
-                held_out=[pair for pair, _, _ in held_out],
-            )
-            if report is not None:
-                # All ranks go by the leader's figures, to the last bit.
-                self._state.calibration = self._ranks.lead(lambda: self._announce(report))
-        if not self._state.calibration:
-            return config, number("margin.temperature", parameters.temperature)
-        stored = CalibrationReport.model_validate(self._state.calibration)
-        return parse_params(stored.method, stored.params), stored.temperature.value
-
-    def _announce(self, report: CalibrationReport) -> dict[str, Any]:
-        """Publish a report before the first step, and say what it says."""
-        directory = self._run.directory / "calibration"
-        directory.mkdir(exist_ok=True)
-        write_artifacts(report, directory)
-        publish_artifacts(self._store, self._run.job.job_id, directory, attempt=self._run.attempt, early=True)
-        for warning in report.warnings:
-            logger.warning(warning)
-            self._phase(f"warning: {warning}")
-        self._phase(f"calibrated: {report.headline()}")
-        return report.model_dump(mode="json")
-
-    def _reference(
-        self,
-        policy: PolicyObjective,
-        pairs: Sequence[EncodedPair],
-        initial: InitialModel,
-        tokenizer: Any,
-        dataset_id: str,
-    ) -> reference.ReferenceLogps:
-        self._phase("reference log-probs")
-        digest = reference.reference_digest(
-            model=initial.model_id,
-            dataset=dataset_id,
-            tokenizer=tokenizer_sha256(tokenizer),
-            template=template_sha256(tokenizer),
-            precision=self._parameters.precision,
-            micro_batch_size=self._parameters.micro_batch_size,
-        )
-
-        def compute() -> reference.ReferenceLogps:
-            if self._state.step > 0 and self._parameters.lora is None:
-                raise FailedPreconditionError(
-                    f"the reference log-probs {digest} of this job are gone from the object store and the initial "
-                    "weights have moved on (start a new job)"
-                )
-            with evaluating(policy.model, self._parameters.precision):
-                return policy.compute_reference(pairs)
-
-        return reference.load_or_compute(self._store, digest, rows=len(pairs), compute=compute, ranks=self._ranks)
 
     def _evaluate(self, objective: Objective) -> dict[str, float]:
         self._phase("held-out evaluation")
@@ -468,19 +329,6 @@ class TrainingRun:
         if self._ranks.is_leader:
             self._run.progress(JobProgress(step=self._state.step, phase=phase))
             logger.info(phase)
-
-
-@contextmanager
-def evaluating(model: nn.Module, precision: str) -> Iterator[None]:
-    """No dropout, the job's precision; training mode comes back after."""
-    was_training = model.training
-    model.eval()
-    device_type = next(model.parameters()).device.type
-    try:
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        model.train(was_training)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A checkpoint directory:
     model/                     a Hugging Face directory (an adapter when training LoRA), with tokenizer
     optimizer.safetensors      `{parameter}/{exp_avg|exp_avg_sq|step}`
     method.safetensors         the method's running statistics, where it has any
+    reference.safetensors      the weights of a reference that moves
     state.json                 step, seed, pinned revisions, ledger parts
     metrics.jsonl              logged steps so far
 
@@ -56,27 +57,24 @@ def save_state(
     directory: Path,
     *,
     state: TrainingState,
-    optimizer: Mapping[str, Tensor],
-    method_state: Mapping[str, Tensor],
+    tensors: Mapping[str, Mapping[str, Tensor]],
     metrics: list[dict[str, Any]],
 ) -> None:
-    """Write everything but `model/`; `optimizer` are its `optimizer_tensors`."""
-    save_file(dict(optimizer), directory / "optimizer.safetensors")
-    if method_state:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in method_state.items()}, directory / "method.safetensors"
-        )
+    """Write everything but `model/`; `tensors` by file, empty ones are left out."""
+    for name, contents in tensors.items():
+        if contents:
+            save_file({key: tensor.contiguous() for key, tensor in contents.items()}, directory / f"{name}.safetensors")
     (directory / "state.json").write_text(json.dumps(asdict(state), indent=1, sort_keys=True))
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
 
 
-def load_state(directory: Path) -> tuple[TrainingState, dict[str, Tensor], list[dict[str, Any]]]:
-    """State, method state and logged metrics of a checkpoint."""
+def load_state(directory: Path) -> tuple[TrainingState, dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
+    """State, the objective's tensors by file, and logged metrics of a checkpoint."""
     state = TrainingState(**json.loads((directory / "state.json").read_text()))
-    method_file = directory / "method.safetensors"
-    method_state = load_file(method_file) if method_file.exists() else {}
+    files = [directory / f"{name}.safetensors" for name in ("method", "reference")]
+    tensors = {file.stem: load_file(file) for file in files if file.exists()}
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return state, method_state, metrics
+    return state, tensors, metrics
 
 
 def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

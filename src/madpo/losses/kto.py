@@ -81,7 +81,7 @@ def _loss(config: KtoConfig, batch: LossBatch, context: LossContext) -> LossOutp
 KTO = Method(
     name="kto",
     config=KtoConfig,
-    requires=Requirements(reference=True, mismatched=True, global_batch=True, policy_figures=True),
+    requires=Requirements(reference=True, mismatched=True, global_batch=True),
     summary="Kahneman-Tversky optimisation: raises chosen and lowers rejected responses separately, with a utility "
     "that saturates on both sides.",
     source="Ethayarajh et al., arXiv:2402.01306",

@@ -62,45 +62,48 @@ class ReferenceUpdate:
     """Update only when the step's mean policy-to-reference log-ratio of the responses is above it, in nats."""
 
 
+def _flag(what: str, provide: str = "") -> Any:
+    return field(default=False, metadata={"what": what, "provide": provide})
+
+
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a method needs; the caller checks it before training starts.
+    """What a method needs; the caller checks it before training starts. See `describe_requirement`."""
 
-    Each flag's description ends, after a colon, in how to provide the input where it is the user's to provide.
-    """
+    reference: bool = _flag("log-probs under the reference policy")
+    margin: bool = _flag(
+        "the reward model's margin of each pair",
+        "give margin.reward_model, or margin.source=dataset with a dataset that has a column margin",
+    )
+    lengths: bool = _flag("response token counts")
+    token_logps: bool = _flag("log-probs of single tokens")
+    vocabulary: bool = _flag("the policy's whole next-token distributions")
+    list: bool = _flag(
+        "several scored responses per prompt", "upload a dataset of lists, with columns responses and scores"
+    )
+    gold: bool = _flag("a gold response beside each pair", "add a column gold to the dataset")
+    uncertainty: bool = _flag(
+        "the reward model's uncertainty of both responses",
+        "add columns chosen_uncertainty and rejected_uncertainty to the dataset",
+    )
+    semantic_distance: bool = _flag(
+        "the distance between prompt and chosen response", "add a column semantic_distance to the dataset"
+    )
+    mismatched: bool = _flag(
+        "log-probs of responses under the prompts of other pairs, which cost two more forward passes",
+        "train on at least 2 rows, with training.global_batch_size of at least 2",
+    )
+    global_batch: bool = _flag("figures of the whole global batch, from Method.observe")
+    policy_figures: bool = _flag("such figures from the policy's log-probs, which cost a second forward pass")
+    stateful: bool = _flag("running statistics kept from step to step")
+    stochastic: bool = _flag("a random generator")
+    outer_loop: bool = _flag("a reference that moves during training, a second model that is run at every step")
 
-    reference: bool = False
-    """Log-probs under the reference policy."""
-    margin: bool = False
-    """The reward model's margin of each pair: give margin.reward_model, or margin.source=dataset with a column
-    `margin`."""
-    lengths: bool = False
-    """Response token counts."""
-    token_logps: bool = False
-    """Log-probs of single tokens."""
-    vocabulary: bool = False
-    """The policy's whole next-token distributions."""
-    list: bool = False
-    """Several scored responses per prompt: upload a dataset of lists (columns `responses` and `scores`)."""
-    gold: bool = False
-    """A gold response beside the pair: add a column `gold` to the dataset."""
-    uncertainty: bool = False
-    """The reward model's uncertainty of both responses: add columns `chosen_uncertainty` and `rejected_uncertainty`
-    to the dataset."""
-    semantic_distance: bool = False
-    """Distance between prompt and chosen response: add a column `semantic_distance` to the dataset."""
-    mismatched: bool = False
-    """Log-probs of responses under the prompts of other pairs: train with a global batch of at least 2 pairs."""
-    global_batch: bool = False
-    """Figures of the whole global batch, from `Method.observe`."""
-    policy_figures: bool = False
-    """Those figures depend on policy log-probs, which costs a second forward pass."""
-    stateful: bool = False
-    """Running statistics kept from step to step."""
-    stochastic: bool = False
-    """A random generator."""
-    outer_loop: bool = False
-    """The reference moves during training, so its log-probs are computed at every step."""
+
+def describe_requirement(name: str) -> tuple[str, str]:
+    """What a flag of `Requirements` stands for, and how a user provides it; "" where users have no part in it."""
+    (flag,) = (flag for flag in fields(Requirements) if flag.name == name)
+    return flag.metadata["what"], flag.metadata["provide"]
 
 
 _WITH_GRADIENT = frozenset({"chosen_token_logps", "rejected_token_logps", "gold_logps", "list_logps"})
@@ -114,7 +117,8 @@ class LossBatch:
     """
 
     policy_chosen_logps: Tensor
-    """With gradient. In `observe` without `policy_figures` it is NaN, as is all of the policy's."""
+    """With gradient. In `observe` without `policy_figures` it is NaN, as is all of the policy's but
+    `mismatched_logps`."""
     policy_rejected_logps: Tensor
     """With gradient."""
     ref_chosen_logps: Tensor | None = None
@@ -151,7 +155,7 @@ class LossBatch:
     semantic_distance: Tensor | None = None
     """1 - cosine similarity, in [0, 2]."""
     mismatched_logps: Tensor | None = None
-    """Of the next pair's chosen response under this pair's prompt, by the policy; no gradient."""
+    """Of another pair's chosen response under this pair's prompt, by the policy; no gradient. In `observe` alone."""
     ref_mismatched_logps: Tensor | None = None
 
     list_logps: Tensor | None = None

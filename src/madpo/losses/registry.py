@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from madpo.errors import FieldViolation, InvalidArgumentError
-from madpo.losses.method import Method, MethodConfig, requirement_names
+from madpo.losses.method import Method, MethodConfig
 
 _OTHER_MODULES = ("method", "registry", "scales", "terms", "vectors")
 
@@ -28,23 +28,6 @@ def _find_methods() -> Iterator[Method]:
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _find_methods()})
 
 PATH = "spec.policy_training.method"
-
-_NOT_TRAINED_YET = (
-    "token_logps",
-    "vocabulary",
-    "list",
-    "gold",
-    "uncertainty",
-    "semantic_distance",
-    "mismatched",
-    "outer_loop",
-)
-
-
-def missing_inputs(method: Method, config: MethodConfig) -> tuple[str, ...]:
-    """Requirements of a method that no training job can meet yet; empty for one that trains."""
-    needed = requirement_names(method.requirements(config))
-    return tuple(name for name in needed if name in _NOT_TRAINED_YET)
 
 
 def get_method(name: str, *, path: str = PATH) -> Method:

@@ -22,7 +22,7 @@ WITH_GRADIENT = (
     "gold_logps",
     "list_logps",
 )
-OF_THE_POLICY = (*WITH_GRADIENT, "chosen_log_sum_p2", "rejected_log_sum_p2", "mismatched_logps")
+OF_THE_POLICY = (*WITH_GRADIENT, "chosen_log_sum_p2", "rejected_log_sum_p2")
 
 # Where a mask is False there is something, so that a loss which forgets the mask is found out.
 _PADDING = -5.0

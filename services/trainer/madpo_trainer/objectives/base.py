@@ -4,7 +4,7 @@ All ranks of a run make these calls in the same order; `StepWork.loss` alone is 
 dealt to it, and so makes no calls to `Ranks`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -60,6 +60,10 @@ class Objective(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """What to report in the job's result beside the training figures."""
+        ...
+
+    def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """What a resumed run needs beside model and optimizer, by file of the checkpoint; all ranks must call."""
         ...
 
     def close(self) -> None:

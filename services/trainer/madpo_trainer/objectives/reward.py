@@ -62,6 +62,10 @@ class RewardObjective:
         """Nothing beside the held-out figures."""
         return {}
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Model and optimizer are all there is."""
+        return {}
+
     def close(self) -> None:
         """Nothing to stop."""
 

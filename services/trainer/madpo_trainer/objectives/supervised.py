@@ -61,6 +61,10 @@ class SupervisedObjective:
         """Nothing beside the loss."""
         return {}
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Model and optimizer are all there is."""
+        return {}
+
     def close(self) -> None:
         """Nothing to stop."""
 
