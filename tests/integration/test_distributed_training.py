@@ -26,13 +26,8 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import Completion, DatasetKind, Job, JobKind, JobState, PreferencePair
+from tests.integration.training_site import LISTS, PAIRS, job_id
 
-WORDS = ("the", "film", "was", "good", ".")
-TEXTS = [" ".join(WORDS[(3 * index + place) % 5] for place in range(1 + index % 6)) for index in range(20)]
-PAIRS = [
-    PreferencePair("the film", text, f"was {text}", reward_margin=(index % 7) / 2 - 1, row=index + 1)
-    for index, text in enumerate(TEXTS)
-]
 POISONED = 13
 """A pair with the word whose embedding is not a number in one of the models."""
 
@@ -116,13 +111,20 @@ class Trained:
         return {entry.key: self.store.get(entry.key) for entry in self.store.list("") if "logps" in entry.key}
 
 
+INPUTS = {
+    "tokens": ("x_sgdpo", {}),
+    "list": ("irpo", {}),
+    "gold": ("tpo", {"beta": 0.1}),
+    "mismatched": ("kto", {}),
+    "state": ("beta_dpo", {"alpha": 2.0}),
+    "follows": ("tr_dpo", {"every": 2, "alpha": 0.3}),
+    "moves on": ("apo_accel", {"iteration_steps": 2}),
+}
+"""A method of every sort of input."""
+
 SHARDED = {"sharding": "fsdp", "activation_checkpointing": True, "checkpoint_every_steps": 3}
 PAUSED = "sharded"
 """A job that stops after its first checkpoint and goes on from there."""
-
-
-def job_id(name):
-    return "job-" + name.encode().hex().ljust(32, "0")[:32]
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,7 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
         else pair
         for pair in PAIRS
     ]
+    lists = write(LISTS, DatasetKind.LIST)
     completions = write([Completion(pair.prompt, pair.chosen, row=pair.row) for pair in PAIRS], DatasetKind.COMPLETION)
     lora = {**TRAINING, "lora": {"rank": 2, "dropout": 0.3, "target_modules": ["q_proj"]}}
     jobs = {
@@ -169,6 +172,41 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
             JobKind.REWARD_TRAINING,
             {"model": model, "dataset_id": pairs, "training": {**TRAINING, **SHARDED}},
         ),
+        **{
+            name: (
+                JobKind.POLICY_TRAINING,
+                {
+                    "model": model,
+                    "dataset_id": lists if name == "list" else pairs,
+                    "method": {"name": method, "params": params},
+                },
+            )
+            for name, (method, params) in INPUTS.items()
+        },
+        **{
+            f"{name} of adapters{' sharded' * bool(sharding)}": (
+                JobKind.POLICY_TRAINING,
+                {
+                    "model": model,
+                    "dataset_id": pairs,
+                    "method": {"name": "tr_dpo", "params": INPUTS["follows"][1]},
+                    "training": {**TRAINING, "lora": {"rank": 2, "target_modules": ["q_proj"]}, **sharding},
+                },
+            )
+            for name, sharding in (("follows", {}), ("follows", {"sharding": "fsdp"}))
+        },
+        **{
+            f"{name} sharded": (
+                JobKind.POLICY_TRAINING,
+                {
+                    "model": model,
+                    "dataset_id": pairs,
+                    "method": {"name": INPUTS[name][0], "params": INPUTS[name][1]},
+                    "training": {**TRAINING, "sharding": "fsdp"},
+                },
+            )
+            for name in ("mismatched", "moves on")
+        },
         "poisoned": (
             JobKind.POLICY_TRAINING,
             {
@@ -223,7 +261,7 @@ def two(site, tmp_path_factory):
     return train(site, tmp_path_factory.mktemp("two"), ranks=2)
 
 
-@pytest.mark.parametrize("name", ["supervised", "dropout", "reward", "policy"])
+@pytest.mark.parametrize("name", ["supervised", "dropout", "reward", "policy", *INPUTS, "follows of adapters"])
 def test_two_ranks_end_with_the_weights_of_one(one, two, name):
     expected, found = one.weights(name), two.weights(name)
 
@@ -233,7 +271,15 @@ def test_two_ranks_end_with_the_weights_of_one(one, two, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "unsharded"), [("sharded", "policy"), ("sharded_dropout", "dropout"), ("sharded_reward", "reward")]
+    ("name", "unsharded"),
+    [
+        ("sharded", "policy"),
+        ("sharded_dropout", "dropout"),
+        ("sharded_reward", "reward"),
+        ("mismatched sharded", "mismatched"),
+        ("moves on sharded", "moves on"),
+        ("follows of adapters sharded", "follows of adapters"),
+    ],
 )
 def test_a_model_sharded_over_two_ranks_ends_with_the_weights_of_a_whole_one(one, two, name, unsharded):
     expected, found = one.weights(unsharded), two.weights(name)
@@ -306,7 +352,7 @@ def test_reference_log_probs_are_equal_bit_for_bit(one, two):
 
 def test_a_loss_that_is_no_number_on_one_rank_is_refused_by_all_and_the_row_is_named(two):
     outcome = two.outcomes["poisoned"]
-    spoilt = PreferencePair("the film", "bad .", PAIRS[POISONED - 1].rejected)
+    spoilt = PreferencePair(PAIRS[POISONED - 1].prompt, "bad .", PAIRS[POISONED - 1].rejected)
 
     assert outcome.kind == "failed"
     assert "non-finite loss" in outcome.reason

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from madpo.losses.apo_accel import extrapolate
 from madpo.losses.method import ReferenceUpdate
+from madpo.models.load import inner_model
 from madpo.models.logps import ResponseGroup, ResponseLogps
-from madpo_trainer.blocks import inner_model
 from madpo_trainer.reference import ReferenceLogps
 from madpo_trainer.rows import PolicyRow
 from madpo_trainer.sharding import part_like, whole

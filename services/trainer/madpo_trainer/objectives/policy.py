@@ -90,9 +90,11 @@ class PolicyObjective:
 
     def idle(self) -> Tensor:
         """Zero times the log-probs of the first row, and a moving reference's of it."""
+        logps = self.runner.logps([self.rows[0].group]).logps
         if isinstance(self.reference, MovingReference):
+            # After the policy, as in a step: sharded models gather their weights in the order they are run.
             self.reference.logps([0])
-        return 0.0 * self.runner.logps([self.rows[0].group]).logps.sum()
+        return 0.0 * logps.sum()
 
     def evaluate(self) -> dict[str, float]:
         """Implicit-reward accuracy and margin on the held-out pairs, relative to the initial policy."""

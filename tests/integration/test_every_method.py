@@ -1,0 +1,86 @@
+"""Every registered method trains through the real trainer: weights move, losses are finite, splits and pauses agree."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from madpo.losses.registry import METHODS, parse_params
+from tests.integration.training_site import OUTER_LOOPS, Site
+
+TRAINING = {
+    "max_steps": 3,
+    "global_batch_size": 8,
+    "micro_batch_size": 3,
+    "max_tokens": 32,
+    "optimizer": {"learning_rate": 1e-3, "warmup_ratio": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Site.make(tmp_path_factory.mktemp("site"), make_toy_lm(), make_toy_tokenizer())
+    torch.set_num_threads(before)
+
+
+def spec(site: Site, method: str, params: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
+    """A policy job on the data that the method asks for."""
+    params = {**OUTER_LOOPS.get(method, {}), **(params or {})}
+    requirements = METHODS[method].requirements(parse_params(method, params))
+    return {
+        "dataset_id": site.lists if requirements.list else site.pairs,
+        "method": {"name": method, "params": params},
+        "margin": {"source": "dataset"} if requirements.margin else None,
+        "training": {**TRAINING, **training},
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_trains(site: Site, method: str):
+    outcome = site.train(f"t-{method}", spec(site, method))
+
+    assert outcome.kind == "succeeded", outcome.reason
+    summary = outcome.result.summary
+    assert summary["method"]["name"] == method
+    assert math.isfinite(summary["final"]["loss"])
+    before, after = site.weights(site.model["model_id"]), site.weights(outcome.result.model_id)
+    assert any(not torch.equal(after[name], weight) for name, weight in before.items())
+    assert all(bool(weight.isfinite().all()) for weight in after.values())
+
+
+SORTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "weights over the batch": ("madpo", {"tau": 2.0, "normalize_weights": True}),
+    "tokens and chance": ("x_sgdpo", {}),
+    "whole distributions": ("wpo", {"beta": 0.1}),
+    "lists": ("irpo", {}),
+    "gold": ("tpo", {"beta": 0.1}),
+    "uncertainty": ("updpo", {}),
+    "mismatched": ("kto", {}),
+    "state": ("alpha_dpo", {}),
+    "state and chance": ("beta_dpo", {"alpha": 2.0}),
+    "a reference that follows": ("tr_dpo", {"every": 2, "alpha": 0.3}),
+    "a policy that moves on": ("apo_accel", {"iteration_steps": 2}),
+    "an anchor of lists": ("adpo_list", {"anchor": "ema", "anchor_decay": 0.5}),
+    "an anchor that waits": ("adpo", {"anchor": "kl", "kl_threshold": 1e-4}),
+}
+"""A method of every sort of input, with parameters under which it matters."""
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_micro_batches_equal_one_batch_and_a_run_that_was_paused_one_that_was_not(site: Site, sort: str):
+    method, params = SORTS[sort]
+    name = sort.replace(" ", "-")
+    common: dict[str, Any] = {"max_steps": 4, "checkpoint_every_steps": 3}
+
+    straight = site.train(f"s-{name}", spec(site, method, params, **common))
+    whole = site.train(f"w-{name}", spec(site, method, params, **common, micro_batch_size=8))
+    paused = site.train(f"p-{name}", spec(site, method, params, **common), pause_at=3)
+
+    assert [each.kind for each in (straight, whole, paused)] == ["succeeded"] * 3
+    assert paused.result.model_id == straight.result.model_id
+    expected, found = site.weights(whole.result.model_id), site.weights(straight.result.model_id)
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")

@@ -1,0 +1,122 @@
+"""A store with a tiny model and data of every kind, and training jobs run in this process on one rank."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from madpo.models.load import save_model
+from madpo.ports import Claim
+from madpo.queue.workspace import Outcome, Run, Workspace
+from madpo.storage.datasets import DatasetStore
+from madpo.storage.local import LocalStore
+from madpo.storage.models import ModelStore
+from madpo.types import DatasetKind, Job, JobKind, JobState, PreferencePair, ResponseList
+from madpo_trainer.ranks import OneRank
+from madpo_trainer.run import TrainingRun
+from madpo_trainer.settings import TrainerSettings
+
+WORDS = ("the", "film", "was", "good", ".")
+TEXTS = [" ".join(WORDS[(3 * index + place) % 5] for place in range(1 + index % 6)) for index in range(20)]
+PAIRS = [
+    PreferencePair(
+        "the film" if index % 2 else "the film was",
+        text,
+        f"was {text}",
+        reward_margin=(index % 7) / 2 - 1,
+        row=index + 1,
+        gold=f"{text} good good .",
+        chosen_uncertainty=index % 3 / 2,
+        rejected_uncertainty=index % 5 / 4,
+        semantic_distance=index % 4 / 2,
+    )
+    for index, text in enumerate(TEXTS)
+]
+"""With everything a dataset may say of a pair."""
+LISTS = [
+    ResponseList(
+        pair.prompt,
+        (pair.rejected, pair.chosen, *((f"bad {pair.chosen}",) if pair.row % 3 else ()), "bad ."),
+        (0.0, 2.0, *((1.0,) if pair.row % 3 else ()), 0.5),
+        row=pair.row,
+    )
+    for pair in PAIRS
+]
+"""Of three and of four responses."""
+
+OUTER_LOOPS: Mapping[str, Mapping[str, Any]] = {
+    "tr_dpo": {"every": 2},
+    "apo_accel": {"iteration_steps": 2},
+}
+"""Parameters with which the reference moves within a few steps."""
+
+
+def job_id(name: str) -> str:
+    """One that a name stands for."""
+    return f"job-{hashlib.md5(name.encode()).hexdigest()}"
+
+
+class PausingRun(Run):
+    """Asks itself to stop once a checkpoint is published."""
+
+    pause_at: int | None = None
+
+    def checkpoint_published(self, step: int) -> None:
+        super().checkpoint_published(step)
+        if step == self.pause_at:
+            (self.directory / "stop").write_text("drain")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What jobs find."""
+
+    home: Path
+    model: Mapping[str, str]
+    pairs: str
+    lists: str
+
+    @property
+    def store(self) -> LocalStore:
+        return LocalStore(self.home / "store")
+
+    @classmethod
+    def make(cls, home: Path, model: Any, tokenizer: Any) -> "Site":
+        """Store a model and the data."""
+        store = LocalStore(home / "store")
+        save_model(model, tokenizer, home / "model")
+        published, _ = ModelStore(store, home / "cache").publish(home / "model", display_name="tiny", kind="causal_lm")
+        datasets = [
+            DatasetStore(store).write(rows, kind=kind, display_name="data", scratch=home / "scratch")[0].dataset_id
+            for rows, kind in ((PAIRS, DatasetKind.PREFERENCE), (LISTS, DatasetKind.LIST))
+        ]
+        return cls(home, {"model_id": published.model_id}, *datasets)
+
+    def train(self, name: str, spec: Mapping[str, Any], *, pause_at: int | None = None) -> Outcome:
+        """Run a policy job to its end; with `pause_at` it stops after the checkpoint of that step and goes on anew."""
+        job = Job(job_id(name), JobKind.POLICY_TRAINING, JobState.RUNNING, {"model": self.model, **spec}, attempt=1)
+        workspace = Workspace(self.home / name, Claim(job, attempt=1, worker_id="test"))
+        settings = TrainerSettings(
+            store_url=f"file://{self.home / 'store'}",
+            redis_url="redis://127.0.0.1:1/0",
+            workspace=self.home / "work",
+        )
+        run = PausingRun.open(workspace.directory)
+        run.pause_at = pause_at
+        TrainingRun(run, settings, OneRank()).execute()
+        if pause_at is not None:
+            (workspace.directory / "stop").unlink()
+            (workspace.directory / "outcome.json").unlink()
+            TrainingRun(Run.open(workspace.directory), settings, OneRank()).execute()
+        outcome = workspace.outcome()
+        assert outcome is not None
+        return outcome
+
+    def weights(self, model_id: str) -> dict[str, Tensor]:
+        """Of a model in the store."""
+        directory = ModelStore(self.store, self.home / "cache").fetch(model_id)
+        return load_file(next(directory.glob("*.safetensors")))
