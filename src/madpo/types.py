@@ -180,7 +180,16 @@ class ResponseList:
     def as_pair(self) -> PreferencePair:
         """The best response against the worst."""
         best, worst = self.best_and_worst
-        return PreferencePair(self.prompt, self.responses[best], self.responses[worst], row=self.row)
+        return PreferencePair(
+            self.prompt,
+            self.responses[best],
+            self.responses[worst],
+            row=self.row,
+            weight=self.weight,
+            options=self.options,
+            id=self.id,
+            source=self.source,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,13 @@
-"""Methods of every sort train on the embedded stack: filtered pairs, added terms, running state, no reference."""
+"""Methods of every sort of input train on the embedded stack, and what cannot train is refused at the door.
+
+`tests/integration/test_every_method.py` trains all of them, by the same code without the services around it.
+"""
 
 import math
 
 import pytest
 
+from madpo.errors import InvalidArgumentError
 from madpo_client import Client
 from madpo_client.embedded import EmbeddedStack
 from madpo_examples.toy_reviews.model import make_base_model
@@ -15,6 +19,10 @@ METHODS = {
     "alpha_dpo": {},
     "rpo": {"sft_weight": 0.5},
     "simpo": {},
+    "wpo": {},
+    "kto": {},
+    "tr_dpo": {"every": 2},
+    "adpo_list": {},
 }
 
 
@@ -49,15 +57,29 @@ def pairs(client: Client):
 
 
 @pytest.fixture(scope="module")
-def jobs(client: Client, base, pairs):
+def lists(client: Client):
+    texts = ["is superb .", "is good .", "is dull .", "is awful ."]
+    rows = [
+        {
+            "prompt": f"a 19{decade}0s drama . the plot",
+            "responses": texts[: 3 + decade % 2],
+            "scores": [2, 1, 0, -1][: 3 + decade % 2],
+        }
+        for decade in range(5, 10)
+    ]
+    return client.datasets.upload(rows, name="lists")
+
+
+@pytest.fixture(scope="module")
+def jobs(client: Client, base, pairs, lists):
     """All at once: the trainer takes one after the other."""
     return {
         name: client.jobs.train_policy(
             model=base,
-            dataset=pairs,
+            dataset=lists if name == "adpo_list" else pairs,
             method=name,
             params=params,
-            margin={"source": "dataset"},
+            margin=None if name == "adpo_list" else {"source": "dataset"},
             training={"max_steps": 3, "global_batch_size": 8, "micro_batch_size": 3, "max_tokens": 64},
         )
         for name, params in METHODS.items()
@@ -79,6 +101,15 @@ def test_a_method_trains(client: Client, base, jobs, name: str):
         assert {True, False} == set(ledger["kept"].to_pylist())
 
 
-def test_a_method_whose_input_no_job_can_have_is_refused_at_the_door(client: Client, base, pairs):
-    with pytest.raises(Exception, match=r"ld_dpo .* needs token_logps, which training cannot provide yet"):
-        client.jobs.train_policy(model=base, dataset=pairs, method="ld_dpo")
+def test_a_method_whose_input_is_missing_is_refused_at_the_door(client: Client, base, pairs, lists):
+    def refused(method, dataset, **fields):
+        with pytest.raises(InvalidArgumentError) as caught:
+            client.jobs.train_policy(model=base, dataset=dataset, method=method, **fields)
+        return {violation.field: violation.description for violation in caught.value.violations}
+
+    (reason,) = refused("irpo", pairs).values()
+    assert "needs several scored responses per prompt" in reason
+    assert "upload a dataset of lists, with columns responses and scores" in reason
+    assert "add a column gold" in refused("tpo", pairs)["spec.policy_training.dataset_id"]
+    margins = refused("madpo", lists, margin={"source": "dataset"})
+    assert "has a margin; give reward_model" in margins["spec.policy_training.margin.source"]

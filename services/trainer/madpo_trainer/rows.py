@@ -128,19 +128,21 @@ def token_count(*sequences: Encoded) -> int:
 
 def _policy_row(tokenizer: Any, row: DatasetRow, *, lists: bool, gold: bool) -> PolicyRow:
     if isinstance(row, ResponseList) and lists:
-        prompt_ids, responses = _encode(tokenizer, row.prompt, row.responses)
+        prompt_ids, responses = _encode(tokenizer, row, row.responses)
         return PolicyRow(row.list_id, row.as_pair(), prompt_ids, responses, row.best_and_worst, row.scores)
     pair = row.as_pair() if isinstance(row, ResponseList) else row
     assert isinstance(pair, PreferencePair)
     if gold and pair.gold is None:
         raise InvalidPairError(f"row {pair.row}.gold is missing (give every row a gold response)")
     asked = (pair.chosen, pair.rejected, *([pair.gold] if gold and pair.gold is not None else []))
-    prompt_ids, (chosen, rejected, *rest) = _encode(tokenizer, pair.prompt, asked)
+    prompt_ids, (chosen, rejected, *rest) = _encode(tokenizer, pair, asked)
     return PolicyRow(pair.pair_id, pair, prompt_ids, (chosen, rejected), gold_ids=rest[0] if rest else None)
 
 
-def _encode(tokenizer: Any, prompt: Content, responses: Iterable[Content]) -> tuple[list[int], tuple[list[int], ...]]:
-    encoded = [encode_response(tokenizer, prompt, response) for response in responses]
+def _encode(
+    tokenizer: Any, row: PreferencePair | ResponseList, responses: Iterable[Content]
+) -> tuple[list[int], tuple[list[int], ...]]:
+    encoded = [encode_response(tokenizer, row.prompt, response, row.options) for response in responses]
     return encoded[0].prompt_ids, tuple(each.response_ids for each in encoded)
 
 

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from madpo.losses.method import LossContext, Method, MethodConfig
+from madpo.losses.method import LossContext, LossOutput, Method, MethodConfig
 from madpo_trainer.ledger import Ledger, LedgerRow
 from madpo_trainer.margins import MarginSource
 from madpo_trainer.mismatched import Mismatched
@@ -160,7 +161,7 @@ class PolicyStep:
             state=objective.method_state,
             generator=self._generator(),
         )
-        output = objective.method.loss(objective.config, batch, context)
+        output = self._weighted(objective.method.loss(objective.config, batch, context), rows)
         if output.state is not None:
             self._state = {name: value.detach().cpu() for name, value in output.state.items()}
         self._figures.add(rows, batch, output)
@@ -190,6 +191,14 @@ class PolicyStep:
         offending = self._figures.offending()
         ordered = sorted(rows, key=lambda index: index not in offending)
         return [self._objective.rows[index].row_id for index in ordered]
+
+    def _weighted(self, output: LossOutput, rows: Sequence[int]) -> LossOutput:
+        """Losses times the weights that the dataset gives its rows."""
+        given = [self._objective.rows[row].pair.weight for row in rows]
+        if all(weight is None for weight in given):
+            return output
+        weight = output.weight.new_tensor([1.0 if weight is None else weight for weight in given])
+        return replace(output, per_pair=output.per_pair * weight, weight=output.weight * weight)
 
     def _generator(self) -> torch.Generator:
         """The same chance in every micro-batch of the step, on every rank."""
