@@ -1,22 +1,51 @@
 """Checking a file on this machine, before anything is uploaded; needs the extra `check`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from madpo.data.check.report import CheckReport
-from madpo.errors import FailedPreconditionError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError
+from madpo.jobs import Overlong
+
+if TYPE_CHECKING:
+    from madpo.data.check.findings import Findings
+    from madpo.data.check.tokens import TokenCheck
+    from madpo.data.ranking import ListRule
 
 _PROGRESS_ROWS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class TokenView:
+    """The model whose tokenizer looks at the rows, and what a training would do with long ones.
+
+    Attributes:
+        directory: Of the model, or of its tokenizer and configuration alone.
+        name: What the report calls it; the directory's name by default.
+        max_tokens: Longest prompt plus response.
+        overlong: What becomes of longer rows.
+        workers: Processes that tokenize; by default one for each core.
+    """
+
+    directory: Path
+    name: str = ""
+    max_tokens: int = 1024
+    overlong: Overlong = "error"
+    workers: int | None = None
 
 
 def check_file(
     path: Path | str,
     *,
     format: str | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
+    lists: "ListRule | None" = None,
     held_out: Path | str | None = None,
+    model: TokenView | Path | str | None = None,
     rows_file: Path | str | None = None,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> CheckReport:
@@ -26,34 +55,63 @@ def check_file(
 
     Args:
         path: The file.
-        format: Its format, where its ending does not say.
+        format: Its format, where neither its content nor its name says.
+        columns: Our names of columns to the file's, where they differ; "" leaves a column unread.
+        lists: What becomes of ranked responses: `pairs`, `best_worst` or `keep`.
         held_out: A file whose prompts should not be in it.
+        model: A model directory: the report then says what the model will see.
         rows_file: Where to write a JSON line for each row of each finding.
         on_rows: Told how many rows have been looked at.
 
     Raises:
         FailedPreconditionError: The packages of the extra `check` are missing.
-        InvalidArgumentError: There is no such file, its format is unknown, or the held-out file cannot be read.
+        InvalidArgumentError: There is no such file or model, or the held-out file cannot be read.
     """
     try:
-        from madpo.data.check.check import DatasetCheck, read_file, read_usable
+        from madpo.data.check.check import CheckedFile, DatasetCheck
     except ImportError as error:
-        raise FailedPreconditionError(
-            f"checking a file needs {error.name}: pip install 'madpo[check]', or upload it and check the dataset"
-        ) from error
+        raise _missing(error) from error
     path = Path(path)
-    rows = read_file(path, format)
-    other = None if held_out is None else read_usable(Path(held_out))
+    rows = CheckedFile(path, format, columns=columns, lists=lists)
+    other = None if held_out is None else CheckedFile(Path(held_out), columns=columns, lists=lists).usable()
     with writing(rows_file) as file:
         text_file = None if file is None else TextIOWrapper(file, encoding="ascii", write_through=True)
         check = DatasetCheck(rows_file=text_file, held_out=other)
-        for count, _ in enumerate(check.watch(rows), start=1):
+        usable = check.watch(rows)
+        tokens = None if model is None else _token_check(model, check.findings)
+        passing: Iterable[object] = usable if tokens is None else tokens.watch(usable)
+        for count, _ in enumerate(passing, start=1):
             if count % _PROGRESS_ROWS == 0:
                 on_rows(count)
-        report = check.report(path.name)
+        report = check.report(path.name, forms=rows.forms(), tokens=None if tokens is None else tokens.figures())
         if text_file is not None:
             text_file.detach()
     return report
+
+
+def _token_check(model: TokenView | Path | str, findings: "Findings") -> "TokenCheck":
+    view = model if isinstance(model, TokenView) else TokenView(Path(model))
+    if not view.directory.is_dir():
+        raise InvalidArgumentError(f"{view.directory} is not a model directory")
+    try:
+        from madpo.data.check.tokens import TokenCheck
+
+        return TokenCheck(
+            view.directory,
+            findings,
+            model=view.name or view.directory.absolute().name,
+            max_tokens=view.max_tokens,
+            overlong=view.overlong,
+            workers=view.workers,
+        )
+    except ImportError as error:
+        raise _missing(error) from error
+
+
+def _missing(error: ImportError) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"checking a file needs {error.name}: pip install 'madpo[check]', or upload it and check the dataset"
+    )
 
 
 @contextmanager

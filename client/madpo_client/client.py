@@ -248,7 +248,13 @@ class Models:
         return self._session.run(self._session.gateway.list_checkpoints(job_id_of(job)))
 
     def download(
-        self, model: ModelLike, directory: Path | str, *, step: int | None = None, progress: bool = False
+        self,
+        model: ModelLike,
+        directory: Path | str,
+        *,
+        step: int | None = None,
+        weights: bool = True,
+        progress: bool = False,
     ) -> Path:
         """Download a model, a job's final model or its checkpoint of `step`; whole and verified, or not at all.
 
@@ -256,6 +262,7 @@ class Models:
             model: What to download.
             directory: Must not exist, or be empty.
             step: With a job: that checkpoint.
+            weights: False leaves them out: the tokenizer and the configuration alone.
             progress: Count the bytes on a terminal.
 
         Raises:
@@ -273,6 +280,7 @@ class Models:
                 model_id=reference.model_id,
                 job_id=reference.job_id,
                 step=reference.step,
+                weights=weights,
                 on_bytes=on_bytes,
             )
             return self._session.run(download)

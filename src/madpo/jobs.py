@@ -17,6 +17,10 @@ JOB_ID_PATTERN = r"^job-[0-9a-f]{32}$"
 
 T = TypeVar("T")
 
+Overlong = Literal["error", "drop", "truncate_prompt", "truncate_response"]
+"""Rows over `max_tokens`: refuse the training; leave the row out; cut the beginning of its prompt; cut the end of its
+responses."""
+
 ModelId = Annotated[str, Field(pattern=MODEL_ID_PATTERN)]
 DatasetId = Annotated[str, Field(pattern=DATASET_ID_PATTERN)]
 JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]

@@ -40,6 +40,7 @@ from madpo.types import (
     StateChange,
 )
 from madpo_client import Client, JobFailedError, JobHandle
+from madpo_client.check import TokenView, check_file
 from madpo_client.embedded import EmbeddedStack
 from madpo_client.embedded.plan import read_secret
 from madpo_trainer.ledger import SCHEMA, Ledger, LedgerRow
@@ -122,6 +123,19 @@ def test_a_check_reports_on_the_rows(client: Client) -> None:
     assert (report.rows.read, report.duplicates.exact, report.duplicates.identical) == (4, 1, 0)
     assert report.length_bias is not None
     assert report.length_bias.longer_chosen_ratio == 0.75
+
+
+def test_a_file_is_checked_through_the_tokenizer_of_a_stored_model(
+    client: Client, model: Model, tmp_path: Path
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    directory = client.models.download(model, tmp_path / "tokenizer", weights=False)
+    assert not list(directory.glob("*.safetensors"))
+    report = check_file(path, model=TokenView(directory, name=model.model_id, max_tokens=64))
+    assert report.tokens is not None
+    assert report.tokens.model == model.model_id
+    assert report.tokens.lengths["sequence"].count == len(PAIRS)
 
 
 def test_a_wrong_row_is_named(client: Client) -> None:

@@ -356,7 +356,8 @@ async def test_a_stored_dataset_has_the_report_of_its_file(gateway: Gateway, tmp
 
     assert [part.WhichOneof("part") for part in parts] == ["report_json", "rows_chunk"]
     report = CheckReport.from_json(parts[0].report_json)
-    assert report == local.model_copy(update={"name": stored})
+    assert report.rows.kinds == local.rows.kinds
+    assert report == local.model_copy(update={"name": stored, "rows": report.rows})
     assert {finding.code for finding in report.findings} == {"duplicate", "leaked_prompt"}
     assert parts[1].rows_chunk == files["rows"].read_bytes()
     for field in ("dataset_id", "held_out_dataset_id"):
@@ -522,6 +523,9 @@ async def test_a_model_comes_back_as_it_was_sent(gateway: Gateway) -> None:
     listed = await gateway.ask(gateway.models.ListModels, model_service_pb2.ListModelsRequest())
     assert list(listed.models) == [model]
     download = model_service_pb2.DownloadModelRequest(model_id=model.model_id)
+    assert received(await gateway.collect(gateway.models.DownloadModel, download)) == files
+    download.without_weights = True
+    del files["model.safetensors"]
     assert received(await gateway.collect(gateway.models.DownloadModel, download)) == files
     assert gateway.spooled() == []
 

@@ -1,7 +1,9 @@
 """`madpo dataset check`."""
 
 import re
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,8 @@ from madpo_client.cli.output import AsJson, console
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from madpo.data.check.report import CheckReport, Distribution, Finding
+    from madpo.data.check.report import CheckReport, Distribution, Finding, LengthBias, RenderedExample, TokenFigures
+    from madpo_client.check import TokenView
 
 REFUSED, WARNED = 2, 1
 """Exit codes; 0 is a dataset without errors, and with `--strict` without warnings."""
@@ -37,6 +40,16 @@ def check_dataset(
         str | None, typer.Option(metavar="FILE|DATASET_ID", help="Rows whose prompts should not be in it; of the same.")
     ] = None,
     format: Annotated[str | None, typer.Option(help="The file's format, when its ending does not say.")] = None,  # noqa: A002
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|MODEL_ID|JOB_ID", help="Whose tokenizer and chat template to look through: here, or stored."
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="With --model: longest prompt plus response.")] = 1024,
+    overlong: Annotated[
+        str, typer.Option(help="With --model: error, drop, truncate_prompt or truncate_response longer rows.")
+    ] = "error",
     html: Annotated[Path | None, typer.Option(help="Write the report as a page here.")] = None,
     rows: Annotated[Path | None, typer.Option(help="Write a JSON line for each row of each finding here.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
@@ -44,10 +57,19 @@ def check_dataset(
 ) -> None:
     """Say what is wrong with rows before they cost a training. Exit code 2 when they cannot be trained on."""
     if _DATASET_ID.fullmatch(data):
+        if model is not None:
+            raise typer.BadParameter("--model looks at a file; give the file the dataset was made of")
         with open_client(context) as client:
             report = client.datasets.check(data, held_out=held_out, rows_file=rows, progress=not as_json)
     else:
-        report = _check_file(data, format=format, held_out=held_out, rows=rows, quiet=as_json)
+        from madpo_client.check import check_file
+        from madpo_client.progress import row_progress
+
+        with (
+            _view(context, model, max_tokens, overlong) as view,
+            row_progress("Checking", shown=not as_json) as on_rows,
+        ):
+            report = check_file(data, format=format, held_out=held_out, model=view, rows_file=rows, on_rows=on_rows)
     if html is not None:
         from madpo.data.check.page import render_page
 
@@ -59,19 +81,22 @@ def check_dataset(
         raise typer.Exit(WARNED)
 
 
-def _check_file(
-    data: str,
-    *,
-    format: str | None,  # noqa: A002
-    held_out: str | None,
-    rows: Path | None,
-    quiet: bool,
-) -> "CheckReport":
-    from madpo_client.check import check_file
-    from madpo_client.progress import row_progress
+@contextmanager
+def _view(context: typer.Context, model: str | None, max_tokens: int, overlong: str) -> "Iterator[TokenView | None]":
+    """The tokenizer to look through; that of a stored model is fetched, without its weights."""
+    from madpo.jobs import Overlong, validate
+    from madpo_client.check import TokenView
 
-    with row_progress("Checking", shown=not quiet) as on_rows:
-        return check_file(data, format=format, held_out=held_out, rows_file=rows, on_rows=on_rows)
+    if model is None:
+        yield None
+        return
+    policy: Overlong = validate(Overlong, overlong, path="overlong")  # type: ignore[arg-type]
+    if not re.fullmatch(r"(model|job)-[0-9a-f]{32}", model):
+        yield TokenView(Path(model), max_tokens=max_tokens, overlong=policy)
+        return
+    with tempfile.TemporaryDirectory(prefix="madpo-") as directory, open_client(context) as client:
+        fetched = client.models.download(model, Path(directory) / "model", weights=False)
+        yield TokenView(fetched, name=model, max_tokens=max_tokens, overlong=policy)
 
 
 def show_report(report: "CheckReport") -> None:
@@ -86,12 +111,55 @@ def show_report(report: "CheckReport") -> None:
     for name, value in _figures(report):
         grid.add_row(Text(name, style="bold"), Text(value))
     out.print(grid)
+    if report.tokens is not None:
+        _show_tokens(report.tokens)
     if report.findings:
         findings = Table("", "rows", "what", box=None, header_style="bold")
         for finding in report.findings:
             style = _STYLES[finding.severity]
             findings.add_row(Text(finding.severity, style=style), f"{finding.count:,}", _describe(finding))
         out.print(findings)
+
+
+def _show_tokens(tokens: "TokenFigures") -> None:
+    """Lengths, policies and template as tables, and what the model sees."""
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    out.print(Text(f"\nthrough the tokenizer of {tokens.model}", style="bold"))
+    grid = Table(show_header=False, box=None)
+    for name, found in tokens.lengths.items():
+        grid.add_row(Text(f"{name} tokens", style="bold"), Text(_quantiles(found)))
+    if tokens.length_bias is not None:
+        grid.add_row(Text("length bias", style="bold"), Text(_bias(tokens.length_bias)))
+    if tokens.shared_response_prefix is not None:
+        shared = f"{_quantiles(tokens.shared_response_prefix)} leading tokens of both responses"
+        grid.add_row(Text("shared", style="bold"), Text(shared))
+    out.print(grid)
+    policies = Table(f"over {tokens.max_tokens:,} tokens", "kept", "truncated", "dropped", "tokens lost", box=None)
+    for policy, outcome in tokens.overlong.items():
+        figures = (outcome.kept, outcome.truncated, outcome.dropped, outcome.lost_tokens)
+        policies.add_row(policy + (" (refused)" if outcome.refused else ""), *(f"{figure:,}" for figure in figures))
+    out.print(policies)
+    if tokens.template:
+        template = Table("", f"chat template {tokens.template_sha256[:12]}", "", box=None)
+        for check in tokens.template:
+            mark = Text("ok", style="green") if check.passed else Text("fails", style="red")
+            template.add_row(mark, check.name, Text(check.detail))
+        out.print(template)
+    for example in tokens.examples:
+        _show_example(example)
+
+
+def _show_example(example: "RenderedExample") -> None:
+    from rich.text import Text
+
+    title = f"row {example.row}, {example.side}: {example.tokens:,} tokens, {example.loss_tokens:,} in the loss"
+    text = Text(f"{title}\n", style="bold")
+    for span in example.spans:
+        text.append(span.text, style="not bold black on green" if span.in_loss else "not bold dim")
+    console().print(text, soft_wrap=True)
 
 
 def _describe(finding: "Finding") -> "Text":
@@ -110,6 +178,9 @@ def _figures(report: "CheckReport") -> Iterator[tuple[str, str]]:
     rows, duplicates, text = report.rows, report.duplicates, report.text
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in rows.kinds.items())
     yield "rows", f"{rows.read:,} read, {rows.kept:,} kept ({kinds or 'none'}), {rows.refused:,} refused"
+    for form in rows.forms:
+        renamed = ", ".join(f"{ours} from {theirs}" for ours, theirs in form.columns.items() if ours != theirs)
+        yield "form", f"{form.name} in {form.rows:,} rows{': ' + renamed if renamed else ''}"
     yield (
         "repeated",
         f"{duplicates.exact:,} duplicates, {duplicates.near:,} near-duplicates, "
@@ -125,12 +196,7 @@ def _figures(report: "CheckReport") -> Iterator[tuple[str, str]]:
     for name, found in text.characters.items():
         yield f"{name} characters", _quantiles(found)
     if report.length_bias is not None:
-        bias = report.length_bias
-        yield (
-            "length bias",
-            f"the longer response is chosen in {bias.longer_chosen_ratio:.1%} of the pairs "
-            f"(95 % interval {bias.low:.1%} to {bias.high:.1%})",
-        )
+        yield "length bias", _bias(report.length_bias)
     if text.shared_first_word_ratio is not None:
         yield "first word", f"shared by both responses in {text.shared_first_word_ratio:.1%} of the pairs"
     if text.turns is not None:
@@ -140,6 +206,11 @@ def _figures(report: "CheckReport") -> Iterator[tuple[str, str]]:
     yield "scripts", ", ".join(f"{name} {count:,}" for name, count in text.scripts.items()) or "none"
     if report.personal:
         yield "personal data", ", ".join(f"{name} in {count:,} rows" for name, count in report.personal.items())
+
+
+def _bias(bias: "LengthBias") -> str:
+    interval = f"95 % interval {bias.low:.1%} to {bias.high:.1%}"
+    return f"the longer response is chosen in {bias.longer_chosen_ratio:.1%} of the pairs ({interval})"
 
 
 def _quantiles(found: "Distribution") -> str:

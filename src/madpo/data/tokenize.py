@@ -38,8 +38,23 @@ def encode_prompt(
         InvalidArgumentError: Messages, but the tokenizer has no chat template.
     """
     if not isinstance(prompt, str):
-        return _render(tokenizer, prompt, options, add_generation_prompt=True)
-    ids: list[int] = tokenizer(prompt)["input_ids"]
+        rendered = render_chat(tokenizer, prompt, options, add_generation_prompt=True)
+        return encode_texts(tokenizer, [rendered], special_tokens=False)[0]
+    return finish_prompt(tokenizer, encode_texts(tokenizer, [prompt], special_tokens=True)[0])
+
+
+def encode_texts(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, special_tokens: bool
+) -> list[list[int]]:
+    """Ids of texts, with the special tokens that the tokenizer puts around a text or without."""
+    return [
+        encoding.ids
+        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)
+    ]
+
+
+def finish_prompt(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
+    """Ids of a text with special tokens to those of a prompt: no EOS, one BOS, and never nothing."""
     end, bos = _end_id(tokenizer), tokenizer.bos_token_id
     if ids and ids[-1] == end and tokenizer("")["input_ids"][-1:] == [end]:
         ids = ids[:-1]
@@ -68,14 +83,28 @@ def encode_response(
         InvalidArgumentError: Messages, but the tokenizer has no chat template.
     """
     if isinstance(prompt, str) and isinstance(response, str):
-        end = _end_id(tokenizer)
-        ids: list[int] = tokenizer(response, add_special_tokens=False)["input_ids"]
+        ids = encode_texts(tokenizer, [response], special_tokens=False)[0]
         prompt_ids = encode_prompt(tokenizer, prompt) if prompt_ids is None else prompt_ids
-        return Encoded(prompt_ids, ids if ids[-1:] == [end] else [*ids, end])
+        return Encoded(prompt_ids, finish_response(tokenizer, ids))
     if isinstance(prompt, str) or isinstance(response, str):
         raise InvalidPairError("prompt and response must both be text or both be chat messages, got one of each")
     prompt_ids = encode_prompt(tokenizer, prompt, options) if prompt_ids is None else prompt_ids
-    ids = _render(tokenizer, (*prompt, *response), options, add_generation_prompt=False)
+    rendered = render_chat(tokenizer, (*prompt, *response), options, add_generation_prompt=False)
+    return split(tokenizer, prompt_ids, encode_texts(tokenizer, [rendered], special_tokens=False)[0])
+
+
+def finish_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
+    """Ids of a response's text, with an EOS at their end."""
+    end = _end_id(tokenizer)
+    return ids if ids[-1:] == [end] else [*ids, end]
+
+
+def split(tokenizer: "PreTrainedTokenizerBase", prompt_ids: list[int], ids: list[int]) -> Encoded:
+    """The ids of a rendered prompt and response, split where the prompt ends.
+
+    Raises:
+        InvalidPairError: They do not begin with the prompt's ids, or there is nothing behind them.
+    """
     if ids[: len(prompt_ids)] != prompt_ids:
         raise InvalidPairError(_prefix_mismatch(tokenizer, prompt_ids, ids))
     if len(ids) == len(prompt_ids):
@@ -115,13 +144,19 @@ def _end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return int(end)
 
 
-def _render(
+def render_chat(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],
     options: ChatOptions,
     *,
     add_generation_prompt: bool,
-) -> list[int]:
+) -> str:
+    """The text that the chat template makes of messages; its special tokens are part of it.
+
+    Raises:
+        InvalidPairError: The chat template refuses the messages.
+        InvalidArgumentError: There is no chat template.
+    """
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
@@ -129,17 +164,16 @@ def _render(
             "the tokenizer has no chat template, so it cannot read messages: give text, or a tokenizer saved with one"
         )
     try:
-        ids: list[int] = tokenizer.apply_chat_template(
+        rendered: str = tokenizer.apply_chat_template(
             content_to_json(tuple(messages)),
             add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=False,
+            tokenize=False,
             **options.template_inputs(),
         )
     except (TemplateError, ValueError) as error:
         roles = ", ".join(message.role for message in messages)
         raise InvalidPairError(f"the chat template refuses these messages (roles: {roles}): {error}") from error
-    return ids
+    return rendered
 
 
 def _prefix_mismatch(tokenizer: Any, prompt_ids: list[int], ids: list[int]) -> str:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from madpo.data.tokenize import pad_id
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.models.directory import check_config, read_config
+from madpo.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,29 +35,6 @@ logger = logging.getLogger(__name__)
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _HEADS = ("score.", "classifier.")
-
-
-def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model directory, padding on the right.
-
-    Raises:
-        InvalidArgumentError: There is none, or it has no fast (`tokenizer.json`) form.
-    """
-    check_config(directory)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, **_LOCAL)
-    except (OSError, ValueError) as error:
-        raise InvalidArgumentError(f"{directory.name} has no tokenizer that can be loaded: {error}") from error
-    if not tokenizer.is_fast:
-        raise InvalidArgumentError(f"the tokenizer of {directory.name} has no tokenizer.json: save its fast form")
-    tokenizer.padding_side = "right"
-    # A length saved with it would cut texts; and changing it at the first call is not safe between threads.
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    # How it was loaded would otherwise be written by save_pretrained, and the same tokenizer have other bytes.
-    for key in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(key, None)
-    return tokenizer
 
 
 def load_causal_lm(

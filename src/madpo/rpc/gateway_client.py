@@ -282,6 +282,7 @@ class GatewayClient:
         model_id: str | None = None,
         job_id: str | None = None,
         step: int | None = None,
+        weights: bool = True,
         on_bytes: OnBytes | None = None,
     ) -> Path:
         """Download a model, a job's final model or one of its checkpoints; every file's digest is verified.
@@ -293,13 +294,14 @@ class GatewayClient:
             model_id: This, or `job_id`.
             job_id: A training job.
             step: With `job_id`: that checkpoint.
+            weights: False leaves them out: the tokenizer and the configuration alone.
             on_bytes: Told of the progress.
 
         Raises:
             NotFoundError: No such model, job or checkpoint.
             CorruptObjectError: A file arrived damaged; names it.
         """
-        request = models.DownloadModelRequest(model_id=model_id, job_id=job_id, step=step)
+        request = models.DownloadModelRequest(model_id=model_id, job_id=job_id, step=step, without_weights=not weights)
         with IncomingDirectory(directory) as incoming:
             async for message in self._received(self._models.DownloadModel(request, metadata=self._metadata)):
                 if message.WhichOneof("part") == "file":

@@ -139,14 +139,16 @@ class ListCheckpointsResponse(_message.Message):
     def __init__(self, checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ...) -> None: ...
 
 class DownloadModelRequest(_message.Message):
-    __slots__ = ("model_id", "job_id", "step")
+    __slots__ = ("model_id", "job_id", "step", "without_weights")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     job_id: str
     step: int
-    def __init__(self, model_id: _Optional[str] = ..., job_id: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+    without_weights: bool
+    def __init__(self, model_id: _Optional[str] = ..., job_id: _Optional[str] = ..., step: _Optional[int] = ..., without_weights: _Optional[bool] = ...) -> None: ...
 
 class DownloadModelResponse(_message.Message):
     __slots__ = ("file", "chunk")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from madpo.data.check.check import DatasetCheck, read_file
+from madpo.data.check.check import CheckedFile, DatasetCheck
 from madpo.data.check.numbers import Numbers
 from madpo.data.check.personal import find_personal
 from madpo.data.check.report import CheckReport, Finding
@@ -41,7 +41,7 @@ def check_lines(tmp_path: Path, *lines: str) -> CheckReport:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(lines))
     checked = DatasetCheck()
-    list(checked.watch(read_file(path)))
+    list(checked.watch(CheckedFile(path)))
     return checked.report("rows.jsonl")
 
 
@@ -56,7 +56,7 @@ def test_different_rows_are_clean() -> None:
     assert report.verdict == "clean"
     assert report.findings == ()
     assert lines == []
-    assert report.rows.model_dump() == {"read": 39, "kept": 39, "refused": 0, "kinds": {"preference": 39}}
+    assert report.rows.model_dump() == {"read": 39, "kept": 39, "refused": 0, "kinds": {"preference": 39}, "forms": ()}
     assert report.duplicates.distinct_prompts == 39
 
 
@@ -147,7 +147,7 @@ def test_a_file_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 not at all")
     checked = DatasetCheck()
 
-    assert list(checked.watch(read_file(path))) == []
+    assert list(checked.watch(CheckedFile(path))) == []
     assert found(checked.report("rows.parquet"), "unreadable").severity == "error"
 
 

@@ -17,10 +17,7 @@ from madpo.ports import JobQueue
 from madpo.rpc import convert
 from madpo.rpc.channel import CHUNK_BYTES, MAX_READ_ROWS
 from madpo.storage.datasets import DatasetStore
-from madpo.types import (
-    DatasetRow,
-    Job,
-)
+from madpo.types import Dataset, DatasetRow, Job
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from madpo_gateway.metrics import GatewayMetrics
@@ -108,7 +105,8 @@ class DatasetServicer(DatasetServiceServicer):
         if request.held_out_dataset_id:
             held_out_id = require_match(request.held_out_dataset_id, DATASET_ID_PATTERN, field="held_out_dataset_id")
             held_out = await asyncio.to_thread(self._datasets.read, held_out_id)
-        with closing(_check_messages(request.dataset_id, rows, held_out)) as messages:
+        dataset = await asyncio.to_thread(self._datasets.get, request.dataset_id)
+        with closing(_check_messages(dataset, rows, held_out)) as messages:
             while (message := await run_blocking(next, messages, None)) is not None:
                 yield message
 
@@ -150,14 +148,14 @@ class DatasetServicer(DatasetServiceServicer):
 
 
 def _check_messages(
-    dataset_id: str, rows: Iterable[DatasetRow], held_out: Iterable[DatasetRow] | None
+    dataset: Dataset, rows: Iterable[DatasetRow], held_out: Iterable[DatasetRow] | None
 ) -> Generator[pb.CheckDatasetResponse]:
     with tempfile.TemporaryFile("w+", encoding="ascii") as rows_file:
         check = DatasetCheck(rows_file=rows_file, held_out=held_out)
         for count, _ in enumerate(check.watch(rows), start=1):
             if count % _PROGRESS_ROWS == 0:
                 yield pb.CheckDatasetResponse(checked_rows=count)
-        yield pb.CheckDatasetResponse(report_json=check.report(dataset_id).to_json())
+        yield pb.CheckDatasetResponse(report_json=check.report(dataset.dataset_id, forms=dataset.forms).to_json())
         rows_file.seek(0)
         while chunk := rows_file.read(CHUNK_BYTES):
             yield pb.CheckDatasetResponse(rows_chunk=chunk.encode())

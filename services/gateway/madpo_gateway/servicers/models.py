@@ -110,6 +110,8 @@ class ModelServicer(ModelServiceServicer):
     ) -> AsyncIterator[pb.DownloadModelResponse]:
         """File after file: its description, then its bytes. The receiver checks the digests."""
         for file, key in await self._locate(request):
+            if request.without_weights and file.path.endswith(".safetensors"):
+                continue
             yield pb.DownloadModelResponse(file=convert.file_to_proto(file))
             async for chunk in stream_chunks(self._store.open_read(key)):
                 yield pb.DownloadModelResponse(chunk=chunk)

@@ -1,53 +1,69 @@
 """A dataset check from rows to report, in one pass."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from madpo.data.check.duplicates import Duplicates, Leakage
 from madpo.data.check.findings import Findings
-from madpo.data.check.report import CheckReport, RowCounts, TokenFigures
+from madpo.data.check.report import CheckReport, FormFigures, RowCounts, TokenFigures
 from madpo.data.check.text import TextMeasure, warn_of_length_bias
 from madpo.data.file_formats import parse_format
 from madpo.data.files import read_rows
-from madpo.data.records import parse_row, row_kind
+from madpo.data.ranking import ListRule
+from madpo.data.records import RowReader, row_kind
 from madpo.errors import InvalidArgumentError, InvalidPairError
-from madpo.types import DatasetKind, DatasetRow
+from madpo.types import DatasetForm, DatasetKind, DatasetRow
 
 Read = DatasetRow | InvalidPairError
 """A row, or why there is none."""
 
 
-def read_file(path: Path, format: str | None = None) -> Iterator[Read]:  # noqa: A002
+class CheckedFile:
     """The rows of a file, with the error of each row that cannot be used in its place.
 
     Args:
         path: The file.
-        format: Its format; by default told from its content.
+        format: Its format, where neither its content nor its name says.
+        columns: Our names of columns to the file's; see `RowReader`.
+        lists: What becomes of ranked responses; see `RowReader`.
 
     Raises:
-        InvalidArgumentError: There is no such file or format (at the call), or it cannot be read (while iterating).
+        InvalidArgumentError: There is no such file, format or column; or, while iterating, the file cannot be read.
     """
-    if not path.is_file():
-        raise InvalidArgumentError(f"{path} is not a file")
-    return _parsed(read_rows(path, parse_format(format) if format else None))
 
+    def __init__(
+        self,
+        path: Path,
+        format: str | None = None,  # noqa: A002
+        *,
+        columns: Mapping[str, str] | None = None,
+        lists: ListRule | None = None,
+    ) -> None:
+        if not path.is_file():
+            raise InvalidArgumentError(f"{path} is not a file")
+        self._reader = RowReader(columns, lists=lists)
+        self._values = read_rows(path, parse_format(format or ""))
 
-def read_usable(path: Path) -> Iterator[DatasetRow]:
-    """The rows of a file that can be used. Raises InvalidArgumentError as `read_file` does."""
-    return (row for row in read_file(path) if not isinstance(row, InvalidPairError))
+    def __iter__(self) -> Iterator[Read]:
+        while True:
+            try:
+                number, value = next(self._values)
+                yield from self._reader.read(value, number)
+            except StopIteration:
+                break
+            except InvalidPairError as error:
+                yield error
+        self._reader.finish()
 
+    def usable(self) -> Iterator[DatasetRow]:
+        """The rows without the errors."""
+        return (row for row in self if not isinstance(row, InvalidPairError))
 
-def _parsed(values: Iterator[tuple[int, Any]]) -> Iterator[Read]:
-    while True:
-        try:
-            number, value = next(values)
-            yield parse_row(value, number)
-        except StopIteration:
-            return
-        except InvalidPairError as error:
-            yield error
+    def forms(self) -> tuple[DatasetForm, ...]:
+        """The forms of the rows so far."""
+        return self._reader.forms()
 
 
 class DatasetCheck:
@@ -82,11 +98,14 @@ class DatasetCheck:
                 self._leakage.add(row)
             yield row
 
-    def report(self, name: str, *, tokens: TokenFigures | None = None) -> CheckReport:
+    def report(
+        self, name: str, *, forms: Sequence[DatasetForm] = (), tokens: TokenFigures | None = None
+    ) -> CheckReport:
         """What was found, once all rows have passed.
 
         Args:
             name: Of the file or the dataset.
+            forms: Those the file's rows had.
             tokens: What a tokenizer made of the rows, where there is one.
         """
         duplicates = self._duplicates.figures()
@@ -101,6 +120,7 @@ class DatasetCheck:
                 kept=self._kinds.total(),
                 refused=len(self._refused),
                 kinds={kind.value: count for kind, count in self._kinds.most_common()},
+                forms=tuple(FormFigures(name=form.name, rows=form.rows, columns=dict(form.columns)) for form in forms),
             ),
             findings=self.findings.collected(),
             duplicates=duplicates,

@@ -50,6 +50,7 @@ class Duplicates:
         self._prompts: set[bytes] = set()
         self._near = NearTexts()
         self._pending: list[tuple[int, str]] = []
+        self._last_row = 0
 
     def add(self, row: DatasetRow) -> None:
         """Take a row in."""
@@ -70,6 +71,9 @@ class Duplicates:
             return
         if isinstance(row, PreferencePair) and self._contradicts(row):
             return
+        if row.row == self._last_row:
+            return  # Pairs made of one ranked list have their texts in common.
+        self._last_row = row.row
         self._pending.append((row.row, "\n".join(map(parts.text, (row.prompt, *contents.values())))))
         if len(self._pending) >= _CHUNK_ROWS:
             self._compare_pending()

@@ -51,6 +51,7 @@ def render_page(report: CheckReport) -> str:
             f"<h1>{escape(report.name)}</h1>",
             f'<p class="verdict {report.verdict}">{_VERDICTS[report.verdict]}</p>',
             _cards(report),
+            _forms(report),
             _findings(report.findings),
             _bias(report),
             _lengths(report),
@@ -80,6 +81,15 @@ def _cards(report: CheckReport) -> str:
         figures["held-out prompts found"] = f"{report.leakage.exact:,} + {report.leakage.near:,} near"
     cards = "".join(f'<div class="card"><b>{value}</b>{name}</div>' for name, value in figures.items())
     return f'<section class="cards" id="figures">{cards}</section>'
+
+
+def _forms(report: CheckReport) -> str:
+    return "".join(
+        f"<p>{form.rows:,} rows have the form <b>{escape(form.name)}</b>: "
+        + ", ".join(f"{escape(ours)} from <code>{escape(theirs)}</code>" for ours, theirs in form.columns.items())
+        + ".</p>"
+        for form in report.rows.forms
+    )
 
 
 def _findings(findings: Iterable[Finding]) -> str:

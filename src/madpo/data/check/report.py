@@ -51,6 +51,16 @@ class Finding(_Part):
     """Such as the tokens of the first row around the place that is wrong."""
 
 
+class FormFigures(_Part):
+    """A form that rows of the file have."""
+
+    name: str
+    rows: int
+    """Rows of the file that could be used."""
+    columns: dict[str, str]
+    """Our names of columns, and where each was read from."""
+
+
 class RowCounts(_Part):
     """What became of the rows."""
 
@@ -60,6 +70,7 @@ class RowCounts(_Part):
     refused: int
     kinds: dict[str, int]
     """Kept rows by kind of dataset."""
+    forms: tuple[FormFigures, ...] = ()
 
 
 class DuplicateFigures(_Part):

@@ -1,0 +1,225 @@
+"""What a model's tokenizer and chat template make of rows: lengths, what is cut, and what the model sees."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from madpo.data.check import rows as parts
+from madpo.data.check.examine import FAULTS, examine
+from madpo.data.check.findings import Findings
+from madpo.data.check.numbers import Numbers
+from madpo.data.check.report import OverlongOutcome, RenderedExample, Span, TemplateCheck, TokenFigures
+from madpo.data.check.template import check_template
+from madpo.data.check.text import LengthComparison
+from madpo.data.encode import EncodedRow
+from madpo.data.encoding import RowEncoder
+from madpo.data.overlong import POLICIES, fit, length
+from madpo.data.tokenize import template_sha256, tokenizer_sha256
+from madpo.errors import InvalidPairError
+from madpo.jobs import Overlong
+from madpo.models.tokenizer import load_tokenizer
+from madpo.types import DatasetRow, PreferencePair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROMPT_TOKENS, _RESPONSE_TOKENS = 160, 240
+"""Tokens of an example that are shown: the end of its prompt and the beginning of its response."""
+
+_FATES: dict[Overlong, str] = {
+    "error": "the training is refused",
+    "drop": "the row is left out",
+    "truncate_prompt": "the beginning of the prompt is cut",
+    "truncate_response": "the end of the responses is cut",
+}
+_FATAL_CHECKS = (
+    "renders a conversation",
+    "prompt is a prefix",
+    "no generation prompt behind a response",
+    "shows tools",
+)
+
+
+class TokenCheck:
+    """Encodes rows as they pass, and measures what became of them.
+
+    Args:
+        directory: Of the model, or of its tokenizer alone.
+        findings: Where faults go.
+        model: What to call the model.
+        max_tokens: Longest prompt plus response.
+        overlong: What the training will do with longer rows.
+        workers: See `RowEncoder`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        findings: Findings,
+        *,
+        model: str,
+        max_tokens: int,
+        overlong: Overlong = "error",
+        workers: int | None = None,
+    ) -> None:
+        self._tokenizer = load_tokenizer(directory)
+        self._encoder = RowEncoder(directory, self._tokenizer, examine=examine, workers=workers)
+        self._findings, self._model, self._max_tokens, self._overlong = findings, model, max_tokens, overlong
+        self._lengths: dict[str, Numbers] = {}
+        self._shared, self._comparison = Numbers(), LengthComparison()
+        self._outcomes = {policy: _Outcomes() for policy in POLICIES}
+        self._examples = _Examples()
+        self._roles: set[str] = set()
+        self._has_tools = self._has_text = False
+
+    def watch(self, rows: Iterable[DatasetRow]) -> Iterator[tuple[DatasetRow, EncodedRow]]:
+        """Give on the rows that have tokens, with them."""
+        for row, outcome, faults in self._encoder.encode(rows):
+            for code, example in faults:
+                fault = FAULTS[code]
+                self._findings.add(
+                    code, row.row, severity=fault.severity, title=fault.title, advice=fault.advice, example=example
+                )
+            self._has_tools |= row.options.tools is not None
+            self._has_text |= isinstance(row.prompt, str)
+            self._roles.update(turn.role for turn in parts.turns(row.prompt))
+            if not isinstance(outcome, InvalidPairError):
+                self._measure(row, outcome)
+                yield row, outcome
+
+    def figures(self) -> TokenFigures:
+        """What was found, once all rows have passed."""
+        template: tuple[TemplateCheck, ...] = ()
+        if self._roles:
+            template = check_template(self._tokenizer, roles=self._roles, has_tools=self._has_tools)
+        for check in template:
+            if not check.passed:
+                self._findings.note(
+                    "template",
+                    severity="error" if check.name in _FATAL_CHECKS else "warning",
+                    title=f"chat template, {check.name}: {check.detail}",
+                )
+        if self._has_text and self._tokenizer.chat_template:
+            self._findings.note(
+                "unused_template",
+                severity="info",
+                title="the rows are plain text, so the model's chat template is not used",
+                advice="a chat model expects messages; give prompt and responses as messages to train it as one",
+            )
+        return TokenFigures(
+            model=self._model,
+            tokenizer_sha256=tokenizer_sha256(self._tokenizer),
+            template_sha256=template_sha256(self._tokenizer),
+            max_tokens=self._max_tokens,
+            lengths={name: found for name, numbers in self._lengths.items() if (found := numbers.distribution())},
+            length_bias=self._comparison.figures("tokens"),
+            shared_response_prefix=self._shared.distribution(),
+            overlong={policy: outcomes.figures(policy) for policy, outcomes in self._outcomes.items()},
+            template=template,
+            examples=tuple(self._examples.rendered(self._tokenizer)),
+        )
+
+    def _measure(self, row: DatasetRow, encoded: EncodedRow) -> None:
+        names = [parts.field_of(name) for name in parts.responses(row)]
+        self._count("prompt", len(encoded.prompt_ids))
+        # A gold response comes behind those that are compared and has no length of its own here.
+        for name, ids in zip(names, encoded.responses, strict=False):
+            self._count(name, len(ids))
+        self._count("sequence", length(encoded))
+        if isinstance(row, PreferencePair):
+            chosen, rejected = encoded.responses[:2]
+            self._comparison.add(len(chosen), len(rejected))
+            self._shared.add(parts.shared_length(chosen, rejected))
+        self._examples.add(names, encoded)
+        self._measure_overlong(encoded)
+
+    def _measure_overlong(self, encoded: EncodedRow) -> None:
+        is_overlong = length(encoded) > self._max_tokens
+        for policy, outcomes in self._outcomes.items():
+            kept: EncodedRow | None = encoded
+            if is_overlong:
+                kept = fit(encoded, self._max_tokens, policy, bos_id=self._tokenizer.bos_token_id)
+            outcomes.add(encoded, kept)
+        if is_overlong:
+            self._findings.add(
+                "overlong",
+                encoded.row,
+                severity="error" if self._overlong == "error" else "warning",
+                title=f"longer than max_tokens={self._max_tokens}",
+                advice=f"overlong={self._overlong}: {_FATES[self._overlong]}; raise max_tokens to keep it whole",
+                tokens=length(encoded),
+            )
+
+    def _count(self, name: str, tokens: int) -> None:
+        self._lengths.setdefault(name, Numbers()).add(tokens)
+
+
+class _Outcomes:
+    """What a policy did to rows."""
+
+    def __init__(self) -> None:
+        self.kept = self.truncated = self.dropped = self.lost_tokens = 0
+
+    def add(self, before: EncodedRow, after: EncodedRow | None) -> None:
+        self.kept += after is not None
+        self.dropped += after is None
+        self.truncated += after is not None and after is not before
+        self.lost_tokens += _all_tokens(before) - (0 if after is None else _all_tokens(after))
+
+    def figures(self, policy: Overlong) -> OverlongOutcome:
+        refused = policy == "error" and self.dropped > 0
+        return OverlongOutcome(
+            kept=self.kept,
+            truncated=self.truncated,
+            dropped=self.dropped,
+            refused=refused,
+            lost_tokens=self.lost_tokens,
+        )
+
+
+class _Examples:
+    """The first, the shortest and the longest row."""
+
+    def __init__(self) -> None:
+        self._first: tuple[list[str], EncodedRow] | None = None
+        self._shortest: tuple[list[str], EncodedRow] | None = None
+        self._longest: tuple[list[str], EncodedRow] | None = None
+
+    def add(self, names: list[str], row: EncodedRow) -> None:
+        self._first = self._first or (names, row)
+        if self._shortest is None or length(row) < length(self._shortest[1]):
+            self._shortest = names, row
+        if self._longest is None or length(row) > length(self._longest[1]):
+            self._longest = names, row
+
+    def rendered(self, tokenizer: "PreTrainedTokenizerBase") -> Iterator[RenderedExample]:
+        seen: set[int] = set()
+        for example in (self._first, self._shortest, self._longest):
+            if example is not None and example[1].row not in seen:
+                seen.add(example[1].row)
+                names, row = example
+                for name, ids in zip(names, row.responses, strict=False):
+                    yield _render(tokenizer, row, name, ids)
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", row: EncodedRow, side: str, ids: list[int]) -> RenderedExample:
+    prompt, response = row.prompt_ids[-_PROMPT_TOKENS:], ids[:_RESPONSE_TOKENS]
+    before, after = len(row.prompt_ids) - len(prompt), len(ids) - len(response)
+    return RenderedExample(
+        row=row.row,
+        side=side,
+        tokens=len(row.prompt_ids) + len(ids),
+        loss_tokens=len(ids),
+        spans=(
+            Span(text=(f"[{before} tokens] " if before else "") + _decode(tokenizer, prompt), in_loss=False),
+            Span(text=_decode(tokenizer, response) + (f" [{after} tokens]" if after else ""), in_loss=True),
+        ),
+    )
+
+
+def _decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _all_tokens(row: EncodedRow) -> int:
+    return len(row.prompt_ids) + sum(map(len, row.responses))

@@ -1,0 +1,122 @@
+"""Rows to token ids, many at a time: the texts of a chunk of rows go through the tokenizer in one call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from madpo.data.tokenize import encode_texts, finish_prompt, finish_response, render_chat, split
+from madpo.errors import FieldViolation, InvalidPairError
+from madpo.types import Completion, Content, DatasetRow, PreferencePair, ResponseList
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """Token ids of a prompt and of its responses, in the order of `row_responses`; nothing is cut."""
+
+    row: int
+    prompt_ids: list[int]
+    responses: tuple[list[int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedRow:
+    """What the chat template made of a row: its prompt, and the prompt with each response. Empty for plain text."""
+
+    prompt: str = ""
+    sequences: tuple[str, ...] = ()
+
+
+Outcome = EncodedRow | InvalidPairError
+"""A row's ids, or why it has none."""
+
+
+def row_responses(row: DatasetRow) -> tuple[Content, ...]:
+    """The responses of a row: chosen, rejected and, where it is given, the gold one; or all of a list."""
+    match row:
+        case PreferencePair():
+            return (row.chosen, row.rejected, *(() if row.gold is None else (row.gold,)))
+        case ResponseList():
+            return row.responses
+        case Completion():
+            return (row.completion,)
+    return ()
+
+
+def encode_rows(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[DatasetRow]) -> list[tuple[Outcome, RenderedRow]]:
+    """Ids of rows, the same as `encode_prompt` and `encode_response` give, and the text of those with messages.
+
+    Raises:
+        InvalidArgumentError: Messages, but the tokenizer has no chat template.
+    """
+    rendered = [_render(tokenizer, row) for row in rows]
+    plain = _Queue(tokenizer, special_tokens=False)
+    marked = _Queue(tokenizer, special_tokens=True)
+    for row, chat in zip(rows, rendered, strict=True):
+        if isinstance(row.prompt, str):
+            marked.add(row.prompt)
+            for response in row_responses(row):
+                plain.add(str(response))
+        elif isinstance(chat, RenderedRow):
+            for text in (chat.prompt, *chat.sequences):
+                plain.add(text)
+    plain.encode()
+    marked.encode()
+    return [
+        (chat, RenderedRow()) if isinstance(chat, InvalidPairError) else (_outcome(tokenizer, row, plain, marked), chat)
+        for row, chat in zip(rows, rendered, strict=True)
+    ]
+
+
+class _Queue:
+    """Texts in, ids out, in the same order."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, special_tokens: bool) -> None:
+        self._tokenizer, self._special_tokens = tokenizer, special_tokens
+        self._texts: list[str] = []
+
+    def add(self, text: str) -> None:
+        self._texts.append(text)
+
+    def encode(self) -> None:
+        self._ids = iter(encode_texts(self._tokenizer, self._texts, special_tokens=self._special_tokens))
+
+    def take(self) -> list[int]:
+        return next(self._ids)
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", row: DatasetRow) -> RenderedRow | InvalidPairError:
+    if isinstance(row.prompt, str):
+        return RenderedRow()
+    try:
+        prompt = render_chat(tokenizer, row.prompt, row.options, add_generation_prompt=True)
+        return RenderedRow(
+            prompt,
+            tuple(
+                render_chat(tokenizer, (*row.prompt, *response), row.options, add_generation_prompt=False)
+                for response in row_responses(row)
+                if not isinstance(response, str)
+            ),
+        )
+    except InvalidPairError as error:
+        return _named(row, error)
+
+
+def _outcome(tokenizer: "PreTrainedTokenizerBase", row: DatasetRow, plain: _Queue, marked: _Queue) -> Outcome:
+    count = len(row_responses(row))
+    if isinstance(row.prompt, str):
+        prompt_ids = finish_prompt(tokenizer, marked.take())
+        return EncodedRow(row.row, prompt_ids, tuple(finish_response(tokenizer, plain.take()) for _ in range(count)))
+    prompt_ids, *sequences = (plain.take() for _ in range(1 + count))
+    try:
+        responses = tuple(split(tokenizer, prompt_ids, ids).response_ids for ids in sequences)
+    except InvalidPairError as error:
+        return _named(row, error)
+    return EncodedRow(row.row, prompt_ids, responses)
+
+
+def _named(row: DatasetRow, error: InvalidPairError) -> InvalidPairError:
+    name = f"row {row.row}"
+    return InvalidPairError(f"{name}: {error}", [FieldViolation(name, str(error))])

@@ -1,0 +1,43 @@
+"""What becomes of rows that are longer than a training allows."""
+
+from typing import get_args
+
+from madpo.data.encode import EncodedRow
+from madpo.jobs import Overlong
+
+POLICIES: tuple[Overlong, ...] = get_args(Overlong)
+
+
+def length(row: EncodedRow) -> int:
+    """Tokens of the longest prompt and response."""
+    return len(row.prompt_ids) + max(map(len, row.responses), default=0)
+
+
+def fit(row: EncodedRow, max_tokens: int, overlong: Overlong, *, bos_id: int | None) -> EncodedRow | None:
+    """The row within `max_tokens`, or None where the policy leaves nothing to learn from.
+
+    `truncate_prompt` keeps the end of the prompt, which the responses answer, and its BOS; every response stays whole.
+    `truncate_response` keeps the prompt whole and at least one token of every response; what was cut has no EOS, so no
+    end is learned where there was none. Responses that become equal say nothing any more.
+
+    Args:
+        row: Of any length.
+        max_tokens: Longest prompt plus response.
+        overlong: `error` is the caller's to raise; here it leaves the row out like `drop`.
+        bos_id: Of the tokenizer, where it has one.
+    """
+    if length(row) <= max_tokens:
+        return row
+    if overlong == "truncate_prompt":
+        room = max_tokens - max(map(len, row.responses), default=0)
+        return EncodedRow(row.row, _end_of_prompt(row.prompt_ids, room, bos_id), row.responses) if room >= 1 else None
+    if overlong == "truncate_response":
+        room = max_tokens - len(row.prompt_ids)
+        responses = tuple(ids[:room] for ids in row.responses) if room >= 1 else ()
+        is_informative = len(set(map(tuple, responses))) == len(set(map(tuple, row.responses)))
+        return EncodedRow(row.row, row.prompt_ids, responses) if responses and is_informative else None
+    return None
+
+
+def _end_of_prompt(ids: list[int], room: int, bos_id: int | None) -> list[int]:
+    return [ids[0], *ids[len(ids) - room + 1 :]] if room >= 2 and ids[0] == bos_id else ids[-room:]

@@ -1,0 +1,35 @@
+"""Loading the tokenizer of a model directory; needs no torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from madpo.errors import InvalidArgumentError
+from madpo.models.directory import check_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model directory, padding on the right.
+
+    Raises:
+        InvalidArgumentError: There is none, or it has no fast (`tokenizer.json`) form.
+    """
+    from transformers import AutoTokenizer
+
+    check_config(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(f"{directory.name} has no tokenizer that can be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise InvalidArgumentError(f"the tokenizer of {directory.name} has no tokenizer.json: save its fast form")
+    tokenizer.padding_side = "right"
+    # A length saved with it would cut texts; and changing it at the first call is not safe between threads.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    # How it was loaded would otherwise be written by save_pretrained, and the same tokenizer have other bytes.
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
+    return tokenizer
