@@ -5,9 +5,10 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
+INFINITY := out/bench/infinity
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto format unit slow bench-methods compose-test clean
+.PHONY: help install demo demo-real up test lint proto format unit slow bench bench-full bench-peers bench-methods compose-test clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -44,6 +45,19 @@ unit: install  ## All tests, in WORKERS=2 processes
 bench-methods: install  ## Compare methods at equal KL over paired seeds (two CPU-hours; resumable; see docs/benchmark.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.methods.run
 	$(BIN)/python -m bench.methods.report
+
+bench: install  ## Speed against TRL and others, quick (under 10 minutes on two cores): docs/performance.md
+	$(BIN)/python -m bench.run --suite quick
+
+bench-full: install bench-peers  ## All of it, as reported
+	$(BIN)/python -m bench.run --suite full
+
+bench-peers: $(INFINITY)/bin/infinity_emb  ## The environments of peers that cannot run in ours
+
+$(INFINITY)/bin/infinity_emb: bench/peers/infinity.txt
+	$(PYTHON) -m venv $(INFINITY)
+	$(INFINITY)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers/infinity.txt
+	@touch $@
 
 compose-test: install  ## Start, scale, break and stop the containers on a Docker-compatible engine (not part of test)
 	scripts/compose_e2e.sh

@@ -1,0 +1,91 @@
+"""infinity over HTTP, in turns: python -m bench.peers.infinity VARIANT TASK.
+
+The service runs in an environment of its own (`infinity.txt`, `make bench-peers`). To infinity a model with one label
+is a re-ranker: the prompt is the query, the responses are the documents, the tokens and the raw scores are the same.
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.scoring import ScoringTask, free_port, measure_service, wait_until
+from bench.turns import ROOT, Turns
+
+ENVIRONMENT = ROOT / "out" / "bench" / "infinity"
+
+
+def start_service(task: ScoringTask, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A service with the task's model; the process and its URL."""
+    task.save_model(directory / "model")
+    port = free_port()
+    options = {
+        "model-id": str(directory / "model"),
+        "served-model-name": "bench",
+        "engine": "torch",
+        "device": "cpu",
+        "dtype": "float32",
+        "batch-size": "32",
+        "host": "127.0.0.1",
+        "port": str(port),
+        "log-level": "error",
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    command = [str(ENVIRONMENT / "bin" / "infinity_emb"), "v2", *flags, "--no-bettertransformer", "--no-model-warmup"]
+    quiet = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | quiet
+    return subprocess.Popen(command, env=environment, cwd=directory), f"http://127.0.0.1:{port}"
+
+
+def rerank(url: str, texts: tuple[str, str, str]) -> list[float]:
+    """Raw scores of a pair's responses."""
+    prompt, chosen, rejected = texts
+    body = {"model": "bench", "query": prompt, "documents": [chosen, rejected], "raw_scores": True}
+    request = urllib.request.Request(
+        f"{url}/rerank", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as reply:
+        results: list[dict[str, Any]] = json.load(reply)["results"]
+    return [result["relevance_score"] for result in sorted(results, key=lambda result: result["index"])]
+
+
+def score(url: str, texts: Sequence[tuple[str, str, str]], *, in_flight: int) -> list[float]:
+    """Scores of all pairs, one request a pair, as many of them on their way at once as is asked for."""
+    with ThreadPoolExecutor(in_flight) as callers:
+        return [value for values in callers.map(lambda each: rerank(url, each), texts) for value in values]
+
+
+def main() -> None:
+    turns = Turns()
+    task, _ = ScoringTask.parse()
+    with tempfile.TemporaryDirectory() as scratch:
+        process, url = start_service(task, Path(scratch))
+        try:
+            wait_until(lambda: _is_up(url), process)
+            score(url, task.texts(-1), in_flight=task.in_flight)
+            more, number = turns.done({}), 0
+            while more:
+                work = partial(score, url, task.texts(number), in_flight=task.in_flight)
+                more = turns.done(measure_service(process.pid, work))
+                number += 1
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Our training step, as the trainer takes it: its loop, its policy objective, its reference log-probs, method `dpo`.
+
+python -m bench.train VARIANT TASK, a process that works in turns.
+
+plain     padded rows and full logits, the way that all others are compared with
+unshared  packed rows with a prompt for each response
+packed    packed rows with every prompt once
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import models
+from bench.lengths import TokenPair
+from bench.meters import Meter, matmul_rate
+from bench.training import Task, tokens_digest
+from bench.turns import Turns
+from madpo.data.tokenize import encode_response
+from madpo.jobs import TrainingParameters
+from madpo.losses.registry import get_method, parse_params
+from madpo.models.logps import LogpsFunction, padded_logps
+from madpo.models.packed.capability import prepare_layout
+from madpo.models.packed.logps import PackedLogps
+from madpo.queue.workspace import Run
+from madpo.storage.checkpoints import CheckpointStore
+from madpo.storage.local import LocalStore
+from madpo.types import Job, JobKind, JobProgress, JobState, PreferencePair
+from madpo_trainer.ledger import Ledger
+from madpo_trainer.loop import TrainingLoop
+from madpo_trainer.objectives.policy import PolicyObjective
+from madpo_trainer.ranks import OneRank
+from madpo_trainer.rows import EncodedPair
+from madpo_trainer.run import evaluating
+from madpo_trainer.state import TrainingState
+
+JOB = Job("job-" + "1" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
+
+VARIANTS: dict[str, LogpsFunction] = {
+    "plain": padded_logps,
+    "unshared": PackedLogps(share=False),
+    "packed": PackedLogps(),
+}
+
+
+@dataclass(frozen=True)
+class TaskOrder:
+    """The task's order of pairs, in the place of the trainer's schedule."""
+
+    task: Task
+
+    @property
+    def total_steps(self) -> int:
+        return self.task.total_steps
+
+    def batch(self, step: int) -> list[int]:
+        return self.task.batch_rows(step)
+
+    def epoch(self, step: int, place: int = 0) -> int:
+        return step // self.task.steps
+
+
+class MeasuredRun(Run):
+    """A run whose every report of progress is the end of a step.
+
+    Measured is what lies between the ends of two steps: all that the loop does for one.
+
+    Args:
+        directory: Scratch.
+        task: Says how many steps make a round.
+        done: Takes the measurement of a round, and when it returns, the next begins; first called after the step that
+            warms up, with losses alone.
+    """
+
+    def __init__(self, directory: Path, task: Task, done: Callable[[dict[str, Any]], object]) -> None:
+        super().__init__(directory, JOB)
+        self._steps, self._done = task.steps, done
+        self._meter, self._losses = Meter(), list[float]()
+
+    def progress(self, progress: JobProgress) -> None:
+        self._losses.append(progress.metrics["loss"])
+        if progress.step == 1:
+            self._done({"losses": list(self._losses)})
+        elif (progress.step - 1) % self._steps == 0:
+            self._done(self._meter.stop().as_json() | {"losses": self._losses[-self._steps :]})
+        else:
+            return
+        self._meter.start()
+
+
+DEFAULT = "packed"
+"""What a job gets."""
+
+
+def encode(pairs: Sequence[TokenPair], tokenizer: Any) -> list[EncodedPair]:
+    """Pairs as the trainer reads them from a dataset."""
+    rows = []
+    for number, (prompt, *responses) in enumerate(pairs, start=1):
+        pair = PreferencePair(models.text(prompt) + " ", *map(models.text, responses), row=number)
+        chosen = encode_response(tokenizer, pair.prompt, pair.chosen)
+        rejected = encode_response(tokenizer, pair.prompt, pair.rejected)
+        rows.append((pair, chosen, rejected))
+    return rows
+
+
+def make_loop(task: Task, rows: Sequence[EncodedPair], *, variant: str, run: Run, directory: Path) -> TrainingLoop:
+    """The trainer's loop over a task, with nothing but its data and its end made up."""
+    parameters = TrainingParameters(
+        global_batch_size=task.batch,
+        micro_batch_size=task.micro_batch,
+        precision=task.precision,
+        checkpoint_every_steps=task.total_steps,
+        optimizer={
+            "learning_rate": task.learning_rate,
+            "beta1": task.betas[0],
+            "beta2": task.betas[1],
+            "eps": task.eps,
+            "weight_decay": 0.0,
+            "warmup_ratio": 0.0,
+            "max_grad_norm": task.max_grad_norm,
+        },
+    )
+    store, order = LocalStore(directory / "store"), TaskOrder(task)
+    checkpoints = CheckpointStore(store, run.job.job_id, attempt=1)
+    checkpoints.take_ownership()
+    ledger = Ledger(store, job_id=run.job.job_id, attempt=1, parts=[])
+    model = models.causal_lm(task.model)
+    if variant != "plain":
+        layout = prepare_layout(model, needs_head=True)
+        assert layout.name == "packed", layout.reason
+    policy = PolicyObjective(
+        model,
+        pairs=rows,
+        held_out=[],
+        method=get_method("dpo"),
+        config=parse_params("dpo", {"beta": task.beta}),
+        margins=None,
+        margin_temperature=1.0,
+        ledger=ledger,
+        epoch_of=order.epoch,
+        micro_batch_size=task.micro_batch,
+        ranks=OneRank(),
+        logps_of=VARIANTS[variant],
+    )
+    with evaluating(model, task.precision):
+        policy.reference = policy.compute_reference(rows)
+    return TrainingLoop(
+        run=run,
+        ranks=OneRank(),
+        objective=policy,
+        parameters=parameters,
+        schedule=order,
+        state=TrainingState(),
+        metrics=[],
+        checkpoints=checkpoints,
+        save_model=lambda path, state: path.mkdir(),
+        method_state={},
+        flush=lambda step: [],
+    )
+
+
+def train(task: Task, rows: Sequence[EncodedPair], *, variant: str, done: Callable[[dict[str, Any]], object]) -> None:
+    """Run a task from its first step to its last, measured as `MeasuredRun` says."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        run = MeasuredRun(directory, task, done)
+        make_loop(task, rows, variant=variant, run=run, directory=directory).execute()
+
+
+def main() -> None:
+    turns = Turns()
+    task, variant = Task.parse()
+    torch.set_num_threads(task.threads)
+    pairs = task.pairs()
+    rows = encode(pairs, models.tokenizer(task.model.vocabulary))
+    read = [TokenPair(chosen.prompt_ids, chosen.response_ids, rejected.response_ids) for _, chosen, rejected in rows]
+    facts = {
+        "tokens": tokens_digest([[read[row] for row in task.batch_rows(step)] for step in range(task.total_steps)]),
+        "matmul_flop_per_cpu_s": matmul_rate(2048, task.model.hidden, task.model.intermediate),
+    }
+    train(task, rows, variant=variant, done=lambda result: turns.done(facts | result))
+
+
+if __name__ == "__main__":
+    main()
