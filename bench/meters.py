@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import resource
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -47,8 +48,7 @@ class Meter:
 
     def start(self) -> None:
         """Give freed memory back, forget the old peak, and begin."""
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        release_memory()
         Path("/proc/self/clear_refs").write_text("5")
         self._rss = _status_bytes("VmRSS")
         self._wall, self._cpu = time.perf_counter(), own_cpu_s()
@@ -57,6 +57,12 @@ class Meter:
         """The measurement; may be called again for a longer one."""
         wall, cpu = time.perf_counter() - self._wall, own_cpu_s() - self._cpu
         return Sample(wall, cpu, self._rss, _status_bytes("VmHWM"))
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, which the allocator else keeps."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def measure(work: Callable[[], Any]) -> dict[str, float]:
@@ -161,6 +167,7 @@ def machine() -> dict[str, Any]:
         "isa": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile"}),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": int(memory[1]) * 1024 if memory else 0,
+        "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("torch", "transformers", "trl", "peft", "grpcio", "protobuf")},
     }
@@ -170,8 +177,14 @@ def conditions() -> dict[str, Any]:
     """What may differ from one minute to the next."""
     return {
         "load_average": os.getloadavg(),
-        **{name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")},
+        "niceness": os.nice(0),
     }
+
+
+def _commit() -> str | None:
+    """Of the code that is measured; None outside a repository."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
 def _version(name: str) -> str | None:

@@ -34,8 +34,8 @@ from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.ranks import OneRank
-from madpo_trainer.rows import EncodedPair
-from madpo_trainer.run import evaluating
+from madpo_trainer.rows import PolicyRow
+from madpo_trainer.running import LogpsRunner
 from madpo_trainer.state import TrainingState
 
 JOB = Job("job-" + "1" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
@@ -96,18 +96,17 @@ DEFAULT = "packed"
 """What a job gets."""
 
 
-def encode(pairs: Sequence[TokenPair], tokenizer: Any) -> list[EncodedPair]:
+def encode(pairs: Sequence[TokenPair], tokenizer: Any) -> list[PolicyRow]:
     """Pairs as the trainer reads them from a dataset."""
     rows = []
     for number, (prompt, *responses) in enumerate(pairs, start=1):
         pair = PreferencePair(models.text(prompt) + " ", *map(models.text, responses), row=number)
-        chosen = encode_response(tokenizer, pair.prompt, pair.chosen)
-        rejected = encode_response(tokenizer, pair.prompt, pair.rejected)
-        rows.append((pair, chosen, rejected))
+        chosen, rejected = (encode_response(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected))
+        rows.append(PolicyRow(pair.pair_id, pair, chosen.prompt_ids, (chosen.response_ids, rejected.response_ids)))
     return rows
 
 
-def make_loop(task: Task, rows: Sequence[EncodedPair], *, variant: str, run: Run, directory: Path) -> TrainingLoop:
+def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, directory: Path) -> TrainingLoop:
     """The trainer's loop over a task, with nothing but its data and its end made up."""
     parameters = TrainingParameters(
         global_batch_size=task.batch,
@@ -132,22 +131,29 @@ def make_loop(task: Task, rows: Sequence[EncodedPair], *, variant: str, run: Run
     if variant != "plain":
         layout = prepare_layout(model, needs_head=True)
         assert layout.name == "packed", layout.reason
-    policy = PolicyObjective(
+    runner = LogpsRunner(
         model,
-        pairs=rows,
-        held_out=[],
-        method=get_method("dpo"),
-        config=parse_params("dpo", {"beta": task.beta}),
-        margins=None,
-        margin_temperature=1.0,
-        ledger=ledger,
-        epoch_of=order.epoch,
         micro_batch_size=task.micro_batch,
+        precision=task.precision,
         ranks=OneRank(),
         logps_of=VARIANTS[variant],
     )
-    with evaluating(model, task.precision):
-        policy.reference = policy.compute_reference(rows)
+    policy = PolicyObjective(
+        runner,
+        rows=rows,
+        held_out=[],
+        method=get_method("dpo"),
+        config=parse_params("dpo", {"beta": task.beta}),
+        reference=runner.all_logps([row.group for row in rows]),
+        held_out_reference=None,
+        mismatched=None,
+        margins=None,
+        margin_temperature=1.0,
+        method_state={},
+        ledger=ledger,
+        epoch_of=order.epoch,
+        seed=task.seed,
+    )
     return TrainingLoop(
         run=run,
         ranks=OneRank(),
@@ -158,12 +164,11 @@ def make_loop(task: Task, rows: Sequence[EncodedPair], *, variant: str, run: Run
         metrics=[],
         checkpoints=checkpoints,
         save_model=lambda path, state: path.mkdir(),
-        method_state={},
         flush=lambda step: [],
     )
 
 
-def train(task: Task, rows: Sequence[EncodedPair], *, variant: str, done: Callable[[dict[str, Any]], object]) -> None:
+def train(task: Task, rows: Sequence[PolicyRow], *, variant: str, done: Callable[[dict[str, Any]], object]) -> None:
     """Run a task from its first step to its last, measured as `MeasuredRun` says."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
@@ -177,7 +182,7 @@ def main() -> None:
     torch.set_num_threads(task.threads)
     pairs = task.pairs()
     rows = encode(pairs, models.tokenizer(task.model.vocabulary))
-    read = [TokenPair(chosen.prompt_ids, chosen.response_ids, rejected.response_ids) for _, chosen, rejected in rows]
+    read = [TokenPair(row.prompt_ids, *row.responses) for row in rows]
     facts = {
         "tokens": tokens_digest([[read[row] for row in task.batch_rows(step)] for step in range(task.total_steps)]),
         "matmul_flop_per_cpu_s": matmul_rate(2048, task.model.hidden, task.model.intermediate),
