@@ -84,7 +84,10 @@ class TrainingParameters(Spec):
     micro_batch_size: int = Field(default=8, ge=1)
     """Rows per forward pass; a memory setting that does not change the result beyond rounding."""
     max_tokens: int = Field(default=1024, ge=2)
-    """Longest prompt plus response; longer rows are refused before training, by row number."""
+    """Longest prompt plus response."""
+    overlong: Overlong = "error"
+    """What becomes of longer rows. They are refused by their numbers before training; or counted in the job's summary.
+    At least one token of every response is left, or the row is dropped."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     precision: Literal["fp32", "bf16"] = "fp32"
     """Weights and optimizer stay fp32; bf16 runs the forward pass under autocast."""

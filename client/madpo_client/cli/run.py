@@ -53,6 +53,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Rows per optimizer step.")] = None,
     micro_batch_size: Annotated[int | None, typer.Option(help="Rows per forward pass.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest prompt plus response.")] = None,
+    overlong: Annotated[
+        str | None, typer.Option(help="Longer rows: error, drop, truncate_prompt or truncate_response.")
+    ] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="Train low-rank adapters of this rank.")] = None,
@@ -79,6 +82,7 @@ def train(
         global_batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         max_tokens=max_tokens,
+        overlong=overlong,
         seed=seed,
         precision=precision,
         checkpoint_every_steps=checkpoint_every,

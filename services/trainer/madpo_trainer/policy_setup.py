@@ -34,7 +34,7 @@ from madpo_trainer.moving import MovingReference
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.reference import StoredLogps
-from madpo_trainer.rows import PolicyRow, read_policy_rows, require_columns
+from madpo_trainer.rows import PolicyRow, TrainingRows, require_columns
 from madpo_trainer.running import LogpsRunner
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.state import TrainingState
@@ -49,6 +49,7 @@ class PolicyInputs:
     runner: LogpsRunner
     """The policy, and how it is run."""
     tokenizer: Any
+    rows: TrainingRows
     initial_model_id: str
     load_initial: Callable[[], nn.Module]
     """The initial policy once more, placed like the policy, for a reference that moves."""
@@ -84,7 +85,7 @@ class PolicySetup:
         config = parse_params(method.name, self.spec.method.params)
         requirements, update = method.requirements(config), config.reference_update()
         self.refuse(method, update)
-        rows, held_out = self._read(inputs.tokenizer, method, requirements)
+        rows, held_out = self._read(inputs.rows, method, requirements)
         schedule = schedule_of(len(rows))
         temperature, margins = 1.0, None
         if requirements.margin:
@@ -124,19 +125,9 @@ class PolicySetup:
             )
 
     def _read(
-        self, tokenizer: Any, method: Method, requirements: Requirements
+        self, reader: TrainingRows, method: Method, requirements: Requirements
     ) -> tuple[list[PolicyRow], list[PolicyRow]]:
         """Training rows, and held-out pairs."""
-
-        def read(dataset_id: str | None, *, training: bool) -> list[PolicyRow]:
-            return read_policy_rows(
-                self.datasets,
-                dataset_id,
-                tokenizer,
-                max_tokens=self.spec.training.max_tokens,
-                lists=training and requirements.list,
-                gold=training and requirements.gold,
-            )
 
         def read_both() -> tuple[list[PolicyRow], list[PolicyRow]]:
             kind = self.datasets.get(self.spec.dataset_id).kind
@@ -144,9 +135,9 @@ class PolicySetup:
                 raise InvalidArgumentError(
                     f"{method.name} needs a dataset of lists, {self.spec.dataset_id} is one of {kind} rows"
                 )
-            rows = read(self.spec.dataset_id, training=True)
+            rows = reader.policy_rows(self.spec.dataset_id, lists=requirements.list, gold=requirements.gold)
             require_columns(rows, requirements)
-            return rows, read(self.spec.eval_dataset_id, training=False)
+            return rows, reader.policy_rows(self.spec.eval_dataset_id, lists=False, gold=False)
 
         return self.ranks.together(read_both)
 
@@ -282,6 +273,9 @@ class PolicySetup:
     ) -> StoredLogps:
         """Log-probs under the initial policy: the adapter switched off, or the weights before the first step."""
         self.phase("reference log-probs")
+        training = self.spec.training
+        if training.overlong != "error":  # rows may be cut or gone
+            parts |= {"overlong": training.overlong, "max_tokens": training.max_tokens}
         digest = reference.reference_digest(
             model=inputs.initial_model_id,
             tokenizer=tokenizer_sha256(inputs.tokenizer),

@@ -1,15 +1,25 @@
-"""Training rows with their tokens. Rows that do not fit are refused by number, never cut."""
+"""Training rows with their tokens. What becomes of rows that do not fit is the job's to say, and counted."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from madpo.data.tokenize import Encoded, encode_response
+from madpo.data.encode import EncodedRow
+from madpo.data.encoding import RowEncoder
+from madpo.data.overlong import fit, length
+from madpo.data.tokenize import Encoded
 from madpo.errors import InvalidPairError
+from madpo.jobs import Overlong
 from madpo.losses.method import Requirements
 from madpo.models.logps import ResponseGroup
 from madpo.storage.datasets import DatasetStore
-from madpo.types import Completion, Content, DatasetRow, PreferencePair, ResponseList
+from madpo.storage.tokens import TokenStore
+from madpo.types import Completion, DatasetRow, PreferencePair, ResponseList
+
+_SAY_EVERY_S = 5.0
+_NAMED_ROWS = 20
 
 EncodedCompletion = tuple[Completion, Encoded]
 EncodedPair = tuple[PreferencePair, Encoded, Encoded]
@@ -46,65 +56,158 @@ class PolicyRow:
         return sum(len(self.prompt_ids) + len(ids) for ids in sequences)
 
 
-def read_completions(
-    datasets: DatasetStore, dataset_id: str | None, tokenizer: Any, *, max_tokens: int
-) -> list[EncodedCompletion]:
-    """The rows of a completion dataset; none without an id.
+@dataclass(slots=True)
+class RowCounts:
+    """What became of a dataset's rows."""
 
-    Raises:
-        InvalidPairError: Rows are longer than `max_tokens`.
-    """
-    if dataset_id is None:
-        return []
-    rows = [row for row in datasets.read(dataset_id) if isinstance(row, Completion)]
-    encoded = [(row, encode_response(tokenizer, row.prompt, row.completion, row.options)) for row in rows]
-    _refuse_overlong([(row.row, tokens) for row, tokens in encoded], max_tokens)
-    return encoded
+    rows: int = 0
+    truncated: int = 0
+    dropped: list[int] = field(default_factory=list)
+    """Their numbers."""
 
-
-def read_pairs(datasets: DatasetStore, dataset_id: str | None, tokenizer: Any, *, max_tokens: int) -> list[EncodedPair]:
-    """The rows of a preference dataset; none without an id.
-
-    Raises:
-        InvalidPairError: Rows are longer than `max_tokens`.
-    """
-    if dataset_id is None:
-        return []
-    encoded = [
-        (
-            pair,
-            encode_response(tokenizer, pair.prompt, pair.chosen, pair.options),
-            encode_response(tokenizer, pair.prompt, pair.rejected, pair.options),
-        )
-        for pair in datasets.read(dataset_id)
-        if isinstance(pair, PreferencePair)
-    ]
-    _refuse_overlong([(pair.row, tokens) for pair, *both in encoded for tokens in both], max_tokens)
-    return encoded
+    def summary(self) -> dict[str, Any]:
+        """For the job's result: dropped rows are counted, and the first of them named."""
+        counts = {"rows": self.rows, "truncated": self.truncated, "dropped": len(self.dropped)}
+        return counts | ({"dropped_rows": self.dropped[:_NAMED_ROWS]} if self.dropped else {})
 
 
-def read_policy_rows(
-    datasets: DatasetStore, dataset_id: str | None, tokenizer: Any, *, max_tokens: int, lists: bool, gold: bool
-) -> list[PolicyRow]:
-    """The rows of a dataset of pairs or of lists; none without an id.
+class TrainingRows:
+    """Reads datasets with their tokens, and fits rows into what the training allows.
 
     Args:
-        datasets: Where it is stored.
-        dataset_id: Its id.
-        tokenizer: Of the policy.
+        datasets: Where rows are stored.
+        tokens: Where their ids are kept.
+        directory: Of the model whose tokenizer makes ids.
+        tokenizer: Loaded from it.
         max_tokens: Longest prompt plus response.
-        lists: Keep all responses of a list; else its best and its worst make a pair.
-        gold: Read the gold responses as well.
+        overlong: What becomes of longer rows.
 
-    Raises:
-        InvalidPairError: Rows are longer than `max_tokens`, or have no gold response.
+    Attributes:
+        counts: What became of the rows of each dataset that was read.
     """
-    if dataset_id is None:
-        return []
-    rows = [_policy_row(tokenizer, row, lists=lists, gold=gold) for row in datasets.read(dataset_id)]
-    sequences = ((row, ids) for row in rows for ids in (*row.responses, *([row.gold_ids] if row.gold_ids else [])))
-    _refuse_overlong([(row.pair.row, Encoded(row.prompt_ids, ids)) for row, ids in sequences], max_tokens)
-    return rows
+
+    def __init__(
+        self,
+        datasets: DatasetStore,
+        tokens: TokenStore,
+        *,
+        directory: Path,
+        tokenizer: Any,
+        max_tokens: int,
+        overlong: Overlong,
+    ) -> None:
+        self._datasets, self._tokens = datasets, tokens
+        self._directory, self._tokenizer = directory, tokenizer
+        self._max_tokens, self._overlong = max_tokens, overlong
+        self.counts: dict[str, RowCounts] = {}
+
+    def prepare(self, dataset_id: str, *, scratch: Path, say: Callable[[str], None]) -> None:
+        """Make the ids of a dataset, unless they are there from another training or attempt.
+
+        Args:
+            dataset_id: Which.
+            scratch: Local directory for files on their way; emptied again.
+            say: Told from time to time how far it is.
+
+        Raises:
+            InvalidPairError: The chat template cannot read rows; names up to twenty.
+        """
+        if not self._tokens.has(dataset_id, self._tokenizer):
+            total = self._datasets.get(dataset_id).rows
+            encoded = self._encode(self._datasets.read(dataset_id), total=total, say=say)
+            self._tokens.write(dataset_id, self._tokenizer, encoded, scratch=scratch)
+
+    def completions(self, dataset_id: str | None) -> list[EncodedCompletion]:
+        """The rows of a completion dataset; none without an id.
+
+        Raises:
+            InvalidPairError: Rows are longer than `max_tokens`, and `overlong` is `error`; or none is left.
+        """
+        return [
+            (row, Encoded(ids.prompt_ids, ids.responses[0]))
+            for row, ids in self._fitted(dataset_id, lambda row, ids: ids)
+            if isinstance(row, Completion)
+        ]
+
+    def pairs(self, dataset_id: str | None) -> list[EncodedPair]:
+        """The rows of a preference dataset; none without an id. Raises as `completions` does."""
+        return [
+            (row, Encoded(ids.prompt_ids, ids.responses[0]), Encoded(ids.prompt_ids, ids.responses[1]))
+            for row, ids in self._fitted(dataset_id, lambda row, ids: replace(ids, responses=ids.responses[:2]))
+            if isinstance(row, PreferencePair)
+        ]
+
+    def policy_rows(self, dataset_id: str | None, *, lists: bool, gold: bool) -> list[PolicyRow]:
+        """The rows of a dataset of pairs or of lists; none without an id.
+
+        Args:
+            dataset_id: Its id.
+            lists: Keep all responses of a list; else its best and its worst make a pair.
+            gold: Read the gold responses as well.
+
+        Raises:
+            InvalidPairError: As `completions` does; or a row has no gold response.
+        """
+
+        def choose(row: DatasetRow, ids: EncodedRow) -> EncodedRow:
+            if isinstance(row, ResponseList):
+                best, worst = row.best_and_worst
+                return ids if lists else replace(ids, responses=(ids.responses[best], ids.responses[worst]))
+            if gold and len(ids.responses) < 3:
+                raise InvalidPairError(f"row {row.row}.gold is missing (give every row a gold response)")
+            return ids if gold else replace(ids, responses=ids.responses[:2])
+
+        return [_policy_row(row, ids, lists=lists) for row, ids in self._fitted(dataset_id, choose)]
+
+    def _fitted(
+        self, dataset_id: str | None, choose: Callable[[DatasetRow, EncodedRow], EncodedRow]
+    ) -> Iterator[tuple[DatasetRow, EncodedRow]]:
+        """Rows with the ids that are looked at, and that fit."""
+        if dataset_id is None:
+            return
+        counts = self.counts[dataset_id] = RowCounts()
+        longest, bos_id = 0, self._tokenizer.bos_token_id
+        rows = zip(self._datasets.read(dataset_id), self._tokens.read(dataset_id, self._tokenizer), strict=True)
+        for row, ids in rows:
+            chosen = choose(row, ids)
+            fitted = fit(chosen, self._max_tokens, self._overlong, bos_id=bos_id)
+            counts.rows += 1
+            if fitted is None:
+                longest = max(longest, length(chosen))
+                counts.dropped.append(row.row)
+                continue
+            counts.truncated += fitted is not chosen
+            yield row, fitted
+        if counts.dropped and (self._overlong == "error" or len(counts.dropped) == counts.rows):
+            raise self._refusal(counts, longest)
+
+    def _refusal(self, counts: RowCounts, longest: int) -> InvalidPairError:
+        return InvalidPairError(
+            f"{len(counts.dropped)} of {counts.rows} rows are longer than training.max_tokens={self._max_tokens} "
+            f"(the longest has {longest}); the first: {counts.dropped[:10]} "
+            "(raise max_tokens, or let training.overlong drop or truncate them: `madpo dataset check` says what is "
+            "left then)"
+        )
+
+    def _encode(self, rows: Iterable[DatasetRow], *, total: int, say: Callable[[str], None]) -> Iterator[EncodedRow]:
+        start = last = time.monotonic()
+        errors: list[InvalidPairError] = []
+        encoder = RowEncoder(self._directory, self._tokenizer)
+        for count, (_, outcome, _) in enumerate(encoder.encode(rows), start=1):
+            now = time.monotonic()
+            if now - last > _SAY_EVERY_S:
+                last = now
+                say(f"tokenizing: {count:,} of {total:,} rows, {count / (now - start) * 60:,.0f} a minute")
+            if isinstance(outcome, InvalidPairError):
+                errors.append(outcome)
+                if len(errors) == _NAMED_ROWS:
+                    break
+            else:
+                yield outcome
+        if errors:
+            violations = [violation for error in errors for violation in error.violations]
+            raise InvalidPairError(f"{len(errors)} rows have no tokens, the first: {errors[0]}", violations)
+        say(f"tokenized {total:,} rows, {total / max(time.monotonic() - start, 1e-3) * 60:,.0f} a minute")
 
 
 def require_columns(rows: Sequence[PolicyRow], requirements: Requirements) -> None:
@@ -126,31 +229,10 @@ def token_count(*sequences: Encoded) -> int:
     return sum(len(sequence.prompt_ids) + len(sequence.response_ids) for sequence in sequences)
 
 
-def _policy_row(tokenizer: Any, row: DatasetRow, *, lists: bool, gold: bool) -> PolicyRow:
+def _policy_row(row: DatasetRow, ids: EncodedRow, *, lists: bool) -> PolicyRow:
     if isinstance(row, ResponseList) and lists:
-        prompt_ids, responses = _encode(tokenizer, row, row.responses)
-        return PolicyRow(row.list_id, row.as_pair(), prompt_ids, responses, row.best_and_worst, row.scores)
+        return PolicyRow(row.list_id, row.as_pair(), ids.prompt_ids, ids.responses, row.best_and_worst, row.scores)
     pair = row.as_pair() if isinstance(row, ResponseList) else row
     assert isinstance(pair, PreferencePair)
-    if gold and pair.gold is None:
-        raise InvalidPairError(f"row {pair.row}.gold is missing (give every row a gold response)")
-    asked = (pair.chosen, pair.rejected, *([pair.gold] if gold and pair.gold is not None else []))
-    prompt_ids, (chosen, rejected, *rest) = _encode(tokenizer, pair, asked)
-    return PolicyRow(pair.pair_id, pair, prompt_ids, (chosen, rejected), gold_ids=rest[0] if rest else None)
-
-
-def _encode(
-    tokenizer: Any, row: PreferencePair | ResponseList, responses: Iterable[Content]
-) -> tuple[list[int], tuple[list[int], ...]]:
-    encoded = [encode_response(tokenizer, row.prompt, response, row.options) for response in responses]
-    return encoded[0].prompt_ids, tuple(each.response_ids for each in encoded)
-
-
-def _refuse_overlong(rows: Sequence[tuple[int, Encoded]], max_tokens: int) -> None:
-    overlong = sorted({row for row, tokens in rows if token_count(tokens) > max_tokens})
-    if overlong:
-        longest = max(token_count(tokens) for _, tokens in rows)
-        raise InvalidPairError(
-            f"{len(overlong)} rows are longer than training.max_tokens={max_tokens} (the longest has {longest}); "
-            f"the first: {overlong[:10]} (raise max_tokens, or shorten or remove these rows)"
-        )
+    chosen, rejected, *rest = ids.responses
+    return PolicyRow(pair.pair_id, pair, ids.prompt_ids, (chosen, rejected), gold_ids=rest[0] if rest else None)

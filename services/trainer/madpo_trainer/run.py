@@ -21,6 +21,7 @@ from transformers import logging as transformers_logging
 from madpo.calibration.report import CalibrationReport
 from madpo.config import load_settings
 from madpo.data.order import Schedule
+from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs import PolicyTrainingSpec, RewardTrainingSpec, SupervisedTrainingSpec, parse_spec
 from madpo.models.load import load_causal_lm, load_tokenizer
@@ -33,6 +34,7 @@ from madpo.storage.files import fetch_once
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
 from madpo.storage.references import resolve_model
+from madpo.storage.tokens import TokenStore
 from madpo.telemetry.logging import configure_logging
 from madpo.types import Checkpoint, JobProgress, JobResult
 from madpo_trainer.blocks import prepare_blocks
@@ -45,7 +47,7 @@ from madpo_trainer.objectives.reward import RewardObjective
 from madpo_trainer.objectives.supervised import SupervisedObjective
 from madpo_trainer.policy_setup import PolicyInputs, PolicySetup
 from madpo_trainer.ranks import Interrupted, Ranks, open_ranks, run_rank
-from madpo_trainer.rows import read_completions, read_pairs
+from madpo_trainer.rows import TrainingRows
 from madpo_trainer.running import LogpsRunner, evaluating
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.sharding import shard, whole_state
@@ -209,10 +211,11 @@ class TrainingRun:
         self, model: nn.Module, tokenizer: Any, initial: InitialModel, ledger: Ledger
     ) -> tuple[Objective, Schedule]:
         """The objective of the job's kind, and the order of its rows."""
+        reader = self._reader(tokenizer, initial)
         self._phase("reading data")
         micro_batch_size = self._parameters.micro_batch_size
         if isinstance(self._spec, SupervisedTrainingSpec):
-            rows, held_out = self._read(read_completions, tokenizer)
+            rows, held_out = self._read(reader.completions)
             supervised = SupervisedObjective(
                 model,
                 rows=rows,
@@ -222,7 +225,7 @@ class TrainingRun:
             )
             return supervised, self._schedule(len(rows))
         if isinstance(self._spec, RewardTrainingSpec):
-            pairs, held_out_pairs = self._read(read_pairs, tokenizer)
+            pairs, held_out_pairs = self._read(reader.pairs)
             reward = RewardObjective(
                 model,
                 tokenizer,
@@ -240,6 +243,7 @@ class TrainingRun:
                 model, micro_batch_size=micro_batch_size, precision=self._parameters.precision, ranks=self._ranks
             ),
             tokenizer=tokenizer,
+            rows=reader,
             initial_model_id=initial.model_id,
             load_initial=lambda: self._place(load_causal_lm(initial.directory)),
             tensors=self._tensors,
@@ -247,13 +251,30 @@ class TrainingRun:
         )
         return setup.build(inputs, self._schedule)
 
-    def _read(self, read: Callable[..., list[T]], tokenizer: Any) -> tuple[list[T], list[T]]:
+    def _reader(self, tokenizer: Any, initial: InitialModel) -> TrainingRows:
+        """Reads rows with their tokens, which the leader has seen to."""
+        self._rows = TrainingRows(
+            self._datasets,
+            TokenStore(self._store),
+            directory=initial.directory,
+            tokenizer=tokenizer,
+            max_tokens=self._parameters.max_tokens,
+            overlong=self._parameters.overlong,
+        )
+
+        def prepare() -> None:
+            for dataset_id in filter(None, (self._spec.dataset_id, self._spec.eval_dataset_id)):
+                self._rows.prepare(dataset_id, scratch=self._run.directory / "tokens", say=self._phase)
+
+        self._template_sha256 = template_sha256(tokenizer)
+        self._phase("tokenizing")
+        self._ranks.lead(prepare)
+        return self._rows
+
+    def _read(self, read: Callable[[str | None], list[T]]) -> tuple[list[T], list[T]]:
         """Training and held-out rows."""
         dataset_ids = (self._spec.dataset_id, self._spec.eval_dataset_id)
-        max_tokens = self._parameters.max_tokens
-        rows, held_out = self._ranks.together(
-            lambda: [read(self._datasets, each, tokenizer, max_tokens=max_tokens) for each in dataset_ids]
-        )
+        rows, held_out = self._ranks.together(lambda: [read(dataset_id) for dataset_id in dataset_ids])
         return rows, held_out
 
     def _schedule(self, rows: int) -> Schedule:
@@ -292,6 +313,11 @@ class TrainingRun:
             "eval_before": self._state.initial_eval,
             "eval": held_out,
             "train_seconds": self._state.counters.get("step_s", 0.0),
+            "rows": {
+                name: self._rows.counts[dataset_id].summary()
+                for name, dataset_id in (("training", self._spec.dataset_id), ("held_out", self._spec.eval_dataset_id))
+                if dataset_id is not None
+            },
             **objective.summary(),
         }
         if self._state.calibration:
@@ -313,7 +339,12 @@ class TrainingRun:
             display_name=self._run.job.display_name or self._run.job.kind.value,
             kind=kind,
             base_model_id=initial.model_id if self._parameters.lora is not None else None,
-            metadata={"job_id": self._run.job.job_id, "initial_model_id": initial.model_id, "eval": summary["eval"]},
+            metadata={
+                "job_id": self._run.job.job_id,
+                "initial_model_id": initial.model_id,
+                "template_sha256": self._template_sha256,
+                "eval": summary["eval"],
+            },
         )
         artifacts = self._run.directory / "artifacts"
         artifacts.mkdir(exist_ok=True)

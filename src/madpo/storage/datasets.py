@@ -141,9 +141,11 @@ class DatasetStore:
         return [self.get(dataset_id) for dataset_id in ids], token
 
     def delete(self, dataset_id: str) -> None:
-        """Remove a dataset. Raises NotFoundError."""
+        """Remove a dataset and the token ids made of it. Raises NotFoundError."""
         self._manifest(dataset_id)
         bundle.delete(self._store, keys.dataset(dataset_id))
+        for info in list(self._store.list(f"{keys.dataset_tokens(dataset_id)}/")):
+            self._store.delete(info.key)
 
     def read(self, dataset_id: str) -> Iterator[DatasetRow]:
         """The rows in order, each part verified before its first row is given.

@@ -2,6 +2,8 @@
 
     datasets/{dataset_id}/part-00000.parquet ...     normalised rows
     datasets/{dataset_id}/manifest.json              written last: without it there is no dataset
+    tokens/{dataset_id}/{digest}/part-00000.parquet ...          token ids of a dataset by one tokenizer and template
+    tokens/{dataset_id}/{digest}/manifest.json       written last
     models/{model_id}/...                            safetensors, tokenizer, config
     models/{model_id}/manifest.json                  written last
     reference_logps/{digest}.safetensors             reference log-probs of (model, dataset, tokenisation)
@@ -54,6 +56,16 @@ def check_path(path: str) -> str:
 def dataset(dataset_id: str) -> str:
     """Prefix of a dataset."""
     return f"datasets/{dataset_id}"
+
+
+def dataset_tokens(dataset_id: str) -> str:
+    """Prefix of all token ids made of a dataset."""
+    return f"tokens/{dataset_id}"
+
+
+def tokens(dataset_id: str, digest: str) -> str:
+    """Prefix of token ids by the digest of what made them."""
+    return f"tokens/{dataset_id}/{digest}"
 
 
 def model(model_id: str) -> str:

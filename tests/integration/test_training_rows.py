@@ -1,0 +1,159 @@
+"""Rows on their way into a training: tokens are made once, and long rows fare as the job says."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from madpo.data.encode import EncodedRow
+from madpo.data.encoding import RowEncoder
+from madpo.errors import InvalidPairError, NotFoundError
+from madpo.models.tokenizer import load_tokenizer
+from madpo.ports import ObjectStore
+from madpo.storage import keys, tokens
+from madpo.storage.datasets import DatasetStore
+from madpo.storage.models import ModelStore
+from madpo.storage.tokens import TokenStore
+from madpo.types import DatasetKind, Message, PreferencePair
+from tests.integration.training_site import PAIRS, Site
+
+pytestmark = pytest.mark.data
+
+TRAINING = {"max_steps": 2, "global_batch_size": 4, "micro_batch_size": 2, "max_tokens": 64}
+
+
+@pytest.fixture
+def site(tmp_path: Path, make_toy_lm: Any, make_toy_tokenizer: Any) -> Iterator[Site]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Site.make(tmp_path, make_toy_lm(), make_toy_tokenizer())
+    torch.set_num_threads(before)
+
+
+def train(site: Site, name: str, dataset_id: str | None = None, **training: Any) -> Any:
+    outcome = site.train(
+        name,
+        {
+            "dataset_id": dataset_id or site.pairs,
+            "eval_dataset_id": site.pairs,
+            "method": {"name": "dpo", "params": {}},
+            "training": {**TRAINING, **training},
+        },
+    )
+    assert outcome.kind == "succeeded", outcome.reason
+    return outcome.result
+
+
+def stored(site: Site, rows: list[PreferencePair]) -> str:
+    store = DatasetStore(site.store)
+    dataset, _ = store.write(rows, kind=DatasetKind.PREFERENCE, display_name="rows", scratch=site.home / "scratch")
+    return dataset.dataset_id
+
+
+def token_files(site: Site) -> list[str]:
+    return [info.key for info in site.store.list("tokens/")]
+
+
+def test_tokens_are_made_once_for_all_trainings_of_any_length(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(site, "first")
+    files = token_files(site)
+    assert [key.rsplit("/", 1)[1] for key in files] == ["manifest.json", "part-00000.parquet"]
+    monkeypatch.setattr(RowEncoder, "encode", None)
+
+    again = train(site, "again")
+    shorter = train(site, "shorter", max_tokens=10, overlong="drop")
+
+    assert token_files(site) == files
+    assert again.model_id == first.model_id
+    whole = {"rows": len(PAIRS), "truncated": 0, "dropped": 0}
+    assert first.summary["rows"] == {"training": whole, "held_out": whole}
+    assert shorter.summary["rows"]["training"]["dropped"] > 0
+
+
+def test_a_model_names_the_template_it_was_trained_with(site: Site) -> None:
+    result = train(site, "named")
+
+    metadata = ModelStore(site.store, site.home / "cache").get(result.model_id).metadata
+    (manifest,) = (key for key in token_files(site) if key.endswith("manifest.json"))
+    assert metadata["template_sha256"] in site.store.get(manifest).decode()
+
+
+def test_tokens_go_with_their_dataset(site: Site) -> None:
+    train(site, "short-lived")
+
+    DatasetStore(site.store).delete(site.pairs)
+
+    assert token_files(site) == []
+
+
+def test_damaged_tokens_are_made_again(site: Site) -> None:
+    first = train(site, "before")
+    part = next(key for key in token_files(site) if key.endswith(".parquet"))
+    site.store.put(part, b"")
+
+    assert train(site, "after").model_id == first.model_id
+    assert site.store.get(part)
+
+
+LONG = PreferencePair("the film was good . the film was", "good . the film", "bad", row=1)
+"""9, 5 and 2 tokens, BOS and EOS included."""
+
+
+def test_long_rows_fare_as_the_job_says_and_are_counted(site: Site) -> None:
+    rows = [LONG, *(PreferencePair("the film", "was good", f"was {'bad ' * n}", row=n) for n in range(2, 9))]
+    dataset_id = stored(site, rows)
+
+    with pytest.raises(InvalidPairError, match=r"1 of 8 rows are longer than training\.max_tokens=13 .*14.*\[1\]"):
+        train(site, "error", dataset_id, max_tokens=13)
+    counts = {
+        policy: train(site, policy, dataset_id, max_tokens=13, overlong=policy).summary["rows"]["training"]
+        for policy in ("drop", "truncate_prompt", "truncate_response")
+    }
+
+    assert counts["drop"] == {"rows": 8, "truncated": 0, "dropped": 1, "dropped_rows": [1]}
+    assert counts["truncate_prompt"] == counts["truncate_response"] == {"rows": 8, "truncated": 1, "dropped": 0}
+    with pytest.raises(InvalidPairError, match="8 of 8 rows"):
+        train(site, "nothing-left", dataset_id, max_tokens=3, overlong="drop")
+
+
+def test_rows_that_the_template_cannot_read_are_named_before_training(
+    tmp_path: Path, make_toy_lm: Any, make_toy_tokenizer: Any
+) -> None:
+    user, system = Message("user", "film"), Message("system", "film")
+    good, bad = (Message("assistant", "good"),), (Message("assistant", "bad"),)
+    prompts = [(user,), (system, user), (user, *good, user)]
+    rows = [PreferencePair(prompt, good, bad, row=number) for number, prompt in enumerate(prompts, start=1)]
+    picky = "{{ raise_exception('no system here') if messages[0]['role'] == 'system' }}"
+    tokenizer = make_toy_tokenizer(template=picky + make_toy_tokenizer().chat_template)
+    site = Site.make(tmp_path, make_toy_lm(), tokenizer)
+
+    with pytest.raises(InvalidPairError, match=r"1 rows have no tokens, the first: row 2: .*no system here"):
+        train(site, "picky", stored(site, rows))
+    assert token_files(site) == []
+
+
+def test_a_store_gives_back_the_tokens_it_was_given(
+    object_store: ObjectStore, tmp_path: Path, make_toy_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_PART_ROWS", 4)
+    store, tokenizer, dataset_id = TokenStore(object_store), make_toy_tokenizer(), "dataset-" + "1" * 32
+    rows = [EncodedRow(n + 1, list(range(n)), tuple([n] * k for k in range(1, n % 3 + 1))) for n in range(10)]
+    assert not store.has(dataset_id, tokenizer)
+
+    store.write(dataset_id, tokenizer, rows, scratch=tmp_path)
+
+    assert list(store.read(dataset_id, tokenizer)) == rows
+    assert store.has(dataset_id, tokenizer)
+    assert len(list(object_store.list(keys.dataset_tokens(dataset_id)))) == 4
+    for other in (make_toy_tokenizer(template="{{ messages }}"), make_toy_tokenizer(bos=False)):
+        with pytest.raises(NotFoundError, match="no tokens by this tokenizer"):
+            store.read(dataset_id, other)
+
+
+def test_a_tokenizer_saved_and_loaded_finds_its_tokens(tmp_path: Path, site: Site) -> None:
+    train(site, "stored")
+    tokenizer = load_tokenizer(site.home / "model")
+
+    assert sum(1 for _ in TokenStore(site.store).read(site.pairs, tokenizer)) == len(PAIRS)
