@@ -182,7 +182,7 @@ class Leakage:
         self._pending.clear()
 
     def _report(self, code: str, row: int, title: str, *, of: int | None = None) -> None:
-        advice = "figures on the held-out rows will look better than they are; take the rows out of one of the two"
+        advice = "figures on held-out rows look better than they are, unless prompts are few and shared on purpose"
         self._findings.add(code, row, severity="warning", title=title, advice=advice, of=of)
 
 
