@@ -1,10 +1,11 @@
 """The client: datasets, models and jobs of a gateway, as ordinary synchronous calls."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
 
 from madpo.data.check.report import CheckReport
+from madpo.data.ranking import ListRule
 from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.jobs import ModelReference, validate
 from madpo.rpc.channel import is_loopback
@@ -137,6 +138,8 @@ class Datasets:
         *,
         name: str | None = None,
         format: str | None = None,  # noqa: A002
+        columns: Mapping[str, str] | None = None,
+        lists: ListRule | None = None,
         progress: bool = False,
     ) -> Dataset:
         """Upload rows; the same content twice is one dataset, whatever it came in.
@@ -150,7 +153,14 @@ class Datasets:
                 themselves: any iterable of mappings, such as a `datasets.Dataset`.
             name: A label; by default the file's name.
             format: `jsonl`, `json`, `parquet`, `arrow` or `csv`; by default told from content and name.
+            columns: Our names of columns to the source's, where they differ: `{"chosen": "best"}`; "" leaves a column
+                unread. Which forms of rows are found by themselves, docs/data.md says.
+            lists: What becomes of ranked responses: all `pairs`, the `best_worst` one, or `keep` the list. Without a
+                choice a list of scores stays one, and more than two ranked responses are refused.
             progress: Show a progress bar on a terminal.
+
+        Returns:
+            The dataset; its `forms` say what was found in this source, and what was read as what.
 
         Raises:
             InvalidArgumentError: A row is wrong; names it.
@@ -161,7 +171,12 @@ class Datasets:
             total_bytes = sum(map(_size_bytes, paths))
             with transfer(f"Uploading {paths[0].name}", total_bytes, shown=progress) as on_bytes:
                 upload = self._session.gateway.upload_dataset(
-                    paths, display_name=label, format=format or "", on_bytes=on_bytes
+                    paths,
+                    display_name=label,
+                    format=format or "",
+                    columns=columns,
+                    lists=lists or "",
+                    on_bytes=on_bytes,
                 )
                 return self._session.run(upload)[0]
 

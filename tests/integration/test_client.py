@@ -30,6 +30,7 @@ from madpo.storage.local import LocalStore
 from madpo.types import (
     CheckpointPublished,
     Dataset,
+    DatasetForm,
     DatasetKind,
     JobEvent,
     JobProgress,
@@ -115,6 +116,44 @@ def test_rows_and_a_file_of_the_same_content_are_one_dataset(client: Client, pai
     assert (pairs.kind, pairs.rows, pairs.display_name) == (DatasetKind.PREFERENCE, 2, "pairs")
     assert client.datasets.get(pairs.dataset_id) == pairs
     assert pairs in client.datasets.list()
+
+
+def test_an_upload_says_which_forms_it_found_and_what_was_read_as_what(client: Client) -> None:
+    rows = [{"question": "2+2?", "best": "4", "rejected": "5", "score": 1.5}, {"chosen": "a b", "rejected": "a c"}]
+    first = client.datasets.upload(rows[:1], columns={"chosen": "best", "margin": "score"})
+    again = client.datasets.upload(
+        [
+            {"prompt": [{"role": "user", "content": "2+2?"}], "margin": 1.5}
+            | {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "4"), ("rejected", "5"))}
+        ]
+    )
+
+    assert first.dataset_id == again.dataset_id
+    assert first.forms == (
+        DatasetForm("intel", 1, {"chosen": "best", "margin": "score", "prompt": "question", "rejected": "rejected"}),
+    )
+    assert [form.name for form in again.forms] == ["explicit-chat"]
+    assert client.datasets.get(again.dataset_id).forms == first.forms
+    with pytest.raises(
+        InvalidArgumentError, match=r"columns\.weight: is to be read from 'wieght', a column that no row"
+    ):
+        client.datasets.upload(rows[1:], columns={"weight": "wieght"})
+    with pytest.raises(InvalidArgumentError, match=r"columns\.chosn: is no column that is read"):
+        client.datasets.upload(rows, columns={"chosn": "best"})
+
+
+def test_ranked_responses_become_what_was_chosen(client: Client) -> None:
+    completions = [{"rank": rank, "completion": text} for rank, text in ((2, "c"), (0, "a"), (1, "b"))]
+    rows = [{"context": "p", "completions": completions}, {"context": "q", "completions": completions}]
+
+    with pytest.raises(InvalidArgumentError, match=r"row 1\.completions: ranks 3 responses: say what becomes of lists"):
+        client.datasets.upload(rows)
+    pairs = client.datasets.upload(rows, lists="pairs")
+    assert (pairs.kind, pairs.rows, pairs.forms[0].rows) == (DatasetKind.PREFERENCE, 6, 2)
+    found = client.datasets.read_rows(pairs.dataset_id, [2])
+    assert [(pair.row, pair.chosen, pair.rejected) for pair in found] == [(2, "a", "b"), (2, "a", "c"), (2, "b", "c")]
+    assert client.datasets.upload(rows, lists="keep").kind is DatasetKind.LIST
+    assert client.datasets.upload(rows, lists="best_worst").rows == 2
 
 
 def test_a_check_reports_on_the_rows(client: Client) -> None:
@@ -296,6 +335,10 @@ def test_a_dataset_goes_up_and_is_listed_from_the_command_line(stack: EmbeddedSt
     assert uploaded in json.loads(madpo("dataset", "list", "--json"))
     assert uploaded["dataset_id"] in madpo("dataset", "list")
     assert "0 duplicates" in madpo("dataset", "check", uploaded["dataset_id"])
+    mapped = madpo(
+        "dataset", "upload", str(tmp_path / "pairs.jsonl"), "--map", "chosen=rejected", "--map", "rejected=chosen"
+    )
+    assert "2 rows of the form explicit-text: chosen from rejected, prompt, rejected from chosen" in mapped
 
 
 # ---- ledgers

@@ -8,7 +8,8 @@ import typer
 from madpo.data.file_formats import FORMATS
 from madpo_client.cli.check import check_dataset
 from madpo_client.cli.context import open_client
-from madpo_client.cli.output import AsJson, Quiet, show, table
+from madpo_client.cli.forms import ColumnMapping, Lists, parse_columns, show_forms
+from madpo_client.cli.output import AsJson, Quiet, table
 
 app = typer.Typer(no_args_is_help=True, help="Upload, check and delete datasets.")
 
@@ -22,15 +23,22 @@ def upload_dataset(
     ],
     name: Annotated[str | None, typer.Option(help="A label; by default the file's name.")] = None,
     format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; by default told from the file.")] = None,  # noqa: A002
+    columns: ColumnMapping = None,
+    lists: Lists = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Upload files of preference pairs, completions or prompts as one dataset."""
+    """Upload files of preference pairs, completions or prompts as one dataset; docs/data.md shows what rows can be."""
     with open_client(context) as client:
         dataset = client.datasets.upload(
-            files[0] if len(files) == 1 else files, name=name, format=format, progress=not quiet
+            files[0] if len(files) == 1 else files,
+            name=name,
+            format=format,
+            columns=parse_columns(columns),
+            lists=lists,
+            progress=not quiet,
         )
-    print(dataset.dataset_id) if quiet else show(dataset, as_json=as_json)
+    print(dataset.dataset_id) if quiet else show_forms(dataset, as_json=as_json)
 
 
 @app.command("list")
@@ -45,7 +53,7 @@ def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
 def show_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = False) -> None:
     """Show one dataset."""
     with open_client(context) as client:
-        show(client.datasets.get(dataset_id), as_json=as_json)
+        show_forms(client.datasets.get(dataset_id), as_json=as_json)
 
 
 app.command("check")(check_dataset)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from madpo.errors import FailedPreconditionError, NotFoundError
-from madpo.types import Content, DatasetRow, Job, JobKind, JobState, PreferencePair, ResponseList
+from madpo.types import Content, DatasetRow, Job, JobKind, JobState, Message, PreferencePair, ResponseList
 from madpo_client.session import Session
 
 ARTIFACT = "ledger.parquet"
@@ -65,9 +65,17 @@ def add_text(session: Session, table: pa.Table, dataset_id: str) -> pa.Table:
         raise NotFoundError(
             f"the texts of the ledger's pairs cannot be read: {error}; leave them out (--no-text)"
         ) from error
-    texts = {row.row: texts_of(row) for row in rows}
+    # A ranked list of the file may be several pairs, which share its number.
+    by_number: dict[int, dict[str, Mapping[str, str]]] = {}
+    for row in rows:
+        pair_id = row.pair_id if isinstance(row, PreferencePair) else ""
+        by_number.setdefault(row.row, {})[pair_id] = texts_of(row)
+    texts = [
+        by_number[number].get(pair_id) or next(iter(by_number[number].values()))
+        for number, pair_id in zip(numbers, table["pair_id"].to_pylist(), strict=True)
+    ]
     for name in TEXT_COLUMNS:
-        table = table.append_column(name, pa.array([texts[number].get(name) for number in numbers], pa.string()))
+        table = table.append_column(name, pa.array([text.get(name) for text in texts], pa.string()))
     return table
 
 
@@ -84,4 +92,9 @@ def texts_of(row: DatasetRow) -> Mapping[str, str]:
 
 
 def _as_text(content: Content) -> str:
-    return content if isinstance(content, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in content)
+    return content if isinstance(content, str) else "\n".join(f"{turn.role}: {_said(turn)}" for turn in content)
+
+
+def _said(turn: Message) -> str:
+    calls = [f"{call.name}({call.arguments})" for call in turn.tool_calls]
+    return " ".join(([turn.content] if turn.content or not calls else []) + calls)

@@ -19,7 +19,10 @@ from prometheus_client import Counter
 
 from madpo.data.file_formats import parse_format
 from madpo.data.files import DataFile
+from madpo.data.ranking import parse_list_rule
+from madpo.data.records import RowReader
 from madpo.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+from madpo.types import DatasetForm
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo_gateway.requests import require_display_name, require_match, violation
 from madpo_gateway.spool import MAX_CHUNK_BYTES, run_blocking
@@ -38,6 +41,18 @@ class UploadResult:
 
     dataset_id: str
     created: bool
+    forms: tuple[DatasetForm, ...] = ()
+    """What was found in the files."""
+
+    def to_json(self) -> str:
+        """To be read again by `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "UploadResult":
+        """Inverse of `to_json`."""
+        fields = json.loads(text)
+        return cls(**{**fields, "forms": tuple(DatasetForm(**form) for form in fields["forms"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,7 @@ class Announced:
     def of(cls, header: pb.UploadDatasetHeader, *, limit_bytes: int) -> "Announced":
         """Raises InvalidArgumentError; names the field."""
         parse_format(header.format)
+        RowReader(header.columns, lists=parse_list_rule(header.lists))
         require_display_name(header.display_name, field="header.display_name")
         if not header.files:
             return cls(header, (("", None),))
@@ -221,7 +237,7 @@ class Uploads:
     def result(self, upload_id: str) -> UploadResult | None:
         """What an upload became, for some minutes after it did."""
         try:
-            return UploadResult(**json.loads((self._directory(upload_id) / _RESULT).read_text()))
+            return UploadResult.from_json((self._directory(upload_id) / _RESULT).read_text())
         except FileNotFoundError:
             return None
 
@@ -300,5 +316,5 @@ def _finish(directory: Path, upload: Upload, digest: str, store: Callable[[Uploa
     result = store(upload)
     shutil.rmtree(directory)
     directory.mkdir()
-    (directory / _RESULT).write_text(json.dumps(asdict(result)))
+    (directory / _RESULT).write_text(result.to_json())
     return result

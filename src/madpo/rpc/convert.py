@@ -260,7 +260,9 @@ def dataset_from_proto(dataset: datasets.Dataset) -> types.Dataset:
         size_bytes=dataset.size_bytes,
         create_time=seconds(dataset.create_time),
         columns=tuple(dataset.columns),
-        forms=tuple(types.DatasetForm(form.name, form.rows, dict(form.columns)) for form in dataset.forms),
+        forms=tuple(
+            types.DatasetForm(form.name, form.rows, dict(sorted(form.columns.items()))) for form in dataset.forms
+        ),
     )
 
 

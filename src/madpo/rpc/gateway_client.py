@@ -6,6 +6,7 @@ and jobs by their request id.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
@@ -114,6 +115,8 @@ class GatewayClient:
         *,
         display_name: str,
         format: str = "",  # noqa: A002
+        columns: Mapping[str, str] | None = None,
+        lists: str = "",
         on_bytes: OnBytes | None = None,
     ) -> tuple[types.Dataset, bool]:
         """Upload files of rows as one dataset.
@@ -125,16 +128,20 @@ class GatewayClient:
             paths: The files, in the order of their rows.
             display_name: A label for people.
             format: Of all files; "" lets content and names say.
+            columns: Our names of columns to the files', where they differ; "" leaves a column unread.
+            lists: What becomes of ranked responses; "" refuses more than two.
             on_bytes: Told of the progress.
 
         Returns:
-            The dataset, and False when the same content was stored before.
+            The dataset with the forms that were found, and False when the same content was stored before.
 
         Raises:
             InvalidArgumentError: A row is wrong; names it.
             UnavailableError: The gateway stayed away.
         """
-        outgoing = await asyncio.to_thread(OutgoingFiles.describe, paths)
+        columns = dict(sorted((columns or {}).items()))
+        reading = json.dumps([columns, lists]) if columns or lists else ""
+        outgoing = await asyncio.to_thread(OutgoingFiles.describe, paths, reading=reading)
         request = datasets.GetUploadRequest(upload_id=outgoing.upload_id)
         clock = asyncio.get_running_loop().time
         offset = (await self._call(self._datasets.GetUpload, request)).received_bytes
@@ -147,6 +154,8 @@ class GatewayClient:
                 upload_id=outgoing.upload_id,
                 offset=offset,
                 files=[datasets.UploadFile(name=file.name, size_bytes=file.size_bytes) for file in outgoing.files],
+                columns=columns,
+                lists=lists,
             )
             call = self._datasets.UploadDataset(metadata=self._metadata)
             try:

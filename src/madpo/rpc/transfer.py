@@ -45,9 +45,11 @@ class OutgoingFiles:
     files: tuple[OutgoingFile, ...]
     sha256: str
     """Of all their bytes."""
+    reading: str = ""
+    """How they are to be read: another reading of the same files is another upload."""
 
     @classmethod
-    def describe(cls, paths: Sequence[Path]) -> Self:
+    def describe(cls, paths: Sequence[Path], *, reading: str = "") -> Self:
         """Read the files once, in this order. Raises InvalidArgumentError when one cannot be read."""
         names = [path.name for path in paths]
         if len(set(names)) < len(names):
@@ -60,13 +62,13 @@ class OutgoingFiles:
                     digest.update(chunk)
                     size_bytes += len(chunk)
             files.append(OutgoingFile(path, name, size_bytes))
-        return cls(tuple(files), digest.hexdigest())
+        return cls(tuple(files), digest.hexdigest(), reading)
 
     @property
     def upload_id(self) -> str:
-        """The same for the same files: who sends them again goes on where the last one stopped."""
+        """The same for the same files and reading: who sends them again goes on where the last one stopped."""
         content = [[file.name, file.size_bytes] for file in self.files]
-        return hashlib.sha256(json.dumps([content, self.sha256]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([content, self.sha256, self.reading]).encode()).hexdigest()[:32]
 
     async def chunks(self, offset: int) -> AsyncGenerator[bytes]:
         """The bytes from `offset` on. Raises InvalidArgumentError when a file cannot be read, or was cut short."""

@@ -6,11 +6,13 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterable
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import Any
 
 from madpo.data.check.check import DatasetCheck
 from madpo.data.files import FileRows
-from madpo.data.records import parse_rows, row_kind
+from madpo.data.ranking import parse_list_rule
+from madpo.data.records import RowReader, parse_rows, row_kind
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from madpo.jobs import DATASET_ID_PATTERN
 from madpo.ports import JobQueue
@@ -54,21 +56,25 @@ class DatasetServicer(DatasetServiceServicer):
     ) -> pb.UploadDatasetResponse:
         """Spool, check the digest, check every row, store. All or nothing."""
         result = await self._uploads.receive(aiter(request_iterator), self._store)
-        dataset = await asyncio.to_thread(self._datasets.get, result.dataset_id)
+        response = await self._uploaded(result)
         self._metrics.stored.labels("dataset").inc(result.created)
         logger.info(
-            "dataset uploaded", extra={"dataset_id": dataset.dataset_id, "rows": dataset.rows, "new": result.created}
+            "dataset uploaded",
+            extra={
+                "dataset_id": result.dataset_id,
+                "rows": response.dataset.rows,
+                "new": result.created,
+                "forms": [form.name for form in result.forms],
+            },
         )
-        return pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=result.created)
+        return response
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Any) -> pb.GetUploadResponse:  # noqa: N802
         """How far an upload has come, or what it became."""
         result = self._uploads.result(request.upload_id)
         if result is not None:
             with suppress(NotFoundError):  # deleted since
-                dataset = await asyncio.to_thread(self._datasets.get, result.dataset_id)
-                stored = pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=result.created)
-                return pb.GetUploadResponse(result=stored)
+                return pb.GetUploadResponse(result=await self._uploaded(result))
         return pb.GetUploadResponse(received_bytes=self._uploads.received_bytes(request.upload_id))
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:  # noqa: N802
@@ -121,20 +127,28 @@ class DatasetServicer(DatasetServiceServicer):
             while (message := await run_blocking(next, messages, None)) is not None:
                 yield message
 
+    async def _uploaded(self, result: UploadResult) -> pb.UploadDatasetResponse:
+        """The dataset with the forms of this upload. Raises NotFoundError."""
+        dataset = replace(await asyncio.to_thread(self._datasets.get, result.dataset_id), forms=result.forms)
+        return pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=result.created)
+
     def _store(self, upload: Upload) -> UploadResult:
+        header = upload.announced.header
+        reader = RowReader(header.columns, lists=parse_list_rule(header.lists))
         with closing(FileRows(upload.data_files, self._settings.read_limits)) as numbered:
             try:
-                rows = parse_rows(numbered)
+                rows = parse_rows(numbered, reader)
                 first = next(rows)
                 dataset, created = self._datasets.write(
                     itertools.chain([first], rows),
                     kind=row_kind(first),
-                    display_name=upload.announced.header.display_name,
+                    display_name=header.display_name,
                     scratch=self._settings.uploads,
+                    forms=reader.forms,
                 )
             except InvalidArgumentError as error:
                 raise numbered.explain(error) from error
-        return UploadResult(dataset.dataset_id, created)
+        return UploadResult(dataset.dataset_id, created, reader.forms())
 
     async def _unfinished_jobs(self) -> AsyncIterator[Job]:
         token = ""
