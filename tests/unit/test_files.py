@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
+from backports import zstd
 from hypothesis import given, settings
 from hypothesis.strategies import characters, floats, lists, text
 
@@ -21,6 +21,9 @@ from madpo.data.file_formats import format_of_name, parse_format
 from madpo.data.files import DEFAULT_LIMITS, DataFile, FileRows, ReadLimits, detect_format, read_rows
 from madpo.data.records import parse_rows
 from madpo.errors import InvalidArgumentError, InvalidPairError
+from tests import data_counts
+
+pytestmark = pytest.mark.data
 
 MAX_ROW_BYTES = DEFAULT_LIMITS.max_row_bytes
 
@@ -127,7 +130,7 @@ ENCODERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda data: data,
     ".gz": gzip.compress,
-    ".zst": zstandard.compress,
+    ".zst": zstd.compress,
 }
 
 user, assistant = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
@@ -142,6 +145,8 @@ def test_every_format_and_compression_gives_the_same_rows(tmp_path: Path, name: 
     path = write(tmp_path, COMPRESSORS[ending](ENCODERS[name](CHATS)))
 
     rows = FileRows([DataFile(path, name + ending)])
+    data_counts.note("file formats", name)
+    data_counts.note("file formats and compressions", name + ending)
 
     assert list(rows) == list(enumerate(CHATS, start=1))
 
@@ -162,6 +167,7 @@ def test_any_text_and_number_comes_back(
     path = tmp_path_factory.mktemp("rows") / "rows"
     for compress in COMPRESSORS.values():
         path.write_bytes(compress(ENCODERS[name](rows)))
+        data_counts.add("property examples")
 
         assert [row for _, row in FileRows([DataFile(path, name)])] == rows
 
@@ -294,7 +300,7 @@ def test_a_large_parquet_row_is_named(tmp_path: Path) -> None:
 
 def test_a_parquet_page_too_large_to_hold_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"prompt": [f"{index:0>1000}" for index in range(100)]}), path)
+    pq.write_table(pa.table({"prompt": [f"{index:0>1000}" for index in range(100)]}), path, use_dictionary=False)
 
     with pytest.raises(InvalidArgumentError, match=r"row group 0 has a page of \d+ bytes, at most 50000"):
         list(read_rows(path, limits=ReadLimits(max_page_bytes=50_000)))

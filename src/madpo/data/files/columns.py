@@ -41,6 +41,7 @@ def check_schema(schema: pa.Schema, limits: ReadLimits) -> None:
 
 def batch_rows(batch: pa.RecordBatch, limits: ReadLimits, before: int) -> Iterator[tuple[int, Any]]:
     """The rows of a batch with their numbers; one past a limit comes as the InvalidPairError it is."""
+    batch.validate(full=True)
     for start in range(0, len(batch), _BATCH_ROWS):
         yield from _rows(batch.slice(start, _BATCH_ROWS), limits, before + start)
 

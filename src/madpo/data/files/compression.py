@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -9,10 +10,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import zstandard
-
 from madpo.data.files.limits import MIB, ReadLimits
 from madpo.errors import InvalidArgumentError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _FOREIGN = {
@@ -24,8 +28,9 @@ _FOREIGN = {
 }
 _RATIO_GRACE_BYTES = 8 * MIB
 """Output up to here may come from any input: small files of alike rows compress well."""
-_MAX_WINDOW_BYTES = 32 * MIB
-"""Memory a zstd frame may ask for; `zstd --ultra -20` and less stay under it, as does every library's default."""
+_MAX_WINDOW_LOG = 25
+"""Two to this power is the memory a zstd frame may ask for; what `--ultra -20` and every library's default ask for is
+less."""
 _COPY_BYTES = 64 * 1024
 
 
@@ -89,9 +94,7 @@ class _Decompressed(io.RawIOBase):
         self._stream: BinaryIO = (
             gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
             if method == "gzip"
-            else zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).stream_reader(
-                file, read_size=_COPY_BYTES, read_across_frames=True, closefd=False
-            )
+            else zstd.ZstdFile(file, options={zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
         )
 
     def readable(self) -> bool:
@@ -104,7 +107,7 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         try:
             data = self._stream.read(len(buffer))
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:
             raise InvalidArgumentError(
                 f"the file is not whole {self._method} data: {_reason(error)}; compress and send it again"
             ) from error
@@ -134,5 +137,5 @@ class _Decompressed(io.RawIOBase):
 def _reason(error: Exception) -> str:
     text = str(error)
     if "memory" in text.lower():  # what zstd says of a window past the limit
-        return f"it asks for a window of more than {_MAX_WINDOW_BYTES // MIB} MiB (leave out --long and --ultra)"
+        return f"it asks for a window of more than {2**_MAX_WINDOW_LOG // MIB} MiB (leave out --long and --ultra)"
     return text[:200] or type(error).__name__

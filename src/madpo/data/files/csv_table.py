@@ -71,13 +71,13 @@ class _Text:
         return self
 
     def __next__(self) -> str:
-        line, _ = next(self._lines)
+        line, is_whole = next(self._lines)
         if self._is_first:
             if line.startswith(_UTF16):
                 raise InvalidArgumentError("the file is UTF-16: save it as CSV UTF-8")
             line, self._is_first = line.removeprefix(BOM), False
         self.record_bytes += len(line)
-        if self.record_bytes > self._limit_bytes:
+        if self.record_bytes > self._limit_bytes or not is_whole:
             raise csv.Error(f"{too_large(self._limit_bytes, 'max_row_bytes')}, or close a quote that is left open")
         try:
             return line.decode()

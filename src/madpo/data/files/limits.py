@@ -23,7 +23,7 @@ class ReadLimits:
     """Most bytes that all files together may decompress to."""
     max_compression_ratio: int = 100
     """Most decompressed bytes per compressed byte."""
-    max_page_bytes: int = 64 * MIB
+    max_page_bytes: int = 32 * MIB
     """Largest Parquet page or Arrow record batch, uncompressed: it bounds what reading one takes."""
 
 

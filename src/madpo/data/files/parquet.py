@@ -19,6 +19,8 @@ _MAX_FOOTER_ITEMS = 20_000
 """Most columns, and most row groups, that are taken out of a footer at all."""
 _MAX_LIST_ELEMENTS = 4 * MIB
 """Most list elements of a column in one row group: a row may have them all."""
+_DICTIONARY_SHARE = 4
+"""A dictionary is held several times over while pages refer to it; 1 MiB is what most writers make of it."""
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 64 * 1024
 
@@ -39,7 +41,7 @@ def read_parquet(file: BinaryIO, limits: ReadLimits, before: int) -> Iterator[tu
             for index in range(parquet.num_row_groups):
                 _check_row_group(parquet, index, file, limits)
                 expected = parquet.metadata.row_group(index).num_rows
-                for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[index]):
+                for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[index], use_threads=False):
                     yield from batch_rows(batch, limits, before)
                     before += len(batch)
                     expected -= len(batch)
@@ -89,6 +91,8 @@ def _text_columns(parquet: pq.ParquetFile, limits: ReadLimits) -> list[str]:
 
 def _check_row_group(parquet: pq.ParquetFile, index: int, file: BinaryIO, limits: ReadLimits) -> None:
     group = parquet.metadata.row_group(index)
+    if group.num_rows == 0:
+        return
     for place in range(group.num_columns):
         chunk = group.column(place)
         start = chunk.data_page_offset
@@ -99,10 +103,11 @@ def _check_row_group(parquet: pq.ParquetFile, index: int, file: BinaryIO, limits
         where = f"column {chunk.path_in_schema:.80} in row group {index}"
         for page in walk_pages(file, start, start + chunk.total_compressed_size):
             elements += page.values
-            if page.uncompressed_bytes > limits.max_page_bytes:
+            most_bytes = limits.max_page_bytes // (_DICTIONARY_SHARE if page.is_dictionary else 1)
+            if page.uncompressed_bytes > most_bytes:
                 raise InvalidArgumentError(
-                    f"{where} has a page of {page.uncompressed_bytes} bytes, at most {limits.max_page_bytes} are read "
-                    "(max_page_bytes): write smaller ones (`data_page_size=`, `row_group_size=`)"
+                    f"{where} has a page of {page.uncompressed_bytes} bytes, at most {most_bytes} are read "
+                    "(max_page_bytes): write smaller ones (`row_group_size=`, `write_batch_size=`)"
                 )
             if repeats and elements > _MAX_LIST_ELEMENTS:
                 raise InvalidArgumentError(

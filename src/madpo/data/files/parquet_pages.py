@@ -21,6 +21,7 @@ class Page:
 
     uncompressed_bytes: int
     values: int
+    is_dictionary: bool
 
 
 def walk_pages(file: BinaryIO, start: int, end: int) -> Iterator[Page]:
@@ -40,7 +41,7 @@ def walk_pages(file: BinaryIO, start: int, end: int) -> Iterator[Page]:
         start += header.position + compressed_bytes
         if start > end:
             raise ValueError("a page reaches past its column chunk")
-        yield Page(uncompressed_bytes, _number(described, 1))
+        yield Page(uncompressed_bytes, _number(described, 1), _DICTIONARY_HEADER in fields)
 
 
 def _number(fields: object, key: int) -> int:
