@@ -105,9 +105,13 @@ def content_length(content: Content) -> int:
     )
 
 
+_COMPACT = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
+"""`json.dumps` would make one anew for each of a dataset's digests."""
+
+
 def json_text(value: Any) -> str:
     """Compact JSON of ASCII characters; keys stay in their order."""
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return _COMPACT.encode(value)
 
 
 def content_digest(*contents: Content, options: ChatOptions = NO_OPTIONS) -> str:

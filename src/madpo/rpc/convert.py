@@ -43,9 +43,16 @@ def span_s(span: Duration) -> float:
 
 def content_to_proto(content: types.Content) -> preference.Content:
     """Text or messages."""
+    message = preference.Content()
+    _fill_content(message, content)
+    return message
+
+
+def _fill_content(message: preference.Content, content: types.Content) -> None:
     if isinstance(content, str):
-        return preference.Content(text=content)
-    return preference.Content(conversation=preference.Conversation(messages=map(_message_to_proto, content)))
+        message.text = content
+    else:
+        message.conversation.messages.extend(map(_message_to_proto, content))
 
 
 def content_from_proto(content: preference.Content, *, field: str) -> types.Content:
@@ -112,13 +119,12 @@ def _checked_json(text: str, sort: type, *, field: str) -> str:
 
 def pair_to_proto(pair: types.PreferencePair) -> preference.PreferencePair:
     """A pair with its id."""
-    return preference.PreferencePair(
-        pair_id=pair.pair_id,
-        prompt=content_to_proto(pair.prompt),
-        chosen=content_to_proto(pair.chosen),
-        rejected=content_to_proto(pair.rejected),
-        options=options_to_proto(pair.options),
-    )
+    message = preference.PreferencePair(pair_id=pair.pair_id, options=options_to_proto(pair.options))
+    # In place: messages that are made apart are copied into the one that holds them.
+    _fill_content(message.prompt, pair.prompt)
+    _fill_content(message.chosen, pair.chosen)
+    _fill_content(message.rejected, pair.rejected)
+    return message
 
 
 def pair_from_proto(pair: preference.PreferencePair, *, field: str) -> types.PreferencePair:
