@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from serving import SIZES, TOKEN, conditions, make_pairs, publish_model, replicas
 
+from madpo.models.logps import ResponseGroup
+from madpo.models.packed.capability import prepare_layout
+from madpo.models.packed.logps import packed_scores
 from madpo.rpc.reward_client import RewardClient
 from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, WholeTexts
 from madpo_reward.scorer import DTYPES, Scorer, ScorerConfig, load_scorer
@@ -51,6 +54,13 @@ def score_in(layout: Layout, texts: Sequence[Tokens]) -> list[float]:
     return rewards
 
 
+@torch.inference_mode()
+def score_packed(model: Any, groups: Sequence[ResponseGroup]) -> list[float]:
+    """The trainer's layout: several pairs in one row, without padding."""
+    rows = [groups[first : first + 8] for first in range(0, len(groups), 8)]
+    return [reward for row in rows for reward in packed_scores(model, row).tolist()]
+
+
 def measure_layouts(root: Path, pairs: Sequence[Any], *, dtype: str, rounds: int) -> dict[str, Any]:
     """CPU- and wall seconds per round and way, and the largest difference from texts scored alone."""
     scorer = load_scorer("bench", root / "model", base_directory=None, config=ScorerConfig(dtype=dtype))
@@ -64,6 +74,12 @@ def measure_layouts(root: Path, pairs: Sequence[Any], *, dtype: str, rounds: int
         "each text whole, unpadded": lambda: score_in(layouts[0], texts),
         "shared prompts": lambda: score_in(layouts[1], texts),
     }
+    prepare_layout(model, needs_head=False)
+    groups = [
+        ResponseGroup(chosen.prompt, (chosen.response, rejected.response))
+        for chosen, rejected in zip(texts[::2], texts[1::2], strict=True)
+    ]
+    ways["packed rows of 8 pairs (not bit-stable)"] = lambda: score_packed(model, groups)
     alone = ways["each text whole, unpadded"]()
     samples: dict[str, dict[str, Any]] = {way: {"cpu_s": [], "wall_s": []} for way in ways}
     for _ in range(rounds):
@@ -123,7 +139,7 @@ def report(title: str, samples: dict[str, Any], *, pairs: int, baseline: str, ke
         median = {clock: statistics.median(values) for clock, values in ratios.items()}
         low, high = min(ratios[key]), max(ratios[key])
         print(
-            f"  {way:36s} {pairs / statistics.median(sample['cpu_s']):7.2f} pairs/CPU-s  x{median['cpu_s']:.2f} CPU"
+            f"  {way:40s} {pairs / statistics.median(sample['cpu_s']):7.2f} pairs/CPU-s  x{median['cpu_s']:.2f} CPU"
             f" ({low:.2f} to {high:.2f})  x{median['wall_s']:.2f} wall  "
             + (f"difference {sample['max_difference']:.1e}" if "max_difference" in sample else "")
         )

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -158,12 +159,15 @@ def test_the_look_ahead_is_bounded(store):
     assert len(scorer.asked) <= 4 * (1 + 2)
 
 
-def test_the_first_step_is_asked_for_alone_and_later_ones_share_requests(store):
+def test_requests_grow_with_the_steps_left_until_they_are_needed(store):
     scorer = Scorer()
+    source = remote(store, scorer)
+    source.start(0)
+    while len(scorer.asked) < len(PAIRS):
+        time.sleep(0.01)
+    source.close()
 
-    take_all(remote(store, scorer))
-
-    assert scorer.sizes == [4, 16]
+    assert scorer.sizes == [4, 4, 8, 4]
 
 
 def test_a_second_epoch_asks_nothing(store):

@@ -38,7 +38,7 @@ _REQUESTS_IN_FLIGHT = 4
 _PAIRS_PER_REQUEST = 256
 """Of those asked for outside the schedule; each reply is journaled at once."""
 _PAIRS_AHEAD = 64
-"""Of one request of the look-ahead, more only where a step has more: cheap per pair, and soon back."""
+"""Of one request of the look-ahead, more only where a step has more; beyond it a pair gets no cheaper."""
 OUTAGE = (UnavailableError, OverloadedError, DeadlineExceededError)
 """What an outage of the reward service looks like."""
 
@@ -294,16 +294,21 @@ class RemoteMargins:
                     return
 
     def _unasked(self, steps: range, asked: set[str]) -> Iterator[dict[str, PreferencePair]]:
-        """Pairs of these steps that nobody was asked for, a request at a time; notes them in `asked`."""
+        """Pairs of these steps that nobody was asked for, a request at a time; notes them in `asked`.
+
+        A request spans no more steps than are left until its first one, so that none is late for its size.
+        """
         batch: dict[str, PreferencePair] = {}
+        first = steps.start
         for step in steps:
             new = {self._pair_ids[index]: self._pairs[index] for index in self._schedule.batch(step)}
             new = {
                 pair_id: pair for pair_id, pair in new.items() if pair_id not in self._known and pair_id not in asked
             }
-            if batch and len(batch) + len(new) > _PAIRS_AHEAD:
-                yield batch
-                batch = {}
+            if len(batch) + len(new) > _PAIRS_AHEAD or step - first >= max(1, first - self._step):
+                if batch:
+                    yield batch
+                batch, first = {}, step
             batch |= new
             asked.update(new)
         if batch:
