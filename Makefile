@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 INFINITY := out/bench/infinity
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto format unit slow bench bench-full bench-peers bench-methods compose-test clean
+.PHONY: help install demo demo-real up test lint proto docs format unit slow bench bench-full bench-peers bench-methods compose-test clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ compose-test: install  ## Start, scale, break and stop the containers on a Docke
 
 proto: install  ## Regenerate src/madpo/v1
 	PYTHON=$(BIN)/python scripts/gen_proto.sh
+
+docs: install  ## Write docs/methods.md from the registry of methods
+	$(BIN)/python -m madpo.losses.catalogue > docs/methods.md
 
 format: install  ## Format and fix
 	$(BIN)/ruff format .

@@ -1,13 +1,21 @@
 """Every registered method trains through the real trainer: weights move, losses are finite, splits and pauses agree."""
 
+import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from madpo import losses
+from madpo.errors import InvalidArgumentError
+from madpo.losses import catalogue, registry
 from madpo.losses.registry import METHODS, parse_params
-from tests.integration.training_site import OUTER_LOOPS, Site
+from madpo_client.cli import app
+from tests.integration.training_site import LISTS, OUTER_LOOPS, Site
 
 TRAINING = {
     "max_steps": 3,
@@ -84,3 +92,61 @@ def test_micro_batches_equal_one_batch_and_a_run_that_was_paused_one_that_was_no
     expected, found = site.weights(whole.result.model_id), site.weights(straight.result.model_id)
     for key, weight in expected.items():
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_weights_of_rows_multiply_their_losses(site: Site):
+    plain, weighted = spec(site, "dpo"), spec(site, "dpo") | {"dataset_id": site.weighted}
+
+    losses = {}
+    for name, job in (("plain", plain), ("weighted", weighted)):
+        assert site.train(f"row-weights-{name}", job).kind == "succeeded"
+        losses[name] = {(row["step"], row["row"]): row for row in site.ledger(f"row-weights-{name}")}
+
+    first = [key for key in losses["plain"] if key[0] == 1]
+    assert len(first) == 8
+    for key in first:
+        weight = 0.5 * (key[1] % 3)
+        assert losses["weighted"][key]["weight"] == weight
+        assert losses["weighted"][key]["loss"] == pytest.approx(weight * losses["plain"][key]["loss"], rel=1e-6)
+
+
+def test_a_ledger_of_lists_has_a_row_for_each_with_its_best_against_its_worst(site: Site):
+    assert site.train("ledger-lists", spec(site, "irpo")).kind == "succeeded"
+
+    rows = site.ledger("ledger-lists")
+    by_number = {ranked.row: ranked for ranked in LISTS}
+    assert len(rows) == 3 * 8
+    for row in rows:
+        ranked = by_number[row["row"]]
+        assert row["pair_id"] == ranked.list_id
+        assert row["responses"] == len(ranked.responses)
+        assert row["reward_margin"] is None
+        assert math.isfinite(row["implicit_margin"])
+
+
+def test_a_reference_moves_when_it_is_due(site: Site):
+    def moved(name: str, method: str, params: dict[str, Any]) -> list[float]:
+        assert site.train(name, spec(site, method, params, max_steps=4)).kind == "succeeded"
+        return [row["reference/moved"] for row in site.metrics(name)]
+
+    assert moved("moves-every-second", "tr_dpo", {"every": 2}) == [0, 1, 0, 1]
+    assert moved("moves-when-far", "adpo", {"anchor": "kl", "kl_threshold": 1e3}) == [0, 0, 0, 0]
+
+
+def test_a_method_of_ten_lines_is_listed_explained_checked_and_trained(site: Site, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line]) == 10
+    (tmp_path / "square.py").write_text(code)
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "METHODS", {method.name: method for method in registry._find_methods()})
+
+    listed = json.loads(CliRunner().invoke(app, ["methods", "--json"]).stdout)
+    assert [method["name"] for method in listed].count("square") == 1
+    assert "beta = 0.1   > 0" in CliRunner().invoke(app, ["methods", "show", "square"]).stdout
+    assert "### square" in catalogue.to_markdown()
+    with pytest.raises(InvalidArgumentError, match=r"params\.beta: Input should be greater than 0"):
+        registry.parse_params("square", {"beta": -1})
+    outcome = site.train("ten-lines", {"dataset_id": site.pairs, "method": {"name": "square"}, "training": TRAINING})
+    assert outcome.kind == "succeeded"
+    assert {row["weight"] for row in site.ledger("ten-lines")} == {1.0}

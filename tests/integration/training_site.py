@@ -1,17 +1,21 @@
 """A store with a tiny model and data of every kind, and training jobs run in this process on one rank."""
 
 import hashlib
+import io
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from safetensors.torch import load_file
 from torch import Tensor
 
 from madpo.models.load import save_model
 from madpo.ports import Claim
 from madpo.queue.workspace import Outcome, Run, Workspace
+from madpo.storage.artifacts import open_artifact
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
@@ -79,6 +83,7 @@ class Site:
     model: Mapping[str, str]
     pairs: str
     lists: str
+    weighted: str
 
     @property
     def store(self) -> LocalStore:
@@ -92,7 +97,11 @@ class Site:
         published, _ = ModelStore(store, home / "cache").publish(home / "model", display_name="tiny", kind="causal_lm")
         datasets = [
             DatasetStore(store).write(rows, kind=kind, display_name="data", scratch=home / "scratch")[0].dataset_id
-            for rows, kind in ((PAIRS, DatasetKind.PREFERENCE), (LISTS, DatasetKind.LIST))
+            for rows, kind in (
+                (PAIRS, DatasetKind.PREFERENCE),
+                (LISTS, DatasetKind.LIST),
+                ([replace(pair, weight=0.5 * (pair.row % 3)) for pair in PAIRS], DatasetKind.PREFERENCE),
+            )
         ]
         return cls(home, {"model_id": published.model_id}, *datasets)
 
@@ -115,6 +124,16 @@ class Site:
         outcome = workspace.outcome()
         assert outcome is not None
         return outcome
+
+    def ledger(self, name: str) -> list[dict[str, Any]]:
+        """Rows of a finished job's ledger."""
+        with open_artifact(self.store, job_id(name), "ledger.parquet") as file:
+            return pq.read_table(io.BytesIO(file.read())).to_pylist()
+
+    def metrics(self, name: str) -> list[dict[str, Any]]:
+        """What a finished job logged, one entry a step."""
+        with open_artifact(self.store, job_id(name), "metrics.jsonl") as file:
+            return [json.loads(line) for line in file.read().splitlines()]
 
     def weights(self, model_id: str) -> dict[str, Tensor]:
         """Of a model in the store."""

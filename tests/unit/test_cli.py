@@ -201,9 +201,17 @@ def test_methods_lists_the_registry(madpo: Command) -> None:
     listed = json.loads(madpo("methods", "--json").stdout)
     assert [method["name"] for method in listed] == list(METHODS)
     assert "margin" in next(method["needs"] for method in listed if method["name"] == "madpo")
+    assert len(listed) >= 36
+    lines = madpo("methods").stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert {line.split()[0] for line in lines if line[:1].strip()} == {"name", *METHODS}
     shown = madpo("methods", "show", "madpo").stdout
-    assert METHODS["madpo"].source in shown
-    assert "tau" in shown
+    for text in (
+        METHODS["madpo"].source,
+        "c_min = 0.5   > 0, <= 1",
+        "evidence  code: the formula agrees with published",
+    ):
+        assert text in shown
     assert madpo("methods", "show", "nonsense").returncode == 1
 
 

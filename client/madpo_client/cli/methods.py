@@ -3,12 +3,22 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from madpo.errors import InvalidArgumentError
-from madpo_client.cli.output import AsJson, show, table
+from madpo_client.cli.output import AsJson, console
+
+if TYPE_CHECKING:
+    from madpo.losses.catalogue import Parameter
+    from madpo.losses.method import Method
+
+_COLUMNS = 100
 
 app = typer.Typer(invoke_without_command=True, help="List and explain the preference-optimisation methods.")
 
@@ -20,22 +30,43 @@ def list_methods(context: typer.Context, as_json: AsJson = False) -> None:
         return
     from madpo.losses.registry import METHODS
 
-    rows = [describe(name) for name in METHODS]
-    table(rows, ("name", "needs", "summary"), as_json=as_json)
+    rows = [describe(method) for method in METHODS.values()]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    grid.add_column("name", no_wrap=True)
+    grid.add_column("needs", width=26)
+    grid.add_column("summary")
+    for row in rows:
+        grid.add_row(row["name"], Text(", ".join(row["needs"]) or "-", style="dim"), Text(row["summary"]))
+    _narrow().print(grid)
 
 
 @app.command("show")
 def show_method(name: str, as_json: AsJson = False) -> None:
     """Show a method's purpose, formula, parameters, source and evidence."""
+    from madpo.losses.catalogue import also_needs, formula_lines, needs, parameters
     from madpo.losses.method import EVIDENCE
     from madpo.losses.registry import get_method
 
     method = get_method(name)
-    fields = method.config.model_json_schema().get("properties", {})
-    parameters = {field: _parameter(schema) for field, schema in fields.items()}
-    described = describe(name)
-    described |= {"evidence": f"{method.evidence}: {EVIDENCE[method.evidence]}", "params": parameters}
-    show(described, as_json=as_json)
+    listed = parameters(method)
+    if as_json:
+        more = {"also_needs": also_needs(method), "params": {each.name: _as_json(each) for each in listed}}
+        print(json.dumps(describe(method) | more, indent=2))
+        return
+    flags = ", ".join(needs(method)) or "nothing beside the pairs"
+    more_flags = f"; with other parameters {', '.join(also_needs(method))}" if also_needs(method) else ""
+    out = _narrow()
+    out.print(Text(f"{name}: {method.summary}\n"))
+    out.print(Text(f"{formula_lines(method)}\n", style="bold"))
+    for each in listed:
+        out.print(Text(f"{each.name} = {each.default}", style="bold"), Text(f"  {each.allowed}", style="dim"))
+        out.print(Padding(Text(each.description), (0, 0, 0, 4), expand=False))
+    out.print(Text(f"\nneeds     {flags}{more_flags}"))
+    out.print(Text(f"source    {method.source}"))
+    out.print(Text(f"evidence  {method.evidence}: {EVIDENCE[method.evidence]}"))
 
 
 @app.command("eval")
@@ -58,28 +89,30 @@ def evaluate(
     print(json.dumps(evaluate_cases(document), indent=2))
 
 
-def describe(name: str) -> dict[str, Any]:
-    """A method as a row."""
-    from madpo.losses.method import requirement_names
-    from madpo.losses.registry import get_method
+def describe(method: "Method") -> dict[str, Any]:
+    """A method as a JSON object."""
+    from madpo.losses.catalogue import needs
 
-    method = get_method(name)
-    config = method.config()
     return {
-        "name": name,
+        "name": method.name,
         "summary": method.summary,
         "formula": method.formula,
+        "needs": list(needs(method)),
+        "params": method.config().model_dump(mode="json"),
         "source": method.source,
         "evidence": method.evidence,
-        "needs": ", ".join(requirement_names(method.requirements(config))),
-        "params": " ".join(f"{field}={info.default}" for field, info in method.config.model_fields.items()),
     }
 
 
-def _parameter(schema: dict[str, Any]) -> str:
-    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema]
-    if "enum" in schema:
-        limits.append("one of " + ", ".join(map(str, schema["enum"])))
-    text = " ".join(str(schema.get("description", "")).split())
-    return " ".join([str(schema.get("default")), *([f"({', '.join(limits)})"] if limits else []), text]).rstrip()
+def _as_json(parameter: "Parameter") -> dict[str, Any]:
+    return {
+        "default": json.loads(parameter.default),
+        "allowed": parameter.allowed,
+        "description": parameter.description,
+    }
+
+
+def _narrow() -> Console:
+    """Lines that can be read: at most 100 columns, also in a file."""
+    found = console()
+    return Console(highlight=False, width=min(found.width, _COLUMNS))

@@ -6,20 +6,20 @@ To add a method, write `madpo/losses/<module>.py` with its `Method`; every modul
 import pkgutil
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
+from madpo import losses
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.losses.method import Method, MethodConfig
 
-_OTHER_MODULES = ("method", "registry", "scales", "terms", "vectors")
+_OTHER_MODULES = ("catalogue", "method", "registry", "scales", "terms", "vectors")
 
 
 def _find_methods() -> Iterator[Method]:
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+    for module in pkgutil.iter_modules(losses.__path__):
         if module.name not in _OTHER_MODULES:
             values = vars(import_module(f"madpo.losses.{module.name}")).values()
             yield from (value for value in values if isinstance(value, Method))

@@ -163,6 +163,18 @@ def test_adpo_on_pairs(dtype: torch.dtype) -> None:
 
 
 @dtypes
+def test_the_soft_label_of_two_scores_is_the_share_of_their_noisy_labels(dtype: torch.dtype) -> None:
+    values = VECTORS["gumbel"]
+    batch = full_batch(dtype)
+    batch = replace(batch, reward_margin=torch.full_like(batch.require("reward_margin"), values["s1"] - values["s2"]))
+
+    for key, scale in (("p", values["scale"]), ("p2", values["scale2"])):
+        config = parse_params("adpo", {"beta_r": scale})
+        (output,) = train_step(METHODS["adpo"], config, batch).outputs
+        check("gumbel", dtype, **{key: output.metrics["adpo/target"][0]})
+
+
+@dtypes
 def test_adpo_on_a_list(dtype: torch.dtype) -> None:
     vector = VECTORS["adpo_list"]
     s, anchor, rewards = (column([vector[name]], dtype) for name in ("s", "anchor", "reward"))
