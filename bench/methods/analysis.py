@@ -87,16 +87,17 @@ def bandit_points(record: Record) -> dict[str, Points]:
 def reward_at(curve: Mapping[float, tuple[float, float]], kl: float) -> float | None:
     """Reward at a KL, between the neighbouring settings in order of KL; None outside of what was reached.
 
-    By the shape-preserving cubic of Fritsch and Carlson: straight lines between few points would lie below the bent
-    curve, more so for the arm whose points happen to lie farther from the KL asked for.
+    By the shape-preserving cubic in d = sqrt(KL), in which rewards over d are nearly straight (Gao et al.,
+    arXiv:2210.10760). Straight lines in KL between few points would lie below the bent curve, the more so for the arm
+    whose points happen to lie farther from the KL asked for.
     """
     ordered = sorted(curve.values())
     if len(ordered) < 2 or not ordered[0][0] <= kl <= ordered[-1][0]:
         return None
-    x, y = (np.array(each) for each in zip(*ordered, strict=True))
+    x, y = np.sqrt([x for x, _ in ordered]), np.array([y for _, y in ordered])
     if (np.diff(x) <= 0).any():
-        return float(np.interp(kl, x, y))
-    return _cubic(x, y, kl)
+        return float(np.interp(math.sqrt(kl), x, y))
+    return _cubic(x, y, math.sqrt(kl))
 
 
 def _cubic(x: np.ndarray, y: np.ndarray, at: float) -> float:

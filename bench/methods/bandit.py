@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bench.methods.arms import ARMS
+from bench.methods.optimizer import adamw, cosine
 from bench.methods.policy import pair_loss
 from bench.methods.toy import RewardForm, Tier
 from madpo.calibration.figures import accuracy, expected_calibration_error, fit_temperature
@@ -66,8 +67,8 @@ def _make_world(seed: int, tier: Tier, form: RewardForm) -> tuple[Tensor, ...]:
     contexts = torch.randn(PAIRS + VALIDATION, FEATURES, generator=generator)
 
     def reward(x: Tensor) -> Tensor:
-        s = 2.0 * _standardised(_apply(hidden, x))
-        return 6.0 * (s.sigmoid() - 0.5) if form == "bounded" else s
+        value = _standardised(_apply(hidden, x))
+        return 6.0 * ((2.0 * value).sigmoid() - 0.5) if form == "bounded" else 4.0 * value
 
     def reference(x: Tensor) -> Tensor:
         bad = -_standardised(_apply(hidden, x))
@@ -131,20 +132,12 @@ def _new_networks(count: int, generator: torch.Generator, repeat: int) -> _Netwo
 
 
 class _Optimizer:
-    """AdamW with a cosine schedule; each network's gradient is clipped by itself."""
+    """Of a stack of networks: each network's gradient is clipped by itself."""
 
     def __init__(self, network: _Network, *, learning_rate: float, steps: int) -> None:
         self._network = network
-        self._adam = torch.optim.AdamW(network, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
-        warm = max(1, int(0.03 * steps))
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._adam,
-            lambda step: (
-                (step + 1) / warm
-                if step < warm
-                else 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
-            ),
-        )
+        self._adam = adamw(network, learning_rate)
+        self._schedule = cosine(self._adam, steps, warm_share=0.03)
 
     def step(self, loss: Tensor) -> None:
         self._adam.zero_grad()
@@ -255,6 +248,7 @@ def describe(worlds: Worlds, margins: Tensor) -> dict[str, float]:
         "ece": sum(map(expected_calibration_error, held_out)) / len(held_out),
         "temperature": sum(fit_temperature(each).value for each in held_out) / len(held_out),
         "beyond_tau": float((margins[:, :PAIRS].abs() > math.log(999)).float().mean()),
+        "beyond_2": float((margins[:, :PAIRS].abs() > 2.0).float().mean()),
         "reference_reward": float(reference_reward),
         "true_margin_sd": float(worlds.rewards.std()),
     }

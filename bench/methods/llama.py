@@ -93,7 +93,8 @@ class _Normalise(torch.autograd.Function):
         return torch.addcmul(gradient, normalised, along, value=-1).mul_(scale), None
 
 
-def _normalise(x: Tensor, shape: Shape) -> Tensor:
+def normalise(x: Tensor, shape: Shape) -> Tensor:
+    """The norm without its gain."""
     return _Normalise.apply(x, shape.epsilon)
 
 
@@ -103,17 +104,21 @@ def _rotate(x: Tensor, rotation: Tensor, shape: Shape) -> Tensor:
     return torch.view_as_real(pairs * rotation).flatten(-2).transpose(1, 2)
 
 
-def _attention_inputs(weights: Weights, layer: int, hidden: Tensor, rotation: Tensor, shape: Shape):
-    normalised = _normalise(hidden, shape)
+def attention_inputs(
+    weights: Weights, layer: int, hidden: Tensor, rotation: Tensor, shape: Shape
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, [B, heads, T, head_size]."""
+    normalised = normalise(hidden, shape)
     gain = weights[f"{layer}.attention_norm"]
     q, k, v = (linear(normalised, weights[f"{layer}.{name}"] * gain) for name in "qkv")
     values = v.view(*v.shape[:2], shape.heads, shape.head_size).transpose(1, 2)
     return _rotate(q, rotation, shape), _rotate(k, rotation, shape), values
 
 
-def _after_attention(weights: Weights, layer: int, hidden: Tensor, mixed: Tensor, shape: Shape) -> Tensor:
+def after_attention(weights: Weights, layer: int, hidden: Tensor, mixed: Tensor, shape: Shape) -> Tensor:
+    """The rest of a layer, given what attention mixed."""
     hidden = hidden + linear(mixed.transpose(1, 2).flatten(-2), weights[f"{layer}.o"])
-    normalised, gain = _normalise(hidden, shape), weights[f"{layer}.mlp_norm"]
+    normalised, gain = normalise(hidden, shape), weights[f"{layer}.mlp_norm"]
     gate = linear(normalised, weights[f"{layer}.gate"] * gain)
     up = linear(normalised, weights[f"{layer}.up"] * gain)
     return hidden + linear(silu(gate) * up, weights[f"{layer}.down"])
@@ -124,10 +129,10 @@ def hidden_states(weights: Weights, input_ids: Tensor, shape: Shape) -> Tensor:
     hidden = embedding(input_ids, weights["embedding"])
     rotation = rotations(shape, input_ids.shape[1])
     for layer in range(shape.layers):
-        q, k, v = _attention_inputs(weights, layer, hidden, rotation, shape)
+        q, k, v = attention_inputs(weights, layer, hidden, rotation, shape)
         mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
-        hidden = _after_attention(weights, layer, hidden, mixed, shape)
-    return _normalise(hidden, shape)
+        hidden = after_attention(weights, layer, hidden, mixed, shape)
+    return normalise(hidden, shape)
 
 
 def logits(weights: Weights, input_ids: Tensor, shape: Shape, *, start: int = 0) -> Tensor:

@@ -46,23 +46,23 @@ class BanditJob:
 
 Job = ToyJob | RewardModelJob | BanditJob
 
-SEEDS = range(100, 108)
+SEEDS = range(101, 109)
 """None of them was looked at before betas, learning rates and analysis were fixed."""
 RATE, EPOCHS = 5e-4, 4
-SECOND_RATE = 2e-4
+SECOND_RATE = 2.5e-4
 
 MAIN_ARMS = (
     *("dpo", "dpo_half_beta", "ipo", "beta_dpo", "simpo", "alpha_dpo", "adpo", "madpo", "rm_soft"),
     *("posterior_0", "posterior_0.25", "posterior_0.5", "beta_dpo_authors"),
 )
-MAIN_BETA = 0.1
+MAIN_BETA = 0.2
 
 FRONTIER_BETAS = {
-    "dpo": (0.05, 0.1, 0.2),
-    "madpo": (0.1, 0.2, 0.4),
-    "rm_soft": (0.05, 0.1, 0.2),
-    "posterior_0.25": (0.1, 0.2, 0.4),
-    "label_mix_0.25": (0.05, 0.1, 0.2),
+    "dpo": (0.1, 0.2, 0.4),
+    "madpo": (0.2, 0.4, 0.8),
+    "rm_soft": (0.1, 0.2, 0.4),
+    "posterior_0.25": (0.2, 0.4, 0.8),
+    "label_mix_0.25": (0.1, 0.2, 0.4),
     "ipo": (0.025, 0.05, 0.1),
 }
 """MADPO at beta moves about as far as DPO at half of it."""

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from bench.methods import llama
 from bench.methods.llama import Shape, Weights
+from bench.methods.optimizer import Optimizer
 from bench.methods.sampling import exact_kl
 from bench.methods.toy import (
     PROMPT_TOKENS,
-    Optimizer,
     Pairs,
     RewardForm,
     World,

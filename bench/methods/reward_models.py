@@ -14,11 +14,11 @@ from torch.nn.functional import one_hot, softplus
 
 from bench.methods import llama
 from bench.methods.llama import Shape, Weights
+from bench.methods.optimizer import Optimizer
 from bench.methods.policy import noiseless_accuracy
 from bench.methods.toy import (
     FULL,
     Candidates,
-    Optimizer,
     Pairs,
     RewardForm,
     Size,

@@ -2,9 +2,10 @@
 
 import argparse
 import multiprocessing
+import signal
+import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,27 +81,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(todo: Sequence[Job], options: argparse.Namespace) -> None:
     options.results.parent.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are stopped as well
     start = time.monotonic()
-    context = multiprocessing.get_context("spawn")
+    work = partial(_timed, cache_directory=options.cache)
     with (
-        ProcessPoolExecutor(options.processes, mp_context=context) as pool,
+        multiprocessing.get_context("spawn").Pool(options.processes, _ignore_interrupts) as pool,
         options.results.open("a", encoding="utf-8") as file,
     ):
-        work = partial(_timed, cache_directory=options.cache)
-        futures: dict[Future[tuple[dict[str, Any], float]], Job] = {pool.submit(work, job): job for job in todo}
-        for count, future in enumerate(as_completed(futures), start=1):
-            job = futures[future]
-            values, cpu_s = future.result()
+        for count, (job, values, cpu_s) in enumerate(pool.imap_unordered(work, todo), start=1):
             file.write(to_line(job, values))
             file.flush()
-            elapsed = time.monotonic() - start
-            left = elapsed / count * (len(todo) - count)
+            left = (time.monotonic() - start) / count * (len(todo) - count)
             print(f"[{count}/{len(todo)}, {left / 60:.0f} min left] {_line(job, values)} ({cpu_s:.1f} s)", flush=True)
 
 
-def _timed(job: Job, cache_directory: Path) -> tuple[dict[str, Any], float]:
+def _ignore_interrupts() -> None:
+    """Control-C reaches the whole process group; the parent alone decides what becomes of its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _timed(job: Job, cache_directory: Path) -> tuple[Job, dict[str, Any], float]:
     start = time.process_time()
-    return execute(job, cache_directory), time.process_time() - start
+    values = execute(job, cache_directory)
+    return job, values, time.process_time() - start
 
 
 def _line(job: Job, values: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, scaled_dot_product_attention
 
-from bench.methods.llama import Shape, Weights, _after_attention, _attention_inputs, _normalise, logits, rotations
+from bench.methods.llama import Shape, Weights, after_attention, attention_inputs, logits, normalise, rotations
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,13 @@ class _Decoder:
         shape, end = self._shape, self._place + tokens.shape[1]
         hidden = embedding(tokens, self._weights["embedding"])
         for layer in range(shape.layers):
-            q, k, v = _attention_inputs(self._weights, layer, hidden, self._rotations[self._place : end], shape)
+            q, k, v = attention_inputs(self._weights, layer, hidden, self._rotations[self._place : end], shape)
             keys, values = self._cache[layer]
             keys[:, :, self._place : end], values[:, :, self._place : end] = k, v
             mixed = scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=tokens.shape[1] > 1)
-            hidden = _after_attention(self._weights, layer, hidden, mixed, shape)
+            hidden = after_attention(self._weights, layer, hidden, mixed, shape)
         self._place = end
-        return linear(_normalise(hidden[:, -1], shape), self._head)
+        return linear(normalise(hidden[:, -1], shape), self._head)
 
     def keep(self, rows: Tensor) -> None:
         """Forget the other rows."""

@@ -1,8 +1,10 @@
 """The tables of docs/benchmark.md, as Markdown, from the records alone."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from bench.methods.analysis import (
     Estimate,
@@ -34,9 +36,9 @@ from bench.methods.toy import RewardForm, Tier
 
 LEVELS = (2.0, 3.0, 4.0, 5.0)
 """KL in nats at which the toy-review frontiers are compared."""
-BANDIT_LEVELS = (0.5, 1.0, 1.5, 2.0)
+BANDIT_LEVELS = (1.0, 1.5, 2.0, 2.5)
 BASELINES = ("dpo", "madpo", "rm_soft")
-ERRORS_WANTED = 3.0
+ERRORS_WANTED, SEEDS_WANTED = 3.0, 4
 
 ARM_OF: Mapping[str, Mapping[str, Any]] = {"dpo_half_beta": {"arm": "dpo", "beta": MAIN_BETA / 2}}
 """Where its runs are found."""
@@ -171,23 +173,29 @@ def verdict(records: Sequence[Record]) -> str:
     rows = []
     for name, arms, levels in settings:
         for arm in arms:
-            if arm == "dpo" or not all(each in arms for each in BASELINES):
+            if arm == "dpo" or arm not in FRONTIER_BETAS or not all(each in arms for each in BASELINES):
                 continue
             estimates = {each: mean_over(arms[arm], levels)(arms[each]) for each in BASELINES if each != arm}
             if all(estimate.seeds < 2 for estimate in estimates.values()):
                 continue
-            ahead = all(estimate.errors_away > ERRORS_WANTED for estimate in estimates.values())
             cells = [_errors(estimates[each]) if each in estimates else "" for each in BASELINES]
-            rows.append(
-                (
-                    name,
-                    arm,
-                    *cells,
-                    "**yes**" if ahead and arm not in BASELINES else ("of the others" if ahead else "no"),
-                )
-            )
-    header = ("setting", "method", "minus DPO", "minus MADPO", "minus rm_soft", "ahead by > 3 s.e.")
+            if arm in BASELINES:
+                rows.append((name, arm, *cells, ""))
+                continue
+            whole = "**yes**" if all(map(_is_ahead, estimates.values())) else "no"
+            ahead_at = [f"{level:g}" for level in levels if _leads(arms, arm, level)]
+            rows.append((name, arm, *cells, f"{whole}; at KL {', '.join(ahead_at)}" if ahead_at else whole))
+    header = ("setting", "method", "minus DPO", "minus MADPO", "minus rm_soft", "ahead of all three")
     return _table(header, rows)
+
+
+def _leads(arms: Mapping[str, Points], arm: str, level: float) -> bool:
+    own = rewards_at(arms[arm], level)
+    return all(_is_ahead(paired(own, rewards_at(arms[each], level))) for each in BASELINES)
+
+
+def _is_ahead(estimate: Estimate) -> bool:
+    return estimate.seeds >= SEEDS_WANTED and estimate.errors_away > ERRORS_WANTED
 
 
 def reward_models(records: Sequence[Record]) -> str:
@@ -212,6 +220,20 @@ def reward_models(records: Sequence[Record]) -> str:
         arms = swept(records, "high", "bounded", name, FRONTIER_BETAS)
         gains = [_errors(mean_over(arms[arm], LEVELS)(baseline)) if arm in arms else "" for arm in MARGIN_ARMS]
         rows.append((name, len(described), *figures, *gains))
+    own = _implicit(records)
+    if own:
+        blank = [""] * (3 + 1 + len(MARGIN_ARMS))
+        accuracy, noiseless = own
+        rows.append(
+            (
+                "DPO's own implicit reward",
+                accuracy.seeds,
+                _number(accuracy.mean, 3),
+                *blank[:3],
+                _number(noiseless.mean, 3),
+                *blank[3:],
+            )
+        )
     header = (
         *("reward model", "seeds", "accuracy", "ECE", "temperature", "contradicted", "accuracy, no noise"),
         *("correlation", *(f"{arm} minus DPO" for arm in MARGIN_ARMS)),
@@ -219,20 +241,44 @@ def reward_models(records: Sequence[Record]) -> str:
     return _table(header, rows)
 
 
+def _implicit(records: Sequence[Record]) -> tuple[Estimate, Estimate] | None:
+    """How DPO's policy itself orders the held-out pairs: as labelled, and as the true reward does."""
+    chosen = select(
+        records, kind="toy", tier="high", form="bounded", arm="dpo", beta=MAIN_BETA, learning_rate=RATE, epochs=EPOCHS
+    )
+    figures = [
+        Estimate.of(by_seed(chosen, name).values()) for name in ("implicit_accuracy", "implicit_accuracy_noiseless")
+    ]
+    return (figures[0], figures[1]) if figures[0].seeds else None
+
+
 def _frontier(arms: Mapping[str, Points], levels: Sequence[float]) -> str:
-    header = ("method", "against", *(f"KL {level:g}" for level in levels), "mean over levels")
-    return _table(header, list(_comparisons(arms, levels)))
-
-
-def _comparisons(arms: Mapping[str, Points], levels: Sequence[float]) -> Iterator[tuple[object, ...]]:
+    if "dpo" not in arms:
+        return _NOT_RUN
+    rows = []
     for arm, curves in arms.items():
-        for baseline in BASELINES:
-            if baseline == arm or baseline not in arms or (arm in BASELINES and baseline != "dpo"):
-                continue
-            at_levels = [paired(rewards_at(curves, level), rewards_at(arms[baseline], level)) for level in levels]
-            whole = mean_over(curves, levels)(arms[baseline])
-            if whole.seeds:
-                yield arm, baseline, *(_counted(each) for each in at_levels), _errors(whole)
+        if arm == "dpo":
+            rows.append((arm, *["0"] * (len(levels) + 1), "", "", _best(curves)))
+            continue
+        at_levels = [paired(rewards_at(curves, level), rewards_at(arms["dpo"], level)) for level in levels]
+        means = [
+            _errors(mean_over(curves, levels)(arms[each])) if each != arm and each in arms else "" for each in BASELINES
+        ]
+        rows.append((arm, *(_counted(each) for each in at_levels), *means, _best(curves)))
+    header = (
+        "method",
+        *(f"minus DPO at KL {level:g}" for level in levels),
+        *("mean, minus DPO", "mean, minus MADPO", "mean, minus rm_soft", "highest reward (KL)"),
+    )
+    return _table(header, rows)
+
+
+def _best(curves: Points) -> str:
+    """Over the betas, of means over the seeds."""
+    betas = set.intersection(*(set(curve) for curve in curves.values()))
+    means = [np.mean([curve[beta] for curve in curves.values()], axis=0) for beta in betas]
+    kl, reward = max(means, key=lambda at: at[1])
+    return f"{reward:.2f} ({kl:.1f})"
 
 
 _NOT_RUN = "*Not run yet.*"

@@ -6,7 +6,6 @@ labels and noise are common to everything that is compared within a world and a 
 """
 
 import fcntl
-import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.methods import llama
 from bench.methods.llama import Shape, Weights
+from bench.methods.optimizer import Optimizer
 from bench.methods.sampling import Samples, sample
 from madpo_examples.toy_reviews.language import (
     MODIFIERS,
@@ -226,7 +226,6 @@ def label(candidates: Candidates, tier: Tier, form: RewardForm, *, seed: int, fi
         tier: Which two of the three candidates meet.
         form: Of the true reward.
         seed: Of the world. The same uniform numbers decide the labels of every tier and form.
-        first: The first pair wanted; all before it are drawn and dropped.
         offset: Sets streams of the same world apart.
     """
     rewards = reward(candidates.sums.double(), form)
@@ -243,13 +242,12 @@ def label(candidates: Candidates, tier: Tier, form: RewardForm, *, seed: int, fi
     lead = rewards[places, one] - rewards[places, other]
     uniform = torch.rand(count, dtype=torch.float64, generator=_generator(seed, 5, offset))
     one_wins = uniform < lead.sigmoid()
-    # Which of the two is drawn first means nothing, but the low tier would always put the samples first.
     order = torch.stack([torch.where(one_wins, one, other), torch.where(one_wins, other, one)], 1)
     pick = places[:, None], order
     margin = rewards[pick]
     return Pairs(
         candidates.rows[pick], candidates.lengths[pick], candidates.reference_logps[pick], margin[:, 0] - margin[:, 1]
-    )[first:]
+    )
 
 
 def _config(size: Size) -> LlamaConfig:
@@ -305,33 +303,6 @@ def _supervised(index: int, size: Size) -> Weights:
         logps = llama.grouped_response_logps(weights, rows[members], lengths[members], shape, prompt_tokens=1)
         optimizer.step(-logps.sum() / (lengths[members] - 1).sum())
     return {name: value.detach() for name, value in weights.items()}
-
-
-class Optimizer:
-    """AdamW: betas 0.9 and 0.95, decay 0.01, cosine after a tenth of warm-up, gradients clipped at norm 1."""
-
-    def __init__(self, weights: Weights, *, learning_rate: float, steps: int) -> None:
-        self._weights = list(weights.values())
-        self._adam = torch.optim.AdamW(
-            self._weights, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, fused=True
-        )
-        warm = max(1, steps // 10)
-
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
-
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adam, factor)
-
-    def step(self, loss: Tensor) -> float:
-        """Descend; the loss before it."""
-        self._adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
-        self._adam.step()
-        self._schedule.step()
-        return float(loss.detach())
 
 
 def _candidates(made: World, count: int, *, seed: int) -> Candidates:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from bench.methods.plan import PARTS, RewardModelJob, ToyJob, jobs
 from bench.methods.report import DOCUMENT, fill
 from bench.methods.results import done, identity, key, read, to_line
 from bench.methods.run import RESULTS, execute
+from bench.methods.tables import tables
 from madpo_examples.toy_reviews.language import true_reward, write_review
 
 MODEL = LlamaConfig(
@@ -94,8 +96,6 @@ def test_exact_kl_is_the_mean_log_ratio_without_its_noise(model):
 
 
 def test_summed_valences_give_the_languages_reward():
-    import random
-
     rng = random.Random(0)
     for text in [write_review(rng) for _ in range(50)]:
         bounded = float(toy.reward(torch.tensor(toy.valence_sum(text), dtype=torch.float64), "bounded"))
@@ -161,25 +161,24 @@ def test_the_bandits_policy_that_knows_nothing_is_the_reference():
 
 
 def test_reward_at_equal_kl_is_read_between_neighbours_and_never_beyond():
-    curve = {0.4: (1.0, 0.5), 0.1: (4.0, 2.0), 0.2: (2.0, 1.5)}
-    assert reward_at(curve, 2.0) == pytest.approx(1.5)
-    assert reward_at(curve, 3.0) == pytest.approx(13 / 7)  # worked by hand; the straight line says 1.75
+    curve = {0.4: (1.0, 0.5), 0.1: (9.0, 2.0), 0.2: (4.0, 1.5)}
+    assert reward_at(curve, 4.0) == pytest.approx(1.5)
+    # In sqrt(KL) the points are (1, 0.5), (2, 1.5), (3, 2.0), with slopes 1.25, 2/3 and 0.25: worked by hand.
+    assert reward_at(curve, 6.25) == pytest.approx(1.75 + (2 / 3 - 0.25) / 8)
     assert reward_at(curve, 1.0) == 0.5
     assert reward_at(curve, 0.9) is None
-    assert reward_at(curve, 4.1) is None
-    assert rewards_at({1: curve, 2: {0.1: (1.0, 1.0)}}, 2.0) == {1: pytest.approx(1.5)}
+    assert reward_at(curve, 9.1) is None
+    assert rewards_at({1: curve, 2: {0.1: (1.0, 1.0)}}, 4.0) == {1: pytest.approx(1.5)}
 
 
-def test_interpolation_follows_a_bend_without_overshooting():
-    bent = {index: (kl, math.sqrt(kl)) for index, kl in enumerate((1.0, 2.0, 4.0))}
-    for kl in (1.3, 1.5, 2.5, 3.0, 3.7):
-        straight = math.sqrt(2) + (2 - math.sqrt(2)) / 2 * (kl - 2) if kl > 2 else 1 + (math.sqrt(2) - 1) * (kl - 1)
-        assert abs(reward_at(bent, kl) - math.sqrt(kl)) < abs(straight - math.sqrt(kl))
+def test_interpolation_is_exact_on_roots_and_does_not_overshoot():
+    roots = {index: (kl, 0.3 + 2 * math.sqrt(kl)) for index, kl in enumerate((1.0, 2.0, 4.0))}
+    for kl in (1.3, 2.5, 3.7):
+        assert reward_at(roots, kl) == pytest.approx(0.3 + 2 * math.sqrt(kl), abs=1e-12)
     peak = {0: (1.0, 0.0), 1: (2.0, 1.0), 2: (3.0, 0.9), 3: (4.0, 0.0)}
     values = [reward_at(peak, 1 + step / 100) for step in range(301)]
     assert max(values) == pytest.approx(1.0)
     assert min(values) == pytest.approx(0.0)
-    assert reward_at({0: (1.0, 0.5), 1: (3.0, 1.5)}, 2.0) == 1.0
 
 
 def test_paired_differences_have_the_interval_of_students_t():
@@ -188,6 +187,47 @@ def test_paired_differences_have_the_interval_of_students_t():
     assert estimate.standard_error == pytest.approx(math.sqrt(7 / 36))
     assert estimate.half_width == pytest.approx(4.303 * estimate.standard_error)
     assert math.isnan(Estimate.of([1.0]).half_width)
+
+
+def made_up(bonus: dict[str, float]) -> list[dict]:
+    """Records of a whole frontier whose reward is sqrt(KL), plus a bonus, plus noise that all arms of a seed share."""
+    records = []
+    for job in jobs("frontier-high"):
+        if isinstance(job, ToyJob):
+            kl = 1 / job.beta
+            reward = math.sqrt(kl) + bonus.get(job.arm, 0.0) + math.sin(job.seed)
+            noise = random.Random(f"{job.arm} {job.seed}").gauss(0, 0.02)
+            values = {"kl": kl, "reward": reward + noise, "grammatical": 0.9}
+            records.append(json.loads(to_line(job, values)))
+    return records
+
+
+@pytest.mark.parametrize(
+    ("bonus", "expected"),
+    [
+        ({"posterior_0.25": 0.1}, "**yes**"),
+        ({"posterior_0.25": 0.1, "rm_soft": 0.1}, "no"),
+        ({"posterior_0.25": 0.1, "madpo": 0.2}, "no"),
+        ({}, "no"),
+    ],
+)
+def test_the_verdict_asks_for_three_standard_errors_over_all_three_baselines(bonus, expected):
+    rows = [row for row in tables(made_up(bonus))["verdict"].splitlines() if "| posterior_0.25 |" in row]
+    assert len(rows) == 1
+    assert rows[0].split(" | ")[-1].startswith(expected)
+
+
+def test_tables_leave_out_seeds_whose_sweep_is_not_whole():
+    def against_dpo(records):
+        rows = tables(records)["frontier-high"].splitlines()
+        return [row.split(" | ")[5] for row in rows if row.startswith(("| madpo |", "| rm_soft |"))]
+
+    records = made_up({})
+    cut = [
+        each for each in records if (each["job"]["arm"], each["job"]["seed"], each["job"]["beta"]) != ("dpo", 101, 0.1)
+    ]
+    assert all(row.endswith(", 8)") for row in against_dpo(records))
+    assert all(row.endswith(", 7)") for row in against_dpo(cut))
 
 
 def test_records_survive_a_crash_and_say_what_is_done(tmp_path):
