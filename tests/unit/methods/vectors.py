@@ -1,5 +1,6 @@
 """Comparison with the numbers of tests/vectors/losses.json, and a count of those compared."""
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tests.unit.methods.batches import TOLERANCE, VECTORS
 
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
-_checked: set[tuple[str, str]] = set()
+checked: set[tuple[str, str]] = set()
 
 
 def check(name: str, dtype: torch.dtype, **actual: Any) -> None:
@@ -20,7 +21,7 @@ def check(name: str, dtype: torch.dtype, **actual: Any) -> None:
     """
     for key, value in actual.items():
         close(value, _expected(name, key), dtype, what=f"{name}.{key}")
-        _checked.add((name, key))
+        checked.add((name, key))
 
 
 def close(actual: Any, expected: Any, dtype: torch.dtype, *, what: str = "value") -> None:
@@ -36,10 +37,10 @@ def close(actual: Any, expected: Any, dtype: torch.dtype, *, what: str = "value"
     )
 
 
-def report() -> str:
-    """How many vectors, and numbers in them, this session compared, and which it did not."""
-    numbers = sum(_size(_expected(name, key)) for name, key in _checked if name != "batch")
-    names = {name for name, _ in _checked} - {"batch"}
+def report(keys: Collection[tuple[str, str]]) -> str:
+    """How many vectors, and numbers in them, were compared, given their names and keys; and which were not."""
+    numbers = sum(_size(_expected(name, key)) for name, key in keys if name != "batch")
+    names = {name for name, _ in keys} - {"batch"}
     missing = sorted(VECTORS.keys() - names - {"batch"})
     text = f"{len(names)} vectors checked ({numbers} numbers)"
     return f"{text}; not checked: {', '.join(missing)}" if missing else text
