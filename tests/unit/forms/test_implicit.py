@@ -63,6 +63,13 @@ def test_texts_part_at_the_last_safe_place(chosen: str, rejected: str, prompt: s
     assert shared_text(rejected, chosen) == len(prompt)
 
 
+def test_a_long_text_full_of_markers_is_parted_in_little_time() -> None:
+    """Looking at every marker for every character would take hours here."""
+    shared = "<x>" * 80_000 + "y" * 200_000
+
+    assert shared_text(shared + " a", shared + "b") == 3 * 80_000
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "count"),
     [

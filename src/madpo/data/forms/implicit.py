@@ -9,6 +9,7 @@ Both sides keep some text, also where one is the beginning of the other.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import takewhile
 
@@ -54,24 +55,29 @@ def shared_text(chosen: str, rejected: str) -> int:
     same = sum(1 for _ in takewhile(lambda characters: characters[0] == characters[1], pairs))
     # A response of white space alone would say nothing.
     longest = min(same, len(chosen.rstrip()) - 1, len(rejected.rstrip()) - 1)
-    markers = [_spans(text, longest) for text in (chosen, rejected)]
+    markers = [_Markers(text, longest) for text in (chosen, rejected)]
     for place in range(longest, 0, -1):
-        if all(_is_safe(text, place, spans) for text, spans in zip((chosen, rejected), markers, strict=True)):
+        if all(_is_safe(text, place, found) for text, found in zip((chosen, rejected), markers, strict=True)):
             return place if chosen[:place].strip() else 0
     return 0
 
 
-def _spans(text: str, longest: int) -> list[tuple[int, int]]:
-    """Where markers begin and end that touch the first `longest` characters."""
-    return [found.span() for found in _MARKER.finditer(text, 0, longest + 66) if found.start() < longest]
+class _Markers:
+    """The markers that touch the first `longest` characters of a text."""
+
+    def __init__(self, text: str, longest: int) -> None:
+        spans = [found.span() for found in _MARKER.finditer(text, 0, longest + 66) if found.start() < longest]
+        self._starts, self._ends = [start for start, _ in spans], [end for _, end in spans]
+
+    def end_of(self, place: int) -> int:
+        """Where the last marker that begins before a place ends; 0 without one."""
+        index = bisect_left(self._starts, place)
+        return self._ends[index - 1] if index else 0
 
 
-def _is_safe(text: str, place: int, markers: Sequence[tuple[int, int]]) -> bool:
-    if any(start < place < end for start, end in markers):
-        return False
+def _is_safe(text: str, place: int, markers: _Markers) -> bool:
     before, after = text[place - 1], text[place]
-    if before == "\r" and after == "\n":
+    end = markers.end_of(place)
+    if end > place or (before == "\r" and after == "\n"):
         return False
-    if before == "\n" or any(place == end for _, end in markers):
-        return True
-    return after.isspace() and not before.isspace()
+    return before == "\n" or end == place or (after.isspace() and not before.isspace())
