@@ -105,12 +105,13 @@ class _View:
         return self._job.ledger_text(rows) if self._with_text else rows.drop_columns(list(TEXT_COLUMNS))
 
     def show(self, top: int, *, mentioned: str) -> None:
-        """A table with a footer that counts; beside the usual columns those that a text mentions."""
+        """A table with a footer that counts; beside the usual columns the dataset's names, and what a text mentions."""
         from madpo_client.ledger import query, show
 
         rows = self.rows(top)
         others = (name for name in self._ledger.column_names if name not in show.COLUMNS)
-        named = [name for name in others if query.mentions(mentioned, name)]
+        given = [name for name in ("id", "source") if name in rows.column_names and rows[name].null_count < len(rows)]
+        named = [name for name in others if name in given or query.mentions(mentioned, name)]
         out = console()
         out.print(show.pairs_view(rows, (*show.COLUMNS, *named)))
         counts = f"{rows.num_rows:,} of {self._table.num_rows:,} rows"

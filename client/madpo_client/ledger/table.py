@@ -2,8 +2,9 @@
 
 One row per pair and visit: `pair_id`, `row` (number in the uploaded file, from 1), `epoch` (from 0), `step` (from 1),
 `reward_margin` (reward-model logits; null without one), `weight`, `implicit_margin` (nats times beta), `loss` (its
-weight included), `tokens` (of both responses), `neutral` (no scorer answered, so the weight was 1), and the method's
-own figures. What depends on the policy is as it was before the step's update.
+weight included), `tokens` (of both responses), `neutral` (no scorer answered, so the weight was 1), `dataset_weight`,
+`id` and `source` (as the dataset gives them, else null), and the method's own figures. What depends on the policy is as
+it was before the step's update.
 """
 
 import io

@@ -17,7 +17,14 @@ import pyarrow.parquet as pq
 from madpo.ports import ObjectStore
 from madpo.storage import keys
 
-_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), float | None: pa.float64()}
+_TYPES = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    float | None: pa.float64(),
+    str | None: pa.string(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,12 @@ class LedgerRow:
     tokens: int
     neutral: bool = False
     """No scorer answered and the job's policy was to train with weight 1."""
+    dataset_weight: float | None = None
+    """What the dataset says the pair weighs; `weight` includes it."""
+    id: str | None = None
+    """What its file calls the row."""
+    source: str | None = None
+    """Where its file says the row comes from."""
     figures: Mapping[str, float | bool] = field(default_factory=dict)
     """The method's own, by their names in `LossOutput.metrics`; `kept`, where the method drops pairs."""
 

@@ -240,14 +240,6 @@ class LossOutput:
     state: Mapping[str, Tensor] | None = None
     """State after the step, the same from every micro-batch; None leaves it as it was."""
 
-    def weighted(self, weights: Tensor) -> LossOutput:
-        """The output with each pair's loss, and its weight, times a weight of its own [B].
-
-        The mean stays one over all pairs: a weight of 2 counts a pair twice, one of 0 leaves it out of the gradient.
-        Terms beside the pairs' are as they were.
-        """
-        return replace(self, per_pair=self.per_pair * weights, weight=self.weight * weights)
-
     def total(self, pairs: int) -> Tensor:
         """The micro-batch's share of the objective, given the number of pairs of the global batch."""
         if self.mask is None:

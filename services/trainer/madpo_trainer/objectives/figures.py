@@ -35,6 +35,7 @@ class StepFigures:
     ) -> None:
         self._rows, self._step, self._epoch_of, self._margins = rows, step, epoch_of, margins
         self._count, self._beta = count, beta
+        self._is_weighted = any(row.pair.weight is not None for row in rows)
         # Not by row alone: a batch that straddles two epochs may hold a pair twice.
         self.ledger_rows: list[tuple[int, LedgerRow]] = []
         self.sums: dict[str, float] = {}
@@ -53,6 +54,11 @@ class StepFigures:
         # The same sum that is minimised, times the count that the mean divides by again.
         self._add("loss", output.total(self._count) * self._count)
         self._add("weight/mean", output.weight)
+        if self._is_weighted:
+            weights = [self._rows[row].pair.weight for row in rows]
+            self.sums["dataset_weight/mean"] = self.sums.get("dataset_weight/mean", 0.0) + sum(
+                1.0 if weight is None else weight for weight in weights
+            )
         self._add("rewards/chosen", chosen)
         self._add("rewards/rejected", rejected)
         self._add("rewards/implicit_margin", chosen - rejected)
@@ -90,6 +96,9 @@ class StepFigures:
                 loss=losses[place],
                 tokens=sum(map(len, row.responses)),
                 neutral=bool(self._margins) and self._margins[index] is None,
+                dataset_weight=row.pair.weight,
+                id=row.pair.id,
+                source=row.pair.source,
                 figures=figures,
             )
             self.ledger_rows.append((index, entry))
