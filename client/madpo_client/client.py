@@ -1,6 +1,6 @@
 """The client: datasets, models and jobs of a gateway, as ordinary synchronous calls."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
 
@@ -179,6 +179,37 @@ class Datasets:
                     on_bytes=on_bytes,
                 )
                 return self._session.run(upload)[0]
+
+    def import_from_hub(
+        self,
+        hub_id: str,
+        *,
+        commit: str,
+        files: Sequence[str] = (),
+        format: str | None = None,  # noqa: A002
+        columns: Mapping[str, str] | None = None,
+        lists: ListRule | None = None,
+    ) -> Dataset:
+        """Let the gateway fetch a dataset from the hub.
+
+        Args:
+            hub_id: `owner/name`.
+            commit: The full 40-digit commit: what was imported can be said for ever.
+            files: Names or patterns such as `data/train-*.parquet`, in the order of their rows; may be left out where
+                the repository has one file of rows.
+            format: As of `upload`.
+            columns: As of `upload`.
+            lists: As of `upload`.
+
+        Raises:
+            InvalidArgumentError: A row is wrong, or it is not clear which files are meant; names them.
+            NotFoundError: The hub has no such dataset or commit.
+            FailedPreconditionError: The gateway has no access to the hub.
+        """
+        imported = self._session.gateway.import_dataset(
+            hub_id, commit=commit, files=files, format=format or "", columns=columns, lists=lists or ""
+        )
+        return self._session.run(imported)[0]
 
     def get(self, dataset_id: str) -> Dataset:
         """Raises NotFoundError."""

@@ -13,6 +13,8 @@ from madpo.errors import InvalidArgumentError
 Source = Path | str | Iterable[Path | str] | Iterable[Mapping[str, Any]]
 """A path, paths, or rows: any iterable of mappings, such as a `datasets.Dataset`."""
 
+_NOTES = ("dataset_info.json", "dataset_infos.json")
+"""What `datasets` puts beside data files."""
 _SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")
 
 
@@ -65,9 +67,8 @@ def directory_files(directory: Path) -> list[Path]:
     state = directory / "state.json"
     if state.is_file():
         return _saved_files(state)
-    files = sorted(path for path in directory.iterdir() if path.is_file() and format_of_name(path.name))
-    files = [path for path in files if not path.name.startswith(".")]
-    formats = {format_of_name(path.name) for path in files} - {"json"} or {"json"}
+    files = sorted(path for path in directory.iterdir() if path.is_file() and _is_data(path.name))
+    formats = {format_of_name(path.name) for path in files}
     if not files or len(formats) > 1:
         found = ", ".join(path.name for path in files[:10]) or "none"
         raise InvalidArgumentError(f"{directory} must hold data files of one format, found {found}; give the files")
@@ -93,6 +94,10 @@ def _saved_files(state: Path) -> list[Path]:
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise InvalidArgumentError(f"{state} must name data files beside it, found {names!r:.200}")
     return [state.parent / name for name in names]
+
+
+def _is_data(name: str) -> bool:
+    return format_of_name(name) is not None and name not in _NOTES and not name.startswith(".")
 
 
 def _split(name: str) -> str:

@@ -118,6 +118,22 @@ def test_rows_and_a_file_of_the_same_content_are_one_dataset(client: Client, pai
     assert pairs in client.datasets.list()
 
 
+@pytest.mark.data
+def test_the_same_rows_are_one_dataset_however_they_are_given(client: Client, pairs: Dataset, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(PAIRS)
+    table.save_to_disk(tmp_path / "saved", num_shards=2)
+    table.select([0]).to_csv(tmp_path / "first.csv", index=False)
+    table.select([1]).to_parquet(tmp_path / "second.parquet")
+    (tmp_path / "third.json").write_text('[{"prompt": "p", "chosen": 5, "rejected": "b"}]')
+
+    for source in (table, tmp_path / "saved", [tmp_path / "first.csv", tmp_path / "second.parquet"]):
+        assert client.datasets.upload(source).dataset_id == pairs.dataset_id
+    with pytest.raises(InvalidArgumentError) as caught:
+        client.datasets.upload([tmp_path / "first.csv", tmp_path / "third.json"])
+    assert [violation.field for violation in caught.value.violations] == ["third.json row 1.chosen"]
+
+
 def test_an_upload_says_which_forms_it_found_and_what_was_read_as_what(client: Client) -> None:
     rows = [{"question": "2+2?", "best": "4", "rejected": "5", "score": 1.5}, {"chosen": "a b", "rejected": "a c"}]
     first = client.datasets.upload(rows[:1], columns={"chosen": "best", "margin": "score"})

@@ -2,20 +2,17 @@
 
 import asyncio
 import hashlib
-import http.server
 import io
 import json
 import os
 import struct
 import subprocess
 import sys
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import grpc
 import pyarrow as pa
@@ -60,6 +57,7 @@ from madpo.v1.model_service_pb2_grpc import ModelServiceStub
 from madpo_client.check import check_file
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
+from tests.hub_mirror import COMMIT, hub
 
 TOKEN = "a-token-of-this-test"
 NO_MODEL, NO_DATASET, NO_JOB = "model-" + "0" * 32, "dataset-" + "0" * 32, "job-" + "0" * 32
@@ -248,6 +246,7 @@ def received(messages: Sequence[Any]) -> dict[str, bytes]:
 
 REQUESTS: dict[str, Message] = {
     "UploadDataset": header(format="jsonl"),
+    "ImportDataset": dataset_service_pb2.ImportDatasetRequest(hub_id="a/b"),
     "GetUpload": dataset_service_pb2.GetUploadRequest(upload_id="0" * 32),
     "GetDataset": dataset_service_pb2.GetDatasetRequest(dataset_id=NO_DATASET),
     "ListDatasets": dataset_service_pb2.ListDatasetsRequest(),
@@ -271,7 +270,7 @@ REQUESTS: dict[str, Message] = {
 }
 ANSWERS = {
     **dict.fromkeys(("GetUpload", "ListDatasets", "ListModels", "ListJobs"), "OK"),
-    **dict.fromkeys(("UploadDataset", "UploadModel", "ImportModel", "CreateJob"), "INVALID_ARGUMENT"),
+    **dict.fromkeys(("UploadDataset", "ImportDataset", "UploadModel", "ImportModel", "CreateJob"), "INVALID_ARGUMENT"),
 }
 
 
@@ -649,56 +648,6 @@ async def test_checkpoints_and_the_final_model_of_a_job_can_be_downloaded(gatewa
 
 # ---- the hub
 
-COMMIT = "c" * 40
-
-
-@contextmanager
-def hub(files: Mapping[str, bytes]) -> Iterator[str]:
-    """A hub with one model, `somebody/model`, at one commit; gives its URL."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = urlsplit(self.path).path
-            if path == f"/api/models/somebody/model/revision/{COMMIT}":
-                siblings = [{"rfilename": name} for name in files]
-                self.answer(json.dumps({"id": "somebody/model", "sha": COMMIT, "siblings": siblings}).encode())
-            elif path.startswith(f"/api/models/somebody/model/tree/{COMMIT}"):
-                tree = [{"type": "file", "path": name, "size": len(files[name]), "oid": "0" * 40} for name in files]
-                self.answer(json.dumps(tree).encode())
-            elif path.removeprefix(f"/somebody/model/resolve/{COMMIT}/") in files:
-                self.answer(files[path.removeprefix(f"/somebody/model/resolve/{COMMIT}/")])
-            elif "private" in path:
-                self.refuse(403)
-            else:
-                self.refuse(404, "RepoNotFound")
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def answer(self, data: bytes) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data)
-
-        def refuse(self, status: int, code: str = "") -> None:
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
 
 async def test_a_model_is_imported_from_the_hub_at_a_commit(settings: GatewaySettings) -> None:
     pytest.importorskip("huggingface_hub")
@@ -751,7 +700,7 @@ async def test_without_a_hub_an_import_says_what_to_do_instead(
             not_installed = await refusal(gateway.ask(gateway.models.ImportModel, request))
 
     assert (refusing.code, not_installed.code) == ("FAILED_PRECONDITION", "FAILED_PRECONDITION")
-    assert "the hub did not give private/model" in refusing.message
+    assert "the hub did not give model private/model" in refusing.message
     assert "huggingface_hub is not installed" in not_installed.message
     assert all("upload its directory instead" in refused.message for refused in (refusing, not_installed))
 

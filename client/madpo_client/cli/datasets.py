@@ -41,6 +41,28 @@ def upload_dataset(
     print(dataset.dataset_id) if quiet else show_forms(dataset, as_json=as_json)
 
 
+@app.command("import")
+def import_dataset(
+    context: typer.Context,
+    hub_id: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
+    commit: Annotated[str, typer.Option(help="Full 40-digit commit.")],
+    files: Annotated[
+        list[str] | None, typer.Option("--file", help="Name or pattern, such as 'data/train-*.parquet'; repeatable.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; by default told from the file.")] = None,  # noqa: A002
+    columns: ColumnMapping = None,
+    lists: Lists = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let the gateway fetch a dataset from the hub."""
+    with open_client(context) as client:
+        dataset = client.datasets.import_from_hub(
+            hub_id, commit=commit, files=files or (), format=format, columns=parse_columns(columns), lists=lists
+        )
+    print(dataset.dataset_id) if quiet else show_forms(dataset, as_json=as_json)
+
+
 @app.command("list")
 def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
     """List datasets."""

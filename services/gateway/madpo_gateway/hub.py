@@ -1,18 +1,26 @@
-"""Models from the Hugging Face hub, at a pinned commit. The hub library is optional: see `fetch_from_hub`."""
+"""Models and datasets from the Hugging Face hub, at a pinned commit. The hub library is optional here."""
 
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from madpo.errors import FailedPreconditionError, NotFoundError
+from madpo.data.file_formats import format_of_name
+from madpo.errors import FailedPreconditionError, MadpoError, NotFoundError
+from madpo_gateway.requests import is_plain_path, violation
+
+HUB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$"
+COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Files a model directory may hold; everything else stays on the hub."""
 
-_INSTEAD = "download the model where the hub can be reached and upload its directory instead"
+_INSTEAD = "download it where the hub can be reached and upload it instead"
 
 
 def fetch_from_hub(hub_id: str, *, commit: str, directory: Path, endpoint: str | None = None) -> None:
-    """Copy the files of one commit into a directory.
+    """Copy the files of one commit of a model into a directory.
 
     Args:
         hub_id: `owner/name`, or `name`.
@@ -24,20 +32,93 @@ def fetch_from_hub(hub_id: str, *, commit: str, directory: Path, endpoint: str |
         NotFoundError: The hub has no such model or commit.
         FailedPreconditionError: The hub library is not installed here, or the hub does not answer or refuses.
     """
-    try:
+    with _asking(f"model {hub_id}", commit):
         from huggingface_hub import snapshot_download
+
+        snapshot_download(
+            hub_id, revision=commit, allow_patterns=list(PATTERNS), local_dir=directory, endpoint=endpoint
+        )
+    # The library keeps notes on the download beside the files.
+    shutil.rmtree(directory / ".cache", ignore_errors=True)
+
+
+def fetch_dataset_files(
+    hub_id: str,
+    *,
+    commit: str,
+    patterns: Sequence[str],
+    directory: Path,
+    limit_bytes: int,
+    endpoint: str | None = None,
+) -> list[tuple[str, Path]]:
+    """Copy files of rows of one commit of a dataset into a directory.
+
+    Args:
+        hub_id: `owner/name`, or `name`.
+        commit: All 40 digits.
+        patterns: Names of files, or patterns of names; without any the commit must hold one file of rows.
+        directory: Where to; must exist.
+        limit_bytes: Most that the files may hold together.
+        endpoint: URL of the hub; None is the library's default.
+
+    Returns:
+        Names and local paths, in the order of the patterns, and by name where one fits several.
+
+    Raises:
+        InvalidArgumentError: A pattern fits no file, none is given though there are several files, or they are too
+            large; names the files there are.
+        NotFoundError: The hub has no such dataset or commit.
+        FailedPreconditionError: The hub library is not installed here, or the hub does not answer or refuses.
+    """
+    with _asking(f"dataset {hub_id}", commit):
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        hub = HfApi(endpoint=endpoint)
+        entries = hub.list_repo_tree(hub_id, revision=commit, repo_type="dataset", recursive=True)
+        sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+        names = _choose(sorted(sizes), patterns)
+        total_bytes = sum(sizes[name] for name in names)
+        if total_bytes > limit_bytes:
+            raise violation(
+                "files", f"have {total_bytes} bytes, more than max_upload_bytes ({limit_bytes}): take fewer"
+            )
+        return [
+            (name, Path(hub.hf_hub_download(hub_id, name, revision=commit, repo_type="dataset", local_dir=directory)))
+            for name in names
+        ]
+
+
+def _choose(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    of_rows = [name for name in names if format_of_name(name) and is_plain_path(name)]
+    listed = f"it has {', '.join(of_rows[:20]) or 'no file of rows'}"
+    if not patterns:
+        if len(of_rows) != 1:
+            raise violation("files", f"must say which files to take: {listed}")
+        return of_rows
+    chosen: dict[str, None] = {}
+    for index, pattern in enumerate(patterns):
+        fitting = [name for name in names if fnmatchcase(name, pattern) and is_plain_path(name)]
+        if not fitting:
+            raise violation(f"files[{index}]", f"fits no file, {pattern!r:.100}: {listed}")
+        chosen |= dict.fromkeys(fitting)
+    return list(chosen)
+
+
+@contextmanager
+def _asking(what: str, commit: str) -> Iterator[None]:
+    """Turn what the hub library raises into our errors."""
+    try:
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     except ImportError as error:
         raise FailedPreconditionError(
             f"this gateway has no hub access (huggingface_hub is not installed): {_INSTEAD}"
         ) from error
     try:
-        snapshot_download(
-            hub_id, revision=commit, allow_patterns=list(PATTERNS), local_dir=directory, endpoint=endpoint
-        )
+        yield
+    except MadpoError:
+        raise
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise NotFoundError(f"the hub has no model {hub_id} at commit {commit}, or does not show it to us") from error
+        raise NotFoundError(f"the hub has no {what} at commit {commit}, or does not show it to us") from error
     except Exception as error:  # what its HTTP library raises has no root in common with the rest
-        raise FailedPreconditionError(f"the hub did not give {hub_id} ({type(error).__name__}): {_INSTEAD}") from error
-    # The library keeps notes on the download beside the files.
-    shutil.rmtree(directory / ".cache", ignore_errors=True)
+        raise FailedPreconditionError(f"the hub did not give {what} ({type(error).__name__}): {_INSTEAD}") from error

@@ -33,6 +33,11 @@ def require_display_name(value: str, *, field: str) -> str:
     return value
 
 
+def is_plain_path(name: str) -> bool:
+    """Whether a name is of a file, perhaps below folders, and leads nowhere else."""
+    return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
 def page_size(value: int) -> int:
     """Items per page: 0 takes the default, more than the most takes the most. Raises InvalidArgumentError below 0."""
     if value < 0:

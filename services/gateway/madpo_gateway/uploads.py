@@ -24,7 +24,7 @@ from madpo.data.records import RowReader
 from madpo.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
 from madpo.types import DatasetForm
 from madpo.v1 import dataset_service_pb2 as pb
-from madpo_gateway.requests import require_display_name, require_match, violation
+from madpo_gateway.requests import is_plain_path, require_display_name, require_match, violation
 from madpo_gateway.spool import MAX_CHUNK_BYTES, run_blocking
 
 MAX_FILES = 1000
@@ -298,7 +298,7 @@ class _EndedEarly(Exception):  # noqa: N818  # a way out, not a failure
 
 def _check_name(name: str, *, field: str) -> None:
     require_display_name(name, field=field)
-    if "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+    if not is_plain_path(name):
         raise violation(field, f"must be a file's name, perhaps below a folder, got {name!r:.60}")
 
 

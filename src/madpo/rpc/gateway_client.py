@@ -174,6 +174,23 @@ class GatewayClient:
             offset = state.received_bytes
         return convert.dataset_from_proto(response.dataset), response.created
 
+    async def import_dataset(
+        self,
+        hub_id: str,
+        *,
+        commit: str,
+        files: Sequence[str] = (),
+        format: str = "",  # noqa: A002
+        columns: Mapping[str, str] | None = None,
+        lists: str = "",
+    ) -> tuple[types.Dataset, bool]:
+        """Let the gateway fetch files of rows from the hub at a full commit; the rest is as of an upload."""
+        request = datasets.ImportDatasetRequest(
+            hub_id=hub_id, commit=commit, files=files, format=format, columns=columns, lists=lists
+        )
+        response = await self._call(self._datasets.ImportDataset, request, timeout_s=self._commit_timeout_s)
+        return convert.dataset_from_proto(response.dataset), response.created
+
     async def get_dataset(self, dataset_id: str) -> types.Dataset:
         """Raises NotFoundError."""
         response = await self._call(self._datasets.GetDataset, datasets.GetDatasetRequest(dataset_id=dataset_id))

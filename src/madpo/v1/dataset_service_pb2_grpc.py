@@ -45,6 +45,11 @@ class DatasetServiceStub:
                 request_serializer=madpo_dot_v1_dot_dataset__service__pb2.GetUploadRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.GetUploadResponse.FromString,
                 _registered_method=True)
+        self.ImportDataset = channel.unary_unary(
+                '/madpo.v1.DatasetService/ImportDataset',
+                request_serializer=madpo_dot_v1_dot_dataset__service__pb2.ImportDatasetRequest.SerializeToString,
+                response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.ImportDatasetResponse.FromString,
+                _registered_method=True)
         self.GetDataset = channel.unary_unary(
                 '/madpo.v1.DatasetService/GetDataset',
                 request_serializer=madpo_dot_v1_dot_dataset__service__pb2.GetDatasetRequest.SerializeToString,
@@ -94,6 +99,13 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportDataset(self, request, context):
+        """Fetches files of a dataset repository from the hub at a pinned commit, and takes them in like an upload.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDataset(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -138,6 +150,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.GetUpload,
                     request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.GetUploadRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_dataset__service__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'ImportDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportDataset,
+                    request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.ImportDatasetRequest.FromString,
+                    response_serializer=madpo_dot_v1_dot_dataset__service__pb2.ImportDatasetResponse.SerializeToString,
             ),
             'GetDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDataset,
@@ -220,6 +237,33 @@ class DatasetService:
             '/madpo.v1.DatasetService/GetUpload',
             madpo_dot_v1_dot_dataset__service__pb2.GetUploadRequest.SerializeToString,
             madpo_dot_v1_dot_dataset__service__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/madpo.v1.DatasetService/ImportDataset',
+            madpo_dot_v1_dot_dataset__service__pb2.ImportDatasetRequest.SerializeToString,
+            madpo_dot_v1_dot_dataset__service__pb2.ImportDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,13 +4,14 @@ import asyncio
 import itertools
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Generator, Iterable
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
 from madpo.data.check.check import DatasetCheck
-from madpo.data.files import FileRows
+from madpo.data.file_formats import parse_format
+from madpo.data.files import DataFile, FileRows
 from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader, parse_rows, row_kind
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
@@ -22,10 +23,11 @@ from madpo.storage.datasets import DatasetStore
 from madpo.types import Dataset, DatasetRow, Job
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
+from madpo_gateway.hub import COMMIT_PATTERN, HUB_ID_PATTERN, fetch_dataset_files
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import MAX_PAGE_SIZE, page_size, require_match, violation
 from madpo_gateway.settings import GatewaySettings
-from madpo_gateway.spool import run_blocking
+from madpo_gateway.spool import run_blocking, scratch_directory
 from madpo_gateway.uploads import Upload, UploadResult, Uploads
 
 logger = logging.getLogger(__name__)
@@ -55,19 +57,29 @@ class DatasetServicer(DatasetServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Any
     ) -> pb.UploadDatasetResponse:
         """Spool, check the digest, check every row, store. All or nothing."""
-        result = await self._uploads.receive(aiter(request_iterator), self._store)
-        response = await self._uploaded(result)
-        self._metrics.stored.labels("dataset").inc(result.created)
-        logger.info(
-            "dataset uploaded",
-            extra={
-                "dataset_id": result.dataset_id,
-                "rows": response.dataset.rows,
-                "new": result.created,
-                "forms": [form.name for form in result.forms],
-            },
-        )
-        return response
+        result = await self._uploads.receive(aiter(request_iterator), self._store_upload)
+        return await self._uploaded(result)
+
+    async def ImportDataset(self, request: pb.ImportDatasetRequest, context: Any) -> pb.ImportDatasetResponse:  # noqa: N802
+        """Fetch files of a pinned commit from the hub and store their rows."""
+        hub_id = require_match(request.hub_id, HUB_ID_PATTERN, field="hub_id")
+        commit = require_match(request.commit, COMMIT_PATTERN, field="commit")
+        file_format = parse_format(request.format)
+        header = pb.UploadDatasetHeader(display_name=hub_id, columns=request.columns, lists=request.lists)
+        async with scratch_directory(self._settings.uploads) as directory:
+            fetched = await run_blocking(
+                fetch_dataset_files,
+                hub_id,
+                commit=commit,
+                patterns=request.files,
+                directory=directory,
+                limit_bytes=self._settings.max_upload_bytes,
+                endpoint=self._settings.hub_endpoint,
+            )
+            files = [DataFile(path, name, file_format) for name, path in fetched]
+            result = await run_blocking(self._store, header, files)
+        stored = await self._uploaded(result)
+        return pb.ImportDatasetResponse(dataset=stored.dataset, created=stored.created)
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Any) -> pb.GetUploadResponse:  # noqa: N802
         """How far an upload has come, or what it became."""
@@ -132,10 +144,12 @@ class DatasetServicer(DatasetServiceServicer):
         dataset = replace(await asyncio.to_thread(self._datasets.get, result.dataset_id), forms=result.forms)
         return pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=result.created)
 
-    def _store(self, upload: Upload) -> UploadResult:
-        header = upload.announced.header
+    def _store_upload(self, upload: Upload) -> UploadResult:
+        return self._store(upload.announced.header, upload.data_files)
+
+    def _store(self, header: pb.UploadDatasetHeader, files: Sequence[DataFile]) -> UploadResult:
         reader = RowReader(header.columns, lists=parse_list_rule(header.lists))
-        with closing(FileRows(upload.data_files, self._settings.read_limits)) as numbered:
+        with closing(FileRows(files, self._settings.read_limits)) as numbered:
             try:
                 rows = parse_rows(numbered, reader)
                 first = next(rows)
@@ -148,6 +162,16 @@ class DatasetServicer(DatasetServiceServicer):
                 )
             except InvalidArgumentError as error:
                 raise numbered.explain(error) from error
+        self._metrics.stored.labels("dataset").inc(created)
+        logger.info(
+            "dataset stored",
+            extra={
+                "dataset_id": dataset.dataset_id,
+                "rows": dataset.rows,
+                "new": created,
+                "forms": [form.name for form in reader.forms()],
+            },
+        )
         return UploadResult(dataset.dataset_id, created, reader.forms())
 
     async def _unfinished_jobs(self) -> AsyncIterator[Job]:

@@ -24,7 +24,7 @@ from madpo.storage.references import CHECKPOINT_MODEL
 from madpo.types import FileEntry, Model
 from madpo.v1 import model_service_pb2 as pb
 from madpo.v1.model_service_pb2_grpc import ModelServiceServicer
-from madpo_gateway.hub import fetch_from_hub
+from madpo_gateway.hub import COMMIT_PATTERN, HUB_ID_PATTERN, fetch_from_hub
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
@@ -33,8 +33,6 @@ from madpo_gateway.spool import Spool, run_blocking, scratch_directory, stream_c
 logger = logging.getLogger(__name__)
 
 MAX_FILES = 1000
-HUB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$"
-COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 
 _MODEL_FOLDER = f"{CHECKPOINT_MODEL}/"
 
