@@ -168,7 +168,10 @@ class RewardTrainingSpec(_TrainingSpec):
 
 
 class PolicyTrainingSpec(_TrainingSpec):
-    """Train a policy on preference pairs; the reference is the initial policy."""
+    """Train a policy on preference pairs or lists of scored responses.
+
+    The reference is the initial policy, unless the method moves it.
+    """
 
     method: PreferenceMethod = PreferenceMethod()
     margin: MarginParameters | None = None

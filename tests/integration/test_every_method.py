@@ -94,6 +94,18 @@ def test_micro_batches_equal_one_batch_and_a_run_that_was_paused_one_that_was_no
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
+@pytest.mark.parametrize("method", ["alpha_dpo", "tr_dpo"])
+def test_a_paused_run_of_adapters_with_dropout_in_half_precision_ends_with_the_same_bits(site: Site, method: str):
+    lora = {"rank": 2, "dropout": 0.3, "target_modules": ["q_proj", "v_proj"]}
+    common: dict[str, Any] = {"max_steps": 4, "checkpoint_every_steps": 3, "precision": "bf16", "lora": lora}
+
+    straight = site.train(f"adapters-{method}", spec(site, method, **common))
+    paused = site.train(f"adapters-paused-{method}", spec(site, method, **common), pause_at=3)
+
+    assert [each.kind for each in (straight, paused)] == ["succeeded"] * 2
+    assert paused.result.model_id == straight.result.model_id
+
+
 def test_weights_of_rows_multiply_their_losses(site: Site):
     plain, weighted = spec(site, "dpo"), spec(site, "dpo") | {"dataset_id": site.weighted}
 

@@ -44,6 +44,10 @@ class AnchoredConfig(MethodConfig):
     """Bound of the anchored scores on both sides, beyond which a response no longer trains; 10 in the later published
     code. Null: none."""
 
+    def reward_scale(self) -> float:
+        """The inverse of `tau`."""
+        return 1 / self.tau
+
     def extra_requirements(self) -> Mapping[str, bool]:
         """Lengths to average over."""
         return {"lengths": self.average_log_prob}

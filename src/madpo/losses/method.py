@@ -2,8 +2,8 @@
 
 A method is one file in this package, ending in a `Method`, which `madpo.losses.registry` finds. Per optimizer step the
 caller
-    1. when `requirements(config).global_batch`, calls `observe` on every micro-batch, without gradient, and gathers
-       the figures of all N pairs of the global batch, from all micro-batches and ranks, in the batch's order;
+    1. when `requirements(config).global_batch`, calls `observe` on every micro-batch, without gradient or dropout, and
+       gathers the figures of all N pairs of the global batch, from all micro-batches and ranks, in the batch's order;
     2. calls `loss` on every micro-batch with those figures, the method's state, and a generator that starts each call
        of the step in the same state, a function of seed and step;
     3. minimises, summed over all micro-batches, sum(mask * per_pair) / kept + sum(aux);
@@ -39,6 +39,10 @@ class MethodConfig(BaseModel):
     def extra_requirements(self) -> Mapping[str, bool]:
         """Fields of `Requirements` that only these parameter values switch on, or off."""
         return {}
+
+    def reward_scale(self) -> float:
+        """Implicit reward per nat of log-ratio."""
+        return float(getattr(self, "beta", 1.0))
 
     def margin_scales(self) -> Mapping[str, MarginScale]:
         """Parameters in units of the reward margin, by name; those that are rules are not numbers yet."""

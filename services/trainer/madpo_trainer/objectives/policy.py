@@ -146,7 +146,7 @@ class PolicyStep:
             epoch_of=lambda index: objective.epoch_of(step, self._place[index]),
             margins=margins,
             count=len(rows),
-            beta=float(getattr(objective.config, "beta", 1.0)),
+            beta=objective.config.reward_scale(),
         )
         self._observed = self._observe(rows) if objective.requirements.global_batch else {}
 
