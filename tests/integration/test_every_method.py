@@ -106,22 +106,6 @@ def test_a_paused_run_of_adapters_with_dropout_in_half_precision_ends_with_the_s
     assert paused.result.model_id == straight.result.model_id
 
 
-def test_weights_of_rows_multiply_their_losses(site: Site):
-    plain, weighted = spec(site, "dpo"), spec(site, "dpo") | {"dataset_id": site.weighted}
-
-    losses = {}
-    for name, job in (("plain", plain), ("weighted", weighted)):
-        assert site.train(f"row-weights-{name}", job).kind == "succeeded"
-        losses[name] = {(row["step"], row["row"]): row for row in site.ledger(f"row-weights-{name}")}
-
-    first = [key for key in losses["plain"] if key[0] == 1]
-    assert len(first) == 8
-    for key in first:
-        weight = 0.5 * (key[1] % 3)
-        assert losses["weighted"][key]["weight"] == weight
-        assert losses["weighted"][key]["loss"] == pytest.approx(weight * losses["plain"][key]["loss"], rel=1e-6)
-
-
 def test_a_ledger_of_lists_has_a_row_for_each_with_its_best_against_its_worst(site: Site):
     assert site.train("ledger-lists", spec(site, "irpo")).kind == "succeeded"
 

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,6 @@ class Site:
     model: Mapping[str, str]
     pairs: str
     lists: str
-    weighted: str
 
     @property
     def store(self) -> LocalStore:
@@ -97,11 +96,7 @@ class Site:
         published, _ = ModelStore(store, home / "cache").publish(home / "model", display_name="tiny", kind="causal_lm")
         datasets = [
             DatasetStore(store).write(rows, kind=kind, display_name="data", scratch=home / "scratch")[0].dataset_id
-            for rows, kind in (
-                (PAIRS, DatasetKind.PREFERENCE),
-                (LISTS, DatasetKind.LIST),
-                ([replace(pair, weight=0.5 * (pair.row % 3)) for pair in PAIRS], DatasetKind.PREFERENCE),
-            )
+            for rows, kind in ((PAIRS, DatasetKind.PREFERENCE), (LISTS, DatasetKind.LIST))
         ]
         return cls(home, {"model_id": published.model_id}, *datasets)
 
