@@ -109,7 +109,7 @@ def _choose(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 def _asking(what: str, commit: str) -> Iterator[None]:
     """Turn what the hub library raises into our errors."""
     try:
-        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub import errors
     except ImportError as error:
         raise FailedPreconditionError(
             f"this gateway has no hub access (huggingface_hub is not installed): {_INSTEAD}"
@@ -118,7 +118,7 @@ def _asking(what: str, commit: str) -> Iterator[None]:
         yield
     except MadpoError:
         raise
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise NotFoundError(f"the hub has no {what} at commit {commit}, or does not show it to us") from error
     except Exception as error:  # what its HTTP library raises has no root in common with the rest
         raise FailedPreconditionError(f"the hub did not give {what} ({type(error).__name__}): {_INSTEAD}") from error
