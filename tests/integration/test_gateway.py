@@ -702,7 +702,7 @@ async def test_without_a_hub_an_import_says_what_to_do_instead(
     assert (refusing.code, not_installed.code) == ("FAILED_PRECONDITION", "FAILED_PRECONDITION")
     assert "the hub did not give model private/model" in refusing.message
     assert "huggingface_hub is not installed" in not_installed.message
-    assert all("upload its directory instead" in refused.message for refused in (refusing, not_installed))
+    assert all("upload it instead" in refused.message for refused in (refusing, not_installed))
 
 
 # ---- jobs
