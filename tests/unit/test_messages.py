@@ -173,6 +173,8 @@ def call(**fields: Any) -> dict[str, Any]:
             "prompt[0].tool_calls",
             "an assistant's turn, not to one of user",
         ),
+        ({"prompt": json.dumps([USER])}, "prompt", "spells messages, but is text: write them as a list"),
+        ({"chosen": str([CALLING | {"content": "x"}])}, "chosen", "spells messages, but is text"),
         ({"tools": {"name": "f"}}, "tools", "must be a list of function schemas or its JSON text, got dict"),
         ({"tools": "f"}, "tools", "is not JSON: Expecting value at character 1"),
         ({"tools": "[" * 100_000}, "tools", "deeper than 32"),

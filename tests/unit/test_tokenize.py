@@ -13,7 +13,7 @@ from madpo.data.tokenize import (
     tokenizer_sha256,
 )
 from madpo.errors import InvalidArgumentError, InvalidPairError
-from madpo.types import Message
+from madpo.types import ChatOptions, Message, ToolCall
 
 Make = Callable[..., Any]
 USER = (Message("user", "the film"),)
@@ -69,6 +69,22 @@ def test_messages_are_rendered_by_the_template_alone(make_toy_tokenizer: Make) -
     assert encoded.prompt_ids == [1, 4, 6, 7, 2, 5]
     assert encoded.response_ids == [8, 9, 2]
     assert encode_prompt(make_toy_tokenizer(), USER) == encoded.prompt_ids
+
+
+def test_the_template_reads_tools_calls_and_the_arguments_of_the_row(make_toy_tokenizer: Make) -> None:
+    template = (
+        "{% for tool in tools or [] %}{{ tool['function']['name'] }} {% endfor %}{% if mood %}{{ mood }} {% endif %}"
+        "{% for m in messages %}{{ m['content'] }} {% for call in m['tool_calls'] %}{{ call['function']['name'] }} "
+        "{{ call['function']['arguments']['what'] }} {% endfor %}{% endfor %}"
+    )
+    options = ChatOptions('[{"type":"function","function":{"name":"was"}}]', '{"mood":"good"}')
+    calling = (Message("assistant", "", (ToolCall("was", '{"what":"bad"}'),)),)
+
+    encoded = encode_response(make_toy_tokenizer(template=template), USER, calling, options)
+
+    assert encoded.prompt_ids == [8, 9, 6, 7]
+    assert encoded.response_ids == [8, 10]
+    assert encode_prompt(make_toy_tokenizer(template=template), USER) == [6, 7]
 
 
 def test_a_template_whose_prompt_is_no_prefix_is_refused_with_both_texts(make_toy_tokenizer: Make) -> None:

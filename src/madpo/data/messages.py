@@ -6,6 +6,7 @@ order, for the model reads them in that order.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from madpo.data.rows import RawRow
 from madpo.types import MESSAGE_TEXTS, NO_OPTIONS, ChatOptions, Content, Message, ToolCall, json_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+_SPELLED_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
+"""Messages as JSON, or as Python prints them: what a table that knows only text makes of a list."""
 
 _MESSAGE_KEYS = {"role", "content", "tool_calls", *MESSAGE_TEXTS}
 _RESERVED_KWARGS = {
@@ -37,8 +41,10 @@ _RESERVED_KWARGS = {
 
 
 def read_content(value: Any, field: str, row: RawRow) -> Content:
-    """Text, or a list of messages."""
+    """Text, or a list of messages; what spells such a list is neither."""
     if isinstance(value, str):
+        if _SPELLED_MESSAGES.match(value):
+            row.refuse(field, "spells messages, but is text: write them as a list")
         return read_text(value, field, row)
     if not isinstance(value, list):
         row.refuse(field, f"must be text or a list of messages, got {type(value).__name__}")
