@@ -1,0 +1,239 @@
+"""Tables and plots of a result: python -m bench.report RESULT [--document docs/performance.md].
+
+Tables take the place of those between `<!-- table NAME -->` and `<!-- end -->` in the document; plots go to `images/`
+beside it. Without a document the tables are printed.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import growth
+from bench.plots import plot_growth, plot_scoring, plot_training
+from bench.rounds import Ratio, ratio
+
+OURS = "packed"
+MIB = 2**20
+
+Sections = Mapping[str, Any]
+Table = list[list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A ratio that is to be reached."""
+
+    what: str
+    bound: float
+    at_least: bool
+    figure: Callable[[Sections], Ratio]
+
+    def row(self, sections: Sections) -> list[str]:
+        """Goal, measured, and whether it is reached."""
+        sign = "≥" if self.at_least else "≤"
+        goal = f"{sign} {self.bound:g}x"
+        try:
+            found = self.figure(sections)
+        except KeyError as missing:
+            return [self.what, goal, f"not measured ({missing.args[0]})", ""]
+        if not found.agrees:
+            return [self.what, goal, str(found), ""]
+        reached = found.median >= self.bound if self.at_least else found.median <= self.bound
+        return [self.what, goal, str(found), "yes" if reached else "**no**"]
+
+
+def speed(model: str, peer: str) -> Callable[[Sections], Ratio]:
+    """By how much the peer takes more CPU-seconds than we do."""
+    return lambda sections: ratio(_valid(sections["train"][model]), peer, OURS, "cpu_s")
+
+
+def memory(model: str, peer: str, field: str) -> Callable[[Sections], Ratio]:
+    """What we take of the peer's memory."""
+    return lambda sections: ratio(_valid(sections["train"][model]), OURS, peer, field)
+
+
+def scoring(peer: str) -> Callable[[Sections], Ratio]:
+    """By how much the peer takes more CPU-seconds than our service does."""
+    return lambda sections: ratio(_valid(sections["score"]), peer, "service", "cpu_s")
+
+
+def products(model: str) -> Callable[[Sections], Ratio]:
+    """FLOPs of matrix products over the least there are."""
+
+    def figure(sections: Sections) -> Ratio:
+        over = sections["flops"][model][OURS]["products_over_least"]
+        return Ratio(over, over, over)
+
+    return figure
+
+
+GOALS = (
+    Goal("`body`: pairs per CPU-second against ideal TRL", 1.6, True, speed("body", "trl_ideal")),
+    Goal("`body`: against TRL, reference precomputed", 2.0, True, speed("body", "trl_pre")),
+    Goal("`body`: against TRL as it comes", 2.7, True, speed("body", "trl")),
+    Goal("`v32k`: against ideal TRL", 1.9, True, speed("v32k", "trl_ideal")),
+    Goal("`v128k`: against ideal TRL", 1.8, True, speed("v128k", "trl_ideal")),
+    Goal("`body`: activation peak of ideal TRL's", 0.4, False, memory("body", "trl_ideal", "activation_bytes")),
+    Goal("`v32k`: activation peak of ideal TRL's", 0.4, False, memory("v32k", "trl_ideal", "activation_bytes")),
+    Goal("`v128k`: activation peak of ideal TRL's", 0.4, False, memory("v128k", "trl_ideal", "activation_bytes")),
+    Goal("`body`: peak RSS of precomputed TRL's", 0.55, False, memory("body", "trl_pre", "peak_rss_bytes")),
+    Goal("`v32k`: peak RSS of precomputed TRL's", 0.55, False, memory("v32k", "trl_pre", "peak_rss_bytes")),
+    Goal("`v128k`: peak RSS of precomputed TRL's", 0.55, False, memory("v128k", "trl_pre", "peak_rss_bytes")),
+    Goal("FLOPs of matrix products over the least", 1.05, False, products("tiny")),
+    Goal("scoring against padded batches as they arrive", 2.5, True, scoring("pipeline_32")),
+    Goal("scoring against infinity, service against service", 2.0, True, scoring("infinity")),
+)
+
+
+def _valid(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variants of a run that counts."""
+    if entry["void"]:
+        raise KeyError(f"void: {entry['void']}")
+    variants: Mapping[str, Any] = entry["variants"]
+    return variants
+
+
+def goals_table(sections: Sections) -> Table:
+    return [["what", "goal", "measured (rounds)", "reached"], *(goal.row(sections) for goal in GOALS)]
+
+
+def training_table(sections: Sections) -> Table:
+    rows = [
+        ["model", "variant", "pairs per CPU-s", "ours over it", "activation peak MiB", "peak RSS MiB", "last loss"],
+    ]
+    for model, entry in sections["train"].items():
+        pairs = entry["task"]["batch"] * entry["task"]["steps"]
+        for name, variant in entry["variants"].items():
+            mid = {field: median(each[field] for each in variant["rounds"]) for field in _FIELDS}
+            rows.append(
+                [
+                    f"`{model}`",
+                    f"`{name}`",
+                    f"{pairs / mid['cpu_s']:.2f}",
+                    "1" if name == OURS else str(ratio(entry["variants"], name, OURS, "cpu_s")),
+                    f"{mid['activation_bytes'] / MIB:.0f}",
+                    f"{mid['peak_rss_bytes'] / MIB:.0f}",
+                    f"{variant['rounds'][-1]['losses'][-1]:.6f}",
+                ]
+            )
+    return rows
+
+
+_FIELDS = ("cpu_s", "activation_bytes", "peak_rss_bytes")
+
+
+def flops_table(sections: Sections) -> Table:
+    rows = [["model", "way", "matrix products, MFLOP per pair", "over the least", "with attention, over the least"]]
+    for model, ways in sections["flops"].items():
+        for name, way in ways.items():
+            over = [f"{way['products_over_least']:.2f}", f"{way['over_least']:.2f}"]
+            rows.append(
+                [f"`{model}`", "least" if name == "least" else f"`{name}`", f"{way['products_mflop']:.0f}", *over]
+            )
+    return rows
+
+
+def work_table(sections: Sections) -> Table:
+    rows = [["prompt / response", "tokens per pair: padded, sorted, padding-free, shared", "7 % head", "40 % head"]]
+    for entry in sections["work"]:
+        tokens = ", ".join(f"{count:.0f}" for count in entry["tokens_per_pair"].values())
+        over = [
+            ", ".join(f"{each:.2f}" for each in ways.values()) for ways in entry["flop_ratio_by_head_share"].values()
+        ]
+        rows.append([entry["shape"], tokens, *over])
+    return rows
+
+
+def scoring_table(sections: Sections) -> Table:
+    entry = sections["score"]
+    rows = [["way", "pairs per CPU-s", "ours over it", "largest difference of a score"]]
+    for name, variant in entry["variants"].items():
+        rate = entry["task"]["pairs"] / median(each["cpu_s"] for each in variant["rounds"])
+        over = "1" if name == "service" else str(ratio(entry["variants"], name, "service", "cpu_s"))
+        difference = entry["score_difference"].get(name)
+        rows.append([f"`{name}`", f"{rate:.2f}", over, "" if difference is None else f"{difference:.0e}"])
+    return rows + [[f"`{name}`", f"skipped: {reason}", "", ""] for name, reason in entry["skipped"].items()]
+
+
+def growth_table(sections: Sections) -> Table:
+    rows = [["over", "from, to", "CPU-s", "slope (last)", "memory MiB", "slope (last)"]]
+    for curve, points in sections["growth"].items():
+        cells = [curve, f"{points[0][curve]:,.0f} to {points[-1][curve]:,.0f}"]
+        for field, scale, digits in (("cpu_s", 1, 2), ("activation_bytes", MIB, 0)):
+            values = [point[field] / scale for point in points]
+            cells.append(f"{values[0]:.{digits}f} to {values[-1]:.{digits}f}")
+            cells.append(f"{growth.slope(points, curve, field):.2f} ({growth.steepest(points, curve, field):.2f})")
+        rows.append(cells)
+    return rows
+
+
+def conditions_table(result: Mapping[str, Any]) -> Table:
+    rows = [["section", "started (UTC)", "took s", "load average before, after", "OMP threads, wait policy", "nice"]]
+    for name, section in result["sections"].items():
+        before, after = section["before"], section["after"]
+        load = f"{before['load_average'][0]:.1f}, {after['load_average'][0]:.1f}"
+        rows.append([name, section["started"], f"{section['took_s']:.0f}", load, "1, PASSIVE", str(before["niceness"])])
+    return rows
+
+
+def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    """All tables of the sections that were run."""
+    sections = {name: section["result"] for name, section in result["sections"].items()}
+    yield "goals", goals_table(sections)
+    made = {
+        "train": training_table,
+        "flops": flops_table,
+        "work": work_table,
+        "score": scoring_table,
+        "growth": growth_table,
+    }
+    yield from ((name, make(sections)) for name, make in made.items() if name in sections)
+    yield "conditions", conditions_table(result)
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown."""
+    head, *rows = table
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def fill(document: str, made: Sequence[tuple[str, Table]]) -> str:
+    """The document with its tables replaced.
+
+    Raises:
+        ValueError: It has no place for one.
+    """
+    for name, table in made:
+        place = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not place.search(document):
+            raise ValueError(f"the document has no place for the table {name} (give it `<!-- table {name} -->`)")
+        text = markdown(table) + "\n"
+        document = place.sub(lambda match, text=text: match[1] + text + match[2], document)
+    return document
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.report")
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--document", type=Path)
+    options = parser.parse_args()
+    result = json.loads(options.result.read_text())
+    made = list(tables(result))
+    if options.document is None:
+        print("\n\n".join(f"{name}\n\n{markdown(table)}" for name, table in made))
+        return
+    options.document.write_text(fill(options.document.read_text(), made))
+    images = options.document.parent / "images"
+    sections = {name: section["result"] for name, section in result["sections"].items()}
+    for name, plot in (("train", plot_training), ("score", plot_scoring), ("growth", plot_growth)):
+        if name in sections:
+            plot(sections[name], images / f"performance-{name}.png")
+
+
+if __name__ == "__main__":
+    main()
