@@ -87,7 +87,8 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Opt
     for name, parameter in trainable_parameters(model):
         if name in by_parameter:
             optimizer.state[parameter] = {
-                slot: tensor if slot == "step" else part_like(tensor, parameter)
+                # The fused optimizer counts steps on the parameter's device.
+                slot: tensor.to(parameter.device) if slot == "step" else part_like(tensor, parameter)
                 for slot, tensor in by_parameter[name].items()
             }
 
