@@ -15,7 +15,7 @@ from madpo.errors import InvalidArgumentError
 from madpo.losses import catalogue, registry
 from madpo.losses.registry import METHODS, parse_params
 from madpo_client.cli import app
-from tests.integration.training_site import LISTS, OUTER_LOOPS, Site
+from tests.integration.training_site import LISTS, OUTER_LOOPS, PAIRS, Site
 
 TRAINING = {
     "max_steps": 3,
@@ -118,6 +118,30 @@ def test_a_ledger_of_lists_has_a_row_for_each_with_its_best_against_its_worst(si
         assert row["responses"] == len(ranked.responses)
         assert row["reward_margin"] is None
         assert math.isfinite(row["implicit_margin"])
+
+
+def test_methods_of_pairs_take_the_best_and_the_worst_of_a_list(site: Site):
+    job = spec(site, "dpo") | {"dataset_id": site.lists, "eval_dataset_id": site.lists}
+
+    outcome = site.train("pairs-of-lists", job)
+
+    assert outcome.kind == "succeeded", outcome.reason
+    assert outcome.result.summary["eval"]["pairs"] == len(LISTS)
+    pair_ids = {ranked.row: ranked.as_pair().pair_id for ranked in LISTS}
+    assert all(row["pair_id"] == pair_ids[row["row"]] for row in site.ledger("pairs-of-lists"))
+
+
+def test_a_list_method_on_pairs_fails_by_name_should_one_get_past_the_gateway(site: Site):
+    with pytest.raises(InvalidArgumentError, match="irpo needs a dataset of lists"):
+        site.train("lists-of-pairs", spec(site, "irpo") | {"dataset_id": site.pairs})
+
+
+def test_a_row_dropped_for_its_gold_response_is_gone_for_its_method_alone(site: Site):
+    jobs = {method: spec(site, method, max_tokens=10, overlong="drop") for method in ("dpo", "tpo")}
+    outcomes = {method: site.train(f"dropped-{method}", job) for method, job in jobs.items()}
+
+    dropped = {method: outcome.result.summary["rows"]["training"]["dropped"] for method, outcome in outcomes.items()}
+    assert 0 < dropped["dpo"] < dropped["tpo"] < len(PAIRS)
 
 
 def test_a_reference_moves_when_it_is_due(site: Site):

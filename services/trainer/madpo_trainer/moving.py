@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from madpo.losses.apo_accel import extrapolate
 from madpo.losses.method import ReferenceUpdate
 from madpo.models.load import inner_model
-from madpo.models.logps import ResponseGroup, ResponseLogps
+from madpo.models.logps import ResponseLogps
 from madpo_trainer.reference import ReferenceLogps
 from madpo_trainer.rows import PolicyRow
 from madpo_trainer.sharding import part_like, whole
@@ -54,12 +54,8 @@ class MovingReference:
 
     def logps(self, rows: Sequence[int]) -> ReferenceLogps:
         """Log-probs of the rows' responses under the present reference."""
-        return self.run([self._rows[row].group for row in rows])
-
-    def run(self, groups: Sequence[ResponseGroup]) -> ReferenceLogps:
-        """Log-probs of any groups, without gradient."""
         with torch.no_grad():
-            found = self._run(groups, model=self.model)
+            found = self._run([self._rows[row].group for row in rows], model=self.model)
         return ReferenceLogps(found.logps, found.token_logps)
 
     @torch.no_grad()

@@ -84,7 +84,7 @@ class PolicySetup:
         method = get_method(self.spec.method.name)
         config = parse_params(method.name, self.spec.method.params)
         requirements, update = method.requirements(config), config.reference_update()
-        self.refuse(method, update)
+        self._refuse(method, update)
         rows, held_out = self._read(inputs.rows, method, requirements)
         schedule = schedule_of(len(rows))
         temperature, margins = 1.0, None
@@ -112,7 +112,7 @@ class PolicySetup:
         )
         return objective, schedule
 
-    def refuse(self, method: Method, update: ReferenceUpdate | None) -> None:
+    def _refuse(self, method: Method, update: ReferenceUpdate | None) -> None:
         """Refuse what cannot be trained. The gateway has, before the job existed; specs may come from elsewhere.
 
         Raises:
@@ -239,7 +239,9 @@ class PolicySetup:
         update: ReferenceUpdate | None,
     ) -> StoredLogps | MovingReference:
         if update is None:
-            return self._stored(inputs, rows, self.spec.dataset_id, tokens=requirements.token_logps)
+            return self._stored(
+                inputs, rows, self.spec.dataset_id, tokens=requirements.token_logps, gold=requirements.gold
+            )
         self.phase("loading the reference")
         return MovingReference(
             self.ranks.together(inputs.load_initial),
@@ -262,20 +264,32 @@ class PolicySetup:
         return mismatched
 
     def _stored(
-        self, inputs: PolicyInputs, rows: Sequence[PolicyRow], dataset_id: str | None, *, tokens: bool = False
+        self,
+        inputs: PolicyInputs,
+        rows: Sequence[PolicyRow],
+        dataset_id: str | None,
+        *,
+        tokens: bool = False,
+        gold: bool = False,
     ) -> StoredLogps:
         groups = [row.group for row in rows]
         lists = any(row.scores for row in rows)
-        return self._load_or_compute(inputs, groups, tokens=tokens, dataset=dataset_id, lists=lists)
+        return self._load_or_compute(inputs, groups, tokens=tokens, gold=gold, dataset=dataset_id, lists=lists)
 
     def _load_or_compute(
-        self, inputs: PolicyInputs, groups: Sequence[ResponseGroup], *, tokens: bool = False, **parts: Any
+        self,
+        inputs: PolicyInputs,
+        groups: Sequence[ResponseGroup],
+        *,
+        tokens: bool = False,
+        gold: bool = False,
+        **parts: Any,
     ) -> StoredLogps:
         """Log-probs under the initial policy: the adapter switched off, or the weights before the first step."""
         self.phase("reference log-probs")
         training = self.spec.training
-        if training.overlong != "error":  # rows may be cut or gone
-            parts |= {"overlong": training.overlong, "max_tokens": training.max_tokens}
+        if training.overlong != "error":  # rows may be cut or gone, also for their gold response
+            parts |= {"overlong": training.overlong, "max_tokens": training.max_tokens, "gold": gold}
         digest = reference.reference_digest(
             model=inputs.initial_model_id,
             tokenizer=tokenizer_sha256(inputs.tokenizer),

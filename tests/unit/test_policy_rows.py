@@ -1,0 +1,76 @@
+"""Rows of pairs and lists with their tokens; what does not fit or is missing is named by its row."""
+
+from dataclasses import replace
+
+import pytest
+
+from madpo.errors import InvalidPairError
+from madpo.losses.method import Requirements
+from madpo.storage.datasets import DatasetStore
+from madpo.storage.local import LocalStore
+from madpo.storage.tokens import TokenStore
+from madpo.types import DatasetKind, PreferencePair, ResponseList
+from madpo_trainer.rows import TrainingRows, require_columns
+
+PAIR = PreferencePair("the film", "was good", "was bad", row=1, gold="was good good good")
+RANKED = ResponseList("the film", ("was", "good", "bad", "the"), (0.0, 2.0, 2.0, -1.0), row=1)
+
+
+@pytest.fixture
+def read(tmp_path, make_toy_tokenizer):
+    store, tokenizer = LocalStore(tmp_path / "store"), make_toy_tokenizer()
+    datasets = DatasetStore(store)
+    tokenizer.save_pretrained(tmp_path / "model")
+
+    def read(*rows, max_tokens=32, lists=False, gold=False):
+        kind = DatasetKind.LIST if isinstance(rows[0], ResponseList) else DatasetKind.PREFERENCE
+        dataset, _ = datasets.write(rows, kind=kind, display_name="", scratch=tmp_path / "scratch")
+        reader = TrainingRows(
+            datasets,
+            TokenStore(store),
+            directory=tmp_path / "model",
+            tokenizer=tokenizer,
+            max_tokens=max_tokens,
+            overlong="error",
+        )
+        reader.prepare(dataset.dataset_id, scratch=tmp_path / "scratch", say=lambda text: None)
+        return reader.policy_rows(dataset.dataset_id, lists=lists, gold=gold)
+
+    return read
+
+
+def test_a_pair_has_two_responses_and_its_gold_one_where_it_is_asked_for(read):
+    (row,), (with_gold,) = read(PAIR), read(PAIR, gold=True)
+
+    assert row.row_id == PAIR.pair_id
+    assert [len(ids) for ids in row.responses] == [3, 3]
+    assert row.gold_ids is None
+    assert with_gold.gold_ids is not None
+    assert len(with_gold.gold_ids) == 5
+    assert with_gold.tokens == row.tokens + len(row.prompt_ids) + 5
+    assert with_gold.group == row.group
+
+
+def test_a_list_keeps_all_responses_or_becomes_its_best_against_its_worst(read):
+    (ranked,), (pair,) = read(RANKED, lists=True), read(RANKED)
+
+    assert (ranked.row_id, ranked.scores) == (RANKED.list_id, RANKED.scores)
+    assert len(ranked.responses) == 4
+    assert ranked.chosen_and_rejected == (1, 3)
+    assert (pair.pair.chosen, pair.pair.rejected) == ("good", "the")
+    assert pair.row_id == RANKED.as_pair().pair_id
+    assert pair.responses == (ranked.responses[1], ranked.responses[3])
+
+
+def test_what_is_too_long_or_missing_is_named_by_its_row(read):
+    second = replace(PAIR, chosen="was", row=2, gold=None)
+
+    with pytest.raises(
+        InvalidPairError, match=r"1 of 2 rows are longer than training\.max_tokens=7 .*; the first: \[1\]"
+    ):
+        read(PAIR, replace(second, gold="was"), max_tokens=7, gold=True)
+    with pytest.raises(InvalidPairError, match=r"row 2\.gold is missing"):
+        read(PAIR, second, gold=True)
+    with pytest.raises(InvalidPairError, match=r"row 1\.semantic_distance is missing"):
+        require_columns(read(PAIR), Requirements(semantic_distance=True))
+    require_columns(read(PAIR), Requirements(reference=True))
