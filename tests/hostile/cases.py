@@ -4,7 +4,15 @@ from itertools import chain
 
 from tests.hostile.case import Case
 from tests.hostile.file_cases import array_cases, compression_cases, csv_cases, empty_cases, size_cases
-from tests.hostile.row_cases import json_cases, message_cases, number_cases, row_cases, text_cases, type_cases
+from tests.hostile.row_cases import (
+    json_cases,
+    long_cases,
+    message_cases,
+    number_cases,
+    row_cases,
+    text_cases,
+    type_cases,
+)
 from tests.hostile.table_cases import arrow_cases, parquet_cases
 
 
@@ -15,6 +23,7 @@ def all_cases() -> list[Case]:
         json_cases,
         type_cases,
         message_cases,
+        long_cases,
         number_cases,
         row_cases,
         size_cases,

@@ -222,6 +222,27 @@ NUMBERS = ("margin", "weight", "semantic_distance")
 PARTNERS = {"chosen_reward": "rejected_reward", "chosen_uncertainty": "rejected_uncertainty"}
 
 
+def long_cases() -> Iterator[Case]:
+    """Refusals that would be longer than the headers they travel in."""
+    deep: Any = "\0"
+    for level in range(25):
+        deep = {f"{level:0>60}": deep}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": deep}}]
+    for name, row in {
+        "deep places": CHAT | {"tools": tools},
+        "wide roles": CHAT | {"prompt": [{"role": "\U0001f600" * 200, "content": "a"}]},
+        "wide names": CHAT | {"prompt": [USER | {"\u4e2d" * 1000: 1}]},
+    }.items():
+        data = b"".join(json.dumps(row).encode() + b"\n" for _ in range(30))
+        yield Case(f"long refusals: {name}", "rows.jsonl", lambda data=data: data, "at least 20 unusable", "row 1*")
+    half = json.dumps({"\ud800": "a" * 600_000}).encode()
+    yield Case("long refusals: a column of half a character", "rows.jsonl", lambda: half, "max_field_bytes", "row 1.?")
+    data = b'{"prompt": 1}\n' * 30
+    yield Case(
+        "long refusals: a long name", "n" * 190 + ".jsonl", lambda data=data: data, "at least 20", "row 1.prompt"
+    )
+
+
 def number_cases() -> Iterator[Case]:
     """Numbers that are none, or that no margin can be."""
     wrong: dict[str, tuple[Any, str]] = {

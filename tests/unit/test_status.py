@@ -1,5 +1,8 @@
+import base64
 import pickle
+import string
 from dataclasses import fields
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -82,3 +85,15 @@ def test_a_failure_that_is_not_ours_is_mapped_by_its_code():
 
 def test_violations_are_plain_data():
     assert [field.name for field in fields(FieldViolation)] == ["field", "description"]
+
+
+@pytest.mark.parametrize("character", ["a", "%", "\u00e4", "\u4e2d", "\U0001f600", "\ud83d"])
+def test_an_error_of_any_length_fits_into_the_trailers_of_a_call(character: str) -> None:
+    violations = [FieldViolation(f"row {row}.{character * 900}", character * 900) for row in range(200)]
+    error = errors.InvalidArgumentError(character * 100_000, violations)
+
+    _, message, trailers = to_status(error, request_id="r" * 64)
+
+    packed = sum(len(base64.b64encode(value)) for _, value in trailers if isinstance(value, bytes))
+    assert len(quote(message, safe=string.printable, errors="replace")) + packed < 8000
+    assert message.startswith(character.replace("\ud83d", "?") * 100)

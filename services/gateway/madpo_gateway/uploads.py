@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -232,7 +232,10 @@ class Uploads:
     def received_bytes(self, upload_id: str) -> int:
         """Bytes of an upload that are here."""
         files = self._directory(upload_id) / "files"
-        return sum(path.stat().st_size for path in files.iterdir()) if files.is_dir() else 0
+        try:
+            return sum(path.stat().st_size for path in files.iterdir())
+        except FileNotFoundError:
+            return 0
 
     def result(self, upload_id: str) -> UploadResult | None:
         """What an upload became, for some minutes after it did."""
@@ -246,11 +249,12 @@ class Uploads:
         removed = 0
         for directory in self._unfinished.iterdir() if self._unfinished.is_dir() else ():
             is_over = (directory / _RESULT).exists()
-            newest = max(path.stat().st_mtime for path in [directory, *directory.rglob("*")])
-            is_old = time.time() - newest > (_RESULT_TTL_S if is_over else ttl_s)
-            if is_old and directory.name not in self._streams:
-                shutil.rmtree(directory, ignore_errors=True)
-                removed += not is_over
+            with suppress(FileNotFoundError):  # what is stored or refused meanwhile goes by itself
+                newest = max(path.stat().st_mtime for path in [directory, *directory.rglob("*")])
+                is_old = time.time() - newest > (_RESULT_TTL_S if is_over else ttl_s)
+                if is_old and directory.name not in self._streams:
+                    shutil.rmtree(directory, ignore_errors=True)
+                    removed += not is_over
         return removed
 
     def _directory(self, upload_id: str) -> Path:
@@ -314,7 +318,6 @@ def _finish(directory: Path, upload: Upload, digest: str, store: Callable[[Uploa
     """Check and store the files, and leave the result in their place."""
     upload.verify(digest)
     result = store(upload)
-    shutil.rmtree(directory)
-    directory.mkdir()
     (directory / _RESULT).write_text(result.to_json())
+    shutil.rmtree(directory / "files")
     return result

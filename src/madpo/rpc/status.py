@@ -46,6 +46,9 @@ _BY_CODE: dict[grpc.StatusCode, type[MadpoError]] = {
 }
 _DOMAIN = "madpo"
 _DETAILS_KEY = "grpc-status-details-bin"
+_MAX_MESSAGE_BYTES, _MAX_VIOLATION_BYTES, _MAX_VIOLATIONS_BYTES = 1500, 600, 2800
+"""Trailing metadata of more than 8 KiB may not arrive. The message is in it twice, and what is packed grows by a third.
+What does not fit is left out, from the end."""
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 
@@ -58,6 +61,7 @@ def to_status(
     """
     code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
     message = f"internal error, request {request_id}" if isinstance(error, errors.InternalError) else str(error)
+    message = _shortened(message, _MAX_MESSAGE_BYTES)
     status = status_pb2.Status(code=code.value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=_DOMAIN, metadata={"request_id": request_id})
     status.details.add().Pack(info)
@@ -65,7 +69,13 @@ def to_status(
     if isinstance(error, errors.InvalidArgumentError) and error.violations:
         bad = error_details_pb2.BadRequest()
         for violation in error.violations:
-            bad.field_violations.add(field=violation.field, description=violation.description)
+            bad.field_violations.add(
+                field=_shortened(violation.field, _MAX_VIOLATION_BYTES),
+                description=_shortened(violation.description, _MAX_VIOLATION_BYTES),
+            )
+            if bad.ByteSize() > _MAX_VIOLATIONS_BYTES:
+                bad.field_violations.pop()
+                break
         status.details.add().Pack(bad)
     if isinstance(error, errors.NonFiniteError) and error.pair_ids:
         status.details.add().Pack(error_details_pb2.DebugInfo(stack_entries=error.pair_ids))
@@ -81,6 +91,16 @@ def to_status(
         trailers.append((_PUSHBACK_KEY, str(pushback_ms)))
     trailers.append((_DETAILS_KEY, status.SerializeToString()))
     return code, message, tuple(trailers)
+
+
+def _shortened(text: str, limit_bytes: int) -> str:
+    """As much of a text as takes so many bytes where gRPC escapes all but printable ASCII; half characters as `?`."""
+    size_bytes, text = 0, text.encode(errors="replace").decode()
+    for place, character in enumerate(text):
+        size_bytes += 1 if " " <= character <= "~" else 3 * len(character.encode())
+        if size_bytes > limit_bytes:
+            return f"{text[:place]}..."
+    return text
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MadpoError:

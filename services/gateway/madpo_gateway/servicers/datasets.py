@@ -83,11 +83,13 @@ class DatasetServicer(DatasetServiceServicer):
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Any) -> pb.GetUploadResponse:  # noqa: N802
         """How far an upload has come, or what it became."""
+        # In this order: the result is there before the bytes are gone.
+        received_bytes = self._uploads.received_bytes(request.upload_id)
         result = self._uploads.result(request.upload_id)
         if result is not None:
             with suppress(NotFoundError):  # deleted since
                 return pb.GetUploadResponse(result=await self._uploaded(result))
-        return pb.GetUploadResponse(received_bytes=self._uploads.received_bytes(request.upload_id))
+        return pb.GetUploadResponse(received_bytes=received_bytes)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:  # noqa: N802
         """One dataset."""
