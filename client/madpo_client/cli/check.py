@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from madpo_client.cli.context import open_client
+from madpo_client.cli.forms import ColumnMapping, Lists, parse_columns
 from madpo_client.cli.output import AsJson, console
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def check_dataset(
         str | None, typer.Option(metavar="FILE|DATASET_ID", help="Rows whose prompts should not be in it; of the same.")
     ] = None,
     format: Annotated[str | None, typer.Option(help="The file's format, when its ending does not say.")] = None,  # noqa: A002
+    columns: ColumnMapping = None,
+    lists: Lists = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -57,6 +60,8 @@ def check_dataset(
 ) -> None:
     """Say what is wrong with rows before they cost a training. Exit code 2 when they cannot be trained on."""
     if _DATASET_ID.fullmatch(data):
+        if columns or lists:
+            raise typer.BadParameter("--map and --lists say how to read a file; a stored dataset has been read")
         if model is not None:
             raise typer.BadParameter("--model looks at a file; give the file the dataset was made of")
         with open_client(context) as client:
@@ -69,7 +74,16 @@ def check_dataset(
             _view(context, model, max_tokens, overlong) as view,
             row_progress("Checking", shown=not as_json) as on_rows,
         ):
-            report = check_file(data, format=format, held_out=held_out, model=view, rows_file=rows, on_rows=on_rows)
+            report = check_file(
+                data,
+                format=format,
+                columns=parse_columns(columns),
+                lists=lists,
+                held_out=held_out,
+                model=view,
+                rows_file=rows,
+                on_rows=on_rows,
+            )
     if html is not None:
         from madpo.data.check.page import render_page
 

@@ -51,6 +51,26 @@ def test_the_table_says_which_rows_and_what_to_do(tmp_path: Path) -> None:
     assert "1 prompts, found in 1 rows" in output
 
 
+def test_a_mapping_and_a_rule_for_lists_say_how_a_file_is_read(tmp_path: Path) -> None:
+    rows = [
+        {"question": row["prompt"], "best": row["chosen"], "rejected": row["rejected"], "weight": "heavy"}
+        for row in GOOD
+    ]
+    ranked = [
+        {"context": row["prompt"], "completions": [{"completion": f"{row['chosen']} {n}", "rank": n} for n in range(3)]}
+        for row in GOOD
+    ]
+
+    code, output = run(write(tmp_path / "some.jsonl", rows), "--map", "chosen=best", "--map", "weight=")
+    listed = run(write(tmp_path / "ranked.jsonl", ranked), "--lists", "pairs")[1]
+
+    assert (code, "intel in 28 rows: chosen from best, prompt from question" in output) == (0, True), output
+    assert "28 read, 84 kept (84 preference)" in listed
+    assert run(str(tmp_path / "ranked.jsonl"))[0] == run(str(tmp_path / "some.jsonl"))[0] == 2
+    assert "must be NAME=COLUMN" in run(str(tmp_path / "some.jsonl"), "--map", "chosen")[1]
+    assert "say how to read a file" in run("dataset-" + "0" * 32, "--map", "chosen=best")[1]
+
+
 def test_json_page_and_rows_are_the_same_report(tmp_path: Path) -> None:
     file, page, rows = write(tmp_path / "some.jsonl", [*GOOD, GOOD[4]]), tmp_path / "page.html", tmp_path / "rows.jsonl"
 
