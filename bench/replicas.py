@@ -61,12 +61,12 @@ def main() -> None:
                     for serving in (both[:1], both)
                 )
                 rounds.append({"1": one, "2": two})
-    for sample in rounds:
-        one, two = sample["1"], sample["2"]
-        print(
-            f"x{one['wall_s'] / two['wall_s']:.2f} wall, x{sum(one['cpu_s']) / max(two['cpu_s']):.2f} by CPU-seconds of"
-            f" the busier replica; pairs {two['pairs']}, CPU-seconds {one['cpu_s']} and {two['cpu_s']}"
-        )
+                print(
+                    f"x{one['wall_s'] / two['wall_s']:.2f} wall, x{sum(one['cpu_s']) / max(two['cpu_s']):.2f} by"
+                    f" CPU-seconds of the busier replica; pairs {two['pairs']}, CPU-seconds {one['cpu_s']} and"
+                    f" {two['cpu_s']}, load {os.getloadavg()[0]:.0f}",
+                    flush=True,
+                )
     walls = [sample["1"]["wall_s"] / sample["2"]["wall_s"] for sample in rounds]
     cpus = [sum(sample["1"]["cpu_s"]) / max(sample["2"]["cpu_s"]) for sample in rounds]
     print(f"median x{statistics.median(walls):.2f} wall, x{statistics.median(cpus):.2f} CPU")

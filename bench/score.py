@@ -74,12 +74,13 @@ def measure_layouts(root: Path, pairs: Sequence[Any], *, dtype: str, rounds: int
         "each text whole, unpadded": lambda: score_in(layouts[0], texts),
         "shared prompts": lambda: score_in(layouts[1], texts),
     }
-    prepare_layout(model, needs_head=False)
+    prepared = load_scorer("bench", root / "model", base_directory=None, config=ScorerConfig(dtype=dtype))._model
+    prepare_layout(prepared, needs_head=False)
     groups = [
         ResponseGroup(chosen.prompt, (chosen.response, rejected.response))
         for chosen, rejected in zip(texts[::2], texts[1::2], strict=True)
     ]
-    ways["packed rows of 8 pairs (not bit-stable)"] = lambda: score_packed(model, groups)
+    ways["packed rows of 8 pairs (not bit-stable)"] = lambda: score_packed(prepared, groups)
     alone = ways["each text whole, unpadded"]()
     samples: dict[str, dict[str, Any]] = {way: {"cpu_s": [], "wall_s": []} for way in ways}
     for _ in range(rounds):
