@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MIN_STD = 1e-8
+# Less than that is rounding of summed log-probs, in nats. Before the first update, where policy and reference are the
+# same, a figure of their difference is nothing else, and to divide by its deviation would make noise of order one.
+_MIN_STD = 1e-3
 
 
 class RunningMoments(NamedTuple):
@@ -16,7 +18,7 @@ class RunningMoments(NamedTuple):
 
     mean: Tensor
     std: Tensor
-    """At least 1e-8."""
+    """At least 1e-3."""
     state: Mapping[str, Tensor]
     """What the next step starts from: `mean` and `std` as averaged, and `steps`, the number of steps behind them."""
 
