@@ -155,12 +155,15 @@ def _segment_blocks(segment: Segment, window: int | None) -> Iterable[Block]:
     if window is not None and shared + max(own) > window:
         whole = slice(start, segment.end)
         return [Block(whole, whole, causal=False, merged=False, mask=segment_mask(segment, window))]
-    bounds = list(accumulate(own, initial=start + shared))
-    first = slice(start, bounds[1])
-    blocks = [Block(first, first, causal=True, merged=False)]
-    if len(own) > 1:
-        blocks.append(Block(slice(bounds[1], segment.end), slice(start, start + shared), causal=False, merged=False))
-    for left, right in pairwise(bounds[1:]):
+    if len(own) == 1:
+        whole = slice(start, segment.end)
+        return [Block(whole, whole, causal=True, merged=False)]
+    first = start + shared
+    prompt = slice(start, first)
+    # All responses look at what they share in one go, then each at itself.
+    blocks = [Block(prompt, prompt, causal=True, merged=False)]
+    blocks.append(Block(slice(first, segment.end), prompt, causal=False, merged=False))
+    for left, right in pairwise(accumulate(own, initial=first)):
         blocks.append(Block(slice(left, right), slice(left, right), causal=True, merged=True))
     return blocks
 
