@@ -23,9 +23,7 @@ from bench.turns import Turns
 from madpo.data.tokenize import encode_response
 from madpo.jobs import TrainingParameters
 from madpo.losses.registry import get_method, parse_params
-from madpo.models.logps import LogpsFunction, padded_logps
-from madpo.models.packed.capability import prepare_layout
-from madpo.models.packed.logps import PackedLogps
+from madpo.models.packed.capability import Layout, LayoutName
 from madpo.queue.workspace import Run
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
@@ -35,16 +33,12 @@ from madpo_trainer.loop import TrainingLoop
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.rows import PolicyRow
-from madpo_trainer.running import LogpsRunner
+from madpo_trainer.running import ModelRunner, choose_layout
 from madpo_trainer.state import TrainingState
 
 JOB = Job("job-" + "1" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
 
-VARIANTS: dict[str, LogpsFunction] = {
-    "plain": padded_logps,
-    "unshared": PackedLogps(share=False),
-    "packed": PackedLogps(),
-}
+VARIANTS: dict[str, LayoutName] = {"plain": "padded", "unshared": "unshared", "packed": "packed"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,8 @@ def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, 
     """The trainer's loop over a task, with nothing but its data and its end made up."""
     parameters = TrainingParameters(
         global_batch_size=task.batch,
-        micro_batch_size=task.micro_batch,
+        layout="padded" if variant == "plain" else "packed",
+        micro_batch_tokens=task.row_tokens,
         precision=task.precision,
         checkpoint_every_steps=task.total_steps,
         optimizer={
@@ -128,16 +123,9 @@ def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, 
     checkpoints.take_ownership()
     ledger = Ledger(store, job_id=run.job.job_id, attempt=1, parts=[])
     model = models.causal_lm(task.model)
-    if variant != "plain":
-        layout = prepare_layout(model, needs_head=True)
-        assert layout.name == "packed", layout.reason
-    runner = LogpsRunner(
-        model,
-        micro_batch_size=task.micro_batch,
-        precision=task.precision,
-        ranks=OneRank(),
-        logps_of=VARIANTS[variant],
-    )
+    layout = choose_layout(model, parameters, needs_head=True)
+    assert layout.name == parameters.layout, layout.reason
+    runner = ModelRunner(model, Layout(VARIANTS[variant]), parameters=parameters, ranks=OneRank())
     policy = PolicyObjective(
         runner,
         rows=rows,
@@ -158,6 +146,7 @@ def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, 
         run=run,
         ranks=OneRank(),
         objective=policy,
+        micro_batches=runner.micro_batches,
         parameters=parameters,
         schedule=order,
         state=TrainingState(),

@@ -150,7 +150,7 @@ class Site:
             "margin": {"source": "dataset"},
             "training": {
                 "global_batch_size": 16,
-                "micro_batch_size": 3,
+                "micro_batch_tokens": 40,
                 "max_steps": STEPS,
                 "checkpoint_every_steps": CHECKPOINT_EVERY,
                 "max_tokens": 64,

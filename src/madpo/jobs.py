@@ -81,8 +81,12 @@ class TrainingParameters(Spec):
     max_steps: int | None = Field(default=None, ge=1)
     global_batch_size: int = Field(default=32, ge=1)
     """Rows per optimizer step."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Rows per forward pass; a memory setting that does not change the result beyond rounding."""
+    layout: Literal["packed", "padded"] = "packed"
+    """`packed` runs prompts once for all their responses, without padding, where the model can; `padded` runs every
+    response behind its own prompt, in padded batches. The result is the same up to rounding."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens per forward pass; longer rows go alone. A memory setting that does not change the result beyond rounding;
+    halved once when memory runs out."""
     max_tokens: int = Field(default=1024, ge=2)
     """Longest prompt plus response."""
     overlong: Overlong = "error"

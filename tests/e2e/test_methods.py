@@ -80,7 +80,7 @@ def jobs(client: Client, base, pairs, lists):
             method=name,
             params=params,
             margin=None if name == "adpo_list" else {"source": "dataset"},
-            training={"max_steps": 3, "global_batch_size": 8, "micro_batch_size": 3, "max_tokens": 64},
+            training={"max_steps": 3, "global_batch_size": 8, "micro_batch_tokens": 40, "max_tokens": 64},
         )
         for name, params in METHODS.items()
     }

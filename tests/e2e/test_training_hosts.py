@@ -134,7 +134,7 @@ def site(tmp_path_factory, redis_url, make_toy_lm, make_toy_tokenizer):
     )
     training = {
         "global_batch_size": 8,
-        "micro_batch_size": 3,
+        "micro_batch_tokens": 40,
         "max_steps": 30,  # enough that a run is still going when its first checkpoint is heard of
         "checkpoint_every_steps": 2,
         "max_tokens": 32,

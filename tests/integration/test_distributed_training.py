@@ -77,7 +77,7 @@ PROGRAM = """
 TRAINING = {
     # Three micro-batches a step and one in the last: ranks have different numbers of them, one has none.
     "global_batch_size": 8,
-    "micro_batch_size": 3,
+    "micro_batch_tokens": 40,
     "epochs": 2.1,
     "max_tokens": 32,
     "optimizer": {"learning_rate": 1e-3},
@@ -357,3 +357,15 @@ def test_a_loss_that_is_no_number_on_one_rank_is_refused_by_all_and_the_row_is_n
     assert outcome.kind == "failed"
     assert "non-finite loss" in outcome.reason
     assert f"offending first: {spoilt.pair_id}" in outcome.reason
+
+
+def test_the_record_says_how_the_model_was_run(one, two):
+    for each in (one, two):
+        execution = each.outcomes["policy"].result.summary["execution"]
+        assert execution["layout"] == "packed"
+        assert execution["micro_batch_tokens"] == 40
+        assert execution["memory_estimate"]["activations_mib"] > 0
+        assert each.outcomes["reward"].result.summary["execution"]["layout"] == "packed"
+        assert each.outcomes["sharded"].result.summary["execution"]["layout"] == "packed"
+        dropout = each.outcomes["dropout"].result.summary["execution"]
+        assert (dropout["layout"], dropout["layout_reason"][:13]) == ("unshared", "dropout is on")

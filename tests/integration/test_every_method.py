@@ -20,7 +20,7 @@ from tests.integration.training_site import LISTS, OUTER_LOOPS, PAIRS, Site
 TRAINING = {
     "max_steps": 3,
     "global_batch_size": 8,
-    "micro_batch_size": 3,
+    "micro_batch_tokens": 40,
     "max_tokens": 32,
     "optimizer": {"learning_rate": 1e-3, "warmup_ratio": 0.0},
 }
@@ -84,7 +84,7 @@ def test_micro_batches_equal_one_batch_and_a_run_that_was_paused_one_that_was_no
     common: dict[str, Any] = {"max_steps": 4, "checkpoint_every_steps": 3}
 
     straight = site.train(f"s-{name}", spec(site, method, params, **common))
-    whole = site.train(f"w-{name}", spec(site, method, params, **common, micro_batch_size=8))
+    whole = site.train(f"w-{name}", spec(site, method, params, **common, micro_batch_tokens=4096))
     paused = site.train(f"p-{name}", spec(site, method, params, **common), pause_at=3)
 
     assert [each.kind for each in (straight, whole, paused)] == ["succeeded"] * 3

@@ -21,7 +21,7 @@ from tests.integration.training_site import PAIRS, Site
 
 pytestmark = pytest.mark.data
 
-TRAINING = {"max_steps": 2, "global_batch_size": 4, "micro_batch_size": 2, "max_tokens": 64}
+TRAINING = {"max_steps": 2, "global_batch_size": 4, "micro_batch_tokens": 40, "max_tokens": 64}
 
 
 @pytest.fixture

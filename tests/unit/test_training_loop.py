@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from madpo.data.order import Schedule
-from madpo.errors import NonFiniteError
+from madpo.errors import FailedPreconditionError, NonFiniteError
 from madpo.jobs import TrainingParameters
+from madpo.models.packed.capability import Layout
 from madpo.queue.workspace import Run
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobState
 from madpo_trainer.loop import TrainingLoop
+from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.state import TrainingState, load_state
 
@@ -28,7 +30,7 @@ class Regression:
         torch.manual_seed(0)
         self.model = nn.Linear(3, 1)
         self.inputs, self.targets = torch.randn(ROWS, 3), torch.randn(ROWS, 1)
-        self.lengths = [index % 5 for index in range(ROWS)]
+        self.lengths = [1 + index % 5 for index in range(ROWS)]
         self.dropout = 0.0
         if bad_row is not None:
             self.inputs[bad_row] = float("nan")
@@ -38,6 +40,9 @@ class Regression:
 
     def begin(self, step, rows):
         return RegressionStep(self, rows)
+
+    def idle(self):
+        return 0.0 * self.model(self.inputs[:1]).sum()
 
     def evaluate(self):
         return {}
@@ -67,10 +72,9 @@ class RegressionStep:
         return [f"row {row}" for row in sorted(rows, key=lambda row: bool(self.objective.inputs[row].isfinite().all()))]
 
 
-def make_loop(tmp_path, objective, *, micro_batch_size=4, state=None, **fields):
+def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, **fields):
     parameters = TrainingParameters(
         global_batch_size=8,
-        micro_batch_size=micro_batch_size,
         optimizer={"learning_rate": 0.05},
         **{"checkpoint_every_steps": 100, **fields},
     )
@@ -88,6 +92,7 @@ def make_loop(tmp_path, objective, *, micro_batch_size=4, state=None, **fields):
         run=Run(directory, JOB),
         ranks=OneRank(),
         objective=objective,
+        micro_batches=MicroBatches(Layout("packed"), budget_tokens=micro_batch_tokens),
         parameters=parameters,
         schedule=schedule,
         state=state or TrainingState(),
@@ -105,8 +110,8 @@ def weights(objective):
 def test_micro_batches_add_up_to_one_big_batch(tmp_path):
     whole, split = Regression(), Regression()
 
-    assert make_loop(tmp_path / "a", whole, micro_batch_size=8).execute()
-    assert make_loop(tmp_path / "b", split, micro_batch_size=3).execute()
+    assert make_loop(tmp_path / "a", whole, micro_batch_tokens=100).execute()
+    assert make_loop(tmp_path / "b", split, micro_batch_tokens=6).execute()
 
     torch.testing.assert_close(weights(whole), weights(split), rtol=1e-5, atol=1e-6)
 
@@ -175,3 +180,52 @@ def stop_after(loop, path, *, step):
             path.write_text("drain")
 
     loop._report = report_and_stop
+
+
+class ShortOfMemory(Regression):
+    """Runs out of memory in passes over too many rows, as torch does on a CPU."""
+
+    def __init__(self, *, most_rows):
+        super().__init__()
+        self.most_rows = most_rows
+
+    def begin(self, step, rows):
+        return ShortStep(self, rows)
+
+
+class ShortStep(RegressionStep):
+    def loss(self, rows):
+        if len(rows) > self.objective.most_rows:
+            torch.empty(1 << 60)
+        return super().loss(rows)
+
+
+def test_a_step_that_runs_out_of_memory_is_done_in_halves_with_the_same_result(tmp_path):
+    roomy, short = Regression(), ShortOfMemory(most_rows=5)
+    assert make_loop(tmp_path / "a", roomy, micro_batch_tokens=24).execute()
+    loop = make_loop(tmp_path / "b", short, micro_batch_tokens=24)
+
+    assert loop.execute()
+
+    torch.testing.assert_close(weights(short), weights(roomy), rtol=1e-5, atol=1e-6)
+    assert loop.summary()["memory_shortage"] == {"step": 1, "before": 24, "after": 12}
+    # A run that goes on from here does not try again.
+    resumed = make_loop(tmp_path / "c", Regression(), micro_batch_tokens=24, state=loop.state)
+    assert resumed._micro_batches.budget_tokens == 12
+
+
+def test_memory_that_runs_out_twice_ends_the_job_and_says_what_to_do(tmp_path):
+    loop = make_loop(tmp_path, ShortOfMemory(most_rows=0), micro_batch_tokens=24)
+
+    with pytest.raises(
+        FailedPreconditionError, match=r"step 1 also with micro-batches of 12 tokens.*micro_batch_tokens"
+    ):
+        loop.execute()
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path):
+    objective = Regression()
+    objective.targets = torch.randn(ROWS, 2, 3)
+
+    with pytest.raises(RuntimeError, match="size"):
+        make_loop(tmp_path, objective).execute()

@@ -51,7 +51,7 @@ def train(
     max_steps: Annotated[int | None, typer.Option()] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per optimizer step.")] = None,
-    micro_batch_size: Annotated[int | None, typer.Option(help="Rows per forward pass.")] = None,
+    micro_batch_tokens: Annotated[int | None, typer.Option(help="Tokens per forward pass.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest prompt plus response.")] = None,
     overlong: Annotated[
         str | None, typer.Option(help="Longer rows: error, drop, truncate_prompt or truncate_response.")
@@ -80,7 +80,7 @@ def train(
         epochs=epochs,
         max_steps=max_steps,
         global_batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
+        micro_batch_tokens=micro_batch_tokens,
         max_tokens=max_tokens,
         overlong=overlong,
         seed=seed,

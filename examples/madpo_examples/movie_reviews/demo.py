@@ -157,7 +157,6 @@ def _training(settings: Settings, learning_rate: float, steps: int) -> TrainingP
     return TrainingParameters(
         max_steps=steps,
         global_batch_size=settings.global_batch_size,
-        micro_batch_size=settings.global_batch_size,
         max_tokens=256,
         seed=settings.seed,
         optimizer=OptimizerParameters(learning_rate=learning_rate),

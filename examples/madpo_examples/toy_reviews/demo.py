@@ -194,7 +194,6 @@ def _experiment(settings: Settings, data: Data, supervised: JobHandle, pairs: Da
 
 def _training(settings: Settings, *, learning_rate: float, **extra: Any) -> TrainingParameters:
     return TrainingParameters(
-        micro_batch_size=32,
         max_tokens=MAX_TOKENS,
         seed=settings.seed,
         optimizer=OptimizerParameters(learning_rate=learning_rate),

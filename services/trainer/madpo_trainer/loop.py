@@ -19,14 +19,16 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from madpo.data.order import Schedule
-from madpo.errors import NonFiniteError
+from madpo.errors import FailedPreconditionError, NonFiniteError
 from madpo.jobs import TrainingParameters
 from madpo.queue.workspace import Run
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.ledger import LEDGER_PARTS
 from madpo.types import JobProgress
+from madpo_trainer import memory
+from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective, StepWork
-from madpo_trainer.ranks import Interrupted, Ranks
+from madpo_trainer.ranks import Interrupted, OutOfMemory, Ranks
 from madpo_trainer.sharding import by_layout, clip_grad_norm, whole_state
 from madpo_trainer.state import (
     TrainingState,
@@ -46,6 +48,7 @@ class TrainingLoop:
     Args:
         run: On ranks that do not lead, only its wish to stop is looked at.
         ranks: Among whom the work of a step is shared.
+        micro_batches: Splits a step's rows; its budget is halved when memory runs out.
         save_model: Writes a state dict of the model as a Hugging Face directory.
         flush: Called before each checkpoint with its step; returns keys of ledger parts.
     """
@@ -56,6 +59,7 @@ class TrainingLoop:
         run: Run,
         ranks: Ranks,
         objective: Objective,
+        micro_batches: MicroBatches,
         parameters: TrainingParameters,
         schedule: Schedule,
         state: TrainingState,
@@ -64,7 +68,7 @@ class TrainingLoop:
         save_model: Callable[[Path, Mapping[str, Tensor]], None],
         flush: Callable[[int], list[str]],
     ) -> None:
-        self._run, self._ranks, self._objective = run, ranks, objective
+        self._run, self._ranks, self._objective, self._micro_batches = run, ranks, objective, micro_batches
         self._parameters, self._schedule = parameters, schedule
         self.state, self.metrics = state, metrics
         self._checkpoints, self._save_model, self._flush = checkpoints, save_model, flush
@@ -83,6 +87,9 @@ class TrainingLoop:
         self._warmup_steps = max(1, round(optimizer.warmup_ratio * schedule.total_steps))
         self._scheduler = self._make_scheduler()
         self._saved_step = state.step
+        self._memory: memory.MemoryEstimate | None = None
+        if state.memory_shortage:
+            micro_batches.budget_tokens = state.memory_shortage["after"]
         self._reported = self._totals()
 
     def restore(self, directory: Path) -> None:
@@ -140,8 +147,7 @@ class TrainingLoop:
         if any(self._ranks.gather(self._run.stop_requested)):
             raise Interrupted
         rows = self._schedule.batch(step)
-        work = self._objective.begin(step, rows)
-        self._ranks.together(lambda: self._accumulate(work, rows))
+        work = self._work(step, rows)
         self._ranks.sum_gradients(self._trainable)
         norm = clip_grad_norm(self._groups, self._parameters.optimizer.max_grad_norm)
         self._refuse_non_finite("gradient norm", norm, work, rows)
@@ -165,12 +171,50 @@ class TrainingLoop:
             "rows_per_s": len(rows) / step_s,
         }
 
+    def _work(self, step: int, rows: Sequence[int]) -> StepWork:
+        """The step's gradients; when memory runs out for the first time, once more in smaller pieces."""
+        try:
+            work = self._objective.begin(step, rows)
+            self._ranks.together(lambda: self._accumulate(work, rows))
+        except OutOfMemory as error:
+            self._optimizer.zero_grad(set_to_none=True)
+            before = self._micro_batches.budget_tokens
+            if self.state.memory_shortage:
+                raise FailedPreconditionError(
+                    f"memory ran out in step {step + 1} also with micro-batches of {before} tokens: {error} "
+                    "(lower training.micro_batch_tokens or max_tokens, or use activation_checkpointing or lora)"
+                ) from error
+        else:
+            return work
+        self._micro_batches.budget_tokens = max(1, before // 2)
+        after = self._micro_batches.budget_tokens
+        self.state.memory_shortage = {"step": step + 1, "before": before, "after": after}
+        logger.warning("memory ran out: half as many tokens in a micro-batch from now on", extra={"tokens": after})
+        return self._work(step, rows)
+
     def _accumulate(self, work: StepWork, rows: Sequence[int]) -> None:
         """Gradients of this rank's micro-batches.
 
-        A loss that is not finite is refused once the others have done theirs: ranks may have to keep in step.
+        Raises:
+            OutOfMemory: A micro-batch did not fit. Not where ranks must keep in step: they would wait for this one.
         """
-        numbered = list(enumerate(self._micro_batches(rows)))
+        try:
+            self._accumulate_all(work, rows)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error) or self._ranks.in_step:
+                raise
+            reason = str(error).split("\n", 1)[0]
+        else:
+            return
+        # Outside of the handler: the error holds on to the frames, and they to what took the memory.
+        self._optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemory(reason)
+
+    def _accumulate_all(self, work: StepWork, rows: Sequence[int]) -> None:
+        """A loss that is not finite is refused once the others have done theirs: ranks may have to keep in step."""
+        numbered = list(enumerate(self._micro_batches.split(rows, self._objective.lengths)))
         refusals: list[NonFiniteError] = []
         for number, micro_batch in self._ranks.share(numbered):
             # Several ranks stop between steps alone: here they are at different places.
@@ -192,12 +236,6 @@ class TrainingLoop:
             self._optimizer.zero_grad(set_to_none=True)
             raise refusals[0]
 
-    def _micro_batches(self, rows: Sequence[int]) -> list[list[int]]:
-        """Rows of similar length together: less padding, the same sum."""
-        ordered = sorted(rows, key=lambda index: (self._objective.lengths[index], index))
-        size = self._parameters.micro_batch_size
-        return [ordered[first : first + size] for first in range(0, len(ordered), size)]
-
     def _refuse_non_finite(self, what: str, value: Tensor, work: StepWork, rows: Sequence[int]) -> None:
         if bool(torch.isfinite(value)):
             return
@@ -208,6 +246,26 @@ class TrainingLoop:
             f"offending first: {', '.join(ids[:8])} (look at these rows; lower the learning rate; or train in fp32)",
             ids,
         )
+
+    def summary(self) -> dict[str, Any]:
+        """How memory sufficed, for the record of the job."""
+        estimate = {} if self._memory is None else {"memory_estimate": self._memory.figures()}
+        return estimate | ({"memory_shortage": self.state.memory_shortage} if self.state.memory_shortage else {})
+
+    def estimate_memory(self) -> None:
+        """Say before the first step what it will take; all ranks must call."""
+        lengths, budget = self._objective.lengths, self._micro_batches.budget_tokens
+        with self._autocast():
+            self._memory = memory.estimate_memory(
+                self._objective.model,
+                self._objective.idle,
+                run_tokens=lengths[0],
+                largest_tokens=max(max(lengths), min(budget, self._schedule.batch_size * max(lengths))),
+                recompute=self._parameters.activation_checkpointing,
+            )
+        if self._ranks.is_leader:
+            figures, level = self._memory.figures(), logging.INFO if self._memory.fits else logging.WARNING
+            logger.log(level, "memory of a step: %s", "fits" if self._memory.fits else "may not fit", extra=figures)
 
     def _report(self, row: dict[str, Any], seconds_per_step: float) -> None:
         step, total = self.state.step, self._schedule.total_steps

@@ -35,7 +35,7 @@ from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.reference import StoredLogps
 from madpo_trainer.rows import PolicyRow, TrainingRows, require_columns
-from madpo_trainer.running import LogpsRunner
+from madpo_trainer.running import ModelRunner
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.state import TrainingState
 
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 class PolicyInputs:
     """What a policy's training starts from beside its data."""
 
-    runner: LogpsRunner
+    runner: ModelRunner
     """The policy, and how it is run."""
     tokenizer: Any
     rows: TrainingRows
@@ -86,6 +86,7 @@ class PolicySetup:
         requirements, update = method.requirements(config), config.reference_update()
         self._refuse(method, update)
         rows, held_out = self._read(inputs.rows, method, requirements)
+        inputs.runner.settle([row.group for row in rows])
         schedule = schedule_of(len(rows))
         temperature, margins = 1.0, None
         if requirements.margin:
@@ -295,7 +296,8 @@ class PolicySetup:
             tokenizer=tokenizer_sha256(inputs.tokenizer),
             template=template_sha256(inputs.tokenizer),
             precision=self.spec.training.precision,
-            micro_batch_size=self.spec.training.micro_batch_size,
+            layout=inputs.runner.layout.name,
+            micro_batch_tokens=self.spec.training.micro_batch_tokens,
             tokens=tokens,
             **parts,
         )

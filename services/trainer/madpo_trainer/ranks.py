@@ -39,7 +39,11 @@ class Interrupted(Exception):  # noqa: N818 - control flow, not an error
     """The run was asked to stop while it waited."""
 
 
-_SHARED = (MadpoError, Interrupted)
+class OutOfMemory(Exception):  # noqa: N818 - the step is done again in smaller pieces
+    """A micro-batch did not fit on this rank's device."""
+
+
+_SHARED = (MadpoError, Interrupted, OutOfMemory)
 """What is raised on all ranks when one raises it; these survive pickling."""
 
 

@@ -50,10 +50,10 @@ class PolicyRow:
         return ResponseGroup(self.prompt_ids, self.responses)
 
     @property
-    def tokens(self) -> int:
-        """Of all sequences, the prompt counted with each."""
-        sequences = [*self.responses, *([self.gold_ids] if self.gold_ids is not None else [])]
-        return sum(len(self.prompt_ids) + len(ids) for ids in sequences)
+    def group_with_gold(self) -> ResponseGroup:
+        """The responses behind their prompt, and the gold one behind them where it is asked for."""
+        gold = () if self.gold_ids is None else (self.gold_ids,)
+        return ResponseGroup(self.prompt_ids, (*self.responses, *gold))
 
 
 @dataclass(slots=True)
@@ -217,11 +217,6 @@ def require_columns(rows: Sequence[PolicyRow], requirements: Requirements) -> No
         for row in rows:
             if getattr(row.pair, name) is None:
                 raise InvalidPairError(f"row {row.pair.row}.{name} is missing (give it in every row)")
-
-
-def chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive slices of at most `size` rows."""
-    return (rows[first : first + size] for first in range(0, len(rows), size))
 
 
 def token_count(*sequences: Encoded) -> int:

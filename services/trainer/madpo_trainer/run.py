@@ -15,7 +15,6 @@ from typing import Any, TypeVar, cast
 
 import structlog
 import torch
-from torch import nn
 from transformers import logging as transformers_logging
 
 from madpo.calibration.report import CalibrationReport
@@ -25,6 +24,7 @@ from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs import PolicyTrainingSpec, RewardTrainingSpec, SupervisedTrainingSpec, parse_spec
 from madpo.models.load import load_causal_lm, load_tokenizer
+from madpo.models.logps import ResponseGroup
 from madpo.ports import ObjectStore
 from madpo.queue.workspace import Run, watch_lifeline
 from madpo.storage.artifacts import publish_artifacts
@@ -43,12 +43,12 @@ from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial,
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop, write_metrics
 from madpo_trainer.objectives.base import Objective
-from madpo_trainer.objectives.reward import RewardObjective
+from madpo_trainer.objectives.reward import RewardObjective, pair_group
 from madpo_trainer.objectives.supervised import SupervisedObjective
 from madpo_trainer.policy_setup import PolicyInputs, PolicySetup
 from madpo_trainer.ranks import Interrupted, Ranks, open_ranks, run_rank
 from madpo_trainer.rows import TrainingRows
-from madpo_trainer.running import LogpsRunner, evaluating
+from madpo_trainer.running import ModelRunner, choose_layout, evaluating
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.sharding import shard, whole_state
 from madpo_trainer.state import TrainingState, load_state
@@ -115,19 +115,19 @@ class TrainingRun:
         self._phase("loading")
         checkpoint = self._resume()
         initial = self._initial()
-        model, tokenizer = self._ranks.together(lambda: self._load(initial, checkpoint))
+        runner, tokenizer = self._ranks.together(lambda: self._load(initial, checkpoint))
         ledger = Ledger(
             self._store, job_id=self._run.job.job_id, attempt=self._run.attempt, parts=self._state.ledger_parts
         )
         try:
-            objective, schedule = self._build(model, tokenizer, initial, ledger)
+            objective, schedule = self._build(runner, tokenizer, initial, ledger)
         except Interrupted:
             self._stop()
             return
         lora = self._parameters.lora is not None
 
         def save(directory: Path, state: Mapping[str, torch.Tensor]) -> None:
-            save_trained(model, tokenizer, directory, state=state, initial=initial, lora=lora)
+            save_trained(runner.model, tokenizer, directory, state=state, initial=initial, lora=lora)
 
         def flush(step: int) -> list[str]:
             ledger.flush(step)
@@ -137,6 +137,7 @@ class TrainingRun:
             run=self._run,
             ranks=self._ranks,
             objective=objective,
+            micro_batches=runner.micro_batches,
             parameters=self._parameters,
             schedule=schedule,
             state=self._state,
@@ -150,10 +151,11 @@ class TrainingRun:
         try:
             if not self._state.initial_eval:
                 self._state.initial_eval = self._evaluate(objective)
+            self._ranks.together(loop.estimate_memory)
             if not loop.execute():
                 self._stop()
                 return
-            self._finish(objective, ledger, initial, save)
+            self._finish(objective, ledger, initial, save, {**runner.micro_batches.summary(), **loop.summary()})
         finally:
             objective.close()
 
@@ -189,16 +191,20 @@ class TrainingRun:
         model_id, kind = self._ranks.lead(prepare)
         return InitialModel(self._ranks.together(lambda: self._models.fetch(model_id)), model_id, kind)
 
-    def _load(self, initial: InitialModel, checkpoint: Path | None) -> tuple[nn.Module, Any]:
-        """Model and tokenizer; a new head or adapter is the same on all ranks."""
+    def _load(self, initial: InitialModel, checkpoint: Path | None) -> tuple[ModelRunner, Any]:
+        """Model, how it is run, and tokenizer; a new head or adapter is the same on all ranks."""
         tokenizer = load_tokenizer(initial.directory)
         kind = "reward" if isinstance(self._spec, RewardTrainingSpec) else "causal_lm"
         torch.manual_seed(self._parameters.seed)
         model = load_trainable(
             initial, kind=kind, lora=self._parameters.lora, checkpoint=checkpoint / "model" if checkpoint else None
         )
+        layout = choose_layout(model, self._parameters, needs_head=kind == "causal_lm")
         prepare_blocks(model, self._parameters)
-        return self._place(model), tokenizer
+        runner = ModelRunner(
+            self._place(model), layout, parameters=self._parameters, ranks=self._ranks, gives_scores=kind == "reward"
+        )
+        return runner, tokenizer
 
     def _place(self, model: Any) -> Any:
         """A model on this rank's device, or this rank's part of it."""
@@ -207,45 +213,35 @@ class TrainingRun:
             self._ranks.in_step = True
         return model.to(self._device)
 
+    def _load_again(self, initial: InitialModel) -> Any:
+        """The initial policy, to be run as the policy is."""
+        model = load_causal_lm(initial.directory)
+        choose_layout(model, self._parameters, needs_head=True)
+        return self._place(model)
+
     def _build(
-        self, model: nn.Module, tokenizer: Any, initial: InitialModel, ledger: Ledger
+        self, runner: ModelRunner, tokenizer: Any, initial: InitialModel, ledger: Ledger
     ) -> tuple[Objective, Schedule]:
         """The objective of the job's kind, and the order of its rows."""
         reader = self._reader(tokenizer, initial)
         self._phase("reading data")
-        micro_batch_size = self._parameters.micro_batch_size
         if isinstance(self._spec, SupervisedTrainingSpec):
             rows, held_out = self._read(reader.completions)
-            supervised = SupervisedObjective(
-                model,
-                rows=rows,
-                held_out=held_out,
-                micro_batch_size=micro_batch_size,
-                ranks=self._ranks,
-            )
-            return supervised, self._schedule(len(rows))
+            runner.settle([ResponseGroup(each.prompt_ids, (each.response_ids,)) for _, each in rows])
+            return SupervisedObjective(runner, rows=rows, held_out=held_out), self._schedule(len(rows))
         if isinstance(self._spec, RewardTrainingSpec):
             pairs, held_out_pairs = self._read(reader.pairs)
-            reward = RewardObjective(
-                model,
-                tokenizer,
-                pairs=pairs,
-                held_out=held_out_pairs,
-                micro_batch_size=micro_batch_size,
-                ranks=self._ranks,
-            )
-            return reward, self._schedule(len(pairs))
+            runner.settle([pair_group(pair) for pair in pairs])
+            return RewardObjective(runner, pairs=pairs, held_out=held_out_pairs), self._schedule(len(pairs))
         setup = PolicySetup(
             self._spec, self._run, self._settings, self._ranks, self._store, self._state, phase=self._phase
         )
         inputs = PolicyInputs(
-            runner=LogpsRunner(
-                model, micro_batch_size=micro_batch_size, precision=self._parameters.precision, ranks=self._ranks
-            ),
+            runner=runner,
             tokenizer=tokenizer,
             rows=reader,
             initial_model_id=initial.model_id,
-            load_initial=lambda: self._place(load_causal_lm(initial.directory)),
+            load_initial=lambda: self._load_again(initial),
             tensors=self._tensors,
             ledger=ledger,
         )
@@ -297,10 +293,11 @@ class TrainingRun:
         ledger: Ledger,
         initial: InitialModel,
         save: Callable[[Path, Mapping[str, torch.Tensor]], None],
+        execution: Mapping[str, Any],
     ) -> None:
-        """Measure the model, then publish it."""
+        """Measure the model, then publish it; `execution` says how it was run."""
         held_out = self._evaluate(objective)
-        summary = self._summary(objective, held_out)
+        summary = self._summary(objective, held_out) | {"execution": execution}
         self._phase("publishing")
         state = whole_state(objective.model)
         # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.

@@ -38,6 +38,8 @@ class TrainingState:
     initial_eval: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     """The `CalibrationReport` of the job's first attempt, whose numbers hold for all; empty where there was none."""
+    memory_shortage: dict[str, int] = field(default_factory=dict)
+    """`step`, from 1, in which memory ran out, and the tokens of a micro-batch `before` and `after`; once a job."""
     counters: dict[str, float] = field(default_factory=dict)
     """Sums over all attempts: seconds trained, seconds waited for margins..."""
 

@@ -118,11 +118,10 @@ class MarginParameters(_message.Message):
     def __init__(self, source: _Optional[str] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., outage_policy: _Optional[str] = ..., outage_budget_s: _Optional[float] = ..., lookahead_batches: _Optional[int] = ..., temperature: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
 
 class TrainingParameters(_message.Message):
-    __slots__ = ("epochs", "max_steps", "global_batch_size", "micro_batch_size", "max_tokens", "seed", "precision", "optimizer", "lora", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "sharding", "activation_checkpointing", "compile", "overlong")
+    __slots__ = ("epochs", "max_steps", "global_batch_size", "max_tokens", "seed", "precision", "optimizer", "lora", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "sharding", "activation_checkpointing", "compile", "layout", "micro_batch_tokens", "overlong")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     GLOBAL_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
-    MICRO_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -134,11 +133,12 @@ class TrainingParameters(_message.Message):
     SHARDING_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
     COMPILE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OVERLONG_FIELD_NUMBER: _ClassVar[int]
     epochs: float
     max_steps: int
     global_batch_size: int
-    micro_batch_size: int
     max_tokens: int
     seed: int
     precision: str
@@ -150,8 +150,10 @@ class TrainingParameters(_message.Message):
     sharding: str
     activation_checkpointing: bool
     compile: bool
+    layout: str
+    micro_batch_tokens: int
     overlong: str
-    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., precision: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerParameters, _Mapping]] = ..., lora: _Optional[_Union[LoraParameters, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., log_every_steps: _Optional[int] = ..., sharding: _Optional[str] = ..., activation_checkpointing: _Optional[bool] = ..., compile: _Optional[bool] = ..., overlong: _Optional[str] = ...) -> None: ...
+    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., precision: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerParameters, _Mapping]] = ..., lora: _Optional[_Union[LoraParameters, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., log_every_steps: _Optional[int] = ..., sharding: _Optional[str] = ..., activation_checkpointing: _Optional[bool] = ..., compile: _Optional[bool] = ..., layout: _Optional[str] = ..., micro_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ...) -> None: ...
 
 class OptimizerParameters(_message.Message):
     __slots__ = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "warmup_ratio", "max_grad_norm")

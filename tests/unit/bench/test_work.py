@@ -4,6 +4,8 @@ import pytest
 
 from bench import flops, train, work
 from bench.lengths import SHAPES, PairLengths, draw_lengths, fill
+from madpo.models.packed.capability import Layout
+from madpo_trainer.micro_batches import MicroBatches
 
 PAIRS = [PairLengths(4, 2, 3), PairLengths(1, 1, 6), PairLengths(2, 5, 1), PairLengths(3, 3, 3)]
 
@@ -56,9 +58,17 @@ def test_a_step_does_no_matrix_product_more_than_there_must_be(task):
 
 def test_what_is_counted_is_that_padded_rows_do_more(task):
     plain, least = flops.our_flops(task, "plain"), flops.least(task)
-    padded = work.layout_tokens(task.lengths(), "sorted", batch=8, micro_batch=4)
+    # Each row of a pass, two for a pair, is as long as the longest of the pass.
+    longest = [pair.longest for pair in task.lengths()]
+    passes = MicroBatches(Layout("padded"), budget_tokens=task.row_tokens).split(
+        range(8), [2 * each for each in longest]
+    )
+    rows = [(2 * len(each), max(longest[pair] for pair in each)) for each in passes]
+    padded = sum(count * length for count, length in rows)
 
     # Full logits at all positions but the last, kept for the backward pass.
     blocks, head = task.model.block_parameters, task.model.head_parameters
     assert plain.products == pytest.approx(2 * 3 * padded * (blocks + head), rel=0.01)
-    assert plain.attention > 4 * least.attention
+    # Two products of queries with keys or values forward, five backward.
+    squares = sum(count * length * length for count, length in rows)
+    assert plain.attention == 2 * 7 * task.model.layers * task.model.hidden * squares > 3 * least.attention

@@ -12,7 +12,7 @@ from madpo.models.logps import ResponseGroup, ResponseLogps
 from madpo_trainer.mismatched import Mismatched
 from madpo_trainer.reference import ReferenceSource
 from madpo_trainer.rows import PolicyRow
-from madpo_trainer.running import LogpsRunner
+from madpo_trainer.running import ModelRunner
 
 Margins = Mapping[int, float | None]
 """Reward margins by row; None where none could be had. Empty without a reward model."""
@@ -32,7 +32,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        runner: LogpsRunner,
+        runner: ModelRunner,
         rows: Sequence[PolicyRow],
         *,
         requirements: Requirements,
@@ -63,10 +63,7 @@ class BatchMaker:
 
     def _groups(self, rows: Sequence[int]) -> list[ResponseGroup]:
         """The rows' responses, and where it is asked for the gold one behind them."""
-        wanted = [self._rows[row] for row in rows]
-        if not self._requirements.gold:
-            return [row.group for row in wanted]
-        return [ResponseGroup(row.prompt_ids, (*row.responses, row.gold_ids or ())) for row in wanted]
+        return [self._rows[row].group_with_gold for row in rows]
 
     def _fields(self, rows: Sequence[int], policy: ResponseLogps, margins: Margins) -> dict[str, Tensor]:
         needs, device = self._requirements, policy.tokens.device

@@ -16,8 +16,8 @@ from madpo_trainer.moving import MovingReference
 from madpo_trainer.objectives.batches import BatchMaker, Margins
 from madpo_trainer.objectives.figures import StepFigures
 from madpo_trainer.reference import StoredLogps
-from madpo_trainer.rows import PolicyRow, chunks
-from madpo_trainer.running import LogpsRunner, evaluating
+from madpo_trainer.rows import PolicyRow
+from madpo_trainer.running import ModelRunner, evaluating
 
 
 class PolicyObjective:
@@ -42,7 +42,7 @@ class PolicyObjective:
 
     def __init__(
         self,
-        runner: LogpsRunner,
+        runner: ModelRunner,
         *,
         rows: Sequence[PolicyRow],
         held_out: Sequence[PolicyRow],
@@ -63,7 +63,7 @@ class PolicyObjective:
         self.reference, self._held_out_reference = reference, held_out_reference
         self.margins, self.method_state, self.ledger = margins, method_state, ledger
         self.epoch_of, self.seed = epoch_of, seed
-        self.lengths = [row.tokens for row in rows]
+        self.lengths = [runner.micro_batches.length(row.group_with_gold) for row in rows]
         self.batches = BatchMaker(
             runner,
             rows,
@@ -214,5 +214,8 @@ class PolicyStep:
             return {name: values.cpu() for name, values in objective.method.observe(objective.config, batch).items()}
 
         with torch.no_grad(), evaluating(runner.model, runner.precision):
-            parts = runner.ranks.map(observe, list(chunks(rows, runner.micro_batch_size)))
-        return {name: torch.cat([part[name] for part in parts]).to(runner.device) for name in parts[0]}
+            # By place: a batch that straddles two epochs may hold a row twice.
+            split = runner.micro_batches.split(range(len(rows)), [objective.lengths[row] for row in rows])
+            parts = runner.ranks.map(lambda places: observe([rows[place] for place in places]), split)
+        order = torch.tensor([place for places in split for place in places]).argsort()
+        return {name: torch.cat([part[name] for part in parts])[order].to(runner.device) for name in parts[0]}

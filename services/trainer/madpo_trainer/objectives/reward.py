@@ -9,32 +9,30 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from madpo.calibration.figures import reward_report
-from madpo.data.collate import collate_pairs
-from madpo.data.tokenize import pad_id
-from madpo.models.load import reward_scores
-from madpo_trainer.ranks import Ranks
-from madpo_trainer.rows import EncodedPair, chunks, token_count
+from madpo.models.logps import ResponseGroup
+from madpo_trainer.rows import EncodedPair
+from madpo_trainer.running import ModelRunner
 
 
 class RewardObjective:
     """softplus(-(r(chosen) - r(rejected))), averaged over the pairs of the global batch.
 
+    Args:
+        runner: The reward model, and how it is run.
+        pairs: Training pairs and their tokens.
+        held_out: The same for evaluation.
+
     Source: Bradley-Terry as in arXiv:2305.18290, equation 2.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        *,
-        pairs: Sequence[EncodedPair],
-        held_out: Sequence[EncodedPair],
-        micro_batch_size: int,
-        ranks: Ranks,
-    ) -> None:
-        self.model, self.tokenizer, self.ranks = model, tokenizer, ranks
-        self._pairs, self._held_out, self._micro_batch_size = pairs, held_out, micro_batch_size
-        self.lengths = [token_count(chosen, rejected) for _, chosen, rejected in pairs]
+    def __init__(self, runner: ModelRunner, *, pairs: Sequence[EncodedPair], held_out: Sequence[EncodedPair]) -> None:
+        self.runner, self._pairs, self._held_out = runner, pairs, held_out
+        self.lengths = [runner.micro_batches.length(pair_group(pair)) for pair in pairs]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self.runner.model
 
     def start(self, step: int) -> None:
         """Nothing to prepare."""
@@ -51,12 +49,13 @@ class RewardObjective:
         """Accuracy, loss, calibration and the scores' mean and deviation on the held-out pairs."""
         if not self._held_out:
             return {}
+        split = self.runner.split([pair_group(pair) for pair in self._held_out])
         with torch.no_grad():
-            held_out = list(chunks(self._held_out, self._micro_batch_size))
-            scores = self.ranks.map(lambda chunk: self.scores(chunk).float().cpu(), held_out)
-        chosen = torch.cat([chunk.chunk(2)[0] for chunk in scores])
-        rejected = torch.cat([chunk.chunk(2)[1] for chunk in scores])
-        return reward_report(chosen.numpy(), rejected.numpy())
+            parts = self.runner.ranks.map(
+                lambda places: self.scores([self._held_out[place] for place in places]).float().cpu(), split
+            )
+        scores = torch.cat(parts)[torch.tensor([place for places in split for place in places]).argsort()]
+        return reward_report(scores[:, 0].numpy(), scores[:, 1].numpy())
 
     def summary(self) -> dict[str, Any]:
         """Nothing beside the held-out figures."""
@@ -70,10 +69,8 @@ class RewardObjective:
         """Nothing to stop."""
 
     def scores(self, pairs: Sequence[EncodedPair]) -> Tensor:
-        """Raw logits [2B]: chosen responses first, then rejected."""
-        batch = collate_pairs([(chosen, rejected) for _, chosen, rejected in pairs], pad_id=pad_id(self.tokenizer))
-        batch = batch.to(next(self.model.parameters()).device)
-        return reward_scores(self.model, batch.input_ids, batch.attention_mask)
+        """Raw logits of chosen and rejected responses, [B, 2]."""
+        return self.runner.scores([pair_group(pair) for pair in pairs]).view(-1, 2)
 
     def pair(self, index: int) -> EncodedPair:
         """A training pair."""
@@ -89,14 +86,14 @@ class RewardStep:
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """Summed negative log-likelihood over the step's pair count."""
-        chosen, rejected = self._objective.scores([self._objective.pair(index) for index in rows]).float().chunk(2)
+        chosen, rejected = self._objective.scores([self._objective.pair(index) for index in rows]).float().unbind(dim=1)
         margins = chosen - rejected
         self._margins += zip(rows, margins.tolist(), strict=True)
         return F.softplus(-margins).sum() / self._count
 
     def finish(self) -> dict[str, float]:
         """Loss, accuracy and mean margin of the step."""
-        parts = self._objective.ranks.gather(self._margins)
+        parts = self._objective.runner.ranks.gather(self._margins)
         margins = torch.tensor([margin for part in parts for _, margin in part])
         return {
             "loss": float(F.softplus(-margins).mean()),
@@ -109,3 +106,9 @@ class RewardStep:
         offending = {index for index, margin in self._margins if not math.isfinite(margin)}
         ordered = sorted(rows, key=lambda index: index not in offending)
         return [self._objective.pair(index)[0].pair_id for index in ordered]
+
+
+def pair_group(pair: EncodedPair) -> ResponseGroup:
+    """Chosen and rejected response behind their prompt."""
+    _, chosen, rejected = pair
+    return ResponseGroup(chosen.prompt_ids, (chosen.response_ids, rejected.response_ids))

@@ -8,34 +8,30 @@ import torch
 from torch import Tensor, nn
 
 from madpo.data.tokenize import Encoded
-from madpo.models.logps import LogpsFunction, ResponseGroup, padded_logps
-from madpo_trainer.ranks import Ranks
-from madpo_trainer.rows import EncodedCompletion, chunks, token_count
+from madpo.models.logps import ResponseGroup
+from madpo_trainer.rows import EncodedCompletion
+from madpo_trainer.running import ModelRunner
 
 
 class SupervisedObjective:
     """NLL per response token, averaged over the tokens of the global batch.
 
     Args:
+        runner: The model, and how it is run.
         rows: Training rows and their tokens, in dataset order.
         held_out: The same for evaluation.
-        ranks: Who shares the work.
-        logps_of: How the model is run.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        rows: Sequence[EncodedCompletion],
-        held_out: Sequence[EncodedCompletion],
-        micro_batch_size: int,
-        ranks: Ranks,
-        logps_of: LogpsFunction = padded_logps,
+        self, runner: ModelRunner, *, rows: Sequence[EncodedCompletion], held_out: Sequence[EncodedCompletion]
     ) -> None:
-        self.model, self.ranks, self._logps_of = model, ranks, logps_of
-        self._rows, self._held_out, self._micro_batch_size = rows, held_out, micro_batch_size
-        self.lengths = [token_count(encoded) for _, encoded in rows]
+        self.runner, self._rows, self._held_out = runner, rows, [encoded for _, encoded in held_out]
+        self.lengths = [runner.micro_batches.length(_group(encoded)) for _, encoded in rows]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self.runner.model
 
     def start(self, step: int) -> None:
         """Nothing to prepare."""
@@ -53,7 +49,7 @@ class SupervisedObjective:
         if not self._held_out:
             return {}
         with torch.no_grad():
-            sums = self.ranks.map(self._sums, list(chunks(self._held_out, self._micro_batch_size)))
+            sums = self.runner.ranks.map(self._sums, self.runner.split([_group(each) for each in self._held_out]))
         logps, tokens = (sum(column) for column in zip(*sums, strict=True))
         return {"loss": -logps / tokens}
 
@@ -70,13 +66,12 @@ class SupervisedObjective:
 
     def logps(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         """Summed response log-probs [B] and token counts [B]."""
-        groups = [ResponseGroup(each.prompt_ids, (each.response_ids,)) for each in encoded]
-        responses = self._logps_of(self.model, groups)
+        responses = self.runner.logps([_group(each) for each in encoded])
         return responses.logps, responses.tokens
 
-    def _sums(self, rows: Sequence[EncodedCompletion]) -> tuple[float, int]:
-        """Summed log-probs and tokens of some rows."""
-        logps, counts = self.logps([encoded for _, encoded in rows])
+    def _sums(self, places: Sequence[int]) -> tuple[float, int]:
+        """Summed log-probs and tokens of some held-out rows."""
+        logps, counts = self.logps([self._held_out[place] for place in places])
         return float(logps.sum()), int(counts.sum())
 
     def row(self, index: int) -> EncodedCompletion:
@@ -102,10 +97,14 @@ class SupervisedStep:
 
     def finish(self) -> dict[str, float]:
         """Loss in nats per token."""
-        nll = sum(self._objective.ranks.gather(self._nll))
+        nll = sum(self._objective.runner.ranks.gather(self._nll))
         return {"loss": nll / self._tokens, "tokens": float(self._tokens)}
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
         """Dataset row numbers."""
         ordered = sorted(rows, key=lambda index: math.isfinite(self._row_nll.get(index, 0.0)))
         return [f"row {self._objective.row(index)[0].row}" for index in ordered]
+
+
+def _group(encoded: Encoded) -> ResponseGroup:
+    return ResponseGroup(encoded.prompt_ids, (encoded.response_ids,))

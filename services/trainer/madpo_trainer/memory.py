@@ -1,0 +1,143 @@
+"""What a training step will take of memory, before the first one: measured on one row, scaled to a micro-batch.
+
+Weights, gradients and optimizer state are counted. Activations are what autograd keeps of a forward pass over one row,
+per token, times the tokens of the largest micro-batch; the backward pass needs about one more block of them.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from madpo.errors import InvalidArgumentError
+from madpo.models.load import inner_model
+from madpo_trainer.blocks import transformer_blocks
+
+logger = logging.getLogger(__name__)
+
+_MIB = 1 << 20
+_NOT_ENOUGH = ("out of memory", "not enough memory", "can't allocate memory")
+"""As the allocators of CUDA and of the CPU say it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes on this rank's device."""
+
+    weights: int
+    training_state: int
+    """Gradients, and AdamW's two moments."""
+    activations: int
+    """Of the largest micro-batch."""
+    available: int | None
+    """What was free when the estimate was made, weights loaded; None where the system does not say."""
+
+    @property
+    def to_come(self) -> int:
+        """Beside the weights, which are there."""
+        return self.training_state + self.activations
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step should fit in what is free."""
+        return self.available is None or self.to_come <= self.available
+
+    def figures(self) -> dict[str, float]:
+        """In MiB."""
+        known = {"weights": self.weights, "training_state": self.training_state, "activations": self.activations}
+        if self.available is not None:
+            known["available"] = self.available
+        return {f"{name}_mib": round(value / _MIB, 1) for name, value in known.items()}
+
+
+def estimate_memory(
+    model: nn.Module, run: Callable[[], Tensor], *, run_tokens: int, largest_tokens: int, recompute: bool
+) -> MemoryEstimate:
+    """Estimate a step by running the model once, without dropout.
+
+    Args:
+        model: Where it will be trained.
+        run: A loss of few tokens, with gradient.
+        run_tokens: How many.
+        largest_tokens: Tokens of the largest micro-batch.
+        recompute: Whether blocks will keep their inputs only.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    kept = _kept_bytes(model, run)
+    model.train(was_training)
+    per_token = kept / run_tokens
+    blocks = _block_count(model)
+    if recompute:
+        hidden_bytes = inner_model(model).config.get_text_config().hidden_size * 4
+        per_token = blocks * hidden_bytes + 2 * per_token / blocks
+    else:
+        per_token *= 1 + 1 / blocks
+    return MemoryEstimate(
+        weights=sum(map(_bytes, model.parameters())),
+        training_state=3 * sum(_bytes(each) for each in model.parameters() if each.requires_grad),
+        activations=round(per_token * largest_tokens),
+        available=_available_bytes(device),
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NOT_ENOUGH)
+
+
+def _block_count(model: nn.Module) -> int:
+    if not isinstance(inner_model(model), PreTrainedModel):
+        return 1
+    try:
+        return len(transformer_blocks(model))
+    except InvalidArgumentError:
+        return 1
+
+
+def _kept_bytes(model: nn.Module, run: Callable[[], Tensor]) -> int:
+    """What autograd keeps of a forward pass, weights not counted."""
+    weights = {_local(each).untyped_storage().data_ptr() for each in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = _local(tensor).untyped_storage()
+        base = tensor if tensor._base is None else tensor._base
+        # A weight that was gathered from other ranks is kept by nobody.
+        if storage.data_ptr() not in weights and not (base.is_leaf and base.requires_grad):
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = run()
+    torch.autograd.backward(loss)
+    model.zero_grad(set_to_none=True)
+    return sum(kept.values())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _bytes(tensor: Tensor) -> int:
+    return int(_local(tensor).nbytes)
+
+
+def _available_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields: dict[str, Any] = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")) if hasattr(os, "sysconf") else None
