@@ -8,6 +8,7 @@ settings train at once, as one stack of small networks: nothing flows between th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from madpo.data.order import Schedule
 ANSWERS, FEATURES, HIDDEN = 24, 8, 64
 PAIRS, VALIDATION, EVALUATION = 2048, 512, 1000
 BATCH = 32
+_REWARD_STEPS, _REWARD_EPOCHS = 512, 2
+"""A reward model takes so many steps, or so many epochs if that is more."""
 
 _Network = list[Tensor]
 """Weights and biases of two layers, each with the worlds in front."""
@@ -52,42 +55,87 @@ class Worlds:
     """Reference log-probs in these contexts, [W, N, A]."""
     pairs: Tensor
     """Chosen and rejected answer, [W, N, 2]; the last `VALIDATION` only for the reward model."""
+    pair_rewards: Tensor
+    """Their true rewards, [W, N, 2]."""
+
+
+class Outcome(NamedTuple):
+    """Of every setting's policy, each [settings, W]."""
+
+    reward: Tensor
+    """Expected, exact."""
+    kl: Tensor
+    """To the reference, exact."""
+    implicit_accuracy: Tensor
+    """How the policy's own implicit reward orders the validation pairs."""
 
 
 def make_worlds(seeds: Sequence[int], tier: Tier, form: RewardForm) -> Worlds:
     """Draw worlds; contexts, candidates and the numbers that decide labels are common to all tiers."""
-    made = [_make_world(seed, tier, form) for seed in seeds]
+    made = []
+    for seed in seeds:
+        hidden, taste, generator = _begin(seed)
+        evaluation = torch.randn(EVALUATION, FEATURES, generator=generator)
+        contexts = torch.randn(PAIRS + VALIDATION, FEATURES, generator=generator)
+        pairs = _draw_pairs(hidden, taste, contexts, generator, tier, form)
+        made.append(
+            (
+                _reward(hidden, evaluation, form),
+                _reference(hidden, taste, evaluation),
+                evaluation,
+                contexts,
+                _reference(hidden, taste, contexts),
+                pairs,
+                _reward(hidden, contexts, form).gather(1, pairs),
+            )
+        )
     return Worlds(*(torch.stack(each) for each in zip(*made, strict=True)))
 
 
-def _make_world(seed: int, tier: Tier, form: RewardForm) -> tuple[Tensor, ...]:
+def more_pairs(seeds: Sequence[int], tier: Tier, form: RewardForm, count: int) -> tuple[Tensor, Tensor]:
+    """Further contexts [W, count, F] and labelled pairs [W, count, 2] of the same worlds, for reward models."""
+    made = []
+    for seed in seeds:
+        hidden, taste, _ = _begin(seed)
+        generator = torch.Generator().manual_seed(40_000 + seed)
+        contexts = torch.randn(count, FEATURES, generator=generator)
+        made.append((contexts, _draw_pairs(hidden, taste, contexts, generator, tier, form)))
+    contexts, pairs = (torch.stack(each) for each in zip(*made, strict=True))
+    return contexts, pairs
+
+
+def _begin(seed: int) -> tuple[_Network, _Network, torch.Generator]:
+    """A world's hidden network, the reference's taste, and chance for what follows."""
     generator = torch.Generator().manual_seed(10_000 + seed)
-    hidden, taste = (_random_network(generator) for _ in range(2))
-    evaluation = torch.randn(EVALUATION, FEATURES, generator=generator)
-    contexts = torch.randn(PAIRS + VALIDATION, FEATURES, generator=generator)
+    return _random_network(generator), _random_network(generator), generator
 
-    def reward(x: Tensor) -> Tensor:
-        value = _standardised(_apply(hidden, x))
-        return 6.0 * ((2.0 * value).sigmoid() - 0.5) if form == "bounded" else 4.0 * value
 
-    def reference(x: Tensor) -> Tensor:
-        bad = -_standardised(_apply(hidden, x))
-        return (0.7 * _standardised(_apply(taste, x)) + 0.3 * bad).log_softmax(-1)
+def _reward(hidden: _Network, contexts: Tensor, form: RewardForm) -> Tensor:
+    value = _standardised(_apply(hidden, contexts))
+    return 6.0 * ((2.0 * value).sigmoid() - 0.5) if form == "bounded" else 4.0 * value
 
-    rewards, logps = reward(contexts), reference(contexts)
+
+def _reference(hidden: _Network, taste: _Network, contexts: Tensor) -> Tensor:
+    bad = -_standardised(_apply(hidden, contexts))
+    return (0.7 * _standardised(_apply(taste, contexts)) + 0.3 * bad).log_softmax(-1)
+
+
+def _draw_pairs(
+    hidden: _Network, taste: _Network, contexts: Tensor, generator: torch.Generator, tier: Tier, form: RewardForm
+) -> Tensor:
+    """Chosen and rejected answer in each context, [N, 2]; tiers as in the toy reviews."""
+    rewards, logps = _reward(hidden, contexts, form), _reference(hidden, taste, contexts)
     drawn = _draw(logps, 2, generator)
-    original = _draw((logps - 1.0 * _standardised(_apply(hidden, contexts))).log_softmax(-1), 1, generator)
+    original = _draw((logps - _standardised(_apply(hidden, contexts))).log_softmax(-1), 1, generator)
     uniform = torch.rand(len(contexts), generator=generator)
     count = torch.arange(len(contexts))
     easy = {"high": count < 0, "medium": count % 2 == 0, "low": count >= 0}[tier]
-    of_drawn = rewards.gather(1, drawn)
-    better = drawn.gather(1, of_drawn.argmax(1, keepdim=True))
+    better = drawn.gather(1, rewards.gather(1, drawn).argmax(1, keepdim=True))
     one = torch.where(easy[:, None], better, drawn[:, :1])
     other = torch.where(easy[:, None], original, drawn[:, 1:])
     lead = (rewards.gather(1, one) - rewards.gather(1, other))[:, 0]
     one_wins = (uniform < lead.sigmoid())[:, None]
-    pairs = torch.cat([torch.where(one_wins, one, other), torch.where(one_wins, other, one)], 1)
-    return reward(evaluation), reference(evaluation), evaluation, contexts, logps, pairs
+    return torch.cat([torch.where(one_wins, one, other), torch.where(one_wins, other, one)], 1)
 
 
 def _random_network(generator: torch.Generator) -> _Network:
@@ -150,20 +198,39 @@ class _Optimizer:
         self._schedule.step()
 
 
-def reward_margins(worlds: Worlds, seeds: Sequence[int], *, epochs: int = 8) -> Tensor:
-    """Margins of a reward model of each world on all its pairs, [W, N]; the epoch of least validation loss."""
-    generator = torch.Generator().manual_seed(20_000 + seeds[0])
-    network = _new_networks(len(seeds), generator, 1)
-    steps = epochs * PAIRS // BATCH
+def reward_margins(worlds: Worlds, seeds: Sequence[int], tier: Tier, form: RewardForm, name: str) -> Tensor:
+    """Margins of a reward model of each world on all its pairs, [W, N].
+
+    Args:
+        worlds: Of these seeds, tier and form.
+        seeds: Of the worlds.
+        tier: Of the pairs.
+        form: Of the true reward.
+        name: `truth` for the true margins; `mlp-N` for a network trained on N pairs: the policy's own, and more of
+            their kind where N is larger. It is kept where its loss on the validation pairs is least.
+    """
+    if name == "truth":
+        return worlds.pair_rewards[..., 0] - worlds.pair_rewards[..., 1]
+    count = int(name.removeprefix("mlp-"))
+    contexts, pairs = worlds.contexts[:, : min(count, PAIRS)], worlds.pairs[:, : min(count, PAIRS)]
+    if count > PAIRS:
+        more = more_pairs(seeds, tier, form, count - PAIRS)
+        contexts, pairs = torch.cat([contexts, more[0]], 1), torch.cat([pairs, more[1]], 1)
+    return _train_reward_models(worlds, seeds, contexts, pairs)
+
+
+def _train_reward_models(worlds: Worlds, seeds: Sequence[int], contexts: Tensor, pairs: Tensor) -> Tensor:
+    network = _new_networks(len(seeds), torch.Generator().manual_seed(20_000 + seeds[0]), 1)
+    steps = max(_REWARD_STEPS, _REWARD_EPOCHS * contexts.shape[1] // BATCH)
     optimizer = _Optimizer(network, learning_rate=2e-3, steps=steps)
-    schedule = Schedule.plan(rows=PAIRS, batch_size=BATCH, seed=1, epochs=epochs, max_steps=None)
+    schedule = Schedule.plan(rows=contexts.shape[1], batch_size=BATCH, seed=1, epochs=1, max_steps=steps)
     best = torch.full((len(seeds),), float("inf"))
     kept = torch.zeros(worlds.pairs.shape[:2])
     for step in range(steps):
         members = torch.tensor(schedule.batch(step))
-        scores = _apply(network, worlds.contexts[:, members]).gather(2, worlds.pairs[:, members])
+        scores = _apply(network, contexts[:, members]).gather(2, pairs[:, members])
         optimizer.step(softplus(scores[..., 1] - scores[..., 0]).mean(1).sum())
-        if (step + 1) % (PAIRS // BATCH) == 0:
+        if (step + 1) % 64 == 0:
             with torch.no_grad():
                 scores = _apply(network, worlds.contexts).gather(2, worlds.pairs)
             margin = scores[..., 0] - scores[..., 1]
@@ -181,8 +248,8 @@ def train_all(
     *,
     learning_rate: float,
     steps: int,
-) -> tuple[Tensor, Tensor]:
-    """Exact expected reward and exact KL to the reference of every setting's policy, each [settings, W]."""
+) -> Outcome:
+    """Train every setting's policy in every world."""
     count = len(seeds)
     network = _new_networks(count, torch.Generator().manual_seed(30_000 + seeds[0]), len(settings))
     optimizer = _Optimizer(network, learning_rate=learning_rate, steps=steps)
@@ -227,24 +294,35 @@ def _losses(setting: Setting, count: int):
 
 
 @torch.no_grad()
-def _evaluate(network: _Network, worlds: Worlds, settings: int) -> tuple[Tensor, Tensor]:
-    rewards, divergences = [], []
+def _evaluate(network: _Network, worlds: Worlds, settings: int) -> Outcome:
     count = len(worlds.rewards)
+    held_out = worlds.contexts[:, PAIRS:], worlds.pairs[:, PAIRS:]
+    parts = []
     for index in range(settings):
         part = [value[index * count : (index + 1) * count] for value in network]
         logps = (_apply(part, worlds.evaluation) + worlds.reference).log_softmax(-1)
         probability = logps.exp()
-        rewards.append((probability * worlds.rewards).sum(-1).mean(1))
-        divergences.append((probability * (logps - worlds.reference)).sum(-1).mean(1))
-    return torch.stack(rewards), torch.stack(divergences)
+        # The log-partition cancels between the two answers of a pair, so the outputs alone order it.
+        chosen, rejected = _apply(part, held_out[0]).gather(2, held_out[1]).unbind(-1)
+        parts.append(
+            (
+                (probability * worlds.rewards).sum(-1).mean(1),
+                (probability * (logps - worlds.reference)).sum(-1).mean(1),
+                (chosen > rejected).float().mean(1),
+            )
+        )
+    return Outcome(*map(torch.stack, zip(*parts, strict=True)))
 
 
 def describe(worlds: Worlds, margins: Tensor) -> dict[str, float]:
     """Figures of the reward models on their validation pairs, averaged over worlds."""
     held_out = margins[:, PAIRS:].double().numpy()
+    true_margin = worlds.pair_rewards[:, PAIRS:, 0] - worlds.pair_rewards[:, PAIRS:, 1]
     reference_reward = (worlds.reference.exp() * worlds.rewards).sum(-1).mean()
     return {
         "accuracy": sum(map(accuracy, held_out)) / len(held_out),
+        "noiseless_accuracy": float((margins[:, PAIRS:] * true_margin > 0).float().mean()),
+        "contradicted": float((margins[:, :PAIRS] < 0).float().mean()),
         "ece": sum(map(expected_calibration_error, held_out)) / len(held_out),
         "temperature": sum(fit_temperature(each).value for each in held_out) / len(held_out),
         "beyond_tau": float((margins[:, :PAIRS].abs() > math.log(999)).float().mean()),

@@ -34,10 +34,11 @@ class RewardModelJob:
 
 @dataclass(frozen=True, slots=True)
 class BanditJob:
-    """Train all arms at all betas in all bandit worlds of a tier."""
+    """Train arms at all their betas in all bandit worlds of a tier: all arms, or those that read margins."""
 
     tier: Tier
     form: RewardForm
+    reward_model: str
     first_seed: int
     worlds: int
     learning_rate: float
@@ -88,6 +89,10 @@ BANDIT_BETAS = {
     "simpo": (0.1,),
     "alpha_dpo": (0.1,),
 }
+BANDIT_MARGIN_ARMS = ("madpo", "rm_soft", "posterior_0.25", "label_mix_0.25")
+BANDIT_OWN = "mlp-2048"
+"""The reward model on the policy's own pairs."""
+BANDIT_REWARD_MODELS = ("mlp-256", "mlp-1024", "mlp-4096", "mlp-16384", "truth")
 BANDIT_WORLDS, BANDIT_RATE, BANDIT_STEPS = 20, 1e-2, 256
 
 
@@ -98,8 +103,13 @@ def jobs(part: str) -> Iterator[Job]:
 
 def _bandit() -> Iterator[Job]:
     for tier in TIERS:
-        yield BanditJob(tier, "bounded", 0, BANDIT_WORLDS, BANDIT_RATE, BANDIT_STEPS)
-    yield BanditJob("high", "unbounded", 0, BANDIT_WORLDS, BANDIT_RATE, BANDIT_STEPS)
+        yield BanditJob(tier, "bounded", BANDIT_OWN, 0, BANDIT_WORLDS, BANDIT_RATE, BANDIT_STEPS)
+    yield BanditJob("high", "unbounded", BANDIT_OWN, 0, BANDIT_WORLDS, BANDIT_RATE, BANDIT_STEPS)
+
+
+def _bandit_reward_models() -> Iterator[Job]:
+    for name in BANDIT_REWARD_MODELS:
+        yield BanditJob("high", "bounded", name, 0, BANDIT_WORLDS, BANDIT_RATE, BANDIT_STEPS)
 
 
 def _main(tier: Tier, learning_rate: float) -> Iterator[Job]:
@@ -148,6 +158,7 @@ _OTHERS = tuple(arm for arm in FRONTIER_BETAS if arm not in CORE_ARMS)
 
 PARTS: Mapping[str, Callable[[], Iterator[Job]]] = {
     "bandit": _bandit,
+    "bandit-reward-models": _bandit_reward_models,
     "frontier-high": lambda: _frontier("high", CORE_ARMS),
     "main-high": lambda: _main("high", RATE),
     "reward-models": _reward_models,

@@ -7,11 +7,18 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from bench.methods.analysis import Points, bandit_points, select
-from bench.methods.plan import TIERS, UNBOUNDED_BETAS
+from bench.methods.analysis import Points, bandit_points, mean_over, select
+from bench.methods.plan import BANDIT_MARGIN_ARMS, BANDIT_OWN, TIERS, UNBOUNDED_BETAS
 from bench.methods.results import Record, read
 from bench.methods.run import RESULTS
-from bench.methods.tables import frontier_points, swept, tables
+from bench.methods.tables import (
+    BANDIT_LEVELS,
+    bandit_arms,
+    dpo_implicit_accuracy,
+    frontier_points,
+    swept,
+    tables,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmark.md"
 IMAGES = DOCUMENT.parent / "images"
@@ -44,7 +51,12 @@ def plot(records: Sequence[Record], directory: Path) -> None:
         panels["high, unbounded rewards"] = arms
     if panels:
         _draw_frontiers(panels, directory / "frontier-toy-reviews.png", "toy reviews, ")
-    bandits = {each["job"]["tier"]: bandit_points(each) for each in select(records, kind="bandit", form="bounded")}
+    if arms := bandit_arms(records, "high", "bounded"):
+        _draw_gains(records, arms, directory / "gain-by-reward-model.png")
+    bandits = {
+        each["job"]["tier"]: bandit_points(each)
+        for each in select(records, kind="bandit", form="bounded", reward_model=BANDIT_OWN)
+    }
     if bandits:
         _draw_frontiers(bandits, directory / "frontier-bandit.png", "bandit, ")
 
@@ -58,7 +70,40 @@ def _draw_frontiers(panels: Mapping[str, Mapping[str, Points]], path: Path, titl
                 axes.errorbar(kl, reward, yerr=error, color=color, marker="o", markersize=3, capsize=2, label=arm)
         axes.set(xlabel="KL to the reference (nats a response)", ylabel="true reward", title=title + name)
         axes.legend(fontsize="x-small")
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
+
+
+def _draw_gains(records: Sequence[Record], arms: Mapping[str, Mapping[str, Points]], path: Path) -> None:
+    """Gain over DPO at equal KL against the reward model's accuracy, and where DPO's own implicit reward stands."""
+    accuracy = {
+        each["job"]["reward_model"]: each["values"]["reward_model"]["accuracy"]
+        for each in select(records, kind="bandit", tier="high", form="bounded")
+    }
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for arm in BANDIT_MARGIN_ARMS:
+        gains = [mean_over(each[arm], BANDIT_LEVELS)(each["dpo"]) for each in arms.values()]
+        axes.errorbar(
+            [accuracy[name] for name in arms],
+            [gain.mean for gain in gains],
+            yerr=[gain.half_width for gain in gains],
+            color=_COLORS[arm],
+            marker="o",
+            markersize=3,
+            capsize=2,
+            label=arm,
+        )
+    for name in arms:
+        axes.annotate(name, (accuracy[name], 0.34), rotation=90, ha="center", fontsize="x-small", color="0.4")
+    axes.axhline(0.0, color="0.7", linewidth=0.8)
+    own = dpo_implicit_accuracy(records)
+    if own is not None:
+        axes.axvline(own, color="0.3", linestyle=":", label="DPO's own implicit reward")
+    axes.set(
+        xlabel="accuracy on held-out pairs, as labelled", ylabel="true reward minus DPO, at equal KL", ylim=(-1, 0.65)
+    )
+    axes.legend(fontsize="x-small", loc="lower right")
+    figure.savefig(path, dpi=80)
 
 
 def _mean_curve(curves: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,7 +14,17 @@ import torch
 
 from bench.methods import bandit, policy, reward_models, toy
 from bench.methods.arms import ARMS
-from bench.methods.plan import BANDIT_BETAS, PARTS, BanditJob, Job, RewardModelJob, ToyJob, jobs
+from bench.methods.plan import (
+    BANDIT_BETAS,
+    BANDIT_MARGIN_ARMS,
+    BANDIT_OWN,
+    PARTS,
+    BanditJob,
+    Job,
+    RewardModelJob,
+    ToyJob,
+    jobs,
+)
 from bench.methods.results import done, identity, key, read, to_line
 
 HERE = Path(__file__).parent
@@ -50,16 +60,16 @@ def _toy(job: ToyJob, cache_directory: Path, size: toy.Size) -> dict[str, Any]:
 def _bandit(job: BanditJob) -> dict[str, Any]:
     seeds = list(range(job.first_seed, job.first_seed + job.worlds))
     worlds = bandit.make_worlds(seeds, job.tier, job.form)
-    margins = bandit.reward_margins(worlds, seeds)
-    settings = [bandit.Setting(arm, beta) for arm, betas in BANDIT_BETAS.items() for beta in betas]
-    rewards, divergences = bandit.train_all(
-        worlds, seeds, margins, settings, learning_rate=job.learning_rate, steps=job.steps
-    )
+    margins = bandit.reward_margins(worlds, seeds, job.tier, job.form, job.reward_model)
+    arms = BANDIT_BETAS if job.reward_model == BANDIT_OWN else BANDIT_MARGIN_ARMS
+    settings = [bandit.Setting(arm, beta) for arm in arms for beta in BANDIT_BETAS[arm]]
+    outcome = bandit.train_all(worlds, seeds, margins, settings, learning_rate=job.learning_rate, steps=job.steps)
     return {
         "reward_model": bandit.describe(worlds, margins),
         "settings": [
-            {"arm": setting.arm, "beta": setting.beta, "reward": reward.tolist(), "kl": divergence.tolist()}
-            for setting, reward, divergence in zip(settings, rewards, divergences, strict=True)
+            {"arm": setting.arm, "beta": setting.beta}
+            | {name: values[index].tolist() for name, values in outcome._asdict().items()}
+            for index, setting in enumerate(settings)
         ],
     }
 

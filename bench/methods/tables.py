@@ -18,6 +18,8 @@ from bench.methods.analysis import (
     select,
 )
 from bench.methods.plan import (
+    BANDIT_MARGIN_ARMS,
+    BANDIT_OWN,
     EPOCHS,
     FRONTIER_BETAS,
     MAIN_ARMS,
@@ -62,6 +64,7 @@ def tables(records: Sequence[Record]) -> Mapping[str, str]:
         "reward-models": reward_models(records),
         "unbounded": unbounded(records),
         **{f"bandit-{tier}": bandit(records, tier, "bounded") for tier in TIERS},
+        "bandit-reward-models": bandit_reward_models(records),
         "bandit-unbounded": bandit(records, "high", "unbounded"),
     }
 
@@ -121,8 +124,17 @@ def unbounded(records: Sequence[Record]) -> str:
 
 def bandit(records: Sequence[Record], tier: Tier, form: RewardForm) -> str:
     """Differences at equal exact KL in the bandit."""
-    chosen = select(records, kind="bandit", tier=tier, form=form)
-    return _frontier(bandit_points(chosen[-1]), BANDIT_LEVELS) if chosen else _NOT_RUN
+    arms = bandit_arms(records, tier, form).get(BANDIT_OWN)
+    return _frontier(arms, BANDIT_LEVELS) if arms else _NOT_RUN
+
+
+def bandit_arms(records: Sequence[Record], tier: Tier, form: RewardForm) -> Mapping[str, Mapping[str, Points]]:
+    """By reward model, where the arms stand; DPO reads none, so its runs are the same beside all of them."""
+    found = {each["job"]["reward_model"]: each for each in select(records, kind="bandit", tier=tier, form=form)}
+    if BANDIT_OWN not in found:
+        return {}
+    baseline = {"dpo": bandit_points(found[BANDIT_OWN])["dpo"]}
+    return {name: baseline | bandit_points(found[name]) for name in sorted(found, key=_pairs_of)}
 
 
 def frontier_points(records: Sequence[Record], tier: Tier) -> Mapping[str, Points]:
@@ -166,10 +178,10 @@ def verdict(records: Sequence[Record]) -> str:
     )
     for form in ("bounded", "unbounded"):
         for tier in TIERS:
-            chosen = select(records, kind="bandit", tier=tier, form=form)
-            if chosen:
-                name = f"bandit, {tier}" + (", unbounded" if form == "unbounded" else "")
-                settings.append((name, bandit_points(chosen[-1]), BANDIT_LEVELS))
+            for reward_model, arms in bandit_arms(records, tier, form).items():
+                unusual = [form] if form == "unbounded" else []
+                unusual += [reward_model] if reward_model != BANDIT_OWN else []
+                settings.append((", ".join(["bandit", tier, *unusual]), arms, BANDIT_LEVELS))
     rows = []
     for name, arms, levels in settings:
         for arm in arms:
@@ -239,6 +251,50 @@ def reward_models(records: Sequence[Record]) -> str:
         *("correlation", *(f"{arm} minus DPO" for arm in MARGIN_ARMS)),
     )
     return _table(header, rows)
+
+
+def bandit_reward_models(records: Sequence[Record]) -> str:
+    """The same in the bandit, where reward models may also know more than the policies' pairs, or everything."""
+    found = {
+        each["job"]["reward_model"]: each["values"]
+        for each in select(records, kind="bandit", tier="high", form="bounded")
+    }
+    rows = []
+    for name, arms in bandit_arms(records, "high", "bounded").items():
+        figures = found[name]["reward_model"]
+        described = [
+            _number(figures.get(value, math.nan), places)
+            for value, places in (
+                *(("accuracy", 3), ("ece", 3), ("temperature", 2), ("contradicted", 2)),
+                ("noiseless_accuracy", 3),
+            )
+        ]
+        gains = [_errors(mean_over(arms[arm], BANDIT_LEVELS)(arms["dpo"])) for arm in BANDIT_MARGIN_ARMS]
+        rows.append((name, *described, *gains))
+    own = dpo_implicit_accuracy(records)
+    if own is not None:
+        rows.append(("DPO's own implicit reward, at its best beta", _number(own, 3), *[""] * (len(rows[0]) - 2)))
+    header = (
+        *("reward model", "accuracy", "ECE", "temperature", "contradicted", "accuracy, no noise"),
+        *(f"{arm} minus DPO" for arm in BANDIT_MARGIN_ARMS),
+    )
+    return _table(header, rows)
+
+
+def dpo_implicit_accuracy(records: Sequence[Record]) -> float | None:
+    """How the bandit's DPO policies order the validation pairs on the high tier, at the beta where they do it best."""
+    chosen = select(records, kind="bandit", tier="high", form="bounded", reward_model=BANDIT_OWN)
+    shares = [
+        float(np.mean(setting["implicit_accuracy"]))
+        for record in chosen
+        for setting in record["values"]["settings"]
+        if setting["arm"] == "dpo"
+    ]
+    return max(shares, default=None)
+
+
+def _pairs_of(name: str) -> float:
+    return math.inf if name == "truth" else float(name.removeprefix("mlp-"))
 
 
 def _implicit(records: Sequence[Record]) -> tuple[Estimate, Estimate] | None:

@@ -136,11 +136,12 @@ def test_arms_of_a_tiny_world_meet_the_same_pairs_and_tiers_the_same_chance(tmp_
 def test_bandit_settings_train_apart_though_they_are_stacked():
     seeds = [3, 4, 5]
     worlds = bandit.make_worlds(seeds, "medium", "bounded")
-    margins = bandit.reward_margins(worlds, seeds, epochs=1)
+    margins = bandit.reward_margins(worlds, seeds, "medium", "bounded", "mlp-256")
     settings = [bandit.Setting("dpo", 0.1), bandit.Setting("beta_dpo", 0.2), bandit.Setting("posterior_0.25", 0.1)]
-    rewards, divergences = bandit.train_all(worlds, seeds, margins, settings, learning_rate=1e-2, steps=8)
+    rewards, divergences, accuracy = bandit.train_all(worlds, seeds, margins, settings, learning_rate=1e-2, steps=8)
     assert rewards.shape == divergences.shape == (3, 3)
     assert float(divergences.min()) > 0
+    assert 0.5 < float(accuracy.mean()) < 1
     for index, setting in enumerate(settings):
         alone = bandit.train_all(worlds, seeds, margins, [setting], learning_rate=1e-2, steps=8)
         torch.testing.assert_close(alone[0][0], rewards[index], atol=1e-5, rtol=1e-5)
@@ -149,10 +150,25 @@ def test_bandit_settings_train_apart_though_they_are_stacked():
     assert torch.equal(again[0], rewards)
 
 
+def test_bandit_reward_models_get_better_with_pairs_up_to_the_truth():
+    seeds = [6, 7, 8]
+    worlds = bandit.make_worlds(seeds, "high", "bounded")
+    figures = [
+        bandit.describe(worlds, bandit.reward_margins(worlds, seeds, "high", "bounded", name))
+        for name in ("mlp-64", "mlp-4096", "truth")
+    ]
+    accuracies = [each["noiseless_accuracy"] for each in figures]
+    assert accuracies == sorted(accuracies)
+    assert accuracies[0] > 0.5
+    assert accuracies[-1] == 1.0
+    assert figures[-1]["accuracy"] < 1.0  # labels are noisy whoever judges them
+    assert figures[-1]["temperature"] == pytest.approx(1.0, abs=0.1)
+
+
 def test_the_bandits_policy_that_knows_nothing_is_the_reference():
     seeds = [0, 1]
     worlds = bandit.make_worlds(seeds, "low", "unbounded")
-    rewards, divergences = bandit.train_all(
+    rewards, divergences, _ = bandit.train_all(
         worlds, seeds, torch.zeros(2, bandit.PAIRS), [bandit.Setting("rm_soft", 0.1)], learning_rate=1e-2, steps=0
     )
     torch.testing.assert_close(divergences, torch.zeros(1, 2), atol=1e-6, rtol=0)
