@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from madpo.calibration.report import CalibrationReport
+    from madpo.data.check.report import CheckReport
 
 _PAGE_SIZE = 100
 _REVISIT_S = 1.0
@@ -164,6 +165,12 @@ class JobHandle:
         from madpo.calibration.report import CalibrationReport
 
         return CalibrationReport.model_validate_json(self.read_artifact("calibration.json"))
+
+    def dataset_check(self) -> "CheckReport":
+        """The report of a dataset check. Raises NotFoundError."""
+        from madpo.data.check.report import CheckReport
+
+        return CheckReport.from_json(self.read_artifact("check.json"))
 
     def _artifact(self, name: str) -> FileEntry:
         entries = {entry.path: entry for entry in self.artifacts()}
@@ -353,6 +360,42 @@ class Jobs:
             "training_dataset_id": None if training_dataset is None else _dataset_id(training_dataset),
         }
         return self.create(JobKind.CALIBRATION, spec, name=name, depends_on=depends_on)
+
+    def check_dataset(
+        self,
+        *,
+        dataset: Dataset | str,
+        model: ModelLike,
+        held_out: Dataset | str | None = None,
+        max_tokens: int = 1024,
+        overlong: str = "error",
+        name: str = "",
+        depends_on: Sequence[JobHandle | str] = (),
+    ) -> JobHandle:
+        """Look at a stored dataset through a model's tokenizer; `JobHandle.dataset_check` has the report.
+
+        The tokens are kept, so that trainings find them made.
+
+        Args:
+            dataset: What to look at.
+            model: Whose tokenizer and chat template.
+            held_out: A dataset whose prompts should not be in it.
+            max_tokens: Longest prompt plus response.
+            overlong: What a training would do with longer rows.
+            name: A label.
+            depends_on: More jobs that must succeed first.
+
+        Raises:
+            InvalidArgumentError: With one violation per wrong field.
+        """
+        spec = {
+            "dataset_id": _dataset_id(dataset),
+            "model": _given(model_reference(model)),
+            "held_out_dataset_id": None if held_out is None else _dataset_id(held_out),
+            "max_tokens": max_tokens,
+            "overlong": overlong,
+        }
+        return self.create(JobKind.DATASET_CHECK, spec, name=name, depends_on=depends_on)
 
     def create(
         self, kind: JobKind, spec: Mapping[str, Any], *, name: str = "", depends_on: Sequence[JobHandle | str] = ()

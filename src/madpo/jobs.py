@@ -221,7 +221,27 @@ class CalibrationSpec(Spec):
     """The pairs to be trained on, for quantiles and weights; None takes the held-out ones."""
 
 
-JobSpec = SupervisedTrainingSpec | RewardTrainingSpec | PolicyTrainingSpec | EvaluationSpec | CalibrationSpec
+class DatasetCheckSpec(Spec):
+    """Look at a dataset through a model's tokenizer and chat template, and keep the tokens for trainings."""
+
+    dataset_id: DatasetId
+    model: ModelReference
+    held_out_dataset_id: DatasetId | None = None
+    """Rows whose prompts should not be among the checked ones."""
+    max_tokens: int = Field(default=1024, ge=2)
+    """Longest prompt plus response."""
+    overlong: Overlong = "error"
+    """What a training would do with longer rows; the report says what each policy would leave."""
+
+
+JobSpec = (
+    SupervisedTrainingSpec
+    | RewardTrainingSpec
+    | PolicyTrainingSpec
+    | EvaluationSpec
+    | CalibrationSpec
+    | DatasetCheckSpec
+)
 
 SPEC_TYPES: dict[JobKind, type[JobSpec]] = {
     JobKind.SUPERVISED_TRAINING: SupervisedTrainingSpec,
@@ -229,6 +249,7 @@ SPEC_TYPES: dict[JobKind, type[JobSpec]] = {
     JobKind.POLICY_TRAINING: PolicyTrainingSpec,
     JobKind.EVALUATION: EvaluationSpec,
     JobKind.CALIBRATION: CalibrationSpec,
+    JobKind.DATASET_CHECK: DatasetCheckSpec,
 }
 
 QUEUE_NAMES: dict[JobKind, str] = {
@@ -237,6 +258,7 @@ QUEUE_NAMES: dict[JobKind, str] = {
     JobKind.POLICY_TRAINING: "train",
     JobKind.EVALUATION: "evaluate",
     JobKind.CALIBRATION: "evaluate",
+    JobKind.DATASET_CHECK: "evaluate",
 }
 
 

@@ -306,6 +306,7 @@ class JobKind(StrEnum):
     POLICY_TRAINING = "policy_training"
     EVALUATION = "evaluation"
     CALIBRATION = "calibration"
+    DATASET_CHECK = "dataset_check"
 
 
 class JobState(StrEnum):

@@ -228,6 +228,28 @@ def test_lora_in_bf16_trains_an_adapter_that_names_its_base(client, base, pairs,
     assert json.loads((directory / "adapter_config.json").read_text())["r"] == 2
 
 
+def test_a_stored_dataset_is_checked_through_a_stored_model(client, stack, base, pairs, tmp_path):
+    job = client.jobs.check_dataset(dataset=pairs, model=base, max_tokens=64)
+    job.wait()
+    report = job.dataset_check()
+    assert report.tokens.model == base.model_id
+    assert job.job.result.summary["verdict"] == report.verdict
+
+    page = tmp_path / "page.html"
+    command = ["dataset", "check", pairs.dataset_id, "--model", base.model_id, "--max-tokens", "4", "--html", str(page)]
+    done = subprocess.run(
+        [sys.executable, "-m", "madpo_client.cli", *command],
+        env=os.environ | {"MADPO_HOME": str(stack.home), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert done.returncode == 2, done.stderr
+    assert f"{pairs.dataset_id}: refused" in done.stdout
+    assert "Longer than max_tokens=4" in page.read_text()
+
+
 def test_a_job_that_cannot_be_done_fails_with_one_readable_reason(client, base, pairs):
     job = client.jobs.train_policy(model=base, dataset=pairs, method="dpo", training=training(max_tokens=8))
 

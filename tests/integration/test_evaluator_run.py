@@ -20,9 +20,10 @@ from peft import LoraConfig, get_peft_model
 from pydantic import SecretStr
 
 from madpo.calibration.report import CalibrationReport
+from madpo.data.check.report import CheckReport
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from madpo.jobs import ModelReference
-from madpo.models.load import save_model
+from madpo.models.load import load_tokenizer, save_model
 from madpo.ports import Claim
 from madpo.queue.workspace import Outcome, Run, Workspace
 from madpo.rpc import convert
@@ -31,6 +32,7 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.storage.references import resolve_model
+from madpo.storage.tokens import TokenStore
 from madpo.types import (
     DatasetKind,
     Job,
@@ -268,6 +270,35 @@ async def test_a_calibration_scores_both_sets_and_leaves_its_report(site: Site, 
         "calibration.json",
         "calibration.png",
     }
+
+
+async def test_a_dataset_check_leaves_its_report_and_the_tokens_for_trainings(site: Site) -> None:
+    spec = {
+        "dataset_id": site.pairs_id,
+        "held_out_dataset_id": site.prompts_id,
+        "model": {"model_id": site.policy_id},
+        "max_tokens": 6,
+        "overlong": "drop",
+    }
+    job = Job(job_id("check"), JobKind.DATASET_CHECK, JobState.RUNNING, spec, attempt=1)
+
+    outcome = await site.finish(Workspace(site.home / "jobs" / job.job_id, Claim(job, 1, "worker")))
+
+    assert outcome.kind == "succeeded", outcome.reason
+    assert {file.path for file in list_artifacts(site.store, job.job_id)} == {"check.json", "check.html", "rows.jsonl"}
+    with open_artifact(site.store, job.job_id, "check.json") as stream:
+        report = CheckReport.from_json(stream.read())
+    assert report.name == site.pairs_id
+    assert report.tokens is not None
+    assert (report.tokens.model, report.tokens.overlong["drop"].dropped) == (site.policy_id, 2)
+    assert report.leakage is not None
+    assert report.leakage.exact == 2
+    assert outcome.result is not None
+    assert outcome.result.summary["verdict"] == report.verdict == "warnings"
+    assert outcome.result.summary["findings"]["overlong"] == 2
+    tokenizer = load_tokenizer(ModelStore(site.store, site.home / "cache").fetch(site.policy_id))
+    kept = list(TokenStore(site.store).read(site.pairs_id, tokenizer))
+    assert [row.row for row in kept] == [pair.row for pair in PAIRS]
 
 
 async def test_a_calibration_of_margins_that_rows_do_not_have_fails_by_saying_so(site: Site) -> None:

@@ -42,6 +42,13 @@ SPECS = {
         "temperature": "fit",
         "method": {"name": "madpo", "params": {"tau": {"quantile": 0.9}}},
     },
+    JobKind.DATASET_CHECK: {
+        "dataset_id": DATASET,
+        "model": {"job_id": JOB},
+        "held_out_dataset_id": DATASET,
+        "max_tokens": 512,
+        "overlong": "truncate_prompt",
+    },
 }
 
 

@@ -1,7 +1,9 @@
 """`madpo dataset check`."""
 
 import re
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from madpo.data.check.report import CheckReport, Distribution, Finding, LengthBias, RenderedExample, TokenFigures
     from madpo_client.check import TokenView
+    from madpo_client.client import Client
 
 REFUSED, WARNED = 2, 1
 """Exit codes; 0 is a dataset without errors, and with `--strict` without warnings."""
@@ -59,13 +62,24 @@ def check_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Say what is wrong with rows before they cost a training. Exit code 2 when they cannot be trained on."""
+    start = time.monotonic()
     if _DATASET_ID.fullmatch(data):
         if columns or lists:
             raise typer.BadParameter("--map and --lists say how to read a file; a stored dataset has been read")
-        if model is not None:
-            raise typer.BadParameter("--model looks at a file; give the file the dataset was made of")
         with open_client(context) as client:
-            report = client.datasets.check(data, held_out=held_out, rows_file=rows, progress=not as_json)
+            if model is None:
+                report = client.datasets.check(data, held_out=held_out, rows_file=rows, progress=not as_json)
+            else:
+                report = _check_on_worker(
+                    client,
+                    dataset=data,
+                    model=model,
+                    held_out=held_out,
+                    max_tokens=max_tokens,
+                    overlong=overlong,
+                    rows=rows,
+                    quiet=as_json,
+                )
     else:
         from madpo_client.check import check_file
         from madpo_client.progress import row_progress
@@ -84,6 +98,7 @@ def check_dataset(
                 rows_file=rows,
                 on_rows=on_rows,
             )
+    _say_speed(report, time.monotonic() - start)
     if html is not None:
         from madpo.data.check.page import render_page
 
@@ -93,6 +108,33 @@ def check_dataset(
         raise typer.Exit(REFUSED)
     if report.verdict == "warnings" and strict:
         raise typer.Exit(WARNED)
+
+
+def _say_speed(report: "CheckReport", span_s: float) -> None:
+    rate = report.rows.read / max(span_s, 1e-3) * 60
+    what = "rows" if report.tokens is None else "rows read and tokenized"
+    print(f"{report.rows.read:,} {what} in {span_s:.1f} s: {rate:,.0f} a minute", file=sys.stderr)
+
+
+def _check_on_worker(
+    client: "Client",
+    *,
+    dataset: str,
+    model: str,
+    held_out: str | None,
+    max_tokens: int,
+    overlong: str,
+    rows: Path | None,
+    quiet: bool,
+) -> "CheckReport":
+    """A job: stored rows through the tokenizer of a stored model."""
+    job = client.jobs.check_dataset(
+        dataset=dataset, model=model, held_out=held_out, max_tokens=max_tokens, overlong=overlong
+    )
+    job.wait(progress=not quiet)
+    if rows is not None:
+        rows.write_bytes(job.read_artifact("rows.jsonl"))
+    return job.dataset_check()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One evaluation or calibration, as the child process of a worker: `python -m madpo_evaluator.run WORKSPACE`."""
+"""One evaluation, calibration or dataset check, in a process of its own: `python -m madpo_evaluator.run WORKSPACE`."""
 
 import argparse
 import asyncio
@@ -27,6 +27,7 @@ from madpo.storage.references import ResolvedModel, resolve_model, resolve_model
 from madpo.telemetry.logging import configure_logging
 from madpo.types import JobKind, JobResult, PreferencePair, PromptOnly
 from madpo_evaluator.calibration import CalibrationRun
+from madpo_evaluator.dataset_check import DatasetCheckRun
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
 from madpo_evaluator.generate import context_limit, encode_prompts, generate
 from madpo_evaluator.generations import (
@@ -61,7 +62,7 @@ def main(workspace: Path) -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
-        work = CalibrationRun if run.job.kind is JobKind.CALIBRATION else EvaluationRun
+        work = _RUNS.get(run.job.kind, EvaluationRun)
         run.succeed(work(run, settings).execute())
     except StopRequestedError:
         run.stop()
@@ -229,6 +230,12 @@ class EvaluationRun:
         write_plots(directory, [evaluation, *baselines.values()])
         publish_artifacts(self._store, self._run.job.job_id, directory, attempt=self._run.attempt)
         return JobResult(summary=key_figures(results, accuracy))
+
+
+_RUNS: dict[JobKind, type[CalibrationRun] | type[DatasetCheckRun] | type[EvaluationRun]] = {
+    JobKind.CALIBRATION: CalibrationRun,
+    JobKind.DATASET_CHECK: DatasetCheckRun,
+}
 
 
 def describe_models(spec: EvaluationSpec, policy: ResolvedModel, reference: ResolvedModel | None) -> dict[str, object]:

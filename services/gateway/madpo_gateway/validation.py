@@ -13,6 +13,7 @@ from madpo.jobs import (
     JOB_ID_PATTERN,
     SPEC_TYPES,
     CalibrationSpec,
+    DatasetCheckSpec,
     EvaluationSpec,
     JobSpec,
     ModelReference,
@@ -104,6 +105,10 @@ class SpecValidator:
             await check.evaluation(spec)
         elif isinstance(spec, CalibrationSpec):
             await check.calibration(spec)
+        elif isinstance(spec, DatasetCheckSpec):
+            await check.model("model", spec.model, ANY_MODEL)
+            await check.dataset("dataset_id", spec.dataset_id, ANY_DATASET)
+            await check.dataset("held_out_dataset_id", spec.held_out_dataset_id, ANY_DATASET)
         else:
             allowed = ANY_MODEL if isinstance(spec, RewardTrainingSpec) else POLICY
             await check.model("model", spec.model, allowed)

@@ -39,7 +39,7 @@ TRAINING_FIGURES = {
     "learning_rate": ("madpo_training_learning_rate", "Learning rate of the last reported step"),
 }
 """Figures of a training's reports that are exported: name and meaning there."""
-_TRAININGS = frozenset(JobKind) - {JobKind.EVALUATION, JobKind.CALIBRATION}
+_TRAININGS = frozenset(JobKind) - {JobKind.EVALUATION, JobKind.CALIBRATION, JobKind.DATASET_CHECK}
 
 
 class QueueCollector(Collector):

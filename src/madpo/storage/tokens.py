@@ -8,6 +8,7 @@ Parquet, one row for each of the dataset in its order: row (int64), prompt_ids (
 of int32), in the order of `madpo.data.encode.row_responses`.
 """
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from madpo.data.encode import EncodedRow
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
-from madpo.errors import NotFoundError
+from madpo.errors import AlreadyExistsError, NotFoundError
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
 
@@ -75,7 +76,8 @@ class TokenStore:
                 "template_sha256": template_sha256(tokenizer),
                 "rows": count,
             }
-            bundle.publish(self._store, _prefix(dataset_id, tokenizer), Path(directory), metadata=description)
+            with contextlib.suppress(AlreadyExistsError):  # the same ids, written by another version of Arrow
+                bundle.publish(self._store, _prefix(dataset_id, tokenizer), Path(directory), metadata=description)
 
     def read(self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> Iterator[EncodedRow]:
         """The ids in the dataset's order.

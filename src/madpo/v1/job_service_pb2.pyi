@@ -40,18 +40,20 @@ class ModelReference(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., job_id: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("supervised_training", "reward_training", "policy_training", "evaluation", "calibration")
+    __slots__ = ("supervised_training", "reward_training", "policy_training", "evaluation", "calibration", "dataset_check")
     SUPERVISED_TRAINING_FIELD_NUMBER: _ClassVar[int]
     REWARD_TRAINING_FIELD_NUMBER: _ClassVar[int]
     POLICY_TRAINING_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    DATASET_CHECK_FIELD_NUMBER: _ClassVar[int]
     supervised_training: SupervisedTrainingSpec
     reward_training: RewardTrainingSpec
     policy_training: PolicyTrainingSpec
     evaluation: EvaluationSpec
     calibration: CalibrationSpec
-    def __init__(self, supervised_training: _Optional[_Union[SupervisedTrainingSpec, _Mapping]] = ..., reward_training: _Optional[_Union[RewardTrainingSpec, _Mapping]] = ..., policy_training: _Optional[_Union[PolicyTrainingSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., calibration: _Optional[_Union[CalibrationSpec, _Mapping]] = ...) -> None: ...
+    dataset_check: DatasetCheckSpec
+    def __init__(self, supervised_training: _Optional[_Union[SupervisedTrainingSpec, _Mapping]] = ..., reward_training: _Optional[_Union[RewardTrainingSpec, _Mapping]] = ..., policy_training: _Optional[_Union[PolicyTrainingSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., calibration: _Optional[_Union[CalibrationSpec, _Mapping]] = ..., dataset_check: _Optional[_Union[DatasetCheckSpec, _Mapping]] = ...) -> None: ...
 
 class SupervisedTrainingSpec(_message.Message):
     __slots__ = ("model", "dataset_id", "eval_dataset_id", "training")
@@ -222,6 +224,20 @@ class CalibrationSpec(_message.Message):
     method: PreferenceMethod
     training_dataset_id: str
     def __init__(self, dataset_id: _Optional[str] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., temperature: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., method: _Optional[_Union[PreferenceMethod, _Mapping]] = ..., training_dataset_id: _Optional[str] = ...) -> None: ...
+
+class DatasetCheckSpec(_message.Message):
+    __slots__ = ("dataset_id", "model", "held_out_dataset_id", "max_tokens", "overlong")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OVERLONG_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    model: ModelReference
+    held_out_dataset_id: str
+    max_tokens: int
+    overlong: str
+    def __init__(self, dataset_id: _Optional[str] = ..., model: _Optional[_Union[ModelReference, _Mapping]] = ..., held_out_dataset_id: _Optional[str] = ..., max_tokens: _Optional[int] = ..., overlong: _Optional[str] = ...) -> None: ...
 
 class SamplingParameters(_message.Message):
     __slots__ = ("temperatures", "samples_per_prompt", "max_new_tokens", "seed")

@@ -74,10 +74,11 @@ def test_a_mapping_and_a_rule_for_lists_say_how_a_file_is_read(tmp_path: Path) -
 def test_json_page_and_rows_are_the_same_report(tmp_path: Path) -> None:
     file, page, rows = write(tmp_path / "some.jsonl", [*GOOD, GOOD[4]]), tmp_path / "page.html", tmp_path / "rows.jsonl"
 
-    code, output = run(file, "--json", "--html", str(page), "--rows", str(rows))
+    done = CliRunner().invoke(app, ["dataset", "check", file, "--json", "--html", str(page), "--rows", str(rows)])
 
-    assert code == 0
-    report = CheckReport.from_json(output)
+    assert done.exit_code == 0
+    assert "29 rows in" in done.stderr
+    report = CheckReport.from_json(done.stdout)
     assert report.name == "some.jsonl"
     assert report.findings[0].title[1:] in page.read_text()
     assert json.loads(rows.read_text()) == {"row": 29, "code": "duplicate", "of": 5}

@@ -218,7 +218,7 @@ def test_the_command_looks_through_a_model(tokenizer_directory: Save, tmp_path: 
 
     def run(*options: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, ["dataset", "check", str(file), "--model", str(directory), *options])
-        return result.exit_code, result.output
+        return result.exit_code, result.stdout
 
     code, output = run("--html", str(page))
     assert code == 0

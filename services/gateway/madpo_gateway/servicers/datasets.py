@@ -32,7 +32,14 @@ from madpo_gateway.uploads import Upload, UploadResult, Uploads
 
 logger = logging.getLogger(__name__)
 
-DATASET_FIELDS = ("dataset_id", "eval_dataset_id", "prompt_dataset_id", "preference_dataset_id")
+DATASET_FIELDS = (
+    "dataset_id",
+    "eval_dataset_id",
+    "prompt_dataset_id",
+    "preference_dataset_id",
+    "training_dataset_id",
+    "held_out_dataset_id",
+)
 """Spec fields that name a dataset."""
 
 _PROGRESS_ROWS = 1_000

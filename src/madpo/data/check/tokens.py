@@ -50,6 +50,9 @@ class TokenCheck:
         max_tokens: Longest prompt plus response.
         overlong: What the training will do with longer rows.
         workers: See `RowEncoder`.
+
+    Attributes:
+        tokenizer: The model's.
     """
 
     def __init__(
@@ -62,8 +65,8 @@ class TokenCheck:
         overlong: Overlong = "error",
         workers: int | None = None,
     ) -> None:
-        self._tokenizer = load_tokenizer(directory)
-        self._encoder = RowEncoder(directory, self._tokenizer, examine=examine, workers=workers)
+        self.tokenizer = load_tokenizer(directory)
+        self._encoder = RowEncoder(directory, self.tokenizer, examine=examine, workers=workers)
         self._findings, self._model, self._max_tokens, self._overlong = findings, model, max_tokens, overlong
         self._lengths: dict[str, Numbers] = {}
         self._shared, self._comparison = Numbers(), LengthComparison()
@@ -91,7 +94,7 @@ class TokenCheck:
         """What was found, once all rows have passed."""
         template: tuple[TemplateCheck, ...] = ()
         if self._roles:
-            template = check_template(self._tokenizer, roles=self._roles, has_tools=self._has_tools)
+            template = check_template(self.tokenizer, roles=self._roles, has_tools=self._has_tools)
         for check in template:
             if not check.passed:
                 self._findings.note(
@@ -99,7 +102,7 @@ class TokenCheck:
                     severity="error" if check.name in _FATAL_CHECKS else "warning",
                     title=f"chat template, {check.name}: {check.detail}",
                 )
-        if self._has_text and self._tokenizer.chat_template:
+        if self._has_text and self.tokenizer.chat_template:
             self._findings.note(
                 "unused_template",
                 severity="info",
@@ -108,15 +111,15 @@ class TokenCheck:
             )
         return TokenFigures(
             model=self._model,
-            tokenizer_sha256=tokenizer_sha256(self._tokenizer),
-            template_sha256=template_sha256(self._tokenizer),
+            tokenizer_sha256=tokenizer_sha256(self.tokenizer),
+            template_sha256=template_sha256(self.tokenizer),
             max_tokens=self._max_tokens,
             lengths={name: found for name, numbers in self._lengths.items() if (found := numbers.distribution())},
             length_bias=self._comparison.figures("tokens"),
             shared_response_prefix=self._shared.distribution(),
             overlong={policy: outcomes.figures(policy) for policy, outcomes in self._outcomes.items()},
             template=template,
-            examples=tuple(self._examples.rendered(self._tokenizer)),
+            examples=tuple(self._examples.rendered(self.tokenizer)),
         )
 
     def _measure(self, row: DatasetRow, encoded: EncodedRow) -> None:
@@ -138,7 +141,7 @@ class TokenCheck:
         for policy, outcomes in self._outcomes.items():
             kept: EncodedRow | None = encoded
             if is_overlong:
-                kept = fit(encoded, self._max_tokens, policy, bos_id=self._tokenizer.bos_token_id)
+                kept = fit(encoded, self._max_tokens, policy, bos_id=self.tokenizer.bos_token_id)
             outcomes.add(encoded, kept)
         if is_overlong:
             self._findings.add(
