@@ -41,7 +41,7 @@ def train(site: Site, name: str, weights: Sequence[float | None], **training: An
         "training": {
             "max_steps": 2,
             "global_batch_size": len(PAIRS),
-            "micro_batch_size": 3,
+            "micro_batch_tokens": 40,
             "max_tokens": 32,
             "optimizer": {"learning_rate": 1e-2, "warmup_ratio": 0.0, "weight_decay": 0.0},
         },

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from madpo.data.order import Schedule
+from madpo.jobs import TrainingParameters
 from madpo.losses.method import Requirements
 from madpo.models.logps import ResponseGroup, padded_logps
 from madpo.types import PreferencePair
@@ -15,7 +16,7 @@ from madpo_trainer.mismatched import Mismatched
 from madpo_trainer.objectives.batches import BatchMaker
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.rows import PolicyRow
-from madpo_trainer.running import LogpsRunner
+from madpo_trainer.running import ModelRunner, choose_layout
 
 
 def pair_row(number: int, prompt: list[int], chosen: list[int], rejected: list[int], gold: list[int]) -> PolicyRow:
@@ -49,8 +50,14 @@ def alone(model, prompt: list[int], ids: list[int]) -> tuple[float, list[float],
     return float(found.logps), found.token_logps.tolist(), found.log_sum_p2.tolist()
 
 
+def runner(model) -> ModelRunner:
+    parameters = TrainingParameters(micro_batch_tokens=20)
+    layout = choose_layout(model, parameters, needs_head=True)
+    return ModelRunner(model, layout, parameters=parameters, ranks=OneRank())
+
+
 def maker(models, rows, requirements: Requirements, *, mismatched: Mismatched | None = None) -> BatchMaker:
-    policy, reference = (LogpsRunner(model, micro_batch_size=2, precision="fp32", ranks=OneRank()) for model in models)
+    policy, reference = map(runner, models)
     stored = reference.all_logps([row.group for row in rows], tokens=requirements.token_logps)
     return BatchMaker(
         policy,
@@ -137,8 +144,7 @@ def test_lists_of_unequal_length(models):
 def test_figures_run_the_policy_only_where_they_depend_on_it(models):
     schedule = Schedule.plan(rows=3, batch_size=3, seed=0, epochs=1, max_steps=None)
     mismatched = Mismatched(PAIRS, schedule, max_tokens=32)
-    reference = LogpsRunner(models[1], micro_batch_size=2, precision="fp32", ranks=OneRank())
-    mismatched.compute_reference(reference.all_logps)
+    mismatched.compute_reference(runner(models[1]).all_logps)
     needs = Requirements(reference=True, mismatched=True, global_batch=True)
     rows = schedule.batch(0)
 
