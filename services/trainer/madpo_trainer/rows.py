@@ -49,11 +49,9 @@ class PolicyRow:
         """The responses behind their prompt, without the gold one."""
         return ResponseGroup(self.prompt_ids, self.responses)
 
-    @property
-    def group_with_gold(self) -> ResponseGroup:
-        """The responses behind their prompt, and the gold one behind them where it is asked for."""
-        gold = () if self.gold_ids is None else (self.gold_ids,)
-        return ResponseGroup(self.prompt_ids, (*self.responses, *gold))
+    def asked(self, *, gold: bool) -> ResponseGroup:
+        """The responses behind their prompt, and behind them the gold one where it is wanted."""
+        return ResponseGroup(self.prompt_ids, (*self.responses, self.gold_ids or ())) if gold else self.group
 
 
 @dataclass(slots=True)

@@ -63,7 +63,7 @@ class BatchMaker:
 
     def _groups(self, rows: Sequence[int]) -> list[ResponseGroup]:
         """The rows' responses, and where it is asked for the gold one behind them."""
-        return [self._rows[row].group_with_gold for row in rows]
+        return [self._rows[row].asked(gold=self._requirements.gold) for row in rows]
 
     def _fields(self, rows: Sequence[int], policy: ResponseLogps, margins: Margins) -> dict[str, Tensor]:
         needs, device = self._requirements, policy.tokens.device

@@ -63,7 +63,7 @@ class PolicyObjective:
         self.reference, self._held_out_reference = reference, held_out_reference
         self.margins, self.method_state, self.ledger = margins, method_state, ledger
         self.epoch_of, self.seed = epoch_of, seed
-        self.lengths = [runner.micro_batches.length(row.group_with_gold) for row in rows]
+        self.lengths = [runner.micro_batches.length(row.asked(gold=self.requirements.gold)) for row in rows]
         self.batches = BatchMaker(
             runner,
             rows,
