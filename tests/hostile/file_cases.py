@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, product
 
 import pyarrow as pa
@@ -20,17 +21,17 @@ def size_cases() -> Iterator[Case]:
     """Rows, fields and columns past their limits, in every format that is text."""
     too_large = r"is larger than 1048576 bytes \(max_row_bytes\)"
     for name, size_bytes in {"1 MiB": MIB, "100 MB": 100_000_000}.items():
-        yield Case(f"size: a line of {name}", "rows.jsonl", lambda n=size_bytes: large_row(n), too_large, "row 1")
-        array = lambda n=size_bytes: chain([b"["], large_row(n), [b"]"])  # noqa: E731
-        yield Case(f"size: an element of {name}", "rows.json", array, too_large, "row 1")
-        cell = lambda n=size_bytes: chain([b'prompt\n"'], pieces(n), [b'"\n'])  # noqa: E731
-        yield Case(f"size: a cell of {name}", "rows.csv", cell, too_large, "row 1")
-        table = lambda n=size_bytes: parquet(pa.table({"prompt": ["a" * n]}))  # noqa: E731
-        reason = r"max_(field|page)_bytes"
+        texts = {
+            "line": ("rows.jsonl", large_row),
+            "element": ("rows.json", large_element),
+            "cell": ("rows.csv", large_cell),
+        }
+        for what, (file_name, make) in texts.items():
+            yield Case(f"size: a {what} of {name}", file_name, partial(make, size_bytes), too_large, "row 1")
         field = "row 1.prompt" if size_bytes == MIB else None
-        yield Case(f"size: a Parquet value of {name}", "rows.parquet", table, reason, field)
-        stream = lambda n=size_bytes: arrow(pa.table({"prompt": ["a" * n]}))  # noqa: E731
-        yield Case(f"size: an Arrow value of {name}", "rows.arrow", stream, reason, field)
+        for what, make_table in {"parquet": large_parquet, "arrow": large_arrow}.items():
+            make_value = partial(make_table, size_bytes)
+            yield Case(f"size: a value of {name}, {what}", f"rows.{what}", make_value, r"max_(field|page)_bytes", field)
     wide = "x" * (512 * KIB + 1)
     field_reason = r"is larger than 524288 bytes \(max_field_bytes\)"
     yield line_alone("size: a field in a line", GOOD | {"chosen": wide}, "row 1.chosen", field_reason)
@@ -66,6 +67,27 @@ def large_row(size_bytes: int) -> Iterator[bytes]:
     yield b'{"prompt": "'
     yield from pieces(size_bytes)
     yield b'"}'
+
+
+def large_element(size_bytes: int) -> Iterator[bytes]:
+    """The same in an array."""
+    return chain([b"["], large_row(size_bytes), [b"]"])
+
+
+def large_cell(size_bytes: int) -> Iterator[bytes]:
+    """A long text in CSV."""
+    return chain([b'prompt\n"'], pieces(size_bytes), [b'"\n'])
+
+
+def large_parquet(size_bytes: int) -> bytes:
+    """A long text in Parquet."""
+    table = pa.table({"prompt": ["a" * size_bytes]})
+    return parquet(table, use_dictionary=False, write_statistics=False)
+
+
+def large_arrow(size_bytes: int) -> bytes:
+    """A long text in Arrow."""
+    return arrow(pa.table({"prompt": ["a" * size_bytes]}))
 
 
 # ---- JSON arrays
