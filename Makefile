@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 INFINITY := out/bench/infinity
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto docs format unit slow bench bench-full bench-peers bench-methods compose-test clean
+.PHONY: help install demo demo-real up test lint proto docs format unit data slow bench bench-full bench-peers bench-methods compose-test clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ $(INFINITY)/bin/infinity_emb: bench/peers/infinity.txt
 	$(PYTHON) -m venv $(INFINITY)
 	$(INFINITY)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers/infinity.txt
 	@touch $@
+
+data: install  ## What is promised of data: forms, formats, hostile files, uploads; says how much was tried
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m data
 
 compose-test: install  ## Start, scale, break and stop the containers on a Docker-compatible engine (not part of test)
 	scripts/compose_e2e.sh
