@@ -146,7 +146,7 @@ def test_the_system_column_is_the_first_turn_and_makes_texts_a_chat() -> None:
     assert read(TEXT | {"system": "s"}) == PreferencePair((system, ASKED), (SAID,), (OTHER,), row=3)
     assert read(CHAT | {"system": "s"}) == read(TEXT | {"system": "s"})
     assert read(CHAT | {"prompt": [{"role": "system", "content": "s"}, USER], "system": "s"}).prompt == (system, ASKED)
-    assert read(TEXT | {"system": " "}) == read(TEXT)
+    assert read(TEXT | {"system": " "}) == read(CHAT) != read(TEXT) == read(TEXT | {"system": None})
     assert read({"prompt": "q", "completion": "a", "system": "s"}) == Completion((system, ASKED), (SAID,), row=3)
 
 

@@ -14,22 +14,25 @@ R = TypeVar("R", bound=Reading)
 def with_system(reading: R, form: Form, row: RawRow) -> R:
     """The reading with the row's system prompt; texts then become turns of a user and an assistant.
 
-    An empty system prompt is none.
+    An empty system prompt is no turn, but rows of one file are to be rendered alike: texts become turns then too.
 
     Raises:
         InvalidPairError: The prompt begins with another system prompt, or is not what a user says.
     """
-    system = read_text(row["system"], "system", row) if "system" in row else ""
-    if not system.strip():
+    if "system" not in row:
         return reading
+    system = read_text(row["system"], "system", row)
     if isinstance(reading.prompt, str) and not form.text_is_turn:
+        if not system.strip():
+            return reading
         row.refuse("system", f"cannot stand before a prompt that the responses begin with ({form.name}): give a prompt")
     prompt = _turns(reading.prompt, "user")
     first = prompt[0]
-    if first.role not in ("system", "developer"):
-        prompt = (Message("system", system), *prompt)
-    elif first.content != system:
-        row.refuse("system", "is another system prompt than the one the messages begin with")
+    if system.strip():
+        if first.role not in ("system", "developer"):
+            prompt = (Message("system", system), *prompt)
+        elif first.content != system:
+            row.refuse("system", "is another system prompt than the one the messages begin with")
     match reading:
         case Pair():
             chosen, rejected = (_turns(response, "assistant") for response in (reading.chosen, reading.rejected))
