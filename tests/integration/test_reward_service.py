@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from madpo.rpc.server import RunningServer
 from madpo.rpc.status import from_rpc_error
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
-from madpo.types import Message, PreferencePair, content_digest
+from madpo.types import ChatOptions, Message, PreferencePair, ToolCall, content_digest
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceStub
 from madpo_reward.scorer import Scorer
@@ -218,6 +218,27 @@ async def test_scores_are_those_of_a_plain_transformers_forward_pass(start: Star
         assert score.rejected_reward == pytest.approx(plain_score(models, pair.prompt, pair.rejected), abs=1e-5)
         assert score.chosen_tokens == len(encode_response(models.tokenizer, pair.prompt, pair.chosen))
         assert not score.chosen_truncated
+
+
+async def test_a_pair_with_tools_and_template_arguments_is_scored_under_its_own_id(
+    start: Start, models: Models
+) -> None:
+    """The toy template writes neither, so that the score is that of a chat without them; its id is another."""
+    calling = Message("assistant", "was good", (ToolCall("look", '{"at":"film"}', "c1"),))
+    pair = PreferencePair((Message("user", "the film"),), (calling,), (Message("assistant", "was ."),))
+    options = ChatOptions('[{"type":"function","function":{"name":"look"}}]', '{"mood":"good"}')
+    given = replace(pair, options=options)
+    async with start() as replica:
+        plain, scored = await replica.client.score_pairs(models.good, [pair, given])
+        (response,) = await replica.client.score_responses(
+            models.good, [(given.prompt, given.chosen)], options=[options]
+        )
+
+    assert (plain.pair_id, scored.pair_id) == (pair.pair_id, given.pair_id)
+    assert plain.pair_id != scored.pair_id
+    assert (plain.chosen_reward, plain.rejected_reward) == (scored.chosen_reward, scored.rejected_reward)
+    assert response.response_id == content_digest(given.prompt, given.chosen, options=options)
+    assert response.reward == scored.chosen_reward
 
 
 @pytest.mark.parametrize("batch_tokens", [None, 512], ids=["shared prompts", "padded rows"])
