@@ -210,12 +210,28 @@ def test_rows_are_numbered_on_through_files_and_named_as_in_theirs(tmp_path: Pat
     ]
 
 
-def test_what_is_wrong_with_one_of_several_files_names_it(tmp_path: Path) -> None:
-    good, bad = write(tmp_path, b'{"prompt": "a"}'), tmp_path / "bad"
-    bad.write_bytes(b"PAR1")
+@pytest.mark.parametrize(
+    ("name", "data", "reason", "fields"),
+    [
+        ("bad.parquet", b"PAR1", "bad.parquet: the file is not readable Parquet", []),
+        ("bad.csv", b"prompt,\xff\na,b\n", "bad.csv: header: is not UTF-8", ["bad.csv header"]),
+        ("bad.csv", b'prompt\n"a\n', "bad.csv row 1: is not CSV", ["bad.csv row 1"]),
+        ("bad.json", b'[{"prompt": "row 7"}, ', "bad.json row 2: is cut off", ["bad.json row 2"]),
+    ],
+)
+def test_what_is_wrong_with_one_of_several_files_names_it(
+    tmp_path: Path, name: str, data: bytes, reason: str, fields: list[str]
+) -> None:
+    good, bad = write(tmp_path, b'{"prompt": "a"}\n' * 3), tmp_path / name
+    bad.write_bytes(data)
+    rows = FileRows([DataFile(good, "good"), DataFile(bad, name)])
 
-    with pytest.raises(InvalidArgumentError, match=r"bad\.parquet: the file is not readable Parquet"):
-        list(FileRows([DataFile(good, "good"), DataFile(bad, "bad.parquet")]))
+    with pytest.raises(InvalidArgumentError) as caught:
+        list(parse_rows(rows))
+
+    error = rows.explain(caught.value)
+    assert str(error).startswith(reason)
+    assert [violation.field for violation in error.violations] == fields
 
 
 def test_csv_cells_are_text_but_for_numbers_lists_and_messages(tmp_path: Path) -> None:

@@ -135,10 +135,7 @@ class FileRows:
             FieldViolation(_ROW.sub(local, violation.field, count=1), violation.description)
             for violation in error.violations
         ]
-        message = str(error)
-        for before, after in zip(error.violations, violations, strict=True):
-            message = message.replace(before.field, after.field)
-        return type(error)(message, violations)
+        return type(error)(_ROW.sub(local, str(error), count=1), violations)
 
     def _read(self) -> Iterator[Numbered]:
         rows = last = 0
@@ -161,6 +158,9 @@ class FileRows:
                         left_bytes = limits.max_decompressed_bytes - size_bytes
                         limits = replace(limits, max_decompressed_bytes=left_bytes)
             except InvalidArgumentError as error:
-                if len(self._files) == 1 or error.violations:
+                if len(self._files) == 1 or any(_ROW.match(violation.field) for violation in error.violations):
                     raise
-                raise InvalidArgumentError(f"{file.name}: {error}") from error
+                violations = [
+                    FieldViolation(f"{file.name} {each.field}", each.description) for each in error.violations
+                ]
+                raise InvalidArgumentError(f"{file.name}: {error}", violations) from error
