@@ -110,7 +110,7 @@ def _token_check(model: TokenView | Path | str, findings: "Findings") -> "TokenC
 
 def _missing(error: ImportError) -> FailedPreconditionError:
     return FailedPreconditionError(
-        f"checking a file needs {error.name}: pip install 'madpo[check]', or upload it and check the dataset"
+        f"checking a file needs more packages ({error}): pip install 'madpo[check]', or upload it and check the dataset"
     )
 
 

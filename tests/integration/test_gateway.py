@@ -920,6 +920,24 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
         ),
         (
             {
+                "dataset_check": {
+                    "dataset_id": NO_DATASET,
+                    "held_out_dataset_id": NO_DATASET,
+                    "model": {"model_id": NO_MODEL},
+                }
+            },
+            {
+                ".model.model_id": "there is no model",
+                ".dataset_id": "there is no dataset",
+                ".held_out_dataset_id": "there is no dataset",
+            },
+        ),
+        (
+            {"dataset_check": {"dataset_id": pairs, "model": reward, "overlong": "cut"}},
+            {".overlong": "'truncate_prompt'"},
+        ),
+        (
+            {
                 "evaluation": {
                     "model": reward,
                     "prompt_dataset_id": NO_DATASET,

