@@ -395,7 +395,9 @@ async def test_very_many_bad_rows_still_make_an_error_that_arrives(gateway: Gate
 
     refused = await refusal(gateway.upload_dataset(rows))
 
-    assert len(refused.violations) == 20
+    # As many of the 20 as an error can carry, the first of them.
+    assert list(refused.violations) == [f"row {row}.prompt[0].role" for row in range(1, len(refused.violations) + 1)]
+    assert 10 <= len(refused.violations) <= 20
     assert refused.message.startswith("at least 20 unusable rows, first row 1.prompt[0].role")
 
 
