@@ -17,6 +17,8 @@ from madpo.losses.registry import METHODS, parse_params
 from madpo_client.cli import app
 from tests.integration.training_site import LISTS, OUTER_LOOPS, PAIRS, Site
 
+pytestmark = pytest.mark.methods
+
 TRAINING = {
     "max_steps": 3,
     "global_batch_size": 8,

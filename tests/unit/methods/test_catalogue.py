@@ -14,6 +14,12 @@ def test_the_committed_page_is_the_generated_one() -> None:
     assert to_markdown() == PAGE, "run `make docs`"
 
 
+def test_the_readme_counts_them() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+
+    assert f"{len(METHODS)} methods train through one loop" in readme
+
+
 @methods
 def test_every_method_has_its_section(method: Method) -> None:
     section = PAGE.split(f"\n### {method.name}\n")[1].split("\n### ")[0]
