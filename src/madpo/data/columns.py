@@ -57,7 +57,7 @@ class ColumnMap:
         if not isinstance(value, Mapping):
             refuse(number, "", f"must be an object with named fields, got {type(value).__name__}")
         values: dict[str, Any] = {}
-        names: dict[str, str] = {}
+        names = {ours: given for given, ours in self._ours.items()}
         nulls: set[str] = set()
         for given, part in value.items():
             ours = self._name(given)

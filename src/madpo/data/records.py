@@ -80,8 +80,9 @@ class RowReader:
         """
         row = self._columns.read(value, number)
         form = detect(row)
-        rows = list(self._build(form, with_system(form.read(row), form, row), row))
-        self._count(form, row)
+        reading = with_system(form.read(row), form, row)
+        rows = list(self._build(form, reading, row))
+        self._count(form, reading, row)
         return rows
 
     def finish(self) -> None:
@@ -97,10 +98,12 @@ class RowReader:
             for name, rows in sorted(self._rows.items())
         )
 
-    def _count(self, form: Form, row: RawRow) -> None:
+    def _count(self, form: Form, reading: Reading, row: RawRow) -> None:
         self._rows[form.name] += 1
         found = self._found.setdefault(form.name, {})
         for ours, place in form.reads.items():
+            if ours == "tools" and not getattr(reading, "tools", None):
+                continue
             found.setdefault(ours, set()).add(row.name(place))
         for column in row.values.keys() - form.requires - form.allows:
             found.setdefault(column, set()).add(row.name(column))

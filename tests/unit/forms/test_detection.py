@@ -167,6 +167,10 @@ def test_a_mapping_overrides_and_leaves_unread() -> None:
     assert reader.forms() == (
         DatasetForm("explicit-text", 1, {"chosen": "best", "margin": "score", "prompt": "q", "rejected": "worst"}),
     )
+    assert refusal({"best": "a"}, columns=columns) == (
+        "row 3.worst",
+        "is missing for hh-rlhf or implicit-chat or implicit-text (chosen, rejected)",
+    )
     assert refusal(row | {"best": 1}, columns=columns) == ("row 3.best", "must be text or a list of messages, got int")
 
 

@@ -92,7 +92,9 @@ def _explain(given: frozenset[str], row: RawRow) -> NoReturn:
     if not whole:
         form = min(nearest, key=lambda form: (len(form.requires - given), form.name))
         missing = min(form.requires - given, default="")
-        row.refuse(missing, f"is missing for {_listed([form])}" if missing else f"does not fit {_listed([form])}")
+        names = " or ".join(other.name for other in nearest if other.requires == form.requires)
+        columns = ", ".join(sorted(form.requires))
+        row.refuse(missing, f"{'is missing for' if missing else 'does not fit'} {names} ({columns})")
     left = sorted(given - whole[0].requires - whole[0].allows)
     if len(whole) == 1 and left:
         row.refuse(left[0], f"is left over by {_listed(whole)}: leave it unread, or say which columns are meant")
