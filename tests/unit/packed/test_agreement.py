@@ -233,3 +233,24 @@ def test_compiled_blocks_are_not_compiled_again_for_another_row():
     assert len(set(graphs)) == 1
     for result, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(result, reference, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_dropout_works_without_sharing_and_follows_the_seed(name):
+    model = make_model(name)
+    model.config.attention_dropout = 0.3
+    for layer in model.base_model.modules():
+        if hasattr(layer, "attention_dropout"):
+            layer.attention_dropout = 0.3
+    assert prepare_layout(model, needs_head=True).name == "unshared"
+    plain = PackedLogps(share=False)(model, GROUPS).token_logps
+    model.train()
+
+    torch.manual_seed(1)
+    found, gradients = run(model, PackedLogps(share=False))
+    torch.manual_seed(1)
+    again, _ = run(model, PackedLogps(share=False))
+
+    assert torch.equal(found.token_logps, again.token_logps)
+    assert not torch.allclose(found.token_logps, plain, atol=1e-2)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
