@@ -118,7 +118,12 @@ def targets(
     queue = {"redis_url": SecretStr(redis_url), "redis_namespace": "dashboards"}
     gateway = GatewaySettings(token=SecretStr(TOKEN), scratch=directory / "scratch", **common, **queue)
     scorer = RewardSettings(
-        token=SecretStr(TOKEN), cache=directory / "cache", max_tokens=128, max_queue_tokens=4000, **common
+        token=SecretStr(TOKEN),
+        cache=directory / "cache",
+        max_tokens=128,
+        max_queue_tokens=4000,
+        batch_tokens=512,  # padded, as on a GPU
+        **common,
     )
     worker = WorkerSettings(workspace=directory / "work", renew_s=0.1, poll_s=0.05, stop_grace_s=5, **common, **queue)
     model_id = publish_reward_model(directory, worker, make_toy_tokenizer())
