@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from serving import SIZES, TOKEN, VOCABULARY, conditions, make_pairs, publish_model, replicas
 from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.serving import SIZES, TOKEN, VOCABULARY, conditions, make_pairs, publish_model, replicas
 from madpo.data.order import Schedule
 from madpo.data.tokenize import encode_response
 from madpo.jobs import MarginParameters

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serving import TOKEN, Replica, conditions, make_pairs, publish_model, replicas
+from bench.serving import TOKEN, Replica, conditions, make_pairs, publish_model, replicas
 
 SCORED = 'madpo_reward_pairs_total{outcome="scored"}'
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serving import TOKEN, Replica, conditions, make_pairs, publish_model, replicas
+from bench.serving import TOKEN, Replica, conditions, make_pairs, publish_model, replicas
 
 WAYS = {"1 pair a message, 64 in flight": (1, 64), "32 pairs a message, 2 in flight": (32, 2)}
 

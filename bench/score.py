@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from serving import SIZES, TOKEN, conditions, make_pairs, publish_model, replicas
 
+from bench.serving import SIZES, TOKEN, conditions, make_pairs, publish_model, replicas
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.capability import prepare_layout
 from madpo.models.packed.logps import packed_scores
