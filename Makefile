@@ -42,7 +42,7 @@ lint: install  ## Style, types, layers, generated code
 unit: install  ## All tests, in WORKERS=2 processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-bench-methods: install  ## Compare methods at equal KL over paired seeds (two CPU-hours; resumable; see docs/benchmark.md)
+bench-methods: install  ## Compare methods at equal KL over paired seeds (3 CPU-hours, resumable): docs/benchmark.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.methods.run
 	$(BIN)/python -m bench.methods.report
 

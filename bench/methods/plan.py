@@ -59,11 +59,11 @@ MAIN_ARMS = (
 MAIN_BETA = 0.2
 
 FRONTIER_BETAS = {
-    "dpo": (0.1, 0.2, 0.4),
-    "madpo": (0.2, 0.4, 0.8),
-    "rm_soft": (0.1, 0.2, 0.4),
-    "posterior_0.25": (0.2, 0.4, 0.8),
-    "label_mix_0.25": (0.1, 0.2, 0.4),
+    "dpo": (0.05, 0.1, 0.2, 0.4),
+    "madpo": (0.1, 0.2, 0.4, 0.8),
+    "rm_soft": (0.1, 0.2, 0.4, 0.8),
+    "posterior_0.25": (0.2, 0.4, 0.8, 1.6),
+    "label_mix_0.25": (0.1, 0.2, 0.4, 0.8),
     "ipo": (0.025, 0.05, 0.1),
 }
 """MADPO at beta moves about as far as DPO at half of it."""
