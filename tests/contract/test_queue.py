@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -243,6 +244,34 @@ async def test_a_live_watch_broken_off_again_and_again_misses_nothing(queue: Red
     await publishing
     assert [event.event.line for event in seen if isinstance(event.event, LogLine)] == [str(i) for i in range(60)]
     assert states(seen) == [JobState.PENDING, JobState.RUNNING, JobState.SUCCEEDED]
+
+
+async def test_a_watch_ends_though_the_client_swallowed_its_cancellation(
+    queue: RedisJobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await queue.create(request("watched"))
+    answer = queue._answer
+
+    async def deaf(call: Any) -> Any:
+        try:
+            return await answer(call)
+        except asyncio.CancelledError:
+            return []
+
+    monkeypatch.setattr(queue, "_answer", deaf)
+    seen = asyncio.Event()
+
+    async def watch() -> None:
+        async for _ in queue.watch(job.job_id):
+            seen.set()
+
+    watching = asyncio.create_task(watch())
+    await seen.wait()
+    await asyncio.sleep(0)  # the watch now waits for more
+    watching.cancel()
+    await asyncio.wait({watching}, timeout=30)
+
+    assert watching.cancelled()
 
 
 async def test_a_watch_of_a_finished_job_ends_though_its_events_are_gone(

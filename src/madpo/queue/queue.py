@@ -239,6 +239,7 @@ class RedisJobQueue:
                 block=None if job.state.is_terminal else int(_BLOCK_S * 1000),
             )
             events = [_event(*entry) for _, entries in await self._answer(stream) for entry in entries]
+            _notice_cancellation()
             for event in events:
                 position = _parse_cursor(event.cursor)
                 yield event
@@ -341,6 +342,17 @@ class RedisJobQueue:
         except (UnavailableError, asyncio.CancelledError):
             self._unanswered[call] = token
             raise
+
+
+def _notice_cancellation() -> None:
+    """End a task that was asked to end and did not hear it.
+
+    On Python 3.11 `asyncio.wait_for`, which the Redis client writes with, drops a cancellation that arrives just as the
+    write is done.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _server_name(connection: Mapping[str, Any]) -> str:
