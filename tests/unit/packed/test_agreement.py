@@ -254,3 +254,17 @@ def test_dropout_works_without_sharing_and_follows_the_seed(name):
     assert torch.equal(found.token_logps, again.token_logps)
     assert not torch.allclose(found.token_logps, plain, atol=1e-2)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_tokens_behind_a_cache_are_right_or_refused():
+    model = make_model("llama").eval()
+    use_packed_attention(model)
+    ids = torch.arange(1, 7)[None]
+    with torch.no_grad():
+        whole = model(ids, use_cache=False).logits
+        cache = model(ids[:, :3]).past_key_values
+        one = model(ids[:, 3:4], past_key_values=cache).logits
+
+        torch.testing.assert_close(one, whole[:, 3:4])
+        with pytest.raises(NotImplementedError, match="give the model attention_mask"):
+            model(ids[:, 4:], past_key_values=cache)

@@ -72,6 +72,9 @@ def packed_attention(
     if segments is None:
         if attention_mask is None and sliding_window is not None and query.shape[2] > sliding_window:
             raise NotImplementedError("a window needs an attention mask: give the model the batch's attention_mask")
+        if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+            # Without a mask SDPA would take the new tokens for the first ones.
+            raise NotImplementedError("tokens behind a cache need an attention mask: give the model attention_mask")
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
