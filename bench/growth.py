@@ -16,6 +16,7 @@ Point = dict[str, float]
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (4, 8, 16, 32, 64)
 VOCABULARIES = (2048, 8192, 32_000, 128_256)
+PAIRS = (10_000, 100_000, 1_000_000)
 
 
 def slope(points: Sequence[Point], x: str, y: str) -> float:
@@ -48,10 +49,18 @@ def over_vocabulary(*, rounds: int) -> list[Point]:
     ]
 
 
+def over_pairs(*, rounds: int) -> list[Point]:
+    """An epoch's order and its micro-batches, nothing trained."""
+    from bench.planning import plan
+
+    return [{"pairs": pairs} | _median([plan(pairs) for _ in range(rounds)]) for pairs in PAIRS]
+
+
 CURVES: dict[str, Callable[..., list[Point]]] = {
     "length": over_length,
     "batch": over_batch,
     "vocabulary": over_vocabulary,
+    "pairs": over_pairs,
 }
 
 
@@ -77,5 +86,5 @@ def _median(samples: Sequence[dict[str, float]]) -> Point:
 
 
 if __name__ == "__main__":
-    assert all(a < b for curve in (LENGTHS, BATCHES, VOCABULARIES) for a, b in pairwise(curve))
+    assert all(a < b for curve in (LENGTHS, BATCHES, VOCABULARIES, PAIRS) for a, b in pairwise(curve))
     print(json.dumps(CURVES[sys.argv[1]](rounds=int(sys.argv[2]))))

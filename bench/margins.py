@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.serving import SIZES, TOKEN, VOCABULARY, conditions, make_pairs, publish_model, replicas
+from bench import models
+from bench.meters import conditions
+from bench.serving import TOKEN, make_pairs, publish_model, replicas
 from madpo.data.order import Schedule
 from madpo.data.tokenize import encode_response
 from madpo.jobs import MarginParameters
@@ -50,17 +51,7 @@ class Policy:
     """A random policy that takes DPO steps with the margins as offsets."""
 
     def __init__(self, tokenizer: Any, pairs: Sequence[Any]) -> None:
-        layers, hidden, intermediate, heads = SIZES["body"]
-        config = LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            tie_word_embeddings=False,
-        )
-        torch.manual_seed(1)
-        self.model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
+        self.model = models.causal_lm(models.SIZES["body"], seed=1)
         prepare_layout(self.model, needs_head=True)
         self.logps = PackedLogps()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)

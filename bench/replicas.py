@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.serving import TOKEN, Replica, conditions, make_pairs, publish_model, replicas
+from bench.meters import conditions
+from bench.serving import TOKEN, Replica, make_pairs, publish_model, replicas
+from madpo.rpc.reward_client import RewardClient
 
 SCORED = 'madpo_reward_pairs_total{outcome="scored"}'
 
 
 async def load(serving: Sequence[Replica], model_id: str, pairs: Sequence[Any], *, message: int) -> dict[str, Any]:
     """Score all pairs once, 64 in flight: seconds, CPU-seconds and pairs of each replica."""
-    from madpo.rpc.reward_client import RewardClient
-
     cpu = [replica.cpu_s() for replica in serving]
     scored = [replica.count(SCORED) for replica in serving]
     target = "ipv4:" + ",".join(f"127.0.0.1:{replica.port}" for replica in serving)

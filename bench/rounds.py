@@ -100,11 +100,11 @@ class Ratio:
     @property
     def agrees(self) -> bool:
         """Whether the rounds are near enough to each other for a headline."""
-        return self.most / self.least - 1 <= WIDEST_SPREAD
+        return self.most <= (1 + WIDEST_SPREAD) * self.least
 
     def __str__(self) -> str:
-        spread = f"({self.least:.2f} to {self.most:.2f})"
-        return f"{self.median:.2f} {spread}" if self.agrees else f"no figure: rounds differ too much {spread}"
+        extremes = f"({self.least:.2f} to {self.most:.2f})"
+        return f"{self.median:.2f} {extremes}" if self.agrees else f"no figure: rounds differ too much {extremes}"
 
 
 def ratio(variants: Mapping[str, Any], over: str, under: str, field: str) -> Ratio:

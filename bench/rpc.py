@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.serving import TOKEN, Replica, conditions, make_pairs, publish_model, replicas
+from bench.meters import conditions
+from bench.serving import TOKEN, Replica, make_pairs, publish_model, replicas
+from madpo.rpc.reward_client import RewardClient
 
 WAYS = {"1 pair a message, 64 in flight": (1, 64), "32 pairs a message, 2 in flight": (32, 2)}
 
@@ -44,8 +46,6 @@ async def call(
 
 
 async def measure(replica: Replica, model_id: str, *, pairs: Sequence[Any], rounds: int, seconds: float) -> Any:
-    from madpo.rpc.reward_client import RewardClient
-
     results: dict[str, list[Any]] = {way: [] for way in WAYS}
     async with RewardClient(f"127.0.0.1:{replica.port}", token=TOKEN, timeout_s=600) as client:
         await client.get_reward_model(model_id)

@@ -113,23 +113,59 @@ def growth_section(suite: Suite) -> Any:
     return {curve: _run_module("bench.growth", curve, str(suite.growth_rounds)) for curve in growth.CURVES}
 
 
+def layouts_section(suite: Suite) -> Any:
+    return _run_module("bench.score", "--only", "layouts", "--pairs", _pairs(suite), "--rounds", _rounds(suite))
+
+
+def engine_section(suite: Suite) -> Any:
+    return _run_module("bench.score", "--only", "service", "--pairs", _pairs(suite), "--rounds", _rounds(suite))
+
+
+def rpc_section(suite: Suite) -> Any:
+    return _run_module("bench.rpc", "--rounds", _rounds(suite))
+
+
+def margins_section(suite: Suite) -> Any:
+    return _run_module("bench.margins", "--pairs", "24", "--rounds", _rounds(suite))
+
+
+def replicas_section(suite: Suite) -> Any:
+    return _run_module("bench.replicas", "--pairs", "64", "--rounds", _rounds(suite))
+
+
+def _pairs(suite: Suite) -> str:
+    return str(suite.scoring.pairs)
+
+
+def _rounds(suite: Suite) -> str:
+    return str(suite.scoring.rounds)
+
+
 SECTIONS: dict[str, Callable[[Suite], Any]] = {
     "work": work_section,
     "flops": flops_section,
     "train": train_section,
     "score": score_section,
+    "layouts": layouts_section,
+    "engine": engine_section,
+    "rpc": rpc_section,
+    "margins": margins_section,
+    "replicas": replicas_section,
     "growth": growth_section,
 }
 
 
 def _run_module(module: str, *arguments: str) -> Any:
-    """What a module prints last, as JSON; it runs in a process of its own."""
+    """What a module prints last, as JSON, perhaps behind that word; it runs in a process of its own."""
     LOGS.mkdir(parents=True, exist_ok=True)
     with (LOGS / f"{'-'.join([module, *arguments])}.log").open("wb") as errors:
         command = [sys.executable, "-m", module, *arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT, env=environment(1), check=True)
+    starts = (b"{\n", b"[\n", b'{"', b"[{", b"JSON ")
+    lines = done.stdout.splitlines(keepends=True)
     # Libraries may print lines before it.
-    return json.loads(done.stdout[max(done.stdout.rfind(b"\n" + mark) + 1 for mark in (b"{", b"[")) :])
+    first = max(number for number, line in enumerate(lines) if line.startswith(starts))
+    return json.loads(b"".join(lines[first:]).removeprefix(b"JSON "))
 
 
 def default_result(facts: Mapping[str, Any], suite: str) -> Path:

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from bench.serving import SIZES, TOKEN, conditions, make_pairs, publish_model, replicas
+from bench import models
+from bench.meters import conditions
+from bench.serving import TOKEN, make_pairs, publish_model, replicas
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.capability import prepare_layout
 from madpo.models.packed.logps import packed_scores
@@ -152,7 +154,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=128, help="median tokens")
     parser.add_argument("--response", type=int, default=128, help="median tokens")
-    parser.add_argument("--size", choices=SIZES, default="body")
+    parser.add_argument("--size", choices=models.SIZES, default="body")
     parser.add_argument("--only", choices=["layouts", "service"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

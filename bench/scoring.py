@@ -39,14 +39,6 @@ class ScoringTask:
             for prompt, chosen, rejected in pairs
         ]
 
-    def save_model(self, directory: Path) -> None:
-        """Write the reward model as a directory that transformers of today and of its last major version read."""
-        size = models.SIZES[self.size]
-        models.reward_model(size).save_pretrained(directory)
-        models.tokenizer(size.vocabulary).save_pretrained(directory)
-        path = directory / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
-
     def argument(self) -> str:
         """The task as an argument of a process."""
         return json.dumps(asdict(self))
@@ -59,6 +51,14 @@ class ScoringTask:
         parser.add_argument("task", type=json.loads)
         options = parser.parse_args()
         return cls(**options.task), options.variant
+
+
+def save_reward_model(size: models.Size, directory: Path) -> None:
+    """Write a reward model as a directory that transformers of today and of its last major version read."""
+    models.reward_model(size).save_pretrained(directory)
+    models.tokenizer(size.vocabulary).save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 def measure_service(pid: int, work: Callable[[], Sequence[float]]) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,61 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import models
+from bench.lengths import Shape, draw_lengths, fill
+from bench.meters import process_cpu_s
+from bench.scoring import free_port, save_reward_model
+from madpo.storage.local import LocalStore
+from madpo.storage.models import ModelStore
+from madpo.types import PreferencePair
+
 TOKEN = "bench"
-VOCABULARY = 2048
-SIZES = {"body": (6, 384, 1024, 6), "tiny": (2, 64, 128, 4)}
-"""Layers, hidden size, intermediate size, heads."""
 
 
-def lengths(draw: random.Random, *, prompt: int, response: int) -> tuple[int, int, int]:
-    """Tokens of a prompt and two responses: log-normal around these medians, as conversations are."""
-
-    def one(median: int, sigma: float, most: int) -> int:
-        return int(min(most, max(16, median * draw.lognormvariate(0.0, sigma))))
-
-    return one(prompt, 0.7, 5 * prompt), one(response, 0.5, 3 * response), one(response, 0.5, 3 * response)
-
-
-def make_pairs(count: int, *, seed: int = 0, prompt: int = 128, response: int = 128) -> list[Any]:
-    """Seeded preference pairs, a word a token."""
-    from madpo.types import PreferencePair
-
-    draw = random.Random(seed)
-
-    def text(tokens: int) -> str:
-        return " ".join(f"t{draw.randrange(4, VOCABULARY)}" for _ in range(tokens))
-
-    return [PreferencePair(*map(text, lengths(draw, prompt=prompt, response=response))) for _ in range(count)]
+def make_pairs(count: int, *, seed: int = 0, prompt: int = 128, response: int = 128) -> list[PreferencePair]:
+    """Seeded preference pairs around these medians, for any of the models with a vocabulary of 2048 or more."""
+    shape = Shape(prompt, response, longest_prompt=5 * prompt, longest_response=3 * response)
+    pairs = fill(draw_lengths(shape, count, seed=seed), models.SIZES["body"].vocabulary, seed=seed)
+    return [PreferencePair(models.text(pair.prompt) + " ", *map(models.text, pair[1:])) for pair in pairs]
 
 
 def publish_model(root: Path, size: str = "body") -> tuple[str, str]:
-    """A random Llama reward model with a word-level tokenizer in a store under `root`: store URL and model id."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
-
-    from madpo.models.load import save_model
-    from madpo.storage.local import LocalStore
-    from madpo.storage.models import ModelStore
-
-    words = {"<pad>": 0, "<unk>": 1, "<eos>": 2, "<bos>": 3} | {f"t{i}": i for i in range(4, VOCABULARY)}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    specials = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>", "bos_token": "<bos>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **specials)
-    layers, hidden, intermediate, heads = SIZES[size]
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=8192,
-        pad_token_id=0,
-        num_labels=1,
-    )
-    torch.manual_seed(0)
-    save_model(LlamaForSequenceClassification(config), tokenizer, root / "model")
+    """A random reward model in a store under `root`: store URL and model id."""
+    save_reward_model(models.SIZES[size], root / "model")
     store = ModelStore(LocalStore(root / "store"), root / "publisher")
     model, _ = store.publish(root / "model", display_name=size, kind="reward")
     return f"file://{root / 'store'}", model.model_id
@@ -85,8 +49,7 @@ class Replica:
 
     def cpu_s(self) -> float:
         """CPU-seconds of all its threads so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return process_cpu_s(self.process.pid)
 
     def count(self, sample: str) -> float:
         """A sample of its metrics, as written there; 0 when absent."""
@@ -116,7 +79,7 @@ def replicas(
 
 @contextmanager
 def _replica(cache: Path, store_url: str, model_id: str, core: int | None, **settings: Any) -> Iterator[Replica]:
-    port, metrics_port = _free_port(), _free_port()
+    port, metrics_port = free_port(), free_port()
     options = {
         "store_url": store_url,
         "cache": cache,
@@ -156,15 +119,3 @@ def _wait_until_ready(replica: Replica) -> None:
                 return
             time.sleep(0.1)
     raise TimeoutError(f"the replica on port {replica.port} is not ready")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def conditions() -> dict[str, Any]:
-    """What the machine was doing, for the report."""
-    import torch
-
-    return {"load": os.getloadavg(), "torch": torch.__version__, "threads": torch.get_num_threads()}
