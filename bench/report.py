@@ -230,7 +230,9 @@ def conditions_table(result: Mapping[str, Any]) -> Table:
     for name, section in result["sections"].items():
         before, after = section["before"], section["after"]
         load = f"{before['load_average'][0]:.1f}, {after['load_average'][0]:.1f}"
-        rows.append([name, section["started"], f"{section['took_s']:.0f}", load, "1, PASSIVE", str(before["niceness"])])
+        rows.append(
+            [name, section["started"], f"{section['took_s']:.0f}", load, "1, PASSIVE", str(before.get("niceness", ""))]
+        )
     return rows
 
 

@@ -7,6 +7,7 @@ unshared  packed rows with a prompt for each response
 packed    packed rows with every prompt once
 """
 
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -176,7 +177,12 @@ def main() -> None:
         "tokens": tokens_digest([[read[row] for row in task.batch_rows(step)] for step in range(task.total_steps)]),
         "matmul_flop_per_cpu_s": matmul_rate(2048, task.model.hidden, task.model.intermediate),
     }
-    train(task, rows, variant=variant, done=lambda result: turns.done(facts | result))
+
+    def done(result: dict[str, Any]) -> None:
+        if not turns.done(facts | result):
+            sys.exit()
+
+    train(task, rows, variant=variant, done=done)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ trl_ideal   the same, and what its CUDA kernels do for nothing done here too: on
             and the metrics that TRL takes from all logits are not computed
 """
 
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -46,13 +47,17 @@ class TakeTurns(TrainerCallback):
             return
         self._losses.append(logs["loss"])
         if state.global_step == 1:
-            self._turns.done(self._facts | {"losses": self._losses})
+            self._done(self._facts | {"losses": self._losses})
         elif (state.global_step - 1) % self._task.steps == 0:
             assert self._sample is not None
-            self._turns.done(self._sample.as_json() | {"losses": self._losses[-self._task.steps :]})
+            self._done(self._sample.as_json() | {"losses": self._losses[-self._task.steps :]})
         else:
             return
         self._meter.start()
+
+    def _done(self, result: dict[str, Any]) -> None:
+        if not self._turns.done(result):
+            sys.exit()
 
 
 @contextmanager
