@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import PreferencePair
 
-TOKEN = "bench"
+TOKEN = secrets.token_urlsafe()
 
 
 def make_pairs(count: int, *, seed: int = 0, prompt: int = 128, response: int = 128) -> list[PreferencePair]:

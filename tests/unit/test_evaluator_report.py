@@ -24,7 +24,15 @@ def evaluation(
     sampling = SamplingParameters(temperatures=tuple(rewards), samples_per_prompt=samples)
     generations = [
         Generation(
-            index, CHAT if index else "why", sample, temperature, "so ```", index + 1, sample == 0, kl, {metric: value}
+            index,
+            CHAT if index else "why",
+            sample,
+            temperature,
+            "so ```",
+            index + 1,
+            sample == 0,
+            kl,
+            metrics={metric: value},
         )
         for temperature, prompts in rewards.items()
         for index, values in enumerate(prompts)
