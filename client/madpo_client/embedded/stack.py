@@ -84,6 +84,8 @@ class EmbeddedStack:
         with (logs / "supervisor.log").open("ab") as log:
             self._supervisor = subprocess.Popen(
                 command(self.home, self.options, lifeline=not detached),
+                # It forks while it asks for health: gRPC's handlers of forks can abort the child before it is anything.
+                env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"},
                 stdin=subprocess.DEVNULL if detached else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
