@@ -1,5 +1,6 @@
-"""Tables and plots of a result: python -m bench.report RESULT [--document docs/performance.md].
+"""Tables and plots of results: python -m bench.report RESULT [RESULT ...] [--document docs/performance.md].
 
+Of several results that measured the same, the last one counts; models trained in different runs stand together.
 Tables take the place of those between `<!-- table NAME -->` and `<!-- end -->` in the document; plots go to `images/`
 beside it. Without a document the tables are printed.
 """
@@ -225,20 +226,29 @@ def growth_table(sections: Sections) -> Table:
     return rows
 
 
-def conditions_table(result: Mapping[str, Any]) -> Table:
+def conditions_table(results: Sequence[Mapping[str, Any]]) -> Table:
     rows = [["section", "started (UTC)", "took s", "load average before, after", "OMP threads, wait policy", "nice"]]
-    for name, section in result["sections"].items():
+    for name, section in ((name, section) for result in results for name, section in result["sections"].items()):
         before, after = section["before"], section["after"]
         load = f"{before['load_average'][0]:.1f}, {after['load_average'][0]:.1f}"
+        title = f"{name}: {', '.join(section['result'])}" if name == "train" else name
         rows.append(
-            [name, section["started"], f"{section['took_s']:.0f}", load, "1, PASSIVE", str(before.get("niceness", ""))]
+            [title, section["started"], f"{section['took_s']:.0f}", load, "1, PASSIVE", str(before.get("niceness", ""))]
         )
     return rows
 
 
-def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+def join(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What each section found."""
+    sections: dict[str, Any] = {}
+    for name, section in ((name, section) for result in results for name, section in result["sections"].items()):
+        sections[name] = sections.get(name, {}) | section["result"] if name == "train" else section["result"]
+    return sections
+
+
+def tables(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Table]]:
     """All tables of the sections that were run."""
-    sections = {name: section["result"] for name, section in result["sections"].items()}
+    sections = join(results)
     yield "goals", goals_table(sections)
     made = {
         "train": training_table,
@@ -248,7 +258,7 @@ def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         "growth": growth_table,
     }
     yield from ((name, make(sections)) for name, make in made.items() if name in sections)
-    yield "conditions", conditions_table(result)
+    yield "conditions", conditions_table(results)
 
 
 def markdown(table: Table) -> str:
@@ -274,17 +284,17 @@ def fill(document: str, made: Sequence[tuple[str, Table]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report")
-    parser.add_argument("result", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--document", type=Path)
     options = parser.parse_args()
-    result = json.loads(options.result.read_text())
-    made = list(tables(result))
+    results = [json.loads(path.read_text()) for path in options.results]
+    made = list(tables(results))
     if options.document is None:
         print("\n\n".join(f"{name}\n\n{markdown(table)}" for name, table in made))
         return
     options.document.write_text(fill(options.document.read_text(), made))
     images = options.document.parent / "images"
-    sections = {name: section["result"] for name, section in result["sections"].items()}
+    sections = join(results)
     for name, plot in (("train", plot_training), ("score", plot_scoring), ("growth", plot_growth)):
         if name in sections:
             plot(sections[name], images / f"performance-{name}.png")

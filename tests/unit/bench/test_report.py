@@ -35,3 +35,12 @@ def test_tables_take_their_places_in_a_document():
     assert filled == "# Title\n<!-- table goals -->\n| a | b |\n| --- | --- |\n| 1 | 2 |\n<!-- end -->\nprose\n"
     with pytest.raises(ValueError, match="no place for the table train"):
         report.fill(document, [("train", [["a"]])])
+
+
+def test_models_of_different_runs_stand_together_and_the_last_of_the_same_counts():
+    def result(**train):
+        return {"sections": {"train": {"result": train}, "flops": {"result": len(train)}}}
+
+    joined = report.join([result(body=1, v32k=2), result(body=3)])
+
+    assert joined == {"train": {"body": 3, "v32k": 2}, "flops": 1}
