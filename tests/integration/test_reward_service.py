@@ -145,14 +145,13 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 def start(models: Models, tmp_path: Path) -> Start:
-    """Starts a replica with its own cache directory; options are settings."""
+    """Starts a replica with its own cache directory, unpadded as for models of real size; options are settings."""
     numbers = itertools.count()
 
     @asynccontextmanager
     async def start(**options: Any) -> AsyncIterator[Replica]:
-        settings = RewardSettings(
-            store_url=models.url, token=TOKEN, cache=tmp_path / f"cache-{next(numbers)}", grace_s=5, **options
-        )
+        options = {"batch_tokens": 0, "cache": tmp_path / f"cache-{next(numbers)}"} | options
+        settings = RewardSettings(store_url=models.url, token=TOKEN, grace_s=5, **options)
         registry = CollectorRegistry()
         service = RewardService(settings, registry)
         async with RunningServer(service, settings, token=TOKEN, registry=registry) as server:
@@ -241,9 +240,9 @@ async def test_a_pair_with_tools_and_template_arguments_is_scored_under_its_own_
     assert response.reward == scored.chosen_reward
 
 
-@pytest.mark.parametrize("batch_tokens", [None, 512], ids=["shared prompts", "padded rows"])
+@pytest.mark.parametrize("batch_tokens", [0, 512], ids=["shared prompts", "padded rows"])
 async def test_scores_are_the_same_bits_alone_in_any_company_and_on_another_replica(
-    start: Start, models: Models, batch_tokens: int | None
+    start: Start, models: Models, batch_tokens: int
 ) -> None:
     def texts_of(pair: PreferencePair) -> list[Any]:
         return [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]

@@ -25,6 +25,7 @@ from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, Whol
 from madpo_reward.scorer import ScorerConfig, load_scorer
 
 VOCABULARY, LAYERS, HIDDEN, INTERMEDIATE, WINDOW = 300, 3, 64, 96, 24
+UNPADDED = ScorerConfig(batch_tokens=0)
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
@@ -202,15 +203,36 @@ def test_a_model_that_scores_wrongly_after_a_shared_prompt_is_scored_text_by_tex
     tokenizer = make_toy_tokenizer()
     config = LlamaConfig(**{**SIZES, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id})
     save_model(reward_model(config), tokenizer, tmp_path)
-    load = load_scorer("model", tmp_path, base_directory=None, config=ScorerConfig())
+    load = load_scorer("model", tmp_path, base_directory=None, config=UNPADDED)
     right = SharedPrompts._score
     monkeypatch.setattr(
         SharedPrompts, "_score", lambda self, texts: [reward + len(texts) for reward in right(self, texts)]
     )
 
     with caplog.at_level(logging.WARNING):
-        fallen_back = load_scorer("model", tmp_path, base_directory=None, config=ScorerConfig())
+        fallen_back = load_scorer("model", tmp_path, base_directory=None, config=UNPADDED)
 
     assert (load.layout.name, fallen_back.layout.name) == ("shared", "whole")
     assert load.revision != fallen_back.revision
     assert [record.getMessage() for record in caplog.records] == ["reward model scored in another layout"]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch_tokens", "layout"),
+    [
+        (HIDDEN, None, "padded to 512 positions"),
+        (256, None, "shared"),
+        (HIDDEN, 0, "shared"),
+        (256, 64, "padded to 64"),
+    ],
+)
+def test_only_models_too_small_to_keep_a_cpu_busy_are_padded_there(
+    hidden: int, batch_tokens: int | None, layout: str, tmp_path: Path, make_toy_tokenizer: Callable[..., Any]
+) -> None:
+    tokenizer = make_toy_tokenizer()
+    sizes = SIZES | {"vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 2 * hidden}
+    save_model(reward_model(LlamaConfig(**sizes)), tokenizer, tmp_path)
+
+    scorer = load_scorer("model", tmp_path, base_directory=None, config=ScorerConfig(batch_tokens=batch_tokens))
+
+    assert scorer.layout.name.startswith(layout)

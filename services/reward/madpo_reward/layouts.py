@@ -2,7 +2,7 @@
 
 Floating-point sums change with the shape of what is summed, so a text must always be computed in the same shapes. Where
 single texts keep the device busy (a CPU), each is computed alone at its own length, and `SharedPrompts` computes a
-prompt once for all its responses. Where they do not (a GPU), `PaddedRows` fills batches of fixed shape.
+prompt once for all its responses. Where they do not (a GPU, a tiny model), `PaddedRows` fills batches of fixed shape.
 """
 
 import copy

@@ -32,7 +32,9 @@ _SAMPLES = (
     ("Tell me about the sea.", " It is salt water."),
     ("", "Yes."),
 )
-_GPU_BATCH_POSITIONS = 8192
+_GPU_BATCH_POSITIONS, _TINY_BATCH_POSITIONS = 8192, 512
+_TINY_WEIGHTS = 1_000_000
+"""Of layers and head. Below it a forward pass over a text costs less than the calls it is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +205,22 @@ def _proven(scorer: Scorer) -> Scorer:
 
 def _layouts(model: Any, *, pad_id: int, config: ScorerConfig) -> list[Layout]:
     """Those that may do for a model, the best first."""
-    device = model.device
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     max_tokens = min(config.max_tokens, positions or config.max_tokens)
-    batch_positions = config.batch_tokens or (_GPU_BATCH_POSITIONS if device.type == "cuda" else None)
-    if batch_positions is not None:
+    batch_positions = _batch_positions(model) if config.batch_tokens is None else config.batch_tokens
+    if batch_positions:
         return [PaddedRows(model, pad_id=pad_id, max_width=max_tokens, batch_positions=batch_positions)]
     whole = WholeTexts(model, max_tokens=max_tokens)
     return [SharedPrompts(model, max_tokens=max_tokens), whole] if may_share_prompts(model) else [whole]
+
+
+def _batch_positions(model: Any) -> int:
+    """Of a padded forward pass on the model's device; 0 where single texts keep it busy."""
+    if model.device.type == "cuda":
+        return _GPU_BATCH_POSITIONS
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    embeddings: int = model.get_input_embeddings().weight.numel()
+    return _TINY_BATCH_POSITIONS if weights - embeddings < _TINY_WEIGHTS else 0
 
 
 def _batches(units: Sequence[Unit[Tokens]]) -> Iterator[Sequence[Unit[Tokens]]]:

@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from madpo.config import StoreSettings
 from madpo.jobs import ModelId
+
+
+def _pads_or_not(batch_tokens: int | None) -> int | None:
+    if batch_tokens is not None and 0 < batch_tokens < 32:
+        raise ValueError("must be 0 (no padding) or at least 32, the narrowest row")
+    return batch_tokens
 
 
 class RewardSettings(StoreSettings):
@@ -30,9 +36,9 @@ class RewardSettings(StoreSettings):
     max_tokens: Annotated[int, Field(ge=32)] = 4096
     """Longest text scored whole (one token less in padded batches); a model with fewer positions lowers it. Of longer
     texts the start of the prompt goes first, then the end of the response."""
-    batch_tokens: Annotated[int | None, Field(ge=32)] = None
-    """Tokens of one padded forward pass, padding included. None: 8192 on CUDA; on CPU nothing is padded, each text is
-    computed alone and a prompt once for all its responses (with models of a few thousand weights 512 may be faster)."""
+    batch_tokens: Annotated[int | None, Field(ge=0), AfterValidator(_pads_or_not)] = None
+    """Tokens of one padded forward pass, padding included. 0: nothing is padded, each text is computed alone and a
+    prompt once for all its responses. None: 8192 on CUDA; on CPU 512 for models under a million weights, else 0."""
     max_queue_tokens: Annotated[int, Field(ge=64)] = 524_288
     """Tokens of requests let in and not yet answered; more are refused at once with a retry hint."""
     max_pairs_per_request: Annotated[int, Field(ge=1)] = 256
