@@ -26,6 +26,7 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import Completion, DatasetKind, Job, JobKind, JobState, PreferencePair
+from madpo_trainer.memory import note_shortage
 from tests.integration.training_site import LISTS, PAIRS, job_id
 
 POISONED = 13
@@ -226,8 +227,7 @@ def train(site, home, *, ranks):
     """Run all jobs with a number of ranks, on a copy of the store."""
     source, jobs = site
     shutil.copytree(source / "store", home / "store")
-    program = home / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM))
+    (home / "program.py").write_text(textwrap.dedent(PROGRAM))
     workspaces = {
         name: Workspace(
             home / name, Claim(Job(job_id(name), kind, JobState.RUNNING, spec, attempt=1), attempt=1, worker_id="test")
@@ -235,6 +235,16 @@ def train(site, home, *, ranks):
         for name, (kind, spec) in jobs.items()
     }
     (workspaces[PAUSED].directory / "pause").touch()
+    done = launch(home, workspaces.values(), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    refused = [path.read_text() for path in sorted(workspaces["poisoned"].directory.glob("refused-*"))]
+    assert len(refused) == ranks
+    assert len(set(refused)) == 1
+    return Trained(home, {name: workspace.outcome() for name, workspace in workspaces.items()})
+
+
+def launch(home, workspaces, *, ranks):
+    """Run `program.py` on the workspaces' jobs."""
     settings = {
         "MADPO_TRAINER_STORE_URL": f"file://{home / 'store'}",
         "MADPO_TRAINER_REDIS_URL": "redis://127.0.0.1:1/0",
@@ -242,13 +252,8 @@ def train(site, home, *, ranks):
         "OMP_NUM_THREADS": "1",
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [*torchrun, program, *(workspace.directory for workspace in workspaces.values())]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    refused = [path.read_text() for path in sorted(workspaces["poisoned"].directory.glob("refused-*"))]
-    assert len(refused) == ranks
-    assert len(set(refused)) == 1
-    return Trained(home, {name: workspace.outcome() for name, workspace in workspaces.items()})
+    command = [*torchrun, home / "program.py", *(workspace.directory for workspace in workspaces)]
+    return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -369,3 +374,54 @@ def test_the_record_says_how_the_model_was_run(one, two):
         assert each.outcomes["sharded"].result.summary["execution"]["layout"] == "packed"
         dropout = each.outcomes["dropout"].result.summary["execution"]
         assert (dropout["layout"], dropout["layout_reason"][:13]) == ("unshared", "dropout is on")
+
+
+SHORT_OF_MEMORY = """
+    from madpo_trainer.loop import TrainingLoop
+
+    accumulate = TrainingLoop._accumulate_all
+    def short(self, work, rows):
+        if self._ranks.rank == 1 and self.state.step == 3 and self._micro_batches.budget_tokens > {enough}:
+            torch.empty(1 << 60)
+        accumulate(self, work, rows)
+
+    TrainingLoop._accumulate_all = short
+"""
+
+
+def run_short_of_memory(home, site, *, attempt, enough, ranks=2):
+    """One attempt at the sharded policy job, with memory for so many tokens on the second of its ranks."""
+    kind, spec = site[1]["sharded"]
+    job = Job(job_id("short"), kind, JobState.RUNNING, spec, attempt=attempt)
+    workspace = Workspace(home / "short", Claim(job, attempt=attempt, worker_id="test"))
+    preparation = "import torch\n" + textwrap.dedent(SHORT_OF_MEMORY.format(enough=enough))
+    (home / "program.py").write_text(preparation + textwrap.dedent(PROGRAM))
+    return launch(home, [workspace], ranks=ranks), workspace
+
+
+def test_sharded_ranks_short_of_memory_go_on_in_smaller_pieces_in_the_next_attempt(site, two, tmp_path):
+    shutil.copytree(site[0] / "store", tmp_path / "store")
+
+    first, begun = run_short_of_memory(tmp_path, site, attempt=1, enough=20)
+    second, ended = run_short_of_memory(tmp_path, site, attempt=2, enough=20)
+
+    assert first.returncode != 0
+    assert begun.outcome() is None
+    assert second.returncode == 0, second.stderr
+    execution = ended.outcome().result.summary["execution"]
+    assert execution["memory_shortage"] == {"step": 4, "before": 40, "after": 20}
+    assert execution["micro_batch_tokens"] == 20
+    trained = Trained(tmp_path, {"sharded": ended.outcome()}).weights("sharded")
+    for key, tensor in two.weights("sharded").items():
+        torch.testing.assert_close(trained[key], tensor, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_shortage_in_smaller_pieces_ends_the_job_and_says_what_to_do(site, tmp_path):
+    shutil.copytree(site[0] / "store", tmp_path / "store")
+    note_shortage(LocalStore(tmp_path / "store"), job_id("short"), {"step": 4, "before": 20, "after": 10})
+
+    done, ended = run_short_of_memory(tmp_path, site, attempt=3, enough=20, ranks=1)
+
+    assert done.returncode == 0, done.stderr
+    assert ended.outcome().kind == "failed"
+    assert "step 4 also with micro-batches of 20 tokens (lower training.micro_batch" in ended.outcome().reason

@@ -1,6 +1,7 @@
 """The training loop over a tiny linear objective, with a real checkpoint store."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobState
 from madpo_trainer.loop import TrainingLoop
+from madpo_trainer.memory import note_shortage, noted_shortage
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.state import TrainingState, load_state
@@ -72,7 +74,7 @@ class RegressionStep:
         return [f"row {row}" for row in sorted(rows, key=lambda row: bool(self.objective.inputs[row].isfinite().all()))]
 
 
-def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, **fields):
+def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, ranks=None, **fields):
     parameters = TrainingParameters(
         global_batch_size=8,
         optimizer={"learning_rate": 0.05},
@@ -90,7 +92,7 @@ def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, **fields
 
     return TrainingLoop(
         run=Run(directory, JOB),
-        ranks=OneRank(),
+        ranks=ranks or OneRank(),
         objective=objective,
         micro_batches=MicroBatches(Layout("packed"), budget_tokens=micro_batch_tokens),
         parameters=parameters,
@@ -100,6 +102,7 @@ def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, **fields
         checkpoints=checkpoints,
         save_model=save_model,
         flush=lambda step: [],
+        note_shortage=partial(note_shortage, LocalStore(tmp_path / "store"), JOB.job_id),
     )
 
 
@@ -221,6 +224,18 @@ def test_memory_that_runs_out_twice_ends_the_job_and_says_what_to_do(tmp_path):
         FailedPreconditionError, match=r"step 1 also with micro-batches of 12 tokens.*micro_batch_tokens"
     ):
         loop.execute()
+
+
+def test_ranks_that_must_keep_in_step_leave_a_shortage_to_the_next_attempt(tmp_path):
+    ranks = OneRank()
+    ranks.in_step = True
+    loop = make_loop(tmp_path, ShortOfMemory(most_rows=5), micro_batch_tokens=24, ranks=ranks)
+
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        loop.execute()
+
+    noted = noted_shortage(LocalStore(tmp_path / "store"), JOB.job_id)
+    assert noted == {"step": 1, "before": 24, "after": 12}
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path):

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from madpo.data.order import Schedule
-from madpo.errors import FailedPreconditionError, NonFiniteError
+from madpo.errors import NonFiniteError
 from madpo.jobs import TrainingParameters
 from madpo.queue.workspace import Run
 from madpo.storage.checkpoints import CheckpointStore
@@ -51,6 +51,7 @@ class TrainingLoop:
         micro_batches: Splits a step's rows; its budget is halved when memory runs out.
         save_model: Writes a state dict of the model as a Hugging Face directory.
         flush: Called before each checkpoint with its step; returns keys of ledger parts.
+        note_shortage: Called when memory ran out and only another attempt can go on, with smaller micro-batches.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class TrainingLoop:
         checkpoints: CheckpointStore,
         save_model: Callable[[Path, Mapping[str, Tensor]], None],
         flush: Callable[[int], list[str]],
+        note_shortage: Callable[[Mapping[str, int]], None],
     ) -> None:
         self._run, self._ranks, self._objective, self._micro_batches = run, ranks, objective, micro_batches
         self._parameters, self._schedule = parameters, schedule
         self.state, self.metrics = state, metrics
         self._checkpoints, self._save_model, self._flush = checkpoints, save_model, flush
+        self._note_shortage = note_shortage
         self._trainable = [parameter for _, parameter in trainable_parameters(objective.model)]
         self._groups = by_layout(self._trainable)
         optimizer = parameters.optimizer
@@ -178,30 +181,34 @@ class TrainingLoop:
             self._ranks.together(lambda: self._accumulate(work, rows))
         except OutOfMemory as error:
             self._optimizer.zero_grad(set_to_none=True)
-            before = self._micro_batches.budget_tokens
+            shortage = self._shortage()
             if self.state.memory_shortage:
-                raise FailedPreconditionError(
-                    f"memory ran out in step {step + 1} also with micro-batches of {before} tokens: {error} "
-                    "(lower training.micro_batch_tokens or max_tokens, or use activation_checkpointing or lora)"
-                ) from error
+                raise memory.shortage_error(shortage, f": {error}") from error
         else:
             return work
-        self._micro_batches.budget_tokens = max(1, before // 2)
-        after = self._micro_batches.budget_tokens
-        self.state.memory_shortage = {"step": step + 1, "before": before, "after": after}
-        logger.warning("memory ran out: half as many tokens in a micro-batch from now on", extra={"tokens": after})
+        self.state.memory_shortage = shortage
+        self._micro_batches.budget_tokens = shortage["after"]
+        logger.warning("memory ran out: half as many tokens in a micro-batch from now on", extra=shortage)
         return self._work(step, rows)
+
+    def _shortage(self) -> dict[str, int]:
+        before = self._micro_batches.budget_tokens
+        return {"step": self.state.step + 1, "before": before, "after": max(1, before // 2)}
 
     def _accumulate(self, work: StepWork, rows: Sequence[int]) -> None:
         """Gradients of this rank's micro-batches.
 
         Raises:
-            OutOfMemory: A micro-batch did not fit. Not where ranks must keep in step: they would wait for this one.
+            OutOfMemory: A micro-batch did not fit. Where ranks must keep in step the others wait for this one, and
+                cannot be told: the error of torch ends the attempt, and the next one knows.
         """
         try:
             self._accumulate_all(work, rows)
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error) or self._ranks.in_step:
+            if not memory.is_out_of_memory(error):
+                raise
+            if self._ranks.in_step:
+                self._note_shortage(self._shortage())
                 raise
             reason = str(error).split("\n", 1)[0]
         else:

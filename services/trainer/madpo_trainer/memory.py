@@ -2,11 +2,14 @@
 
 Weights, gradients and optimizer state are counted. Activations are what autograd keeps of a forward pass over one row,
 per token, times the tokens of the largest micro-batch; the backward pass needs about one more block of them.
+
+And what is left of a shortage where ranks must keep in step, so that none can go back alone: a note in the object store
+with which the next attempt begins in smaller pieces.
 """
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +18,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from madpo.errors import InvalidArgumentError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from madpo.models.load import inner_model
+from madpo.ports import ObjectStore
+from madpo.storage import documents, keys
 from madpo_trainer.blocks import transformer_blocks
 
 logger = logging.getLogger(__name__)
@@ -93,6 +98,28 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NOT_ENOUGH)
+
+
+def note_shortage(store: ObjectStore, job_id: str, shortage: Mapping[str, int]) -> None:
+    """Tell the next attempt. Any rank may, and several: they say the same."""
+    store.put(keys.memory_shortage(job_id), documents.encode(dict(shortage)))
+
+
+def noted_shortage(store: ObjectStore, job_id: str) -> dict[str, int]:
+    """What an attempt before this one told, as in `TrainingState.memory_shortage`; empty when there was nothing."""
+    key = keys.memory_shortage(job_id)
+    try:
+        return documents.decode(store.get(key), key=key)
+    except NotFoundError:
+        return {}
+
+
+def shortage_error(shortage: Mapping[str, int], reason: str = "") -> FailedPreconditionError:
+    """What ends a job whose memory ran out for the second time."""
+    return FailedPreconditionError(
+        f"memory ran out in step {shortage['step']} also with micro-batches of {shortage['before']} tokens{reason} "
+        "(lower training.micro_batch_tokens or max_tokens, or use activation_checkpointing or lora)"
+    )
 
 
 def _block_count(model: nn.Module) -> int:

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -42,6 +43,7 @@ from madpo_trainer.calibration import write_artifacts
 from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial, save_trained
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop, write_metrics
+from madpo_trainer.memory import note_shortage, noted_shortage, shortage_error
 from madpo_trainer.objectives.base import Objective
 from madpo_trainer.objectives.reward import RewardObjective, pair_group
 from madpo_trainer.objectives.supervised import SupervisedObjective
@@ -114,6 +116,7 @@ class TrainingRun:
         """Train to the end, or to the point where the run was asked to stop."""
         self._phase("loading")
         checkpoint = self._resume()
+        self._heed_shortage()
         initial = self._initial()
         runner, tokenizer = self._ranks.together(lambda: self._load(initial, checkpoint))
         ledger = Ledger(
@@ -145,6 +148,7 @@ class TrainingRun:
             checkpoints=self._checkpoints,
             save_model=save,
             flush=flush,
+            note_shortage=partial(note_shortage, self._store, self._run.job.job_id),
         )
         if checkpoint is not None:
             loop.restore(checkpoint)
@@ -173,6 +177,20 @@ class TrainingRun:
         self._state, self._tensors, self._metrics = load_state(directory)
         logger.info("resuming", extra={"step": self._state.step})
         return directory
+
+    def _heed_shortage(self) -> None:
+        """Begin in smaller pieces when an earlier attempt ran out of memory and could not go on by itself.
+
+        Raises:
+            FailedPreconditionError: It was in smaller pieces already.
+        """
+        shortage = self._ranks.lead(lambda: noted_shortage(self._store, self._run.job.job_id))
+        if not shortage:
+            return
+        if shortage["before"] < self._parameters.micro_batch_tokens:
+            raise shortage_error(shortage)
+        self._state.memory_shortage = shortage
+        logger.warning("memory ran out in an earlier attempt: half as many tokens in a micro-batch", extra=shortage)
 
     def _newest_checkpoint(self, directory: Path) -> Checkpoint | None:
         """The newest whole checkpoint, fetched, once no older attempt can add another."""

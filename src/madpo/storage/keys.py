@@ -10,6 +10,7 @@
     jobs/{job_id}/spec.json                          request of the job; Redis can be rebuilt from it
     jobs/{job_id}/result.json                        how the job ended; written once
     jobs/{job_id}/owner.json                         the attempt that owns the job; compare-and-swap fences older ones
+    jobs/{job_id}/memory_shortage.json               what a sharded run that ran out of memory tells the next attempt
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
     jobs/{job_id}/margins/a00002-000017.jsonl        margins as they were learned, before they were used
@@ -96,6 +97,11 @@ def job_result(job_id: str) -> str:
 def job_owner(job_id: str) -> str:
     """The fencing record."""
     return f"jobs/{job_id}/owner.json"
+
+
+def memory_shortage(job_id: str) -> str:
+    """That memory ran out, for the next attempt."""
+    return f"jobs/{job_id}/memory_shortage.json"
 
 
 def checkpoints(job_id: str) -> str:
