@@ -37,6 +37,8 @@ class Suite:
     flops: tuple[str, ...]
     """Models whose steps' FLOPs are counted."""
     growth_rounds: int
+    in_flight: int
+    """Pairs that the service is asked for at once, beside its engine."""
 
 
 def quick(rounds: int) -> Suite:
@@ -52,6 +54,7 @@ def quick(rounds: int) -> Suite:
         scoring=ScoringTask(size="body", pairs=16, rounds=rounds),
         flops=("tiny",),
         growth_rounds=1,
+        in_flight=32,
     )
 
 
@@ -72,6 +75,7 @@ def full(rounds: int) -> Suite:
         scoring=ScoringTask(size="body", pairs=32, rounds=rounds),
         flops=("tiny", "body"),
         growth_rounds=3,
+        in_flight=64,
     )
 
 
@@ -118,7 +122,7 @@ def layouts_section(suite: Suite) -> Any:
 
 
 def engine_section(suite: Suite) -> Any:
-    return _run_module("bench.score", "--only", "service", "--pairs", _pairs(suite), "--rounds", _rounds(suite))
+    return _run_module("bench.score", "--only", "service", "--pairs", str(suite.in_flight), "--rounds", _rounds(suite))
 
 
 def rpc_section(suite: Suite) -> Any:

@@ -155,6 +155,7 @@ def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, 
         checkpoints=checkpoints,
         save_model=lambda path, state: path.mkdir(),
         flush=lambda step: [],
+        note_shortage=lambda shortage: None,
     )
 
 

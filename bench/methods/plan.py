@@ -119,10 +119,11 @@ def _main(tier: Tier, learning_rate: float) -> Iterator[Job]:
             yield _toy(tier, "bounded", seed, "words", arm, MAIN_BETA, learning_rate)
 
 
-def _frontier(tier: Tier, arms: Iterable[str]) -> Iterator[Job]:
+def _frontier(tier: Tier, arms: Iterable[str], *, learning_rate: float = RATE) -> Iterator[Job]:
     for seed in SEEDS:
         yield RewardModelJob(tier, "bounded", seed, "words")
-        yield from _sweep(tier, "bounded", seed, "words", {arm: FRONTIER_BETAS[arm] for arm in arms})
+        betas = {arm: FRONTIER_BETAS[arm] for arm in arms}
+        yield from _sweep(tier, "bounded", seed, "words", betas, learning_rate=learning_rate)
 
 
 def _reward_models() -> Iterator[Job]:
@@ -139,11 +140,17 @@ def _unbounded() -> Iterator[Job]:
 
 
 def _sweep(
-    tier: Tier, form: RewardForm, seed: int, reward_model: str, betas: Mapping[str, Sequence[float]]
+    tier: Tier,
+    form: RewardForm,
+    seed: int,
+    reward_model: str,
+    betas: Mapping[str, Sequence[float]],
+    *,
+    learning_rate: float = RATE,
 ) -> Iterator[Job]:
     for arm, values in betas.items():
         for beta in values:
-            yield _toy(tier, form, seed, reward_model, arm, beta, RATE)
+            yield _toy(tier, form, seed, reward_model, arm, beta, learning_rate)
 
 
 def _toy(
@@ -168,6 +175,7 @@ PARTS: Mapping[str, Callable[[], Iterator[Job]]] = {
     "frontier-high-others": lambda: _frontier("high", _OTHERS),
     "frontier-low": lambda: _frontier("low", FRONTIER_BETAS),
     "frontier-medium": lambda: _frontier("medium", FRONTIER_BETAS),
+    "frontier-high-second-rate": lambda: _frontier("high", CORE_ARMS, learning_rate=SECOND_RATE),
     "second-rate-high": lambda: _main("high", SECOND_RATE),
     "second-rate-medium": lambda: _main("medium", SECOND_RATE),
     "second-rate-low": lambda: _main("low", SECOND_RATE),

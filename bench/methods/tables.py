@@ -28,6 +28,7 @@ from bench.methods.plan import (
     PARTS,
     RATE,
     REWARD_MODELS,
+    SECOND_RATE,
     SEEDS,
     TIERS,
     UNBOUNDED_BETAS,
@@ -61,6 +62,7 @@ def tables(records: Sequence[Record]) -> Mapping[str, str]:
         "verdict": verdict(records),
         **{f"main-{tier}": main(records, tier) for tier in TIERS},
         **{f"frontier-{tier}": frontier(records, tier) for tier in TIERS},
+        "frontier-high-second-rate": frontier(records, "high", SECOND_RATE),
         "reward-models": reward_models(records),
         "unbounded": unbounded(records),
         **{f"bandit-{tier}": bandit(records, tier, "bounded") for tier in TIERS},
@@ -112,9 +114,9 @@ def main(records: Sequence[Record], tier: Tier) -> str:
     return _table(header, rows)
 
 
-def frontier(records: Sequence[Record], tier: Tier) -> str:
+def frontier(records: Sequence[Record], tier: Tier, learning_rate: float = RATE) -> str:
     """Differences at equal KL on one tier."""
-    return _frontier(frontier_points(records, tier), LEVELS)
+    return _frontier(frontier_points(records, tier, learning_rate), LEVELS)
 
 
 def unbounded(records: Sequence[Record]) -> str:
@@ -137,9 +139,15 @@ def bandit_arms(records: Sequence[Record], tier: Tier, form: RewardForm) -> Mapp
     return {name: baseline | bandit_points(found[name]) for name in sorted(found, key=_pairs_of)}
 
 
-def frontier_points(records: Sequence[Record], tier: Tier) -> Mapping[str, Points]:
+def frontier_points(records: Sequence[Record], tier: Tier, learning_rate: float = RATE) -> Mapping[str, Points]:
     """The swept arms of a tier."""
-    return swept(records, tier, "bounded", "words", FRONTIER_BETAS)
+    return swept(records, tier, "bounded", "words", FRONTIER_BETAS, learning_rate)
+
+
+def reward_model_points(records: Sequence[Record], reward_model: str) -> Mapping[str, Points]:
+    """The arms of the high tier with another reward model; DPO reads none, so its runs are the same beside all."""
+    arms = swept(records, "high", "bounded", reward_model, FRONTIER_BETAS)
+    return {"dpo": frontier_points(records, "high").get("dpo", {}), **arms} if arms else {}
 
 
 def swept(
@@ -148,6 +156,7 @@ def swept(
     form: RewardForm,
     reward_model: str,
     betas: Mapping[str, Sequence[float]],
+    learning_rate: float = RATE,
 ) -> Mapping[str, Points]:
     """Where the arms of a sweep stand; only seeds that have all betas of an arm."""
     chosen = [
@@ -158,7 +167,7 @@ def swept(
             tier=tier,
             form=form,
             reward_model=reward_model,
-            learning_rate=RATE,
+            learning_rate=learning_rate,
             epochs=EPOCHS,
         )
         if each["job"]["seed"] in SEEDS
@@ -172,10 +181,11 @@ def swept(
 
 def verdict(records: Sequence[Record]) -> str:
     """Which arm stands ahead of DPO, MADPO and rm_soft at equal KL, in each setting."""
-    settings = [(f"toy reviews, {tier}", frontier_points(records, tier), LEVELS) for tier in TIERS]
-    settings.append(
-        ("toy reviews, high, unbounded", swept(records, "high", "unbounded", "words", UNBOUNDED_BETAS), LEVELS)
-    )
+    toys = {f"toy reviews, {tier}": frontier_points(records, tier) for tier in TIERS}
+    toys[f"toy reviews, high, lr {SECOND_RATE:g}"] = frontier_points(records, "high", SECOND_RATE)
+    toys |= {f"toy reviews, high, {name}": reward_model_points(records, name) for name in REWARD_MODELS}
+    toys["toy reviews, high, unbounded"] = swept(records, "high", "unbounded", "words", UNBOUNDED_BETAS)
+    settings = [(name, arms, LEVELS) for name, arms in toys.items()]
     for form in ("bounded", "unbounded"):
         for tier in TIERS:
             for reward_model, arms in bandit_arms(records, tier, form).items():
@@ -212,7 +222,6 @@ def _is_ahead(estimate: Estimate) -> bool:
 
 def reward_models(records: Sequence[Record]) -> str:
     """What the calibration report says of each reward model, beside what it brought at equal KL over DPO."""
-    baseline = frontier_points(records, "high").get("dpo", {})
     rows = []
     for name in ("words", *REWARD_MODELS):
         described = [
@@ -229,8 +238,8 @@ def reward_models(records: Sequence[Record]) -> str:
                 *(("noiseless_accuracy", 3), ("correlation", 2)),
             )
         ]
-        arms = swept(records, "high", "bounded", name, FRONTIER_BETAS)
-        gains = [_errors(mean_over(arms[arm], LEVELS)(baseline)) if arm in arms else "" for arm in MARGIN_ARMS]
+        arms = reward_model_points(records, name)
+        gains = [_errors(mean_over(arms[arm], LEVELS)(arms["dpo"])) if arm in arms else "" for arm in MARGIN_ARMS]
         rows.append((name, len(described), *figures, *gains))
     own = _implicit(records)
     if own:
