@@ -61,16 +61,18 @@ class Regression:
 
 class RegressionStep:
     def __init__(self, objective, rows):
-        self.objective, self.count = objective, len(rows)
+        self.objective, self.rows = objective, torch.tensor(rows)
 
-    def loss(self, rows):
+    def loss(self, places):
+        rows = self.rows[list(places)]
         inputs = nn.functional.dropout(self.objective.inputs[rows], self.objective.dropout)
-        return (self.objective.model(inputs) - self.objective.targets[rows]).square().sum() / self.count
+        return (self.objective.model(inputs) - self.objective.targets[rows]).square().sum() / len(self.rows)
 
     def finish(self):
         return {"loss": 0.0}
 
-    def row_ids(self, rows):
+    def row_ids(self, places):
+        rows = self.rows[list(places)].tolist()
         return [f"row {row}" for row in sorted(rows, key=lambda row: bool(self.objective.inputs[row].isfinite().all()))]
 
 
@@ -197,10 +199,10 @@ class ShortOfMemory(Regression):
 
 
 class ShortStep(RegressionStep):
-    def loss(self, rows):
-        if len(rows) > self.objective.most_rows:
+    def loss(self, places):
+        if len(places) > self.objective.most_rows:
             torch.empty(1 << 60)
-        return super().loss(rows)
+        return super().loss(places)
 
 
 def test_a_step_that_runs_out_of_memory_is_done_in_halves_with_the_same_result(tmp_path):

@@ -35,7 +35,7 @@ class LedgerRow:
     row: int
     """Number in the uploaded file, from 1."""
     epoch: int
-    """From 0. A pair that is twice in a batch which straddles two epochs counts to the later."""
+    """From 0."""
     step: int
     """From 1, as in `metrics.jsonl`."""
     reward_margin: float | None

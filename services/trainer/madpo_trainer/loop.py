@@ -153,7 +153,7 @@ class TrainingLoop:
         work = self._work(step, rows)
         self._ranks.sum_gradients(self._trainable)
         norm = clip_grad_norm(self._groups, self._parameters.optimizer.max_grad_norm)
-        self._refuse_non_finite("gradient norm", norm, work, rows)
+        self._refuse_non_finite("gradient norm", norm, work, range(len(rows)))
         learning_rate = self._scheduler.get_last_lr()[0]
         self._optimizer.step()
         self._scheduler.step()
@@ -221,7 +221,8 @@ class TrainingLoop:
 
     def _accumulate_all(self, work: StepWork, rows: Sequence[int]) -> None:
         """A loss that is not finite is refused once the others have done theirs: ranks may have to keep in step."""
-        numbered = list(enumerate(self._micro_batches.split(rows, self._objective.lengths)))
+        split = self._micro_batches.split(range(len(rows)), [self._objective.lengths[row] for row in rows])
+        numbered = list(enumerate(split))
         refusals: list[NonFiniteError] = []
         for number, micro_batch in self._ranks.share(numbered):
             # Several ranks stop between steps alone: here they are at different places.
@@ -243,11 +244,11 @@ class TrainingLoop:
             self._optimizer.zero_grad(set_to_none=True)
             raise refusals[0]
 
-    def _refuse_non_finite(self, what: str, value: Tensor, work: StepWork, rows: Sequence[int]) -> None:
+    def _refuse_non_finite(self, what: str, value: Tensor, work: StepWork, places: Sequence[int]) -> None:
         if bool(torch.isfinite(value)):
             return
         self._optimizer.zero_grad(set_to_none=True)
-        ids = work.row_ids(rows)
+        ids = work.row_ids(places)
         raise NonFiniteError(
             f"non-finite {what} in step {self.state.step + 1}; the weights were not moved. Rows of the batch, "
             f"offending first: {', '.join(ids[:8])} (look at these rows; lower the learning rate; or train in fp32)",

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 
 class StepWork(Protocol):
-    """One optimizer step of an objective over the rows of one global batch."""
+    """One optimizer step of an objective over the rows of one global batch.
 
-    def loss(self, rows: Sequence[int]) -> Tensor:
+    Rows are told by their places in the batch: one that straddles two epochs may hold a row twice.
+    """
+
+    def loss(self, places: Sequence[int]) -> Tensor:
         """The micro-batch's share of the step's loss, with gradient.
 
         A sum over the rows divided by the *global* denominator, so that micro-batches add up to one big batch.
@@ -24,7 +27,7 @@ class StepWork(Protocol):
         """Accept the step: keep running statistics and the ledger; the metrics of the step over all ranks."""
         ...
 
-    def row_ids(self, rows: Sequence[int]) -> list[str]:
+    def row_ids(self, places: Sequence[int]) -> list[str]:
         """Ids for error messages; those with a non-finite loss first."""
         ...
 

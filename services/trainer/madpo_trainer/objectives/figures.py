@@ -15,11 +15,11 @@ class StepFigures:
     """Collects the figures of this rank's micro-batches of one step.
 
     Args:
-        rows: Training rows.
+        rows: Those of the global batch.
+        indices: Their indices among the training rows.
         step: The step, from 0.
-        epoch_of: Epoch of a row of the step.
-        margins: Reward margins as the reward model gave them, by row.
-        count: Rows of the global batch.
+        epoch_of: Epoch of a row by its place in the global batch.
+        margins: Reward margins as the reward model gave them, by index.
         beta: What log-ratios are multiplied by to be implicit rewards.
     """
 
@@ -27,24 +27,24 @@ class StepFigures:
         self,
         rows: Sequence[PolicyRow],
         *,
+        indices: Sequence[int],
         step: int,
         epoch_of: Callable[[int], int],
         margins: Margins,
-        count: int,
         beta: float,
     ) -> None:
-        self._rows, self._step, self._epoch_of, self._margins = rows, step, epoch_of, margins
-        self._count, self._beta = count, beta
+        self._rows, self._indices, self._step, self._epoch_of = rows, indices, step, epoch_of
+        self._margins, self._count, self._beta = margins, len(rows), beta
         self._is_weighted = any(row.pair.weight is not None for row in rows)
-        # Not by row alone: a batch that straddles two epochs may hold a pair twice.
         self.ledger_rows: list[tuple[int, LedgerRow]] = []
+        """By place."""
         self.sums: dict[str, float] = {}
 
-    def add(self, rows: Sequence[int], batch: LossBatch, output: LossOutput) -> None:
-        """Take down what a micro-batch showed."""
+    def add(self, places: Sequence[int], batch: LossBatch, output: LossOutput) -> None:
+        """Take down what a micro-batch showed, whose rows have these places in the global batch."""
         chosen = self._beta * batch.chosen_log_ratio.detach()
         rejected = self._beta * batch.rejected_log_ratio.detach()
-        self._enter(rows, chosen - rejected, output)
+        self._enter(places, chosen - rejected, output)
         for name, values in output.metrics.items():
             self._add(name, values)
         if output.mask is not None:
@@ -55,7 +55,7 @@ class StepFigures:
         self._add("loss", output.total(self._count) * self._count)
         self._add("weight/mean", output.weight)
         if self._is_weighted:
-            weights = [self._rows[row].pair.weight for row in rows]
+            weights = [self._rows[place].pair.weight for place in places]
             self.sums["dataset_weight/mean"] = self.sums.get("dataset_weight/mean", 0.0) + sum(
                 1.0 if weight is None else weight for weight in weights
             )
@@ -68,32 +68,32 @@ class StepFigures:
         self._add("log_ratio/mean", _mean_log_ratio(batch))
         if self._margins:
             self.sums["reward_margin/mean"] = self.sums.get("reward_margin/mean", 0.0) + sum(
-                self._margins[row] or 0.0 for row in rows
+                self._margins[self._indices[place]] or 0.0 for place in places
             )
 
     def offending(self) -> set[int]:
-        """Rows whose loss was not finite."""
-        return {index for index, row in self.ledger_rows if not math.isfinite(row.loss)}
+        """Places of rows whose loss was not finite."""
+        return {place for place, row in self.ledger_rows if not math.isfinite(row.loss)}
 
-    def _enter(self, rows: Sequence[int], implicit_margin: Tensor, output: LossOutput) -> None:
+    def _enter(self, places: Sequence[int], implicit_margin: Tensor, output: LossOutput) -> None:
         columns = {name: values.detach().tolist() for name, values in output.metrics.items()}
         if output.mask is not None:
             columns["kept"] = output.mask.tolist()
         losses, weights, margins = output.per_pair.detach().tolist(), output.weight.tolist(), implicit_margin.tolist()
-        for place, index in enumerate(rows):
-            row = self._rows[index]
-            figures = {name: values[place] for name, values in columns.items()}
+        for number, place in enumerate(places):
+            row, index = self._rows[place], self._indices[place]
+            figures = {name: values[number] for name, values in columns.items()}
             if row.scores:
                 figures["responses"] = len(row.responses)
             entry = LedgerRow(
                 pair_id=row.row_id,
                 row=row.pair.row,
-                epoch=self._epoch_of(index),
+                epoch=self._epoch_of(place),
                 step=self._step + 1,
                 reward_margin=self._margins.get(index),
-                weight=weights[place],
-                implicit_margin=margins[place],
-                loss=losses[place],
+                weight=weights[number],
+                implicit_margin=margins[number],
+                loss=losses[number],
                 tokens=sum(map(len, row.responses)),
                 neutral=bool(self._margins) and self._margins[index] is None,
                 dataset_weight=row.pair.weight,
@@ -101,7 +101,7 @@ class StepFigures:
                 source=row.pair.source,
                 figures=figures,
             )
-            self.ledger_rows.append((index, entry))
+            self.ledger_rows.append((place, entry))
 
     def _add(self, name: str, values: Tensor) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + float(values.detach().sum())

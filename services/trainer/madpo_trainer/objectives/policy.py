@@ -136,27 +136,26 @@ class PolicyStep:
     def __init__(
         self, objective: PolicyObjective, step: int, rows: Sequence[int], margins: Margins, *, margin_wait_s: float
     ) -> None:
-        self._objective, self._step, self._count, self._margin_wait_s = objective, step, len(rows), margin_wait_s
-        self._margins = margins
-        self._place = {index: place for place, index in enumerate(rows)}
+        self._objective, self._step, self._rows, self._margin_wait_s = objective, step, rows, margin_wait_s
+        self._margins, self._count = margins, len(rows)
         self._state: dict[str, Tensor] | None = None
         self._figures = StepFigures(
-            objective.rows,
+            [objective.rows[index] for index in rows],
+            indices=rows,
             step=step,
-            epoch_of=lambda index: objective.epoch_of(step, self._place[index]),
+            epoch_of=lambda place: objective.epoch_of(step, place),
             margins=margins,
-            count=len(rows),
             beta=objective.config.reward_scale(),
         )
         self._observed = self._observe(rows) if objective.requirements.global_batch else {}
 
-    def loss(self, rows: Sequence[int]) -> Tensor:
+    def loss(self, places: Sequence[int]) -> Tensor:
         """The micro-batch's share of the method's objective over the global batch."""
-        objective = self._objective
+        objective, rows = self._objective, [self._rows[place] for place in places]
         batch = objective.batches.batch(rows, self._margins)
         context = LossContext(
             stats=self._observed,
-            rows=torch.tensor([self._place[index] for index in rows], device=batch.policy_chosen_logps.device),
+            rows=torch.tensor(places, device=batch.policy_chosen_logps.device),
             pairs=self._count,
             state=objective.method_state,
             generator=self._generator(),
@@ -164,7 +163,7 @@ class PolicyStep:
         output = self._weighted(objective.method.loss(objective.config, batch, context), rows)
         if output.state is not None:
             self._state = {name: value.detach().cpu() for name, value in output.state.items()}
-        self._figures.add(rows, batch, output)
+        self._figures.add(places, batch, output)
         return output.total(self._count)
 
     def finish(self) -> dict[str, float]:
@@ -186,11 +185,11 @@ class PolicyStep:
             metrics["reference/moved"] = float(moved)
         return metrics | ({"time/margin_wait_s": self._margin_wait_s} if self._margins else {})
 
-    def row_ids(self, rows: Sequence[int]) -> list[str]:
+    def row_ids(self, places: Sequence[int]) -> list[str]:
         """Pair ids."""
         offending = self._figures.offending()
-        ordered = sorted(rows, key=lambda index: index not in offending)
-        return [self._objective.rows[index].row_id for index in ordered]
+        ordered = sorted(places, key=lambda place: place not in offending)
+        return [self._objective.rows[self._rows[place]].row_id for place in ordered]
 
     def _weighted(self, output: LossOutput, rows: Sequence[int]) -> LossOutput:
         """Losses times the weights that the dataset gives its rows."""

@@ -81,14 +81,16 @@ class RewardStep:
     """One step of reward training."""
 
     def __init__(self, objective: RewardObjective, rows: Sequence[int]) -> None:
-        self._objective, self._count = objective, len(rows)
+        self._objective, self._rows, self._count = objective, rows, len(rows)
         self._margins: list[tuple[int, float]] = []
+        """By place."""
 
-    def loss(self, rows: Sequence[int]) -> Tensor:
+    def loss(self, places: Sequence[int]) -> Tensor:
         """Summed negative log-likelihood over the step's pair count."""
-        chosen, rejected = self._objective.scores([self._objective.pair(index) for index in rows]).float().unbind(dim=1)
+        pairs = [self._objective.pair(self._rows[place]) for place in places]
+        chosen, rejected = self._objective.scores(pairs).float().unbind(dim=1)
         margins = chosen - rejected
-        self._margins += zip(rows, margins.tolist(), strict=True)
+        self._margins += zip(places, margins.tolist(), strict=True)
         return F.softplus(-margins).sum() / self._count
 
     def finish(self) -> dict[str, float]:
@@ -101,11 +103,11 @@ class RewardStep:
             "reward_margin/mean": float(margins.mean()),
         }
 
-    def row_ids(self, rows: Sequence[int]) -> list[str]:
+    def row_ids(self, places: Sequence[int]) -> list[str]:
         """Pair ids."""
-        offending = {index for index, margin in self._margins if not math.isfinite(margin)}
-        ordered = sorted(rows, key=lambda index: index not in offending)
-        return [self._objective.pair(index)[0].pair_id for index in ordered]
+        offending = {place for place, margin in self._margins if not math.isfinite(margin)}
+        ordered = sorted(places, key=lambda place: place not in offending)
+        return [self._objective.pair(self._rows[place])[0].pair_id for place in ordered]
 
 
 def pair_group(pair: EncodedPair) -> ResponseGroup:

@@ -83,15 +83,16 @@ class SupervisedStep:
     """One step of supervised training."""
 
     def __init__(self, objective: SupervisedObjective, rows: Sequence[int]) -> None:
-        self._objective = objective
+        self._objective, self._rows = objective, rows
         self._tokens = sum(len(objective.row(index)[1].response_ids) for index in rows)
         self._nll = 0.0
         self._row_nll: dict[int, float] = {}
+        """By place."""
 
-    def loss(self, rows: Sequence[int]) -> Tensor:
+    def loss(self, places: Sequence[int]) -> Tensor:
         """Summed NLL over the step's token count."""
-        logps, _ = self._objective.logps([self._objective.row(index)[1] for index in rows])
-        self._row_nll.update(zip(rows, (-logps).tolist(), strict=True))
+        logps, _ = self._objective.logps([self._objective.row(self._rows[place])[1] for place in places])
+        self._row_nll.update(zip(places, (-logps).tolist(), strict=True))
         self._nll -= float(logps.detach().sum())
         return -logps.sum() / self._tokens
 
@@ -100,10 +101,10 @@ class SupervisedStep:
         nll = sum(self._objective.runner.ranks.gather(self._nll))
         return {"loss": nll / self._tokens, "tokens": float(self._tokens)}
 
-    def row_ids(self, rows: Sequence[int]) -> list[str]:
+    def row_ids(self, places: Sequence[int]) -> list[str]:
         """Dataset row numbers."""
-        ordered = sorted(rows, key=lambda index: math.isfinite(self._row_nll.get(index, 0.0)))
-        return [f"row {self._objective.row(index)[0].row}" for index in ordered]
+        ordered = sorted(places, key=lambda place: math.isfinite(self._row_nll.get(place, 0.0)))
+        return [f"row {self._objective.row(self._rows[place])[0].row}" for place in ordered]
 
 
 def _group(encoded: Encoded) -> ResponseGroup:
