@@ -39,6 +39,8 @@ from bench.methods.toy import RewardForm, Tier
 
 LEVELS = (2.0, 3.0, 4.0, 5.0)
 """KL in nats at which the toy-review frontiers are compared."""
+SECOND_RATE_LEVELS = (0.5, 0.75, 1.0)
+"""At half the learning rate no beta leads as far."""
 BANDIT_LEVELS = (1.0, 1.5, 2.0, 2.5)
 BASELINES = ("dpo", "madpo", "rm_soft")
 ERRORS_WANTED, SEEDS_WANTED = 3.0, 4
@@ -62,7 +64,7 @@ def tables(records: Sequence[Record]) -> Mapping[str, str]:
         "verdict": verdict(records),
         **{f"main-{tier}": main(records, tier) for tier in TIERS},
         **{f"frontier-{tier}": frontier(records, tier) for tier in TIERS},
-        "frontier-high-second-rate": frontier(records, "high", SECOND_RATE),
+        "frontier-high-second-rate": _frontier(frontier_points(records, "high", SECOND_RATE), SECOND_RATE_LEVELS),
         "reward-models": reward_models(records),
         "unbounded": unbounded(records),
         **{f"bandit-{tier}": bandit(records, tier, "bounded") for tier in TIERS},
@@ -114,9 +116,9 @@ def main(records: Sequence[Record], tier: Tier) -> str:
     return _table(header, rows)
 
 
-def frontier(records: Sequence[Record], tier: Tier, learning_rate: float = RATE) -> str:
+def frontier(records: Sequence[Record], tier: Tier) -> str:
     """Differences at equal KL on one tier."""
-    return _frontier(frontier_points(records, tier, learning_rate), LEVELS)
+    return _frontier(frontier_points(records, tier), LEVELS)
 
 
 def unbounded(records: Sequence[Record]) -> str:
@@ -182,10 +184,11 @@ def swept(
 def verdict(records: Sequence[Record]) -> str:
     """Which arm stands ahead of DPO, MADPO and rm_soft at equal KL, in each setting."""
     toys = {f"toy reviews, {tier}": frontier_points(records, tier) for tier in TIERS}
-    toys[f"toy reviews, high, lr {SECOND_RATE:g}"] = frontier_points(records, "high", SECOND_RATE)
     toys |= {f"toy reviews, high, {name}": reward_model_points(records, name) for name in REWARD_MODELS}
     toys["toy reviews, high, unbounded"] = swept(records, "high", "unbounded", "words", UNBOUNDED_BETAS)
     settings = [(name, arms, LEVELS) for name, arms in toys.items()]
+    slow = frontier_points(records, "high", SECOND_RATE)
+    settings.append((f"toy reviews, high, lr {SECOND_RATE:g}", slow, SECOND_RATE_LEVELS))
     for form in ("bounded", "unbounded"):
         for tier in TIERS:
             for reward_model, arms in bandit_arms(records, tier, form).items():
@@ -247,7 +250,7 @@ def reward_models(records: Sequence[Record]) -> str:
         accuracy, noiseless = own
         rows.append(
             (
-                "DPO's own implicit reward",
+                "DPO's own implicit reward, at its best beta",
                 accuracy.seeds,
                 _number(accuracy.mean, 3),
                 *blank[:3],
@@ -307,14 +310,15 @@ def _pairs_of(name: str) -> float:
 
 
 def _implicit(records: Sequence[Record]) -> tuple[Estimate, Estimate] | None:
-    """How DPO's policy itself orders the held-out pairs: as labelled, and as the true reward does."""
-    chosen = select(
-        records, kind="toy", tier="high", form="bounded", arm="dpo", beta=MAIN_BETA, learning_rate=RATE, epochs=EPOCHS
-    )
+    """How DPO's policy itself orders the held-out pairs: as labelled, and as the true reward does; at its best beta."""
+    chosen = select(records, kind="toy", tier="high", form="bounded", arm="dpo", learning_rate=RATE, epochs=EPOCHS)
+    names = ("implicit_accuracy", "implicit_accuracy_noiseless")
     figures = [
-        Estimate.of(by_seed(chosen, name).values()) for name in ("implicit_accuracy", "implicit_accuracy_noiseless")
+        (Estimate.of(by_seed(at_beta, names[0]).values()), Estimate.of(by_seed(at_beta, names[1]).values()))
+        for beta in FRONTIER_BETAS["dpo"]
+        if (at_beta := select(chosen, beta=beta))
     ]
-    return (figures[0], figures[1]) if figures[0].seeds else None
+    return max(figures, key=lambda pair: pair[0].mean, default=None)
 
 
 def _frontier(arms: Mapping[str, Points], levels: Sequence[float]) -> str:
