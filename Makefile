@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 INFINITY := out/bench/infinity
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto docs format unit data slow bench bench-full bench-peers bench-methods compose-test clean
+.PHONY: help install demo demo-real up test lint proto docs format unit data methods bench bench-full bench-peers bench-methods compose-test clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ $(INFINITY)/bin/infinity_emb: bench/peers/infinity.txt
 
 data: install  ## What is promised of data: forms, formats, hostile files, uploads; says how much was tried
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m data
+
+methods: install  ## What is promised of methods: vectors, properties, agreement with TRL, training; says how much was checked
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests -m methods
 
 compose-test: install  ## Start, scale, break and stop the containers on a Docker-compatible engine (not part of test)
 	scripts/compose_e2e.sh

@@ -19,6 +19,8 @@ from bench.plots import plot_growth, plot_scoring, plot_training
 from bench.rounds import Ratio, ratio, spread
 
 OURS = "packed"
+PADDED = "padded batches of 32 as they arrive"
+PACKED = "packed rows of 8 pairs (not bit-stable)"
 MIB = 2**20
 
 Sections = Mapping[str, Any]
@@ -47,7 +49,8 @@ class Goal:
         sure = all((each >= self.bound) is self.at_least or each == self.bound for each in extremes)
         reached = (found.median >= self.bound) is self.at_least or found.median == self.bound
         verdict = ("yes" if reached else "**no**") if found.agrees or sure else ""
-        return [self.what, goal, str(found), verdict]
+        # A share near nothing may differ by any factor and still be near nothing.
+        return [self.what, goal, found.span if self.unit == " %" else str(found), verdict]
 
 
 def speed(model: str, peer: str) -> Callable[[Sections], Ratio]:
@@ -134,7 +137,7 @@ GOALS = (
         "the scorer's layout against padded batches in the same process",
         2.5,
         True,
-        over("layouts", "samples", "fp32", base="padded batches of 32 as they arrive", own="shared prompts"),
+        over("layouts", "samples", "fp32", base=PADDED, own="shared prompts"),
     ),
     *(
         Goal(
@@ -223,6 +226,45 @@ def scoring_table(sections: Sections) -> Table:
     return rows + [[f"`{name}`", f"skipped: {reason}", "", ""] for name, reason in entry["skipped"].items()]
 
 
+def service_table(sections: Sections) -> Table:
+    """What the reward service does by itself, of the sections that were run."""
+    rows = [["what", "by CPU-seconds", "by wall"]]
+    for name, way in (("shared prompts", "shared prompts"), ("packed by 8 pairs", PACKED)):
+        for dtype in sections.get("layouts", {"samples": {}})["samples"]:
+            title = f"{name}, {dtype}, against padded batches of 32 as they arrive"
+            rows.append([title, *_clocks(sections, "layouts", "samples", dtype, base=PADDED, own=way)])
+    for size in ("32 pairs", "1 pair") if "engine" in sections else ():
+        title = f"service against its engine in process, all pairs in flight, {size} a message"
+        ratios = _clocks(sections, "engine", "samples", "service", base="engine", own=f"service, {size} a message")
+        rows.append([title, *ratios])
+    if "replicas" in sections:
+        title = "two replicas against one, each on its core"
+        rows.append([title, str(two_replicas(sections)), str(two_replicas_by_wall(sections))])
+    for way, samples in sections.get("rpc", {"ways": {}})["ways"].items():
+        cost, rate = (spread([each[field] for each in samples]) for field in ("client_cpu_us_per_pair", "pairs_per_s"))
+        title = f"a pair's way there and back, {way}"
+        rows.append([title, f"{cost.median:.0f} us of the client", f"{rate.median:,.0f} pairs a second"])
+    if "margins" in sections:
+        title = "live margins against known ones, the scorer 50 ms away"
+        rows.append([title, f"{_live_cost(sections)} %", f"waited {live_margins(sections).span} % of it"])
+    return rows
+
+
+def _clocks(sections: Sections, section: str, *path: str, base: str, own: str) -> list[str]:
+    """Ratios by CPU-seconds and by wall."""
+    return [str(over(section, *path, base=base, own=own, field=field)(sections)) for field in ("cpu_s", "wall_s")]
+
+
+def _live_cost(sections: Sections) -> str:
+    """CPU-seconds of steps with live margins over those with known ones, in percent above them, all rounds."""
+    runs = sections["margins"]["results"]
+    more = [
+        100 * (live["cpu_s"] / known["cpu_s"] - 1)
+        for live, known in zip(runs["live"], runs["precomputed"], strict=True)
+    ]
+    return f"{median(more):+.1f} ({min(more):+.1f} to {max(more):+.1f})"
+
+
 def growth_table(sections: Sections) -> Table:
     rows = [["over", "from, to", "CPU-s", "slope (last)", "memory MiB", "slope (last)"]]
     for curve, points in sections["growth"].items():
@@ -267,6 +309,7 @@ def tables(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Table]]:
         "growth": growth_table,
     }
     yield from ((name, make(sections)) for name, make in made.items() if name in sections)
+    yield "service", service_table(sections)
     yield "conditions", conditions_table(results)
 
 

@@ -102,9 +102,14 @@ class Ratio:
         """Whether the rounds are near enough to each other for a headline."""
         return self.most <= (1 + WIDEST_SPREAD) * self.least
 
+    @property
+    def span(self) -> str:
+        """Median and extremes, whatever they are."""
+        return f"{self.median:.2f} ({self.least:.2f} to {self.most:.2f})"
+
     def __str__(self) -> str:
         extremes = f"({self.least:.2f} to {self.most:.2f})"
-        return f"{self.median:.2f} {extremes}" if self.agrees else f"no figure: rounds differ too much {extremes}"
+        return self.span if self.agrees else f"no figure: rounds differ too much {extremes}"
 
 
 def ratio(variants: Mapping[str, Any], over: str, under: str, field: str) -> Ratio:
