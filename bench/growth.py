@@ -34,19 +34,20 @@ def steepest(points: Sequence[Point], x: str, y: str) -> float:
 
 def over_length(*, rounds: int) -> list[Point]:
     """One pair a step, half of each sequence prompt."""
-    return [{"length": length} | _step(rounds=rounds, batch=1, micro_batch=1, length=length) for length in LENGTHS]
+    lengths = _without_last(LENGTHS, rounds)
+    return [{"length": length} | _step(rounds=rounds, batch=1, micro_batch=1, length=length) for length in lengths]
 
 
 def over_batch(*, rounds: int) -> list[Point]:
     """Pairs per optimizer step, at the same size of micro-batches."""
-    return [{"batch": batch} | _step(rounds=rounds, batch=batch, micro_batch=4) for batch in BATCHES]
+    batches = _without_last(BATCHES, rounds)
+    return [{"batch": batch} | _step(rounds=rounds, batch=batch, micro_batch=4) for batch in batches]
 
 
 def over_vocabulary(*, rounds: int) -> list[Point]:
     """Words, at eight pairs a step."""
-    return [
-        {"vocabulary": words} | _step(rounds=rounds, batch=8, micro_batch=4, vocabulary=words) for words in VOCABULARIES
-    ]
+    sizes = _without_last(VOCABULARIES, rounds)
+    return [{"vocabulary": words} | _step(rounds=rounds, batch=8, micro_batch=4, vocabulary=words) for words in sizes]
 
 
 def over_pairs(*, rounds: int) -> list[Point]:
@@ -54,6 +55,11 @@ def over_pairs(*, rounds: int) -> list[Point]:
     from bench.planning import plan
 
     return [{"pairs": pairs} | _median([plan(pairs) for _ in range(rounds)]) for pairs in PAIRS]
+
+
+def _without_last(sizes: Sequence[int], rounds: int) -> Sequence[int]:
+    """The largest size takes as long as all others together; a single round is a quick look."""
+    return sizes if rounds > 1 else sizes[:-1]
 
 
 CURVES: dict[str, Callable[..., list[Point]]] = {

@@ -39,6 +39,8 @@ class Suite:
     growth_rounds: int
     in_flight: int
     """Pairs that the service is asked for at once, beside its engine."""
+    margin_pairs: int
+    """Pairs trained on with live margins, four a step."""
 
 
 def quick(rounds: int) -> Suite:
@@ -51,10 +53,11 @@ def quick(rounds: int) -> Suite:
             ),
             "v32k": (Task(size="v32k", batch=4, micro_batch=4, rounds=rounds), ("packed", "trl_ideal")),
         },
-        scoring=ScoringTask(size="body", pairs=16, rounds=rounds),
+        scoring=ScoringTask(size="body", pairs=8, rounds=rounds),
         flops=("tiny",),
         growth_rounds=1,
-        in_flight=32,
+        in_flight=16,
+        margin_pairs=16,
     )
 
 
@@ -76,6 +79,7 @@ def full(rounds: int) -> Suite:
         flops=("tiny", "body"),
         growth_rounds=3,
         in_flight=64,
+        margin_pairs=64,
     )
 
 
@@ -130,11 +134,11 @@ def rpc_section(suite: Suite) -> Any:
 
 
 def margins_section(suite: Suite) -> Any:
-    return _run_module("bench.margins", "--pairs", "24", "--rounds", _rounds(suite))
+    return _run_module("bench.margins", "--pairs", str(suite.margin_pairs), "--rounds", _rounds(suite))
 
 
 def replicas_section(suite: Suite) -> Any:
-    return _run_module("bench.replicas", "--pairs", "64", "--rounds", _rounds(suite))
+    return _run_module("bench.replicas", "--pairs", str(2 * suite.in_flight), "--rounds", _rounds(suite))
 
 
 def _pairs(suite: Suite) -> str:

@@ -150,11 +150,15 @@ class PreferencePair:
     """What its file calls the row."""
     source: str | None = None
     """Where its file says the row comes from."""
+    _pair_id: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def pair_id(self) -> str:
-        """Digest of the content: the same pair has the same id everywhere."""
-        return content_digest(self.prompt, self.chosen, self.rejected, options=self.options)
+        """Digest of the content: the same pair has the same id everywhere. Computed once."""
+        if not self._pair_id:
+            digest = content_digest(self.prompt, self.chosen, self.rejected, options=self.options)
+            object.__setattr__(self, "_pair_id", digest)
+        return self._pair_id
 
 
 @dataclass(frozen=True, slots=True)

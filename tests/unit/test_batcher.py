@@ -102,6 +102,22 @@ async def test_texts_of_waiting_requests_share_a_batch_and_the_oldest_goes_first
     assert [texts for texts, _ in model.batches[1:]] == [[[9] * 10], [[1], [2], [3]]]
 
 
+async def test_a_request_that_was_tokenized_late_goes_before_those_that_arrived_after_it(batcher: Batcher) -> None:
+    model = Recorder()
+    held = await model.hold(batcher)
+
+    first = batcher.arrive()
+    second = asyncio.create_task(batcher.score(model, padded([[index] for index in range(1, 6)])))
+    await asyncio.sleep(0)
+    late = asyncio.create_task(batcher.score(model, padded([[8], [9]]), arrival=first))
+    await asyncio.sleep(0)
+    model.gate.set()
+    await asyncio.gather(held, second, late)
+
+    assert [texts for texts, _ in model.batches] == [[[100]], [[8], [9], [1], [2]], [[3], [4], [5]]]
+    assert late.result().rewards == [8, 9]
+
+
 async def test_a_request_whose_caller_has_gone_costs_no_forward_pass(batcher: Batcher) -> None:
     model = Recorder()
     held = await model.hold(batcher)

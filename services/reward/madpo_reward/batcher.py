@@ -95,6 +95,8 @@ class _Item:
 
 
 _Key = tuple[Model[Any], BatchShape]
+_Number = tuple[int, int]
+"""Of a request by its arrival, and of a unit in it."""
 
 
 class Admission:
@@ -176,8 +178,8 @@ class Batcher:
 
     def __init__(self, *, admission: Admission, metrics: RewardMetrics) -> None:
         self._admission, self._metrics = admission, metrics
-        self._queues: dict[_Key, OrderedDict[int, _Item]] = {}
-        self._numbers = itertools.count()
+        self._queues: dict[_Key, OrderedDict[_Number, _Item]] = {}
+        self._arrivals = itertools.count()
         self._arrived = asyncio.Event()
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
         self._task: asyncio.Task[None] | None = None
@@ -193,15 +195,28 @@ class Batcher:
             await asyncio.wait([self._task])
         await asyncio.to_thread(self._device.shutdown, cancel_futures=True)
 
-    async def score(self, model: Model[Text], units: Sequence[Unit[Text]]) -> BatchScores:
-        """Score the units of a request; cancelling the caller takes them out of the queue."""
+    def arrive(self) -> int:
+        """A place in the queue for a request whose units are still to be made."""
+        return next(self._arrivals)
+
+    async def score(
+        self, model: Model[Text], units: Sequence[Unit[Text]], *, arrival: int | None = None
+    ) -> BatchScores:
+        """Score the units of a request; cancelling the caller takes them out of the queue.
+
+        Args:
+            model: What scores them.
+            units: All of the request.
+            arrival: From `arrive`; None for a request that arrives now.
+        """
         start = time.monotonic()
+        arrival = self.arrive() if arrival is None else arrival
         texts = sum(len(unit.places) for unit in units)
         request = _Request(asyncio.get_running_loop().create_future(), [0.0] * texts, missing=texts)
-        places: list[tuple[_Key, int]] = []
-        for unit in units:
-            key, number = (model, unit.shape), next(self._numbers)
-            self._queues.setdefault(key, OrderedDict())[number] = _Item(request, unit)
+        places: list[tuple[_Key, _Number]] = []
+        for place, unit in enumerate(units):
+            key, number = (model, unit.shape), (arrival, place)
+            self._enqueue(key, number, _Item(request, unit))
             places.append((key, number))
         self._arrived.set()
         try:
@@ -213,7 +228,14 @@ class Batcher:
         self._metrics.duration.labels(phase="queue").observe(queue_s)
         return BatchScores(request.rewards, queue_s, request.forward_s)
 
-    def _discard(self, key: _Key, number: int) -> None:
+    def _enqueue(self, key: _Key, number: _Number, item: _Item) -> None:
+        queue = self._queues.setdefault(key, OrderedDict())
+        is_overtaken = bool(queue) and number < next(reversed(queue))
+        queue[number] = item
+        if is_overtaken:  # by a request that came later and was tokenized sooner
+            self._queues[key] = OrderedDict(sorted(queue.items(), key=lambda entry: entry[0]))
+
+    def _discard(self, key: _Key, number: _Number) -> None:
         queue = self._queues.get(key)
         if queue is not None:
             queue.pop(number, None)

@@ -128,14 +128,14 @@ class Pipeline:
         if not texts:
             return {}, ScoreTimings(queue_s=0.0, tokenize_s=0.0, forward_s=0.0)
         with self._admission.admit(sum(_guess_tokens(text, scorer) for text in texts.values())) as ticket:
-            start = time.monotonic()
+            start, arrival = time.monotonic(), self._batcher.arrive()
             loop = asyncio.get_running_loop()
             encoded = await loop.run_in_executor(self._tokenizers, _encode, scorer, list(texts.values()))
             tokenize_s = time.monotonic() - start
             self._metrics.duration.labels(phase="tokenize").observe(tokenize_s)
             units = scorer.plan(encoded)
             ticket.resize(sum(unit.positions for unit in units))
-            batch = await self._batcher.score(scorer, units)
+            batch = await self._batcher.score(scorer, units, arrival=arrival)
         _refuse_non_finite(scorer, list(texts.values()), batch.rewards)
         fresh = {
             digest: Score(reward, len(tokens), tokens.truncated)
