@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, NullLocator
 
 OURS, THEIRS = "C1", "0.65"
 
@@ -45,9 +46,14 @@ def plot_growth(curves: Mapping[str, Any], path: Path) -> None:
         x = [point[curve] for point in points]
         panel.plot(x, [point["cpu_s"] for point in points], "o-", color=OURS, label="CPU-seconds")
         panel.set(xscale="log", yscale="log", xlabel=curve, ylabel="CPU-seconds")
+        panel.set_xticks(x, [f"{size:,.0f}" for size in x], fontsize="small", rotation=20)
         other = panel.twinx()
         other.plot(x, [point["activation_bytes"] / 2**20 for point in points], "s--", color=THEIRS)
         other.set(yscale="log", ylabel="memory, MiB (dashed)")
+        panel.xaxis.set_minor_locator(NullLocator())
+        for axis in (panel.yaxis, other.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
     figure.savefig(path, dpi=90)
 
 
