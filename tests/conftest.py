@@ -21,6 +21,8 @@ from madpo.ports import ObjectStore
 from madpo.storage.open import open_store
 from tests import data_counts
 
+VECTORS_CHECKED = "vectors checked"
+"""Property of a test's report: the vectors it compared."""
 TOY_WORDS = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>", "the", "film", "was", "good", "bad", ".")
 TOY_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {{ eos_token }}{% endfor %}"
@@ -29,9 +31,18 @@ TOY_TEMPLATE = (
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how much the data tests have tried."""
+    """Say how much the data tests have tried, and how many vectors of methods were compared.
+
+    Here, since the process that sums up may have collected no test: folders' own files are unknown to it.
+    """
     if counts := data_counts.summary():
         terminalreporter.write_line(f"data: {counts}")
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    recorded = [each for report in reports for each in getattr(report, "user_properties", ())]
+    if keys := {tuple(key) for name, found in recorded if name == VECTORS_CHECKED for key in found}:
+        from tests.unit.methods import vectors
+
+        terminalreporter.write_line(vectors.report(keys))
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,14 @@
-"""Marks these tests, and says how many vectors they compared."""
+"""Marks these tests, and keeps which vectors they compared; `tests/conftest.py` says how many."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import VECTORS_CHECKED
 from tests.unit.methods import vectors
 
 HERE = Path(__file__).parent
-PROPERTY = "vectors checked"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,12 +22,4 @@ def checked_vectors(record_property: Callable[[str, object], None]) -> Iterator[
     """Goes with the test's report, since the process that sums up may be another."""
     before = set(vectors.checked)
     yield
-    record_property(PROPERTY, sorted(vectors.checked - before))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    recorded = [each for report in reports for each in getattr(report, "user_properties", ())]
-    keys = {tuple(key) for name, found in recorded if name == PROPERTY for key in found}
-    if keys:
-        terminalreporter.write_line(vectors.report(keys))
+    record_property(VECTORS_CHECKED, sorted(vectors.checked - before))
