@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from madpo.losses.odpo import odpo_offset
 from madpo.losses.registry import METHODS, parse_params
 from madpo.losses.terms import average_logps
 from madpo.losses.wpo import sequence_log_weight
+from madpo_trainer.objectives.reward import RewardStep
 from tests.unit.methods.batches import VECTORS, Step, full_batch, gradients, take, train_step
 from tests.unit.methods.vectors import check, close, dtypes
 
@@ -238,3 +240,22 @@ def test_the_batch_is_that_of_the_vectors(dtype: torch.dtype) -> None:
             sums = batch.require(f"{prefix}{side}_token_logps").where(mask, 0.0).sum(dim=1)
             close(sums, VECTORS["batch"][f"{model}_{key}"], dtype)
     assert torch.equal(take(batch, [2, 0]).require("list_mask"), batch.require("list_mask")[[2, 0]])
+
+
+class Scores:
+    """A reward model whose rejected responses score 0."""
+
+    def pair(self, index: int) -> int:
+        return index
+
+    def scores(self, pairs: Sequence[int]) -> Tensor:
+        chosen = torch.tensor(VECTORS["batch"]["margin_h"])[list(pairs)]
+        return torch.stack([chosen, torch.zeros_like(chosen)], dim=1)
+
+
+def test_reward_modelling_is_the_likelihood_of_bradley_terry() -> None:
+    training = RewardStep(Scores(), range(4))  # type: ignore[arg-type]
+
+    each = torch.stack([4 * training.loss([place]) for place in range(4)])
+
+    check("rm_bt", torch.float32, each=each, mean=each.mean())
