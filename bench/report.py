@@ -17,10 +17,9 @@ from typing import Any
 from bench import growth
 from bench.plots import plot_growth, plot_scoring, plot_training
 from bench.rounds import Ratio, ratio, spread
+from bench.scoring import PACKED, PADDED
 
 OURS = "packed"
-PADDED = "padded batches of 32 as they arrive"
-PACKED = "packed rows of 8 pairs (not bit-stable)"
 MIB = 2**20
 
 Sections = Mapping[str, Any]

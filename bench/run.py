@@ -138,7 +138,7 @@ def margins_section(suite: Suite) -> Any:
 
 
 def replicas_section(suite: Suite) -> Any:
-    return _run_module("bench.replicas", "--pairs", str(2 * suite.in_flight), "--rounds", _rounds(suite))
+    return _run_module("bench.replicas", "--pairs", str(max(32, suite.in_flight)), "--rounds", _rounds(suite))
 
 
 def _pairs(suite: Suite) -> str:

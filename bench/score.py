@@ -18,6 +18,7 @@ import torch
 
 from bench import models
 from bench.meters import conditions
+from bench.scoring import PACKED, PADDED
 from bench.serving import TOKEN, make_pairs, publish_model, replicas
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.capability import prepare_layout
@@ -27,7 +28,6 @@ from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, Whol
 from madpo_reward.scorer import DTYPES, Scorer, ScorerConfig, load_scorer
 
 BATCH = 32
-PADDED = "padded batches of 32 as they arrive"
 
 
 def texts_of(scorer: Scorer, pairs: Sequence[Any]) -> list[Tokens]:
@@ -82,7 +82,7 @@ def measure_layouts(root: Path, pairs: Sequence[Any], *, dtype: str, rounds: int
         ResponseGroup(chosen.prompt, (chosen.response, rejected.response))
         for chosen, rejected in zip(texts[::2], texts[1::2], strict=True)
     ]
-    ways["packed rows of 8 pairs (not bit-stable)"] = lambda: score_packed(prepared, groups)
+    ways[PACKED] = lambda: score_packed(prepared, groups)
     alone = ways["each text whole, unpadded"]()
     samples: dict[str, dict[str, Any]] = {way: {"cpu_s": [], "wall_s": []} for way in ways}
     for _ in range(rounds):

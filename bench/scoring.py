@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench import models
-from bench.lengths import SHAPES, draw_lengths, fill
+from bench.lengths import SHAPES, PairLengths, draw_lengths, fill
 from bench.meters import process_cpu_s
 
 START_TIMEOUT_S = 300.0
+PADDED = "padded batches of 32 as they arrive"
+PACKED = "packed rows of 8 pairs (not bit-stable)"
+"""Ways of `bench.score` by the names they have in results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +36,7 @@ class ScoringTask:
     def texts(self, turn: int) -> list[tuple[str, str, str]]:
         """Prompt, chosen and rejected of a round; other words in every round, the same lengths."""
         lengths = draw_lengths(SHAPES[self.shape], self.pairs, seed=self.seed)
-        pairs = fill(lengths, models.SIZES[self.size].vocabulary, seed=self.seed + 1000 * (turn + 1))
-        return [
-            (models.text(prompt) + " ", models.text(chosen), models.text(rejected))
-            for prompt, chosen, rejected in pairs
-        ]
+        return pair_texts(lengths, self.size, seed=self.seed + 1000 * (turn + 1))
 
     def argument(self) -> str:
         """The task as an argument of a process."""
@@ -51,6 +50,14 @@ class ScoringTask:
         parser.add_argument("task", type=json.loads)
         options = parser.parse_args()
         return cls(**options.task), options.variant
+
+
+def pair_texts(lengths: list[PairLengths], size: str, *, seed: int) -> list[tuple[str, str, str]]:
+    """Prompt, chosen and rejected of pairs of these lengths, in words of a model's vocabulary."""
+    pairs = fill(lengths, models.SIZES[size].vocabulary, seed=seed)
+    return [
+        (models.text(prompt) + " ", models.text(chosen), models.text(rejected)) for prompt, chosen, rejected in pairs
+    ]
 
 
 def save_reward_model(size: models.Size, directory: Path) -> None:

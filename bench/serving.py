@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import models
-from bench.lengths import Shape, draw_lengths, fill
+from bench.lengths import Shape, draw_lengths
 from bench.meters import process_cpu_s
-from bench.scoring import free_port, save_reward_model
+from bench.scoring import free_port, pair_texts, save_reward_model
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import PreferencePair
@@ -28,8 +28,7 @@ TOKEN = secrets.token_urlsafe()
 def make_pairs(count: int, *, seed: int = 0, prompt: int = 128, response: int = 128) -> list[PreferencePair]:
     """Seeded preference pairs around these medians, for any of the models with a vocabulary of 2048 or more."""
     shape = Shape(prompt, response, longest_prompt=5 * prompt, longest_response=3 * response)
-    pairs = fill(draw_lengths(shape, count, seed=seed), models.SIZES["body"].vocabulary, seed=seed)
-    return [PreferencePair(models.text(pair.prompt) + " ", *map(models.text, pair[1:])) for pair in pairs]
+    return [PreferencePair(*texts) for texts in pair_texts(draw_lengths(shape, count, seed=seed), "body", seed=seed)]
 
 
 def publish_model(root: Path, size: str = "body") -> tuple[str, str]:

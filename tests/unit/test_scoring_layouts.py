@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForSequenceClassification,
@@ -23,6 +24,7 @@ from transformers import (
 from madpo.models.load import reward_scores, save_model
 from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, WholeTexts, may_share_prompts
 from madpo_reward.scorer import ScorerConfig, load_scorer
+from madpo_reward.settings import RewardSettings
 
 VOCABULARY, LAYERS, HIDDEN, INTERMEDIATE, WINDOW = 300, 3, 64, 96, 24
 UNPADDED = ScorerConfig(batch_tokens=0)
@@ -236,3 +238,12 @@ def test_only_models_too_small_to_keep_a_cpu_busy_are_padded_there(
     scorer = load_scorer("model", tmp_path, base_directory=None, config=ScorerConfig(batch_tokens=batch_tokens))
 
     assert scorer.layout.name.startswith(layout)
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 0, 32, 512])
+def test_batches_are_as_wide_as_a_row_or_nothing_is_padded(batch_tokens: int | None, tmp_path: Path) -> None:
+    store = {"store_url": f"file://{tmp_path}", "cache": tmp_path}
+
+    assert RewardSettings(**store, batch_tokens=batch_tokens).batch_tokens == batch_tokens
+    with pytest.raises(ValidationError, match="or at least 32"):
+        RewardSettings(**store, batch_tokens=31)
