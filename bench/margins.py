@@ -31,7 +31,9 @@ from madpo.models.packed.capability import prepare_layout
 from madpo.models.packed.logps import PackedLogps
 from madpo.rpc.reward_client import RewardClient
 from madpo.storage.local import LocalStore
-from madpo_trainer.margins import DatasetMargins, MarginJournal, MarginSource, RemoteMargins
+from madpo_trainer.margins.journal import MarginJournal
+from madpo_trainer.margins.remote import RemoteMargins
+from madpo_trainer.margins.source import DatasetMargins, MarginSource
 
 BETA = 0.1
 

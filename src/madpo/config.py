@@ -112,6 +112,8 @@ class WorkerSettings(QueueSettings):
     """How often cancellation and the run's progress are looked at, in seconds."""
     stop_grace_s: float = Field(default=60.0, gt=0)
     """How long a run may take to write its checkpoint after being asked to stop, in seconds."""
+    silence_s: float = Field(default=7200.0, gt=0)
+    """How long a run may say nothing (progress, checkpoint, log) before it is killed as hung, in seconds."""
     reward_target: str | None = None
     """gRPC target of the reward service, e.g. `dns:///reward:50051`."""
     reward_token: SecretStr | None = None

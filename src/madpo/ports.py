@@ -43,6 +43,10 @@ class ObjectStore(Protocol):
     Every method may raise UnavailableError when the store cannot be reached.
     """
 
+    def check(self) -> None:
+        """Make sure that the store can be used, and make its root where that is missing."""
+        ...
+
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises NotFoundError."""
         ...

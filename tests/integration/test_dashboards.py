@@ -528,6 +528,10 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'madpo_worker_last_answer_timestamp_seconds{queue="train"}': f"0{MINUTES}"},
         {'madpo_worker_last_answer_timestamp_seconds{queue="train"}': "0+60x60"},
     ),
+    "MadpoJobWithoutProgress": (
+        {'madpo_worker_last_progress_timestamp_seconds{queue="train"}': f"0{MINUTES}"},
+        {'madpo_worker_last_progress_timestamp_seconds{queue="train"}': "0+60x60"},
+    ),
     "MadpoMarginWait": (
         {
             'madpo_training_seconds_total{kind="policy_training",phase="margin_wait"}': "0+15x60",

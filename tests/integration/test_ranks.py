@@ -16,7 +16,7 @@ PROGRAM = """
 
     from madpo.errors import InvalidArgumentError, NonFiniteError
     from madpo_trainer import ranks as module
-    from madpo_trainer.margins import SharedMargins
+    from madpo_trainer.margins.shared import SharedMargins
     from madpo_trainer.ranks import Interrupted, open_ranks, run_rank
 
     module._LONGEST_SILENCE_S = 0.2

@@ -39,7 +39,8 @@ from madpo.v1.reward_service_pb2_grpc import RewardServiceStub
 from madpo_reward.scorer import Scorer
 from madpo_reward.service import RewardService
 from madpo_reward.settings import RewardSettings
-from madpo_trainer.margins import MarginJournal, RemoteMargins
+from madpo_trainer.margins.journal import MarginJournal
+from madpo_trainer.margins.remote import RemoteMargins
 
 TOKEN = "test-token"
 POSITIONS = 128

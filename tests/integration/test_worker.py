@@ -21,7 +21,7 @@ from madpo.queue.queue import RedisJobQueue, connect
 from madpo.queue.worker import JobWorker
 from madpo.storage.local import LocalStore
 from madpo.storage.results import read_result
-from madpo.types import CheckpointPublished, Job, JobKind, JobProgress, JobResult, JobState, LogLine
+from madpo.types import CheckpointPublished, Job, JobKind, JobProgress, JobResult, JobState, LogLine, StateChange
 
 QUEUE = "evaluate"
 PATIENCE_S = 60
@@ -87,6 +87,7 @@ RUN = """
         "until_file": until_file,
         "fail": lambda: run.fail("column chosen is missing"),
         "silent": lambda: None,
+        "hang_once": lambda: once(ignore),
         "crash_after_success": lambda: (work(), sys.exit(1)),
         "die_once": lambda: once(die),
         "wait_once": lambda: once(wait),
@@ -269,6 +270,25 @@ async def test_a_run_that_was_killed_is_tried_again(queue: RedisJobQueue, workin
     assert "the run was killed by SIGKILL (out of memory?)" in reasons
 
 
+async def test_a_run_that_ends_while_the_store_is_away_has_not_crashed(
+    queue: RedisJobQueue, registry: CollectorRegistry, tmp_path: Path, working: Any
+) -> None:
+    class AbsentStore(LocalStore):
+        checks = 3
+
+        def check(self) -> None:
+            if self.checks:
+                self.checks -= 1
+                raise UnavailableError("no store")
+
+    job_id = await create(queue, "die_once", max_attempts=1)
+    async with working(store=AbsentStore(tmp_path / "store")):
+        assert (await ended(queue, job_id)).state == JobState.SUCCEEDED
+    lines = [event.event.line async for event in queue.watch(job_id) if isinstance(event.event, LogLine)]
+    assert "the run ended while the object store was away; waiting for it: no store" in lines
+    assert outcomes(registry) == {"given_back": 1, "succeeded": 1}
+
+
 async def test_a_run_that_exits_without_a_word_has_crashed(queue: RedisJobQueue, working: Any) -> None:
     job_id = await create(queue, "silent", max_attempts=1)
     async with working():
@@ -289,6 +309,17 @@ async def test_a_run_that_hangs_after_its_last_word_is_killed(
     async with working(settings=settings.model_copy(update={"stop_grace_s": 0.1})):
         job = await ended(queue, job_id)
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+
+
+async def test_a_run_that_says_nothing_any_more_is_killed_as_hung_and_tried_again(
+    queue: RedisJobQueue, settings: WorkerSettings, registry: CollectorRegistry, working: Any
+) -> None:
+    job_id = await create(queue, "hang_once")
+    async with working(settings=settings.model_copy(update={"silence_s": 0.5})):
+        assert (await ended(queue, job_id)).state == JobState.SUCCEEDED
+    reasons = [event.event.reason async for event in queue.watch(job_id) if isinstance(event.event, StateChange)]
+    assert any(reason.startswith("the run said nothing for 0.5 s and was killed as hung") for reason in reasons)
+    assert outcomes(registry) == {"crashed": 1, "succeeded": 1}
 
 
 async def test_processes_a_run_leaves_behind_are_killed(queue: RedisJobQueue, tmp_path: Path, working: Any) -> None:

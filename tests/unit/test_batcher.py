@@ -229,3 +229,15 @@ def test_the_real_token_count_replaces_the_guess(admission: Admission, metrics: 
         assert value(metrics.queue_tokens) == 55
 
     assert value(metrics.queue_tokens) == 0
+
+
+@pytest.mark.timeout(30)
+async def test_an_answer_that_does_not_fit_fails_its_callers_and_the_queue_goes_on(batcher: Batcher) -> None:
+    class Forgetful(Recorder):
+        def forward(self, units: Sequence[Unit[Ids]]) -> list[list[float]]:
+            return super().forward(units)[1:]
+
+    with pytest.raises(ValueError, match="zip"):
+        await batcher.score(Forgetful(), padded([[1], [2]]))
+
+    assert list((await batcher.score(Recorder(), padded([[3]]))).rewards) == [3.0]

@@ -7,6 +7,7 @@ import pytest
 from madpo.data.order import Schedule
 from madpo.errors import (
     FailedPreconditionError,
+    InternalError,
     InvalidArgumentError,
     NonFiniteError,
     RevisionMismatchError,
@@ -15,8 +16,11 @@ from madpo.errors import (
 from madpo.jobs import MarginParameters
 from madpo.storage.local import LocalStore
 from madpo.types import PreferencePair, ScoredPair
-from madpo_trainer.lookahead import LookAhead
-from madpo_trainer.margins import DatasetMargins, Interrupted, MarginJournal, RemoteMargins
+from madpo_trainer.margins.journal import MarginJournal
+from madpo_trainer.margins.lookahead import LookAhead
+from madpo_trainer.margins.remote import RemoteMargins
+from madpo_trainer.margins.source import DatasetMargins
+from madpo_trainer.ranks import Interrupted
 
 MODEL = "model-" + "0" * 32
 PAIRS = [PreferencePair(f"prompt {i}", f"good {i}", f"bad {i}", row=i + 1) for i in range(20)]
@@ -37,6 +41,7 @@ class Scorer:
             await asyncio.to_thread(self.gate.wait)
         if self.failures:
             self.failures -= 1
+            await asyncio.sleep(0.02)
             raise UnavailableError("no scorer")
         self.sizes.append(len(pairs))
         self.asked += [pair.pair_id for pair in pairs]
@@ -265,3 +270,88 @@ def test_dataset_margins_need_one_in_every_row():
 
 def ids(step):
     return [PAIRS[index].pair_id for index in SCHEDULE.batch(step)]
+
+
+class AbsentStore(LocalStore):
+    """A store that is away for its first writes."""
+
+    failures = 0
+
+    def put(self, key, data):
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("no store")
+        return super().put(key, data)
+
+
+@pytest.mark.timeout(30)
+def test_a_failure_reaches_the_step_that_waits_while_nothing_is_due(store):
+    """The look-ahead of one batch has nothing more to ask until the next step, which waits for the failed request."""
+    scorer = Scorer()
+    source = remote(store, scorer, outage_policy="fail", lookahead_batches=1)
+    source.start(0)
+    source.take(0)
+    scorer.failures = 10**6
+
+    with pytest.raises(UnavailableError, match="no scorer"):
+        [source.take(step) for step in range(1, SCHEDULE.total_steps)]
+    source.close()
+    assert not source._thread.is_alive()
+
+
+@pytest.mark.timeout(30)
+def test_a_failure_reaches_the_step_that_waits_though_a_write_of_the_journal_hangs(tmp_path):
+    gate = threading.Event()
+
+    class HangingStore(LocalStore):
+        def put(self, key, data):
+            gate.wait()
+            return super().put(key, data)
+
+    pairs = iter(range(10**6))
+
+    class SecondFails(Scorer):
+        async def score_pairs(self, model_id, pairs_, *, revision=None):
+            if next(pairs):
+                raise UnavailableError("no scorer")
+            return await super().score_pairs(model_id, pairs_, revision=revision)
+
+    source = remote(HangingStore(tmp_path), SecondFails(), outage_policy="fail")
+    source.start(0)
+
+    with pytest.raises(UnavailableError, match="no scorer"):
+        source.take(0)
+    gate.set()
+    source.close()
+
+
+@pytest.mark.timeout(30)
+def test_margins_wait_for_a_store_that_is_away_whatever_the_outage_policy(tmp_path):
+    store = AbsentStore(tmp_path)
+    store.failures = 2
+
+    taken = take_all(remote(store, Scorer(), outage_policy="fail", lookahead_batches=1))
+
+    assert taken == [expected(step) for step in range(SCHEDULE.total_steps)]
+    again = remote(store, Scorer(margins={}), attempt=2)
+    assert again.summary()["from_journal"] == len(PAIRS)
+
+
+@pytest.mark.timeout(30)
+def test_a_store_that_stays_away_ends_the_run_and_is_named(tmp_path):
+    store = AbsentStore(tmp_path)
+    store.failures = 10**6
+
+    with pytest.raises(FailedPreconditionError, match="object store"):
+        take_all(remote(store, Scorer(), outage_budget_s=0.01, lookahead_batches=1))
+
+
+@pytest.mark.timeout(30)
+def test_a_look_ahead_that_ended_without_a_word_is_noticed(store):
+    source = remote(store, Scorer())
+    source._run = lambda: None
+    source._thread = threading.Thread(target=source._run)
+    source.start(0)
+
+    with pytest.raises(InternalError, match="step 1"):
+        source.take(0)

@@ -99,13 +99,16 @@ class GatewayService:
     async def _keep_house(self) -> None:
         """Every third of a lease; a queue or a store that is away for a while is no reason to end."""
         while not await self._stopped_within(self._settings.lease_s / 3):
-            await asyncio.to_thread(self._uploads.expire, self._settings.upload_ttl_s)
             try:
+                await asyncio.to_thread(self._uploads.expire, self._settings.upload_ttl_s)
                 self._metrics.reaped.inc(await reap(store=self._store, queue=self._queue))
                 if await self._has_lost_jobs():
                     self._metrics.restored.inc(await reconcile(store=self._store, queue=self._queue))
             except MadpoError as error:
                 logger.warning("housekeeping failed, trying again", extra={"error": str(error)})
+            except Exception:
+                # Nobody waits for this task: ended, it would be missed only once a job is lost for good.
+                logger.exception("housekeeping failed, trying again")
 
     async def _stopped_within(self, span_s: float) -> bool:
         with contextlib.suppress(TimeoutError):

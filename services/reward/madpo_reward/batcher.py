@@ -257,15 +257,14 @@ class Batcher:
         start = time.monotonic()
         try:
             rewards = await asyncio.get_running_loop().run_in_executor(self._device, model.forward, units)
-        except Exception as error:  # whatever went wrong belongs to these callers, not to the queue
+            self._observe(units, shape, time.monotonic() - start)
+            for request in {id(item.request): item.request for item in batch}.values():
+                request.forward_s += time.monotonic() - start
+            for item, of_unit in zip(batch, rewards, strict=True):
+                item.request.answer(item.unit.places, of_unit)
+        except Exception as error:  # whatever went wrong belongs to these callers; the queue must outlive it
             for item in batch:
                 item.request.fail(error)
-            return
-        self._observe(units, shape, time.monotonic() - start)
-        for request in {id(item.request): item.request for item in batch}.values():
-            request.forward_s += time.monotonic() - start
-        for item, of_unit in zip(batch, rewards, strict=True):
-            item.request.answer(item.unit.places, of_unit)
 
     def _take_batch(self, key: _Key) -> list[_Item]:
         queue = self._queues[key]

@@ -26,9 +26,12 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.references import resolve_model_id
 from madpo.types import DatasetKind, PreferencePair
 from madpo_trainer import reference
-from madpo_trainer.calibration import calibrate, write_artifacts
 from madpo_trainer.ledger import Ledger
-from madpo_trainer.margins import DatasetMargins, MarginJournal, MarginSource, RemoteMargins, SharedMargins, outlast
+from madpo_trainer.margins.calibration import calibrate, write_artifacts
+from madpo_trainer.margins.journal import MarginJournal
+from madpo_trainer.margins.remote import RemoteMargins, ask_scorer, unless_interrupted
+from madpo_trainer.margins.shared import SharedMargins
+from madpo_trainer.margins.source import DatasetMargins, MarginSource
 from madpo_trainer.mismatched import Mismatched
 from madpo_trainer.moving import MovingReference
 from madpo_trainer.objectives.policy import PolicyObjective
@@ -170,7 +173,7 @@ class PolicySetup:
             revision=revision,
             journal=MarginJournal(self.store, job_id=self.run.job.job_id, attempt=self.run.attempt),
             parameters=parameters,
-            interrupted=lambda: self.run.stop_requested is not None,
+            interrupted=self._stop_requested,
         )
 
     def _connect_scorer(self) -> RewardClient:
@@ -183,13 +186,17 @@ class PolicySetup:
 
     async def _pin_revision(self, model_id: str, parameters: MarginParameters) -> str:
         """The revision the job is pinned to; the scorer has loaded the model when this returns."""
-        client = self._connect_scorer()
-        try:
-            info = await outlast(lambda: client.get_reward_model(model_id), parameters)
-        finally:
-            await client.close()
-        self.state.reward_revision = self.state.reward_revision or info.revision
-        return self.state.reward_revision
+
+        async def ask() -> None:
+            async with self._connect_scorer() as client:
+                info = await ask_scorer(lambda: client.get_reward_model(model_id), parameters)
+            self.state.reward_revision = self.state.reward_revision or info.revision
+
+        await unless_interrupted([ask()], self._stop_requested)
+        return cast(str, self.state.reward_revision)
+
+    def _stop_requested(self) -> bool:
+        return self.run.stop_requested is not None
 
     def _calibrate(
         self,

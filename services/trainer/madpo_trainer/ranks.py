@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -31,6 +32,9 @@ from madpo_trainer.settings import RankEnvironment
 T = TypeVar("T")
 V = TypeVar("V")
 
+logger = logging.getLogger(__name__)
+
+_COUNT_PERIOD_S = 30.0
 _LONGEST_SILENCE_S = 5.0
 """While the leader works alone, the others hear from it this often, so that no collective of theirs times out."""
 
@@ -84,8 +88,17 @@ class Ranks(ABC):
             items: The same on all ranks.
         """
         mine = [*self.share(items), *items[: self.idle(items)]]
-        parts = self.gather(self.together(lambda: [compute(item) for item in mine]))
+        parts = self.gather(self.together(lambda: [compute(item) for item in self._counted(mine)]))
         return [parts[index % self.size][index // self.size] for index in range(len(items))]
+
+    def _counted(self, items: Sequence[T]) -> Iterator[T]:
+        """The items; the leader says now and then how many are done, so that long work is not taken for hung."""
+        said = time.monotonic()
+        for done, item in enumerate(items):
+            yield item
+            if self.is_leader and time.monotonic() - said > _COUNT_PERIOD_S:
+                said = time.monotonic()
+                logger.info("%d of %d parts done", done + 1, len(items))
 
     @abstractmethod
     def lead(self, work: Callable[[], T]) -> T:

@@ -39,10 +39,10 @@ from madpo.storage.tokens import TokenStore
 from madpo.telemetry.logging import configure_logging
 from madpo.types import Checkpoint, JobProgress, JobResult
 from madpo_trainer.blocks import prepare_blocks
-from madpo_trainer.calibration import write_artifacts
 from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial, save_trained
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop, write_metrics
+from madpo_trainer.margins.calibration import write_artifacts
 from madpo_trainer.memory import note_shortage, noted_shortage, shortage_error
 from madpo_trainer.objectives.base import Objective
 from madpo_trainer.objectives.reward import RewardObjective, pair_group

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -64,6 +65,9 @@ class Attempt:
         self._over = asyncio.Event()
         self._cancel_requested = self._delivering = False
         self._asked: StopReason | None = None
+        self._last_word_time = time.monotonic()
+        self._phase = ""
+        self._is_hung = False
 
     async def run(self) -> str:
         """Returns how the attempt ended: succeeded, failed, cancelled, given_back or crashed.
@@ -114,7 +118,7 @@ class Attempt:
         return exit_code
 
     async def _until_exit(self, workspace: Workspace, child: "Child") -> None:
-        """Pass on the wish to stop; kill what outlives its grace, also after its last word."""
+        """Pass on the wish to stop; kill what outlives its grace, also after its last word, and what fell silent."""
         now = asyncio.get_running_loop().time
         deadline: float | None = None
         while not child.exited.done():
@@ -124,7 +128,8 @@ class Attempt:
                 self._asked = wanted
             if deadline is None and (self._asked or workspace.outcome()):
                 deadline = now() + self._settings.stop_grace_s
-            if deadline is not None and now() >= deadline:
+            self._is_hung = self._is_hung or time.monotonic() - self._last_word_time > self._settings.silence_s
+            if self._is_hung or (deadline is not None and now() >= deadline):
                 child.kill()
             await asyncio.wait({child.exited}, timeout=self._settings.poll_s)
 
@@ -135,8 +140,10 @@ class Attempt:
             events = [*workspace.new_events(), *_log_events(workspace.new_log_lines(ended=ended))]
             for event in events:
                 if isinstance(event, JobProgress):
+                    self._phase = event.phase
                     self._metrics.observe(self._claim.job, event)
             if events:
+                self._last_word_time = time.monotonic()
                 await self._publish(events)
             elif ended:
                 return
@@ -163,9 +170,29 @@ class Attempt:
         if self._asked == "drain":
             await self._end(lambda: self._queue.give_back(self._claim, crash_reason=None))
             return "given_back"
-        crash = f"{_describe_exit(exit_code)}\n{log_tail}".strip()
+        if await self._store_is_away():
+            logger.warning("the run ended while the store was away; this counts as no crash")
+            await self._end(lambda: self._queue.give_back(self._claim, crash_reason=None))
+            return "given_back"
+        crash = f"{self._describe_silence() if self._is_hung else _describe_exit(exit_code)}\n{log_tail}".strip()
         await self._end(lambda: self._queue.give_back(self._claim, crash_reason=crash))
         return "crashed"
+
+    async def _store_is_away(self) -> bool:
+        """Whether the store does not answer; if so, once it does again: until then any attempt would end likewise."""
+        try:
+            await asyncio.to_thread(self._store.check)
+        except AWAY_ERRORS as error:
+            await self._publish([LogLine(f"the run ended while the object store was away; waiting for it: {error}")])
+            await self._answer(lambda: asyncio.to_thread(self._store.check))
+            return True
+        return False
+
+    def _describe_silence(self) -> str:
+        return (
+            f"the run said nothing for {self._settings.silence_s:g} s and was killed as hung; it was at: "
+            f"{self._phase or 'its start'} (raise silence_s if that may take longer)"
+        )
 
     async def _succeed(self, result: JobResult) -> None:
         # The store has no fence for results: ask who owns the job right before the write.

@@ -117,6 +117,12 @@ class WorkerMetrics:
             ["queue", "kind", "job_id"],
             registry=registry,
         )
+        self._last_progress = Gauge(
+            "madpo_worker_last_progress_timestamp_seconds",
+            "When the run this worker is at began or last reported progress; absent while it has none",
+            ["queue"],
+            registry=registry,
+        )
         self._progress = Gauge(
             "madpo_worker_progress_ratio", "Share of the job's steps done", ["kind"], registry=registry
         )
@@ -150,6 +156,7 @@ class WorkerMetrics:
         """A run begins."""
         kind = job.kind.value
         self._job.labels(self._queue_name, kind, job.job_id).set(1)
+        self._last_progress.labels(self._queue_name).set_to_current_time()
         if job.kind in _TRAININGS:
             # From 0 before the first report, so that a rate sees it.
             self._count(kind, {})
@@ -157,6 +164,7 @@ class WorkerMetrics:
     def observe(self, job: Job, progress: JobProgress) -> None:
         """The run reports."""
         kind = job.kind.value
+        self._last_progress.labels(self._queue_name).set_to_current_time()
         if progress.total_steps:
             self._progress.labels(kind).set(progress.step / progress.total_steps)
         if progress.remaining_s is not None:
@@ -170,7 +178,7 @@ class WorkerMetrics:
     def end(self, outcome: str) -> None:
         """The run is over."""
         self._attempts.labels(self._queue_name, outcome).inc()
-        for gauge in (self._job, self._progress, self._remaining, *self._figures.values()):
+        for gauge in (self._job, self._last_progress, self._progress, self._remaining, *self._figures.values()):
             gauge.clear()
 
     def _count(self, kind: str, figures: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -21,8 +22,8 @@ MAX_READ_ROWS = 50_000
 VERSION_KEY, TIME_KEY = "madpo-version", "madpo-time"
 """Trailing metadata of a reply: the server's version, and its clock as the call came in, in seconds since the epoch."""
 
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
+_BALANCING: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+_RETRYING: dict[str, Any] = {
     "methodConfig": [
         {
             "name": [{}],
@@ -38,18 +39,20 @@ _SERVICE_CONFIG = {
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
 }
 
-_OPTIONS = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    ("grpc.enable_retries", 1),
-    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
-    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
-    # Under the retries above: a call begun while a server restarts must outlast the wait before the next connection.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
+
+def _options(*, retries: bool) -> tuple[tuple[str, str | int], ...]:
+    return (
+        ("grpc.service_config", json.dumps(_BALANCING | (_RETRYING if retries else {}))),
+        ("grpc.enable_retries", int(retries)),
+        ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+        ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+        # Under the retries: a call begun while a server restarts must outlast the wait before the next connection.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+    )
 
 
 def is_loopback(target: str) -> bool:
@@ -77,10 +80,16 @@ def _is_local(address: str) -> bool:
         return False
 
 
-def open_channel(target: str, *, tls: ClientTls | None = None) -> grpc.aio.Channel:
-    """A channel to every replica behind `target` (`host:port` or `dns:///host:port`); plain text without `tls`."""
+def open_channel(target: str, *, tls: ClientTls | None = None, retries: bool = True) -> grpc.aio.Channel:
+    """A channel to every replica behind a target.
+
+    Args:
+        target: `host:port` or `dns:///host:port`.
+        tls: What to trust and to show; None talks in plain text.
+        retries: Let gRPC repeat calls that met UNAVAILABLE; not for callers with retries of their own.
+    """
     # A proxy of the environment is for the world outside.
-    options = (*_OPTIONS, ("grpc.enable_http_proxy", int(not is_loopback(target))))
+    options = (*_options(retries=retries), ("grpc.enable_http_proxy", int(not is_loopback(target))))
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
     return grpc.aio.secure_channel(target, tls.credentials(), options=options)

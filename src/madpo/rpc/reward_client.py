@@ -45,7 +45,7 @@ _BATCH_ITEMS = 64
 """Pairs of one request until the server has said how many it takes."""
 
 _REQUESTS_IN_FLIGHT = 4
-"""Requests of one call on their way at once: keeps several replicas busy and leaves room for other callers."""
+"""Requests of one client on their way at once: keeps several replicas busy and leaves room for other callers."""
 
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 5.0
 _REVISION_ATTEMPTS = 6
@@ -87,7 +87,8 @@ class RewardClient:
         self._target, self._token = target, token
         self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
         self._batch_items = _BATCH_ITEMS
-        self._channel = open_channel(target, tls=tls)
+        self._gate = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
+        self._channel = open_channel(target, tls=tls, retries=False)  # retried here, where overload is known too
         self._stub = RewardServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def __aenter__(self) -> "RewardClient":
@@ -171,8 +172,6 @@ class RewardClient:
         *,
         revision: str | None,
     ) -> list[T]:
-        gate = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
-
         async def ask_pinned(batch: Sequence[Item], limit_s: float) -> _Reply[T]:
             reply = await ask(batch, limit_s)
             if revision not in (None, reply.revision):
@@ -182,7 +181,7 @@ class RewardClient:
             return reply
 
         async def send(batch: Sequence[Item]) -> list[_Reply[T]]:
-            async with gate:
+            async with self._gate:
                 return await self._ask_in_parts(batch, ask_pinned)
 
         batches = list(_split(items, max_items=self._batch_items))

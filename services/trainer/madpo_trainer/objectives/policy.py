@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from madpo.losses.method import LossContext, LossOutput, Method, MethodConfig
 from madpo_trainer.ledger import Ledger, LedgerRow
-from madpo_trainer.margins import MarginSource
+from madpo_trainer.margins.source import MarginSource
 from madpo_trainer.mismatched import Mismatched
 from madpo_trainer.moving import MovingReference
 from madpo_trainer.objectives.batches import BatchMaker, Margins

@@ -10,7 +10,7 @@ from madpo.calibration.report import CalibrationReport
 from madpo.jobs import MarginParameters
 from madpo.losses.method import Method, MethodConfig
 from madpo.types import PreferencePair
-from madpo_trainer.margins import MarginSource
+from madpo_trainer.margins.source import MarginSource
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,47 @@
+"""Margins as they were learned, kept in the object store before any step uses them."""
+
+import itertools
+import json
+
+from madpo.errors import RevisionMismatchError
+from madpo.ports import ObjectStore
+from madpo.storage import keys
+
+
+class MarginJournal:
+    """The margins of one job, one object per reply. `append` may be called from several threads."""
+
+    def __init__(self, store: ObjectStore, *, job_id: str, attempt: int) -> None:
+        self._store, self._job_id, self._attempt = store, job_id, attempt
+        self._parts = itertools.count()
+
+    def load(self, revision: str) -> dict[str, float | None]:
+        """Margins by pair id from all attempts so far; the earliest entry of a pair counts.
+
+        Raises:
+            RevisionMismatchError: The journal was written under another revision of the reward model.
+        """
+        margins: dict[str, float | None] = {}
+        for entry in self._store.list(keys.margin_journal(self._job_id) + "/"):
+            for line in self._store.get(entry.key).decode().splitlines():
+                record = json.loads(line)
+                if record["revision"] != revision:
+                    raise RevisionMismatchError(
+                        f"job {self._job_id} began with reward-model revision {record['revision']}, the service now "
+                        f"serves {revision} (restore the scorer's dtype and batch settings, or start a new job)"
+                    )
+                margins.setdefault(record["pair_id"], record["reward_margin"])
+        return margins
+
+    def next_part(self) -> int:
+        """The number of a reply's object; a reply that is stored again after an outage keeps its own."""
+        return next(self._parts)
+
+    def append(self, part: int, margins: dict[str, float | None], revision: str) -> None:
+        """Store what one reply brought; None marks a pair that goes without a margin."""
+        lines = [
+            json.dumps({"pair_id": pair_id, "reward_margin": margin, "revision": revision})
+            for pair_id, margin in margins.items()
+        ]
+        key = keys.margin_journal_part(self._job_id, attempt=self._attempt, part=part)
+        self._store.put(key, ("\n".join(lines) + "\n").encode())
