@@ -1,4 +1,4 @@
-"""Seams between the library and the services: what a queue, an object store, a scorer and a clock must do.
+"""Seams between the library and the services: what a queue, an object store and a scorer must do.
 
 Every implementation of a port passes one contract suite under `tests/contract`.
 """
@@ -18,6 +18,7 @@ from madpo.types import (
     JobKind,
     JobProgress,
     JobResult,
+    JobState,
     LogLine,
     PreferencePair,
     RewardModelInfo,
@@ -143,11 +144,41 @@ class JobQueue(Protocol):
     All writes are idempotent: a retry after a lost reply changes nothing.
     """
 
+    async def ping(self) -> None:
+        """Check that the server answers and keeps what it is given.
+
+        Raises:
+            UnavailableError: Nobody answers.
+            FailedPreconditionError: It would lose jobs.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
     async def create(self, request: JobRequest) -> Job:
         """Create a job, or return the one this request_id made.
 
         Raises AlreadyExistsError when the id was used for another spec, NotFoundError for an unknown dependency,
         FailedPreconditionError when a dependency has failed or was cancelled.
+        """
+        ...
+
+    async def restore(
+        self,
+        request: JobRequest,
+        *,
+        job_id: str,
+        state: JobState,
+        result: JobResult | None = None,
+        reason: str = "",
+        attempt: int = 0,
+        create_time: float | None = None,
+    ) -> Job:
+        """Write back a job the server lost; one it knows stays as it is.
+
+        A job that was not over becomes PENDING, or WAITING for its dependencies, which may be restored later.
         """
         ...
 
@@ -230,16 +261,4 @@ class RewardScorer(Protocol):
         revision: str | None = None,
     ) -> list[ScoredResponse]:
         """Scores (prompt, response) tuples in order; `options` are what their chat template is given, one each."""
-        ...
-
-
-class Clock(Protocol):
-    """Time, replaceable in tests."""
-
-    def time(self) -> float:
-        """Seconds since the epoch."""
-        ...
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
         ...

@@ -9,8 +9,8 @@ import torch
 
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
+from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import InvalidPairError, NotFoundError
-from madpo.models.tokenizer import load_tokenizer
 from madpo.ports import ObjectStore
 from madpo.storage import keys, tokens
 from madpo.storage.datasets import DatasetStore

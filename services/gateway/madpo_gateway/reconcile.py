@@ -4,8 +4,7 @@ import asyncio
 import logging
 
 from madpo.errors import NotFoundError
-from madpo.ports import JobRequest, ObjectStore
-from madpo.queue.queue import RedisJobQueue
+from madpo.ports import JobQueue, JobRequest, ObjectStore
 from madpo.storage import keys
 from madpo.storage.checkpoints import owning_attempt
 from madpo.storage.results import JobOutcome, read_result, read_spec, write_result
@@ -15,7 +14,7 @@ from madpo_gateway.requests import MAX_PAGE_SIZE
 logger = logging.getLogger(__name__)
 
 
-async def reconcile(*, store: ObjectStore, queue: RedisJobQueue) -> int:
+async def reconcile(*, store: ObjectStore, queue: JobQueue) -> int:
     """Write back all jobs the queue lost; returns how many. Those that were not over start again."""
     known = await _known_job_ids(queue)
     lost = [job_id for job_id in await asyncio.to_thread(_kept_job_ids, store) if job_id not in known]
@@ -26,7 +25,7 @@ async def reconcile(*, store: ObjectStore, queue: RedisJobQueue) -> int:
     return len(lost)
 
 
-async def restore_job(job_id: str, *, store: ObjectStore, queue: RedisJobQueue) -> bool:
+async def restore_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> bool:
     """Write back one job as the store remembers it; False when the store does not know it either."""
     try:
         job, outcome, attempt = await asyncio.to_thread(_remember, store, job_id)
@@ -45,7 +44,7 @@ async def restore_job(job_id: str, *, store: ObjectStore, queue: RedisJobQueue) 
     return True
 
 
-async def reap(*, store: ObjectStore, queue: RedisJobQueue) -> int:
+async def reap(*, store: ObjectStore, queue: JobQueue) -> int:
     """Take back jobs whose workers went silent, and record those that ended by it; returns how many were taken."""
     jobs = await queue.reap()
     for job in jobs:
@@ -60,7 +59,7 @@ def record_outcome(store: ObjectStore, job: Job) -> None:
     write_result(store, job.job_id, state=job.state, result=job.result, reason=job.reason)
 
 
-async def _known_job_ids(queue: RedisJobQueue) -> set[str]:
+async def _known_job_ids(queue: JobQueue) -> set[str]:
     known: set[str] = set()
     token = ""
     while True:

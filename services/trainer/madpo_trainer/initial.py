@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs import LoraParameters
+from madpo.model_files import model_kind
 from madpo.models.load import load_causal_lm, load_reward_model, load_tokenizer, save_model
-from madpo.storage.model_files import model_kind
 from madpo.storage.models import ModelStore
 from madpo.storage.references import ResolvedModel
 

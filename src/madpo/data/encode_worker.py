@@ -22,8 +22,8 @@ def main(directory: Path) -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     sys.modules["torch"] = None  # type: ignore[assignment]
     from madpo.data.encoding import examine_chunk
+    from madpo.data.tokenizer import load_tokenizer
     from madpo.errors import MadpoError
-    from madpo.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(directory)
     while True:

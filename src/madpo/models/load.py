@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils import logging as transformers_logging
 
 from madpo.data.tokenize import pad_id
+from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
-from madpo.models.directory import check_config, read_config
-from madpo.models.tokenizer import load_tokenizer
+from madpo.model_files import check_config, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from madpo.config import WorkerSettings
 from madpo.errors import InternalError
-from madpo.queue.queue import RedisJobQueue, open_queue
+from madpo.ports import JobQueue
+from madpo.queue.queue import open_queue
 from madpo.queue.worker import JobWorker
 from madpo.storage.open import open_store
 
@@ -38,7 +39,7 @@ class WorkerService:
         self._settings, self._registry = settings, registry
         self._queue_name, self._command = queue_name, command
         self._stop = asyncio.Event()
-        self._queue: RedisJobQueue | None = None
+        self._queue: JobQueue | None = None
         self._worker: asyncio.Task[None] | None = None
 
     def add_to_server(self, server: object) -> tuple[str, ...]:

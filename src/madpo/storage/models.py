@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from madpo.errors import InvalidArgumentError, NotFoundError
+from madpo.model_files import check_files, is_adapter, model_kind
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.bundle import Manifest
 from madpo.storage.files import fetch_once
-from madpo.storage.model_files import check_files, is_adapter, model_kind
 from madpo.types import Model
 
 __all__ = ["ModelStore", "model_kind"]

@@ -12,9 +12,9 @@ from madpo.data.encode import EncodedRow, encode_rows, row_responses
 from madpo.data.encoding import RowEncoder
 from madpo.data.overlong import POLICIES, fit, length
 from madpo.data.tokenize import encode_response
+from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import InternalError, InvalidArgumentError, InvalidPairError
 from madpo.jobs import Overlong
-from madpo.models.tokenizer import load_tokenizer
 from madpo.types import Completion, DatasetRow, Message, PreferencePair, PromptOnly, ResponseList
 
 pytestmark = pytest.mark.data

@@ -9,8 +9,8 @@ from typing import Any
 
 from madpo.errors import AlreadyExistsError, NotFoundError
 from madpo.jobs import JOB_ID_PATTERN
-from madpo.ports import JobRequest, ObjectStore
-from madpo.queue.queue import RedisJobQueue, job_id_of
+from madpo.ports import JobQueue, JobRequest, ObjectStore
+from madpo.queue.queue import job_id_of
 from madpo.rpc import convert
 from madpo.storage.artifacts import list_artifacts, open_artifact
 from madpo.storage.ledger import ledger_parts
@@ -33,7 +33,7 @@ class JobServicer(JobServiceServicer):
     """Serves the jobs of one queue; keeps their requests in the object store too."""
 
     def __init__(
-        self, *, store: ObjectStore, queue: RedisJobQueue, validator: SpecValidator, metrics: GatewayMetrics
+        self, *, store: ObjectStore, queue: JobQueue, validator: SpecValidator, metrics: GatewayMetrics
     ) -> None:
         self._store, self._queue, self._validator, self._metrics = store, queue, validator, metrics
 

@@ -12,13 +12,12 @@ from prometheus_client import Counter
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from madpo.jobs import JOB_ID_PATTERN, MODEL_ID_PATTERN
-from madpo.models.directory import MODEL_SUFFIXES, check_config, read_config
+from madpo.model_files import MODEL_SUFFIXES, check_config, is_adapter, model_kind, read_config
 from madpo.ports import JobQueue, ObjectStore
 from madpo.rpc import convert
 from madpo.storage import bundle, keys
 from madpo.storage.checkpoints import list_checkpoints
 from madpo.storage.keys import check_path
-from madpo.storage.model_files import is_adapter, model_kind
 from madpo.storage.models import ModelStore
 from madpo.storage.references import CHECKPOINT_MODEL
 from madpo.types import FileEntry, Model

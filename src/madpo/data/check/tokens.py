@@ -15,9 +15,9 @@ from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
 from madpo.data.overlong import POLICIES, fit, length
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
+from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import InvalidPairError
 from madpo.jobs import Overlong
-from madpo.models.tokenizer import load_tokenizer
 from madpo.types import DatasetRow, PreferencePair
 
 if TYPE_CHECKING:

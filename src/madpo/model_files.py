@@ -1,15 +1,68 @@
-"""What may be in a model directory, and what kind of model it is; reads headers and configuration only."""
+"""Model directories: weights, tokenizer and configuration as plain data, never code; and what kind of model they hold.
+
+Reads headers and configuration only; no torch.
+"""
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from madpo.errors import FieldViolation, InvalidArgumentError
-from madpo.models.directory import MODEL_SUFFIXES, check_config, read_config
 
+MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
+"""Kinds of files a model directory may hold; every pickle format stays out."""
+
+_MAX_CONFIG_BYTES = 16 << 20
+_CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json", "generation_config.json")
+_CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "megatron_config"})
+_KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "_attn_implementation_internal"})
+# Any other value names a kernel repository, whose code would be fetched and run.
+_KERNELS = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
 _MAX_HEADER_BYTES = 16 << 20
 _KINDS = {"ForSequenceClassification": "reward", "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm"}
 _ADAPTER_KINDS = {"SEQ_CLS": "reward", "CAUSAL_LM": "causal_lm"}
+
+
+def check_config(directory: Path) -> None:
+    """Refuse a directory whose files could run code or need what is not offered.
+
+    Raises:
+        InvalidArgumentError: Names the file and what is wrong: no configuration, a file type outside
+            `MODEL_SUFFIXES`, a configuration that asks for code, for quantised weights, or for an adapter that is
+            not LoRA.
+    """
+    if not any((directory / name).is_file() for name in _CONFIGS[:2]):
+        raise InvalidArgumentError("no config.json and no adapter_config.json: is this a model directory?")
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.suffix not in MODEL_SUFFIXES:
+            raise InvalidArgumentError(
+                f"{path.relative_to(directory)} is not a model file: expected {', '.join(sorted(MODEL_SUFFIXES))} "
+                "(save weights as safetensors and leave other files out)"
+            )
+    for name in _CONFIGS:
+        if (directory / name).is_file():
+            _check_keys(name, read_config(directory / name))
+    if (directory / "adapter_config.json").is_file():
+        kind = read_config(directory / "adapter_config.json").get("peft_type")
+        if kind != "LORA":
+            raise InvalidArgumentError(f"adapter_config.json: peft_type must be LORA, got {kind!r}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a configuration file. Raises InvalidArgumentError when it is anything else."""
+    if not path.is_file():
+        raise InvalidArgumentError(f"no {path.name}: is this a model directory?")
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise InvalidArgumentError(f"{path.name} is larger than {_MAX_CONFIG_BYTES} bytes")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidArgumentError(f"{path.name} is not a JSON object")
+    return value
 
 
 def check_files(directory: Path) -> None:
@@ -58,6 +111,30 @@ def model_kind(directory: Path) -> tuple[str, str]:
         "architectures in config.json must name one ...ForCausalLM (a policy) or one ...ForSequenceClassification"
         f" (a reward model), got {architectures!r}"
     )
+
+
+def _check_keys(name: str, config: dict[str, Any]) -> None:
+    for key, value in _walk(config):
+        if not value:
+            continue
+        if key in _CODE_KEYS:
+            raise InvalidArgumentError(f"{name} asks for code of its own ({key}), which is never run: remove it")
+        if key == "quantization_config":
+            raise InvalidArgumentError(f"{name} describes quantised weights ({key}): give the unquantised model")
+        if key in _KERNEL_KEYS and value not in _KERNELS:
+            raise InvalidArgumentError(
+                f"{name}: unknown {key} {value!r}: expected one of {', '.join(sorted(_KERNELS))}"
+            )
+
+
+def _walk(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key, item
+            yield from _walk(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _walk(item)
 
 
 def _fault(path: Path) -> str:
