@@ -5,13 +5,7 @@ from collections.abc import Iterator
 from madpo.jobs import PolicyTrainingSpec
 from madpo.losses.method import MethodConfig, Requirements, describe_requirement
 from madpo.types import Dataset, DatasetKind
-
-_COLUMNS = {
-    "gold": ("gold",),
-    "uncertainty": ("chosen_uncertainty", "rejected_uncertainty"),
-    "semantic_distance": ("semantic_distance",),
-}
-"""Columns of a dataset of pairs, by the requirement they meet."""
+from madpo.types.columns import required_columns
 
 
 def missing_inputs(
@@ -44,9 +38,9 @@ def _lacking_data(spec: PolicyTrainingSpec, requirements: Requirements, dataset:
     if requirements.list and dataset.kind is not DatasetKind.LIST:
         yield "dataset_id", needs("list", f"{dataset.dataset_id} is a {dataset.kind} dataset")
         return
-    for flag, columns in _COLUMNS.items():
-        if getattr(requirements, flag) and not set(columns) <= set(dataset.columns):
-            yield "dataset_id", needs(flag, f"not every row of {dataset.dataset_id} has it")
+    lacking = [column for column in required_columns(requirements) if column.name not in dataset.columns]
+    for flag in dict.fromkeys(column.requirement for column in lacking):
+        yield "dataset_id", needs(flag, f"not every row of {dataset.dataset_id} has it")
     if requirements.mismatched and dataset.rows < 2:
         yield "dataset_id", needs("mismatched", f"{dataset.dataset_id} has one row")
     elif requirements.mismatched and spec.training.global_batch_size < 2:

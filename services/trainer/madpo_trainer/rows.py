@@ -17,6 +17,7 @@ from madpo.models.logps import ResponseGroup
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.tokens import TokenStore
 from madpo.types import Completion, DatasetRow, PreferencePair, ResponseList
+from madpo.types.columns import required_columns
 
 _SAY_EVERY_S = 5.0
 _NAMED_ROWS = 20
@@ -210,11 +211,10 @@ class TrainingRows:
 
 def require_columns(rows: Sequence[PolicyRow], requirements: Requirements) -> None:
     """Refuse rows that lack a number the method reads. Raises InvalidPairError naming the first."""
-    needed = ("chosen_uncertainty", "rejected_uncertainty") if requirements.uncertainty else ()
-    for name in (*needed, *(("semantic_distance",) if requirements.semantic_distance else ())):
-        for row in rows:
-            if getattr(row.pair, name) is None:
-                raise InvalidPairError(f"row {row.pair.row}.{name} is missing (give it in every row)")
+    for column in required_columns(requirements):
+        for row in rows if column.sort == "number" else ():
+            if getattr(row.pair, column.name) is None:
+                raise InvalidPairError(f"row {row.pair.row}.{column.name} is missing (give it in every row)")
 
 
 def token_count(*sequences: Encoded) -> int:

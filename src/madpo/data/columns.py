@@ -5,27 +5,24 @@ from typing import Any
 
 from madpo.data.rows import RawRow, refuse
 from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.types.columns import COLUMNS, OPTION_COLUMNS
 
-PAIR_COLUMNS = (
-    "margin",
-    "chosen_reward",
-    "rejected_reward",
-    "gold",
-    "chosen_uncertainty",
-    "rejected_uncertainty",
-    "semantic_distance",
-)
+PAIR_COLUMNS = tuple(column.file_name for column in COLUMNS if column.of_pairs)
 """What any form of preference pair may have beside its texts."""
 
-ROW_COLUMNS = ("system", "tools", "chat_template_kwargs", "weight", "id", "source")
+ROW_COLUMNS = (
+    "system",
+    *OPTION_COLUMNS,
+    *(column.file_name for column in COLUMNS if column.is_optional and not column.of_pairs),
+)
 """What any row may have."""
 
-ALIASES = {
-    "score_chosen": "chosen_reward",
-    "chosen_score": "chosen_reward",
-    "score_rejected": "rejected_reward",
-    "rejected_score": "rejected_reward",
-}
+ALIASES = {alias: column.file_name for column in COLUMNS for alias in column.aliases}
+
+NUMBER_COLUMNS = frozenset(
+    name for column in COLUMNS if column.sort == "number" for name in (column.file_name, *column.aliases)
+)
+"""Columns of files, under all their names, that hold a number."""
 
 
 class ColumnMap:

@@ -33,7 +33,9 @@ from madpo.types import (
     PromptOnly,
     ResponseList,
 )
+from madpo.types.columns import COLUMNS, Column
 
+(_WEIGHT,) = (column for column in COLUMNS if column.name == "weight")
 MAX_REPORTED_ROWS = 20
 """Unusable rows named before a file is refused."""
 
@@ -180,18 +182,16 @@ def _pair(pair: Pair, form: Form, row: RawRow) -> PreferencePair:
         _check_one_sort(row, form, prompt=prompt, gold=gold)
         _check_response(gold, "gold", row)
     chosen_reward, rejected_reward, margin = _rewards(row)
+    numbers: dict[str, Any] = {column.name: _bounded(row, column) for column in COLUMNS if column.is_checked}
     return PreferencePair(
         prompt,
         chosen,
         rejected,
         reward_margin=margin,
         gold=gold,
-        chosen_uncertainty=_bounded(row, "chosen_uncertainty", partner="rejected_uncertainty"),
-        rejected_uncertainty=_bounded(row, "rejected_uncertainty", partner="chosen_uncertainty"),
-        semantic_distance=_bounded(row, "semantic_distance", most=2.0),
         chosen_reward=chosen_reward,
         rejected_reward=rejected_reward,
-        weight=_bounded(row, "weight"),
+        **numbers,
         **_common(row, prompt, tools=pair.tools, tools_field=form.reads.get("tools", "tools")),
     )
 
@@ -218,7 +218,7 @@ def _ranked(ranked: Ranked, form: Form, row: RawRow, rule: ListRule | None) -> I
             ranked.prompt,
             ranked.responses,
             ranked.scores,
-            weight=_bounded(row, "weight"),
+            weight=_bounded(row, _WEIGHT),
             **_common(row, ranked.prompt),
         )
     elif rule is None:
@@ -244,7 +244,7 @@ def _listed_pair(ranked: Ranked, better: int, worse: int, row: RawRow) -> Prefer
         reward_margin=margin,
         chosen_reward=chosen_reward,
         rejected_reward=rejected_reward,
-        weight=_bounded(row, "weight"),
+        weight=_bounded(row, _WEIGHT),
         **_common(row, ranked.prompt),
     )
 
@@ -332,15 +332,16 @@ def _rewards(row: RawRow) -> tuple[float | None, float | None, float | None]:
     return chosen, rejected, chosen - rejected if given is None else given
 
 
-def _bounded(row: RawRow, field: str, *, most: float = math.inf, partner: str = "") -> float | None:
-    """A number from 0 to `most`; None where it is absent, and so must its partner be."""
+def _bounded(row: RawRow, column: Column) -> float | None:
+    """A number within the column's bounds; None where it is absent, and so must its partner be."""
+    field = column.file_name
     if field not in row:
-        if partner in row:
-            row.refuse(field, f"is missing while {partner} is given")
+        if column.partner in row:
+            row.refuse(field, f"is missing while {column.partner} is given")
         return None
     number = read_number(row[field], field, row)
-    if not 0 <= number <= most:
-        expected = "at least 0" if most == math.inf else f"in [0, {most:g}]"
+    if not 0 <= number <= column.most:
+        expected = "at least 0" if column.most == math.inf else f"in [0, {column.most:g}]"
         row.refuse(field, f"must be {expected}, got {number}")
     return number
 

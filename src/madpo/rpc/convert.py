@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from madpo import types
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.jobs import SPEC_TYPES, JobSpec, parse_spec
+from madpo.types.columns import CONTENTS, NAMES, NUMBERS
 from madpo.v1 import dataset_service_pb2 as datasets
 from madpo.v1 import job_service_pb2 as jobs
 from madpo.v1 import model_service_pb2 as models
@@ -272,24 +273,13 @@ def dataset_from_proto(dataset: datasets.Dataset) -> types.Dataset:
     )
 
 
-_ROW_CONTENTS = ("prompt", "chosen", "rejected", "completion", "gold")
-_ROW_VALUES = (
-    "reward_margin",
-    "chosen_uncertainty",
-    "rejected_uncertainty",
-    "semantic_distance",
-    "chosen_reward",
-    "rejected_reward",
-    "weight",
-    "id",
-    "source",
-)
+_ROW_VALUES = (*NUMBERS, *NAMES)
 
 
 def dataset_row_to_proto(row: types.DatasetRow) -> datasets.DatasetRow:
     """All fields that the row has."""
     message = datasets.DatasetRow(row=row.row, options=options_to_proto(row.options))
-    for name in _ROW_CONTENTS:
+    for name in CONTENTS:
         if (content := getattr(row, name, None)) is not None:
             getattr(message, name).CopyFrom(content_to_proto(content))
     for name in _ROW_VALUES:
@@ -304,7 +294,7 @@ def dataset_row_to_proto(row: types.DatasetRow) -> datasets.DatasetRow:
 def dataset_row_from_proto(message: datasets.DatasetRow) -> types.DatasetRow:
     """The row; its fields say of which kind."""
     fields: dict[str, Any] = {"row": message.row, "options": options_from_proto(message.options, field="options")}
-    for name in _ROW_CONTENTS:
+    for name in CONTENTS:
         if message.HasField(name):
             fields[name] = content_from_proto(getattr(message, name), field=name)
     for name in _ROW_VALUES:

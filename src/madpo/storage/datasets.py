@@ -41,33 +41,20 @@ from madpo.types import (
     content_to_json,
     json_text,
 )
+from madpo.types.columns import CONTENTS, NAMES, NUMBERS, OPTION_COLUMNS, OPTIONAL
 
 _PART_ROWS = 50_000
 _PART_BYTES = 64 << 20
 _GROUP_BYTES = 8 << 20
 _READ_ROWS = 1_000
-_CONTENTS = ("prompt", "chosen", "rejected", "completion", "gold")
-_NUMBERS = (
-    "reward_margin",
-    "chosen_uncertainty",
-    "rejected_uncertainty",
-    "semantic_distance",
-    "chosen_reward",
-    "rejected_reward",
-    "weight",
-)
-_OPTIONS = {"tools": "tools", "chat_template_kwargs": "template_kwargs"}
-"""Columns, and the fields of `ChatOptions` they hold."""
-_NAMES = ("id", "source")
-_OPTIONAL = ("gold", *_NUMBERS, *_OPTIONS, *_NAMES)
 _SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
-        *((name, pa.string()) for name in _CONTENTS),
-        *((name, pa.float64()) for name in _NUMBERS),
+        *((name, pa.string()) for name in CONTENTS),
+        *((name, pa.float64()) for name in NUMBERS),
         ("responses", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float64())),
-        *((name, pa.string()) for name in (*_OPTIONS, *_NAMES)),
+        *((name, pa.string()) for name in (*OPTION_COLUMNS, *NAMES)),
     ]
 )
 _ROW_TYPES: dict[DatasetKind, type[DatasetRow]] = {
@@ -125,7 +112,7 @@ class DatasetStore:
                 "display_name": display_name,
                 "kind": kind.value,
                 "rows": content.rows,
-                "columns": [name for name in _OPTIONAL if content.present[name] == content.rows],
+                "columns": [name for name in OPTIONAL if content.present[name] == content.rows],
                 "first_rows": content.first_rows,
                 "forms": [asdict(form) for form in forms()],
             }
@@ -224,7 +211,7 @@ def _write_parts(rows: Iterable[DatasetRow], kind: DatasetKind, directory: Path)
                 )
             columns = _to_columns(row)
             content.rows += 1
-            content.present.update(name for name in _OPTIONAL if columns.get(name) is not None)
+            content.present.update(name for name in OPTIONAL if columns.get(name) is not None)
             identity = {name: value for name, value in columns.items() if name != "row"}
             content.digest.update(documents.encode([kind.value, identity]) + b"\n")
             parts.add(columns)
@@ -282,12 +269,12 @@ class _PartWriter:
 def _to_columns(row: DatasetRow) -> dict[str, Any]:
     """The fields that the row has, as they are kept."""
     columns: dict[str, Any] = {"row": row.row}
-    columns |= {name: getattr(row.options, field) for name, field in _OPTIONS.items()}
-    columns |= {name: getattr(row, name) for name in _NAMES}
-    for name in _CONTENTS:
+    columns |= {name: getattr(row.options, field) for name, field in OPTION_COLUMNS.items()}
+    columns |= {name: getattr(row, name) for name in NAMES}
+    for name in CONTENTS:
         if (content := getattr(row, name, None)) is not None:
             columns[name] = _to_text(content)
-    for name in _NUMBERS:
+    for name in NUMBERS:
         if (number := getattr(row, name, None)) is not None:
             columns[name] = float(number)
     if isinstance(row, ResponseList):
@@ -298,10 +285,10 @@ def _to_columns(row: DatasetRow) -> dict[str, Any]:
 
 def _from_columns(columns: dict[str, Any], kind: DatasetKind) -> DatasetRow:
     fields = {name: value for name, value in columns.items() if value is not None}
-    options = {field: fields.pop(name) for name, field in _OPTIONS.items() if name in fields}
+    options = {field: fields.pop(name) for name, field in OPTION_COLUMNS.items() if name in fields}
     if options:
         fields["options"] = ChatOptions(**options)
-    for name in _CONTENTS:
+    for name in CONTENTS:
         if name in fields:
             fields[name] = _from_text(fields[name])
     if kind is DatasetKind.LIST:

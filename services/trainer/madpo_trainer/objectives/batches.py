@@ -9,6 +9,7 @@ from torch import Tensor
 
 from madpo.losses.method import LossBatch, Requirements
 from madpo.models.logps import ResponseGroup, ResponseLogps
+from madpo.types.columns import required_columns
 from madpo_trainer.mismatched import Mismatched
 from madpo_trainer.reference import ReferenceSource
 from madpo_trainer.rows import PolicyRow
@@ -73,13 +74,14 @@ class BatchMaker:
         fields = self._of_responses(rows, policy, logps, layout)
         if needs.gold:
             fields |= {"gold_logps": logps[layout.gold], "gold_tokens": policy.tokens[layout.gold]}
-        names = ("chosen_uncertainty", "rejected_uncertainty") if needs.uncertainty else ()
-        for name in (*names, *(("semantic_distance",) if needs.semantic_distance else ())):
-            fields[name] = torch.tensor([getattr(row.pair, name) for row in wanted], dtype=torch.float32, device=device)
+        for column in required_columns(needs):
+            if column.sort == "number":
+                values = [getattr(row.pair, column.name) for row in wanted]
+                fields[column.name] = torch.tensor(values, dtype=torch.float32, device=device)
         if margins:
             # A margin of 0 has weight 1: the neutral answer where none could be had.
-            values = torch.tensor([margins[row] or 0.0 for row in rows], dtype=torch.float32, device=device)
-            fields["reward_margin"] = values / self._margin_temperature
+            raw = torch.tensor([margins[row] or 0.0 for row in rows], dtype=torch.float32, device=device)
+            fields["reward_margin"] = raw / self._margin_temperature
         return fields
 
     def _of_responses(

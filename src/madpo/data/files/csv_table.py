@@ -13,27 +13,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
+from madpo.data.columns import NUMBER_COLUMNS
 from madpo.data.files.json_lines import BOM, lines
 from madpo.data.files.json_text import parse_json, too_large
 from madpo.data.files.limits import ReadLimits
 from madpo.data.rows import refuse
 from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
 
-NUMBERS = frozenset(
-    {
-        "margin",
-        "weight",
-        "chosen_reward",
-        "rejected_reward",
-        "chosen_score",
-        "rejected_score",
-        "score_chosen",
-        "score_rejected",
-        "chosen_uncertainty",
-        "rejected_uncertainty",
-        "semantic_distance",
-    }
-)
 LISTS = frozenset({"responses", "scores", "chat_template_kwargs"})
 _OBJECTS = re.compile(r"\s*\[\s*\{")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -120,7 +106,7 @@ def _row(header: Sequence[str], record: Sequence[str], row: int, limits: ReadLim
 def _value(column: str, cell: str, row: int, limits: ReadLimits) -> Any:
     if len(cell) > limits.max_field_bytes or len(cell.encode()) > limits.max_field_bytes:
         refuse(row, f"{column:.60}", too_large(limits.max_field_bytes, "max_field_bytes"))
-    if column in NUMBERS:
+    if column in NUMBER_COLUMNS:
         return _number(column, cell, row)
     if column in LISTS or _OBJECTS.match(cell):
         return parse_json(cell.encode(), row, limits, field=column)

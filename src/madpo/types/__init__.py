@@ -1,0 +1,73 @@
+"""Plain values that cross module boundaries. No torch, no protobuf, nothing of ours."""
+
+from madpo.types.jobs import (
+    CheckpointPublished,
+    Job,
+    JobEvent,
+    JobKind,
+    JobProgress,
+    JobResult,
+    JobState,
+    LogLine,
+    StateChange,
+)
+from madpo.types.rows import Completion, DatasetKind, DatasetRow, PreferencePair, PromptOnly, ResponseList
+from madpo.types.scores import RewardModelInfo, ScoredPair, ScoredResponse, ScoreTimings
+from madpo.types.server import ServerInfo
+from madpo.types.stored import Checkpoint, Dataset, DatasetForm, FileEntry, Model
+from madpo.types.text import (
+    MESSAGE_TEXTS,
+    NO_OPTIONS,
+    ChatOptions,
+    Content,
+    Message,
+    ToolCall,
+    content_digest,
+    content_from_json,
+    content_length,
+    content_to_json,
+    json_text,
+    message_from_json,
+    message_to_json,
+)
+
+__all__ = [
+    "MESSAGE_TEXTS",
+    "NO_OPTIONS",
+    "ChatOptions",
+    "Checkpoint",
+    "CheckpointPublished",
+    "Completion",
+    "Content",
+    "Dataset",
+    "DatasetForm",
+    "DatasetKind",
+    "DatasetRow",
+    "FileEntry",
+    "Job",
+    "JobEvent",
+    "JobKind",
+    "JobProgress",
+    "JobResult",
+    "JobState",
+    "LogLine",
+    "Message",
+    "Model",
+    "PreferencePair",
+    "PromptOnly",
+    "ResponseList",
+    "RewardModelInfo",
+    "ScoreTimings",
+    "ScoredPair",
+    "ScoredResponse",
+    "ServerInfo",
+    "StateChange",
+    "ToolCall",
+    "content_digest",
+    "content_from_json",
+    "content_length",
+    "content_to_json",
+    "json_text",
+    "message_from_json",
+    "message_to_json",
+]

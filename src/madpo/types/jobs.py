@@ -1,0 +1,104 @@
+"""Jobs, where they stand, and what happens to them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class JobKind(StrEnum):
+    """What a job does; also the name of its spec."""
+
+    SUPERVISED_TRAINING = "supervised_training"
+    REWARD_TRAINING = "reward_training"
+    POLICY_TRAINING = "policy_training"
+    EVALUATION = "evaluation"
+    CALIBRATION = "calibration"
+    DATASET_CHECK = "dataset_check"
+
+
+class JobState(StrEnum):
+    """Life of a job: WAITING -> PENDING -> RUNNING -> one of the three terminal states."""
+
+    WAITING = "WAITING"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job is over; terminal states never change."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """Where a running job stands. `remaining_s` is None while unknown."""
+
+    step: int = 0
+    total_steps: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    remaining_s: float | None = None
+    phase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a finished job leaves: a model (training) and figures."""
+
+    model_id: str | None = None
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the queue knows it. `spec` is the JSON form of one of `madpo.jobs`' specs."""
+
+    job_id: str
+    kind: JobKind
+    state: JobState
+    spec: Mapping[str, Any]
+    display_name: str = ""
+    depends_on: tuple[str, ...] = ()
+    attempt: int = 0
+    create_time: float = 0.0
+    start_time: float | None = None
+    finish_time: float | None = None
+    reason: str = ""
+    result: JobResult | None = None
+    cancel_requested: bool = False
+    progress: JobProgress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """The job moved to `state`."""
+
+    state: JobState
+    attempt: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of the run's log."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPublished:
+    """A checkpoint of this step became real."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One event of a job; `cursor` resumes a watch after it."""
+
+    cursor: str
+    create_time: float
+    event: StateChange | JobProgress | LogLine | CheckpointPublished
