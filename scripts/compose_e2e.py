@@ -19,7 +19,7 @@ from typing import Any
 
 from madpo.types import Dataset, JobState, Model
 from madpo_client import Client
-from madpo_client.jobs import JobHandle
+from madpo_client.job import JobHandle
 from madpo_examples.toy_reviews.language import negative_openings, split_review, true_reward, write_review
 from madpo_examples.toy_reviews.model import make_base_model
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from madpo_client.client import Client
     from madpo_client.errors import JobFailedError
-    from madpo_client.jobs import JobHandle
+    from madpo_client.job import JobHandle
 
 __all__ = ["Client", "JobFailedError", "JobHandle"]
 
-_HOMES = {"Client": "client", "JobFailedError": "errors", "JobHandle": "jobs"}
+_HOMES = {"Client": "client", "JobFailedError": "errors", "JobHandle": "job"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,10 +6,10 @@ several loops would only steal each other's wake-ups.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from madpo.rpc.gateway_client import GatewayClient
+from madpo.rpc.gateway.client import GatewayClient
 from madpo.rpc.tls import ClientTls
 
 T = TypeVar("T")
@@ -62,6 +62,14 @@ class Session:
         finally:
             # Not waited for: a generator may be finalised while the interpreter shuts down.
             asyncio.run_coroutine_threadsafe(_close(events), _background_loop())
+
+    def all_pages(self, fetch: Callable[..., Coroutine[Any, Any, tuple[list[T], str]]]) -> list[T]:
+        """What a listing has, over all of its pages."""
+        items, token = self.run(fetch())
+        while token:
+            page, token = self.run(fetch(page_token=token))
+            items += page
+        return items
 
     def close(self) -> None:
         """Close the connection."""

@@ -122,3 +122,8 @@ def _line(row: Any, number: int) -> str:
         raise InvalidArgumentError(
             f"row {number} is no JSON object: {error}; give text, numbers, lists and mappings of them"
         ) from error
+
+
+def size_bytes_of(path: Path) -> int:
+    """Size of a file; 0 of anything else."""
+    return path.stat().st_size if path.is_file() else 0

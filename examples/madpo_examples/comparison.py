@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from madpo_client.jobs import JobHandle
+from madpo_client.job import JobHandle
 
 Interval = tuple[float, float]
 

@@ -7,7 +7,7 @@ from typing import Any
 from madpo.jobs import SamplingParameters, TrainingParameters
 from madpo.types import Dataset, Model
 from madpo_client import Client
-from madpo_client.jobs import JobHandle
+from madpo_client.job import JobHandle
 from madpo_examples.stages import Stages
 
 

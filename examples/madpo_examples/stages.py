@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from madpo.types import Job
-from madpo_client.jobs import JobHandle
+from madpo_client.job import JobHandle
 
 
 class Stages:

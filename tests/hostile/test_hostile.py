@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from madpo.errors import InvalidArgumentError
 from madpo.ports import ObjectStore
-from madpo.rpc.gateway_client import GatewayClient
+from madpo.rpc.gateway.client import GatewayClient
 from madpo.rpc.server import RunningServer
 from madpo.storage.open import open_store
 from madpo_gateway.service import GatewayService

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from madpo.rpc.gateway_client import GatewayClient
+from madpo.rpc.gateway.client import GatewayClient
 from madpo.rpc.server import RunningServer
 from madpo.storage.open import open_store
 from madpo_gateway.service import GatewayService

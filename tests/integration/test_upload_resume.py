@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from madpo.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, MadpoError, UnavailableError
 from madpo.rpc.channel import CHUNK_BYTES, call_metadata
-from madpo.rpc.gateway_client import GatewayClient
+from madpo.rpc.gateway.client import GatewayClient
 from madpo.rpc.server import RunningServer
 from madpo.rpc.status import from_rpc_error
 from madpo.rpc.transfer import OutgoingFiles

@@ -22,8 +22,9 @@ from madpo.types import (
     StateChange,
 )
 from madpo_client import JobFailedError, JobHandle
-from madpo_client.jobs import Jobs, model_reference
+from madpo_client.jobs import Jobs
 from madpo_client.progress import JobView, describe_figures, describe_span
+from madpo_client.references import model_reference
 
 JOB_ID = "job-" + "0" * 32
 MODEL_ID = "model-" + "1" * 32

@@ -21,7 +21,7 @@ from madpo.errors import (
 )
 from madpo.rpc import convert
 from madpo.rpc.channel import CHUNK_BYTES
-from madpo.rpc.gateway_client import GatewayClient
+from madpo.rpc.gateway.client import GatewayClient
 from madpo.rpc.status import to_status
 from madpo.types import FileEntry, Job, JobKind, JobProgress, JobState, Model, StateChange
 from madpo.types import JobEvent as Event

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from madpo.errors import InvalidArgumentError
 from madpo.types import Job, JobKind, JobResult, JobState, Message
-from madpo_client.jobs import JobHandle
+from madpo_client.job import JobHandle
 from madpo_examples.comparison import Estimate, PolicyRow, verdict
 from madpo_examples.experiment import Jobs
 from madpo_examples.report import write_report

@@ -14,7 +14,7 @@ from madpo_client.cli.output import AsJson, console
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from madpo_client.jobs import JobHandle
+    from madpo_client.job import JobHandle
 
 app = typer.Typer()
 

@@ -15,7 +15,7 @@ from madpo_client.cli.output import show
 
 if TYPE_CHECKING:
     from madpo.types import Job
-    from madpo_client.jobs import JobHandle
+    from madpo_client.job import JobHandle
 
 app = typer.Typer()
 

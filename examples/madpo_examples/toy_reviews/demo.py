@@ -20,7 +20,7 @@ from madpo.errors import FailedPreconditionError
 from madpo.jobs import OptimizerParameters, SamplingParameters, TrainingParameters
 from madpo.types import Dataset, Model
 from madpo_client import Client
-from madpo_client.jobs import JobHandle
+from madpo_client.job import JobHandle
 from madpo_examples.experiment import Experiment, submit, wait
 from madpo_examples.report import write_report
 from madpo_examples.stages import Stages

@@ -26,15 +26,7 @@ from madpo.rpc import convert
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES, call_metadata, open_channel
 from madpo.rpc.status import from_rpc_error
 from madpo.rpc.tls import ClientTls, explain_handshake
-from madpo.types import (
-    NO_OPTIONS,
-    ChatOptions,
-    Content,
-    PreferencePair,
-    RewardModelInfo,
-    ScoredPair,
-    ScoredResponse,
-)
+from madpo.types import NO_OPTIONS, ChatOptions, Content, PreferencePair, RewardModelInfo, ScoredPair, ScoredResponse
 from madpo.v1 import preference_pb2 as preference
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceStub

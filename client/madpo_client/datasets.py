@@ -1,0 +1,144 @@
+"""Datasets of a gateway."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from madpo.data.check.report import CheckReport
+from madpo.data.ranking import ListRule
+from madpo.types import Dataset, DatasetRow
+from madpo_client.check import writing
+from madpo_client.progress import row_progress, transfer
+from madpo_client.references import dataset_id_of
+from madpo_client.session import Session
+from madpo_client.sources import Source, open_source, size_bytes_of, source_name
+
+
+class Datasets:
+    """Datasets of a gateway."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def upload(
+        self,
+        source: Source,
+        *,
+        name: str | None = None,
+        format: str | None = None,  # noqa: A002
+        columns: Mapping[str, str] | None = None,
+        lists: ListRule | None = None,
+        progress: bool = False,
+    ) -> Dataset:
+        """Upload rows; the same content twice is one dataset, whatever it came in.
+
+        An upload that breaks off goes on where it stopped, by itself while the gateway is away for a while, or when
+        the same files are uploaded again.
+
+        Args:
+            source: A file of JSON Lines, JSON, Parquet, Arrow or CSV, plain or compressed with gzip or zstd; several,
+                in the order of their rows; a directory that `datasets` saved, or of files of one format; or the rows
+                themselves: any iterable of mappings, such as a `datasets.Dataset`.
+            name: A label; by default the file's name.
+            format: `jsonl`, `json`, `parquet`, `arrow` or `csv`; by default told from content and name.
+            columns: Our names of columns to the source's, where they differ: `{"chosen": "best"}`; "" leaves a column
+                unread. Which forms of rows are found by themselves, docs/data.md says.
+            lists: What becomes of ranked responses: all `pairs`, the `best_worst` one, or `keep` the list. Without a
+                choice a list of scores stays one, and more than two ranked responses are refused.
+            progress: Show a progress bar on a terminal.
+
+        Returns:
+            The dataset; its `forms` say what was found in this source, and what was read as what.
+
+        Raises:
+            InvalidArgumentError: A row is wrong; names it.
+            UnavailableError: The gateway cannot be reached, or stayed away.
+        """
+        with open_source(source) as paths:
+            label = name if name is not None else source_name(source)
+            total_bytes = sum(map(size_bytes_of, paths))
+            with transfer(f"Uploading {paths[0].name}", total_bytes, shown=progress) as on_bytes:
+                upload = self._session.gateway.upload_dataset(
+                    paths,
+                    display_name=label,
+                    format=format or "",
+                    columns=columns,
+                    lists=lists or "",
+                    on_bytes=on_bytes,
+                )
+                return self._session.run(upload)[0]
+
+    def import_from_hub(
+        self,
+        hub_id: str,
+        *,
+        commit: str,
+        files: Sequence[str] = (),
+        format: str | None = None,  # noqa: A002
+        columns: Mapping[str, str] | None = None,
+        lists: ListRule | None = None,
+    ) -> Dataset:
+        """Let the gateway fetch a dataset from the hub.
+
+        Args:
+            hub_id: `owner/name`.
+            commit: The full 40-digit commit: what was imported can be said for ever.
+            files: Names or patterns such as `data/train-*.parquet`, in the order of their rows; may be left out where
+                the repository has one file of rows.
+            format: As of `upload`.
+            columns: As of `upload`.
+            lists: As of `upload`.
+
+        Raises:
+            InvalidArgumentError: A row is wrong, or it is not clear which files are meant; names them.
+            NotFoundError: The hub has no such dataset or commit.
+            FailedPreconditionError: The gateway has no access to the hub.
+        """
+        imported = self._session.gateway.import_dataset(
+            hub_id, commit=commit, files=files, format=format or "", columns=columns, lists=lists or ""
+        )
+        return self._session.run(imported)[0]
+
+    def get(self, dataset_id: str) -> Dataset:
+        """Raises NotFoundError."""
+        return self._session.run(self._session.gateway.get_dataset(dataset_id))
+
+    def delete(self, dataset_id: str) -> None:
+        """Raises NotFoundError."""
+        self._session.run(self._session.gateway.delete_dataset(dataset_id))
+
+    def check(
+        self,
+        dataset: Dataset | str,
+        *,
+        held_out: Dataset | str | None = None,
+        rows_file: Path | str | None = None,
+        progress: bool = False,
+    ) -> CheckReport:
+        """Let the gateway look at a stored dataset; `madpo_client.check.check_file` does the same with a file.
+
+        Args:
+            dataset: What to look at.
+            held_out: A dataset whose prompts should not be in it.
+            rows_file: Where to write a JSON line for each row of each finding.
+            progress: Count the rows on a terminal.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            CorruptObjectError: A part of it is damaged.
+        """
+        with writing(rows_file) as file, row_progress("Checking", shown=progress) as on_rows:
+            check = self._session.gateway.check_dataset(
+                dataset_id_of(dataset),
+                held_out_dataset_id=None if held_out is None else dataset_id_of(held_out),
+                rows_file=file,
+                on_rows=on_rows,
+            )
+            return self._session.run(check)
+
+    def read_rows(self, dataset_id: str, numbers: Iterable[int]) -> list[DatasetRow]:
+        """The rows of some numbers (as in the uploaded file, from 1), in order, each once. Raises NotFoundError."""
+        return self._session.run(self._session.gateway.read_dataset_rows(dataset_id, numbers))
+
+    def list(self) -> list[Dataset]:
+        """All datasets."""
+        return self._session.all_pages(self._session.gateway.list_datasets)

@@ -1,0 +1,93 @@
+"""Models and checkpoints of a gateway."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from madpo.jobs import ModelReference, validate
+from madpo.types import Checkpoint, Model
+from madpo_client.job import JobHandle
+from madpo_client.progress import transfer
+from madpo_client.references import ModelLike, job_id_of, model_reference
+from madpo_client.session import Session
+from madpo_client.sources import size_bytes_of
+
+T = TypeVar("T")
+
+
+class Models:
+    """Models and checkpoints of a gateway."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def upload(self, directory: Path | str, *, name: str | None = None, progress: bool = False) -> Model:
+        """Upload a Hugging Face model directory (safetensors, tokenizer, config); the same content twice is one model.
+
+        Raises:
+            InvalidArgumentError: Not a model directory, or it holds a file of another kind; names it.
+        """
+        directory = Path(directory)
+        total_bytes = sum(map(size_bytes_of, directory.rglob("*")))
+        with transfer(f"Uploading {directory.name}", total_bytes, shown=progress) as on_bytes:
+            label = directory.absolute().name if name is None else name
+            upload = self._session.gateway.upload_model(directory, display_name=label, on_bytes=on_bytes)
+            return self._session.run(upload)[0]
+
+    def import_from_hub(self, hub_id: str, *, commit: str) -> Model:
+        """Let the gateway fetch a model from the hub.
+
+        Args:
+            hub_id: `owner/name`.
+            commit: The full 40-digit commit: what was imported can be said for ever.
+        """
+        return self._session.run(self._session.gateway.import_model(hub_id, commit=commit))[0]
+
+    def get(self, model_id: str) -> Model:
+        """Raises NotFoundError."""
+        return self._session.run(self._session.gateway.get_model(model_id))
+
+    def checkpoints(self, job: JobHandle | str) -> list[Checkpoint]:
+        """Checkpoints of a training job, newest first."""
+        return self._session.run(self._session.gateway.list_checkpoints(job_id_of(job)))
+
+    def download(
+        self,
+        model: ModelLike,
+        directory: Path | str,
+        *,
+        step: int | None = None,
+        weights: bool = True,
+        progress: bool = False,
+    ) -> Path:
+        """Download a model, a job's final model or its checkpoint of `step`; whole and verified, or not at all.
+
+        Args:
+            model: What to download.
+            directory: Must not exist, or be empty.
+            step: With a job: that checkpoint.
+            weights: False leaves them out: the tokenizer and the configuration alone.
+            progress: Count the bytes on a terminal.
+
+        Raises:
+            InvalidArgumentError: `step` was given without a job.
+            NotFoundError: No such model, job or checkpoint.
+            FailedPreconditionError: The job has not succeeded, or the directory is taken.
+            CorruptObjectError: A file arrived damaged; names it.
+        """
+        reference = model_reference(model)
+        if step is not None:
+            reference = validate(ModelReference, {"job_id": reference.job_id, "step": step}, path="model")
+        with transfer("Downloading", None, shown=progress) as on_bytes:
+            download = self._session.gateway.download_model(
+                Path(directory),
+                model_id=reference.model_id,
+                job_id=reference.job_id,
+                step=reference.step,
+                weights=weights,
+                on_bytes=on_bytes,
+            )
+            return self._session.run(download)
+
+    def list(self) -> list[Model]:
+        """All models."""
+        return self._session.all_pages(self._session.gateway.list_models)
