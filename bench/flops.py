@@ -13,7 +13,7 @@ from bench import models, train
 from bench.meters import count_flops
 from bench.training import Task
 from bench.work import Flops, least_flops
-from madpo.queue.workspace import Run
+from madpo.worker.workspace import Run
 
 
 def step_task(size: str, *, batch: int = 16, micro_batch: int = 8) -> Task:

@@ -25,10 +25,10 @@ from madpo.data.tokenize import encode_response
 from madpo.jobs import TrainingParameters
 from madpo.losses.registry import get_method, parse_params
 from madpo.models.packed.capability import Layout, LayoutName
-from madpo.queue.workspace import Run
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobProgress, JobState, PreferencePair
+from madpo.worker.workspace import Run
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop
 from madpo_trainer.objectives.policy import PolicyObjective

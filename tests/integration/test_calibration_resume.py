@@ -7,12 +7,12 @@ from pydantic import SecretStr
 
 from madpo.models.load import save_model
 from madpo.ports import Claim
-from madpo.queue.workspace import Run, Workspace
 from madpo.storage.artifacts import open_artifact
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import DatasetKind, Job, JobKind, JobState, PreferencePair
+from madpo.worker.workspace import Run, Workspace
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.run import TrainingRun
 from madpo_trainer.settings import TrainerSettings

@@ -33,9 +33,7 @@ from madpo.errors import OverloadedError
 from madpo.jobs import QUEUE_NAMES
 from madpo.models.load import save_model
 from madpo.ports import JobRequest
-from madpo.queue.metrics import TRAINING_FIGURES
 from madpo.queue.queue import RedisJobQueue, open_queue
-from madpo.queue.worker import JobWorker
 from madpo.rpc.channel import call_metadata, open_channel
 from madpo.rpc.reward_client import RewardClient
 from madpo.rpc.server import RunningServer
@@ -46,6 +44,8 @@ from madpo.types import JobKind, PreferencePair
 from madpo.v1 import dataset_service_pb2, job_service_pb2
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from madpo.v1.job_service_pb2_grpc import JobServiceStub
+from madpo.worker.metrics import TRAINING_FIGURES
+from madpo.worker.worker import JobWorker
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
 from madpo_reward.service import RewardService
@@ -69,7 +69,7 @@ needs_prometheus = pytest.mark.skipif(
 RUN = f"""
     import sys, time
     from pathlib import Path
-    from madpo.queue.workspace import Run
+    from madpo.worker.workspace import Run
     from madpo.types import JobProgress
 
     run = Run.open(Path(sys.argv[1]))

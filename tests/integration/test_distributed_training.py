@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 
 from madpo.models.load import save_model
 from madpo.ports import Claim
-from madpo.queue.metrics import TRAINING_FIGURES
-from madpo.queue.workspace import Outcome, Workspace
 from madpo.storage.artifacts import open_artifact
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import Completion, DatasetKind, Job, JobKind, JobState, PreferencePair
+from madpo.worker.metrics import TRAINING_FIGURES
+from madpo.worker.workspace import Outcome, Workspace
 from madpo_trainer.memory import note_shortage
 from tests.integration.training_site import LISTS, PAIRS, job_id
 
@@ -39,7 +39,7 @@ PROGRAM = """
 
     from madpo.config import load_settings
     from madpo.errors import MadpoError
-    from madpo.queue.workspace import Run
+    from madpo.worker.workspace import Run
     from madpo_trainer.ranks import open_ranks, run_rank
     from madpo_trainer.run import TrainingRun
     from madpo_trainer.settings import TrainerSettings

@@ -25,7 +25,6 @@ from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFound
 from madpo.jobs import ModelReference
 from madpo.models.load import load_tokenizer, save_model
 from madpo.ports import Claim
-from madpo.queue.workspace import Outcome, Run, Workspace
 from madpo.rpc import convert
 from madpo.storage.artifacts import list_artifacts, open_artifact
 from madpo.storage.datasets import DatasetStore
@@ -51,6 +50,7 @@ from madpo.types import (
 )
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceServicer, add_RewardServiceServicer_to_server
+from madpo.worker.workspace import Outcome, Run, Workspace
 from madpo_evaluator import run
 from madpo_evaluator.models import load_models
 from madpo_evaluator.run import EvaluationRun, StopRequestedError

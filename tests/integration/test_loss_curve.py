@@ -8,7 +8,7 @@ import pytest
 
 from bench import models, train
 from bench.training import Task
-from madpo.queue.workspace import Run
+from madpo.worker.workspace import Run
 
 STEPS = 20
 TASK = Task(size="tiny", batch=4, micro_batch=2, steps=STEPS, rounds=1, length=48, learning_rate=2e-3, beta=0.5)

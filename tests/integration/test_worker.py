@@ -18,10 +18,10 @@ from madpo.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from madpo.ports import Claim, JobRequest, ObjectStore
 from madpo.queue.keys import Keys
 from madpo.queue.queue import RedisJobQueue, connect
-from madpo.queue.worker import JobWorker
 from madpo.storage.local import LocalStore
 from madpo.storage.results import read_result
 from madpo.types import CheckpointPublished, Job, JobKind, JobProgress, JobResult, JobState, LogLine, StateChange
+from madpo.worker.worker import JobWorker
 
 QUEUE = "evaluate"
 PATIENCE_S = 60
@@ -29,7 +29,7 @@ PATIENCE_S = 60
 RUN = """
     import os, signal, subprocess, sys, time
     from pathlib import Path
-    from madpo.queue.workspace import Run
+    from madpo.worker.workspace import Run
     from madpo.types import JobProgress, JobResult
 
     run = Run.open(Path(sys.argv[1]))
@@ -480,7 +480,7 @@ async def test_a_killed_worker_takes_its_run_along_and_another_takes_over(
             from pathlib import Path
             from madpo.config import WorkerSettings
             from madpo.queue.queue import connect
-            from madpo.queue.worker import JobWorker
+            from madpo.worker.worker import JobWorker
             from madpo.storage.local import LocalStore
 
             async def main():
@@ -521,5 +521,5 @@ def test_leases_must_outlast_two_renewals(queue: RedisJobQueue, store: ObjectSto
 
 
 def test_a_worker_does_not_load_torch() -> None:
-    check = "import sys, madpo.queue.worker; sys.exit('torch' in sys.modules)"
+    check = "import sys, madpo.worker.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

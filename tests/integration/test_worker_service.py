@@ -17,12 +17,12 @@ from madpo.types import JobKind, JobResult, JobState
 # Serves the evaluation queue with a run that succeeds at once.
 SERVICE = """
 import sys
-from madpo.queue import service
+from madpo.worker import service
 from madpo.rpc.server import run_service
 from madpo_evaluator.settings import EvaluatorSettings
 
 def command(workspace):
-    run = "import sys, pathlib; from madpo.queue.workspace import Run; from madpo.types import JobResult;"
+    run = "import sys, pathlib; from madpo.worker.workspace import Run; from madpo.types import JobResult;"
     run += "Run.open(pathlib.Path(sys.argv[1])).succeed(JobResult(summary={'done': True}))"
     return [sys.executable, "-c", run, str(workspace)]
 

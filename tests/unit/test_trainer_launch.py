@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from madpo.config import load_settings
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
-from madpo.queue.service import WorkerService
+from madpo.worker.service import WorkerService
 from madpo_trainer.follower import FollowerService
 from madpo_trainer.launch import torchrun_arguments
 from madpo_trainer.service import build

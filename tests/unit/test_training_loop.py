@@ -11,10 +11,10 @@ from madpo.data.order import Schedule
 from madpo.errors import FailedPreconditionError, NonFiniteError
 from madpo.jobs import TrainingParameters
 from madpo.models.packed.capability import Layout
-from madpo.queue.workspace import Run
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobState
+from madpo.worker.workspace import Run
 from madpo_trainer.loop import TrainingLoop
 from madpo_trainer.memory import note_shortage, noted_shortage
 from madpo_trainer.micro_batches import MicroBatches

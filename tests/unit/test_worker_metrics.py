@@ -1,7 +1,7 @@
 from prometheus_client import CollectorRegistry
 
-from madpo.queue.metrics import WorkerMetrics
 from madpo.types import Job, JobKind, JobProgress, JobState
+from madpo.worker.metrics import WorkerMetrics
 
 JOB = Job(job_id="job-1", kind=JobKind.POLICY_TRAINING, state=JobState.RUNNING, spec={})
 KIND = {"kind": "policy_training"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from madpo.ports import Claim
-from madpo.queue.workspace import LOG_LINE_CHARS, LineReader, Outcome, Run, Workspace, clean_line
 from madpo.types import CheckpointPublished, Job, JobKind, JobProgress, JobResult, JobState, LogLine
+from madpo.worker.workspace import LOG_LINE_CHARS, LineReader, Outcome, Run, Workspace, clean_line
 
 JOB = Job(
     job_id="job-" + "0" * 32,

@@ -8,7 +8,6 @@ from madpo.calibration.plot import write_plot
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.jobs import CalibrationSpec, validate
 from madpo.losses.registry import get_method, parse_params
-from madpo.queue.workspace import Run
 from madpo.rpc.reward_client import RewardClient
 from madpo.rpc.tls import client_tls
 from madpo.storage.artifacts import publish_artifacts
@@ -16,7 +15,8 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.open import open_store
 from madpo.storage.references import resolve_model_id
 from madpo.types import JobResult, PreferencePair
-from madpo_evaluator.progress import Phase
+from madpo.worker.phase import Phase
+from madpo.worker.workspace import Run
 from madpo_evaluator.scoring import score_margins
 from madpo_evaluator.settings import EvaluatorSettings
 

@@ -8,7 +8,6 @@ from madpo.data.check.page import render_page
 from madpo.data.check.tokens import TokenCheck
 from madpo.data.encode import EncodedRow
 from madpo.jobs import DatasetCheckSpec, validate
-from madpo.queue.workspace import Run
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
@@ -16,7 +15,8 @@ from madpo.storage.open import open_store
 from madpo.storage.references import resolve_model
 from madpo.storage.tokens import TokenStore
 from madpo.types import Dataset, JobResult
-from madpo_evaluator.progress import Phase
+from madpo.worker.phase import Phase
+from madpo.worker.workspace import Run
 from madpo_evaluator.settings import EvaluatorSettings
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from madpo.data.tokenize import Encoded, encode_response, pad_id
 from madpo.errors import RETRYABLE, FailedPreconditionError, InvalidArgumentError, InvalidPairError, MadpoError
 from madpo.jobs import EvaluationSpec, ModelReference, validate
 from madpo.ports import ObjectStore
-from madpo.queue.workspace import Run
 from madpo.rpc.reward_client import RewardClient
 from madpo.rpc.tls import client_tls
 from madpo.storage.artifacts import publish_artifacts
@@ -26,6 +25,8 @@ from madpo.storage.open import open_store
 from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
 from madpo.telemetry.logging import configure_logging
 from madpo.types import JobKind, JobResult, PreferencePair, PromptOnly
+from madpo.worker.phase import Phase, StopRequestedError
+from madpo.worker.workspace import Run
 from madpo_evaluator.calibration import CalibrationRun
 from madpo_evaluator.dataset_check import DatasetCheckRun
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
@@ -41,7 +42,6 @@ from madpo_evaluator.generations import (
 from madpo_evaluator.metrics import REWARD, Metric, load_metrics, measure
 from madpo_evaluator.models import Models, load_models
 from madpo_evaluator.plots import write_plots
-from madpo_evaluator.progress import Phase, StopRequestedError
 from madpo_evaluator.report import key_figures, summarize, write_report, write_samples
 from madpo_evaluator.scoring import score
 from madpo_evaluator.settings import EvaluatorSettings

@@ -6,8 +6,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from madpo.jobs import QUEUE_NAMES
-from madpo.queue.service import WorkerService
 from madpo.types import JobKind
+from madpo.worker.service import WorkerService
 from madpo_evaluator.settings import EvaluatorSettings
 
 

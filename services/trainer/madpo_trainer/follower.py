@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from madpo.errors import InternalError
-from madpo.queue.attempt import Child, wait
-from madpo.queue.workspace import hold_lifeline, read_tail
+from madpo.worker.attempt import wait
+from madpo.worker.child import Child
+from madpo.worker.workspace import hold_lifeline, read_tail
 from madpo_trainer.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from torch.distributed import run as torchrun
 
 from madpo.config import load_settings
 from madpo.errors import FailedPreconditionError
-from madpo.queue.workspace import watch_lifeline
+from madpo.worker.workspace import watch_lifeline
 from madpo_trainer.settings import TrainerSettings
 
 

@@ -21,10 +21,10 @@ from transformers import get_cosine_schedule_with_warmup
 from madpo.data.order import Schedule
 from madpo.errors import NonFiniteError
 from madpo.jobs import TrainingParameters
-from madpo.queue.workspace import Run
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.ledger import LEDGER_PARTS
 from madpo.types import JobProgress
+from madpo.worker.workspace import Run
 from madpo_trainer import memory
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective, StepWork

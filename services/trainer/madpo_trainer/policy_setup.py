@@ -18,13 +18,13 @@ from madpo.losses.registry import get_method, parse_params
 from madpo.losses.scales import number
 from madpo.models.logps import ResponseGroup
 from madpo.ports import ObjectStore
-from madpo.queue.workspace import Run
 from madpo.rpc.reward_client import RewardClient
 from madpo.rpc.tls import client_tls
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.references import resolve_model_id
 from madpo.types import DatasetKind, PreferencePair
+from madpo.worker.workspace import Run
 from madpo_trainer import reference
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.margins.calibration import calibrate, write_artifacts

@@ -27,7 +27,6 @@ from madpo.jobs import PolicyTrainingSpec, RewardTrainingSpec, SupervisedTrainin
 from madpo.models.load import load_causal_lm, load_tokenizer
 from madpo.models.logps import ResponseGroup
 from madpo.ports import ObjectStore
-from madpo.queue.workspace import Run, watch_lifeline
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
@@ -38,6 +37,7 @@ from madpo.storage.references import resolve_model
 from madpo.storage.tokens import TokenStore
 from madpo.telemetry.logging import configure_logging
 from madpo.types import Checkpoint, JobProgress, JobResult
+from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.blocks import prepare_blocks
 from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial, save_trained
 from madpo_trainer.ledger import Ledger

@@ -20,8 +20,9 @@ from prometheus_client import CollectorRegistry
 from madpo.config import ServiceSettings, load_settings
 from madpo.jobs import QUEUE_NAMES
 from madpo.ports import JobQueue
-from madpo.queue.metrics import QueueCollector, WorkerMetrics
+from madpo.queue.metrics import QueueCollector
 from madpo.types import JobKind
+from madpo.worker.metrics import WorkerMetrics
 from madpo_evaluator.settings import EvaluatorSettings
 from madpo_gateway.settings import GatewaySettings
 from madpo_reward.metrics import RewardMetrics

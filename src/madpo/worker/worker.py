@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 from madpo.config import WorkerSettings
 from madpo.errors import InvalidArgumentError, MadpoError, StaleAttemptError
 from madpo.ports import Claim, JobQueue, ObjectStore
-from madpo.queue.attempt import AWAY_ERRORS, RETRY_S, Attempt, wait
-from madpo.queue.metrics import WorkerMetrics
 from madpo.storage.results import write_result
 from madpo.types import Job
+from madpo.worker.attempt import AWAY_ERRORS, RETRY_S, Attempt, wait
+from madpo.worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class JobWorker:
         queue: Where jobs come from.
         store: Gets the outcome of each job.
         queue_name: Which queue.
-        command: The child process of a job, given its workspace; see `madpo.queue.workspace.Run`.
+        command: The child process of a job, given its workspace; see `madpo.worker.workspace.Run`.
         settings: Periods, graces and the directory workspaces are made in.
         registry: For metrics; None keeps them to itself.
         worker_id: Unique among all workers; None makes one.

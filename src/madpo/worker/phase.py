@@ -3,8 +3,8 @@
 import logging
 import time
 
-from madpo.queue.workspace import Run
 from madpo.types import JobProgress
+from madpo.worker.workspace import Run
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,19 +13,24 @@ from typing import TypeVar
 from madpo.config import WorkerSettings
 from madpo.errors import OverloadedError, StaleAttemptError, UnavailableError
 from madpo.ports import Claim, JobQueue, ObjectStore
-from madpo.queue.metrics import WorkerMetrics
 from madpo.queue.records import RunEvent
-from madpo.queue.workspace import Outcome, StopReason, Workspace
 from madpo.storage.results import write_result
 from madpo.types import Job, JobProgress, JobResult, JobState, LogLine
+from madpo.worker.child import Child
+from madpo.worker.metrics import WorkerMetrics
+from madpo.worker.workspace import Outcome, StopReason, Workspace
 
 logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
+
 
 AWAY_ERRORS = (UnavailableError, OverloadedError)
 """The queue or the store cannot be used now; asking again may help."""
+
+
 RETRY_S = 1.0
+
+
 _LOG_LINES_PER_POLL = 100
 
 
@@ -228,39 +231,6 @@ class Attempt:
                     logger.warning("waiting for queue or store; the run goes on", extra=fields)
                 await asyncio.sleep(RETRY_S)
         raise AssertionError  # the loop has no end
-
-
-class Child:
-    """A process group, killed as a whole."""
-
-    def __init__(self, command: Sequence[str], *, log_path: Path, threads: int | None) -> None:
-        environment = dict(os.environ)
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
-        with log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        self.exited = asyncio.create_task(asyncio.to_thread(self._wait))
-
-    def _wait(self) -> None:
-        # Not reaped yet (WNOWAIT): until then its id cannot be given to another process, so `kill` is safe.
-        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-
-    def kill(self) -> None:
-        """Kill whatever of the group is left; only before `exit_code`."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-    async def exit_code(self) -> int:
-        """Wait for the end; negative is the number of the signal that killed it."""
-        await self.exited
-        return self._process.wait()
 
 
 async def wait(event: asyncio.Event, timeout_s: float) -> bool:

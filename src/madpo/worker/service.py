@@ -12,8 +12,8 @@ from madpo.config import WorkerSettings
 from madpo.errors import InternalError
 from madpo.ports import JobQueue
 from madpo.queue.queue import open_queue
-from madpo.queue.worker import JobWorker
 from madpo.storage.open import open_store
+from madpo.worker.worker import JobWorker
 
 logger = logging.getLogger(__name__)
 

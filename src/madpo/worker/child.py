@@ -1,0 +1,42 @@
+"""A child process with all that it starts."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Child:
+    """A process group, killed as a whole."""
+
+    def __init__(self, command: Sequence[str], *, log_path: Path, threads: int | None) -> None:
+        environment = dict(os.environ)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.exited = asyncio.create_task(asyncio.to_thread(self._wait))
+
+    def _wait(self) -> None:
+        # Not reaped yet (WNOWAIT): until then its id cannot be given to another process, so `kill` is safe.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+
+    def kill(self) -> None:
+        """Kill whatever of the group is left; only before `exit_code`."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def exit_code(self) -> int:
+        """Wait for the end; negative is the number of the signal that killed it."""
+        await self.exited
+        return self._process.wait()
