@@ -24,7 +24,7 @@ from bench.meters import conditions
 from bench.serving import TOKEN, make_pairs, publish_model, replicas
 from madpo.data.order import Schedule
 from madpo.data.tokenize import encode_response
-from madpo.jobs import MarginParameters
+from madpo.jobs.methods import MarginParameters
 from madpo.models.load import load_tokenizer
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.capability import prepare_layout

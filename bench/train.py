@@ -22,7 +22,7 @@ from bench.meters import Meter, matmul_rate
 from bench.training import Task, tokens_digest
 from bench.turns import Turns
 from madpo.data.tokenize import encode_response
-from madpo.jobs import TrainingParameters
+from madpo.jobs.training import TrainingParameters
 from madpo.losses.registry import get_method, parse_params
 from madpo.models.packed.capability import Layout, LayoutName
 from madpo.storage.checkpoints import CheckpointStore
@@ -31,11 +31,11 @@ from madpo.types import Job, JobKind, JobProgress, JobState, PreferencePair
 from madpo.worker.workspace import Run
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop
+from madpo_trainer.model_runner import ModelRunner, choose_layout
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.ranks import OneRank
-from madpo_trainer.rows import PolicyRow
-from madpo_trainer.running import ModelRunner, choose_layout
 from madpo_trainer.state import TrainingState
+from madpo_trainer.training_rows import PolicyRow
 
 JOB = Job("job-" + "1" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from madpo.data.check.report import CheckReport
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
-from madpo.jobs import Overlong
+from madpo.jobs.training import Overlong
+from madpo_client.deprecation import renamed
 
 if TYPE_CHECKING:
     from madpo.data.check.findings import Findings
@@ -44,10 +45,11 @@ def check_file(
     format: str | None = None,  # noqa: A002
     columns: Mapping[str, str] | None = None,
     lists: "ListRule | None" = None,
-    held_out: Path | str | None = None,
+    eval_dataset: Path | str | None = None,
     model: TokenView | Path | str | None = None,
     rows_file: Path | str | None = None,
     on_rows: Callable[[int], None] = lambda count: None,
+    held_out: Path | str | None = None,
 ) -> CheckReport:
     """Look at a file of rows as the gateway would at its upload, and closer.
 
@@ -58,10 +60,11 @@ def check_file(
         format: Its format, where neither its content nor its name says.
         columns: Our names of columns to the file's, where they differ; "" leaves a column unread.
         lists: What becomes of ranked responses: `pairs`, `best_worst` or `keep`.
-        held_out: A file whose prompts should not be in it.
+        eval_dataset: A file whose prompts should not be in it.
         model: A model directory: the report then says what the model will see.
         rows_file: Where to write a JSON line for each row of each finding.
         on_rows: Told how many rows have been looked at.
+        held_out: The old name of `eval_dataset`.
 
     Raises:
         FailedPreconditionError: The packages of the extra `check` are missing.
@@ -71,6 +74,7 @@ def check_file(
         from madpo.data.check.check import CheckedFile, DatasetCheck
     except ImportError as error:
         raise _missing(error) from error
+    held_out = renamed("held_out", held_out, "eval_dataset", eval_dataset)
     path = Path(path)
     rows = CheckedFile(path, format, columns=columns, lists=lists)
     other = None if held_out is None else CheckedFile(Path(held_out), columns=columns, lists=lists).usable()

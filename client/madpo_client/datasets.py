@@ -7,6 +7,7 @@ from madpo.data.check.report import CheckReport
 from madpo.data.ranking import ListRule
 from madpo.types import Dataset, DatasetRow
 from madpo_client.check import writing
+from madpo_client.deprecation import renamed
 from madpo_client.progress import row_progress, transfer
 from madpo_client.references import dataset_id_of
 from madpo_client.session import Session
@@ -110,26 +111,29 @@ class Datasets:
         self,
         dataset: Dataset | str,
         *,
-        held_out: Dataset | str | None = None,
+        eval_dataset: Dataset | str | None = None,
         rows_file: Path | str | None = None,
         progress: bool = False,
+        held_out: Dataset | str | None = None,
     ) -> CheckReport:
         """Let the gateway look at a stored dataset; `madpo_client.check.check_file` does the same with a file.
 
         Args:
             dataset: What to look at.
-            held_out: A dataset whose prompts should not be in it.
+            eval_dataset: A dataset whose prompts should not be in it.
             rows_file: Where to write a JSON line for each row of each finding.
             progress: Count the rows on a terminal.
+            held_out: The old name of `eval_dataset`.
 
         Raises:
             NotFoundError: There is no such dataset.
             CorruptObjectError: A part of it is damaged.
         """
+        held_out = renamed("held_out", held_out, "eval_dataset", eval_dataset)
         with writing(rows_file) as file, row_progress("Checking", shown=progress) as on_rows:
             check = self._session.gateway.check_dataset(
                 dataset_id_of(dataset),
-                held_out_dataset_id=None if held_out is None else dataset_id_of(held_out),
+                eval_dataset_id=None if held_out is None else dataset_id_of(held_out),
                 rows_file=file,
                 on_rows=on_rows,
             )

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from madpo.errors import DeadlineExceededError, InvalidArgumentError, MadpoError, NotFoundError
+from madpo.jobs.base import DatasetReference
+from madpo.jobs.registry import parse_spec
 from madpo.types import FileEntry, Job, JobEvent, JobState
 from madpo_client.errors import JobFailedError
 from madpo_client.progress import JobView
@@ -147,7 +149,15 @@ class JobHandle:
         """Rows of the job's ledger with their texts: `prompt`, `chosen` and `rejected`. Raises NotFoundError."""
         from madpo_client.ledger import table as ledgers
 
-        return ledgers.add_text(self._session, ledger, self.job.spec["dataset_id"])
+        return ledgers.add_text(self._session, ledger, self._dataset_id())
+
+    def _dataset_id(self) -> str:
+        """The dataset that the job was trained on."""
+        dataset: DatasetReference = parse_spec(self.job.kind, self.job.spec).dataset  # type: ignore[attr-defined]
+        if dataset.job_id is None:
+            return dataset.dataset_id or ""
+        result = self._session.run(self._session.gateway.get_job(dataset.job_id)).result
+        return (result and result.dataset_id) or ""
 
     def calibration(self) -> "CalibrationReport":
         """The calibration a job began with, or was for; there before a training's first step. Raises NotFoundError."""

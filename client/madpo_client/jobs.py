@@ -5,15 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from madpo.jobs import MarginParameters, SamplingParameters, Spec, TrainingParameters, parse_spec
-from madpo.types import Dataset, Job, JobKind
+from madpo.errors import InvalidArgumentError
+from madpo.jobs.base import Spec
+from madpo.jobs.methods import MarginParameters
+from madpo.jobs.registry import parse_spec
+from madpo.jobs.sampling import SamplingParameters
+from madpo.jobs.training import TrainingParameters
+from madpo.types import Job, JobKind
 from madpo_client.session import Session
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+from madpo_client.deprecation import renamed, warn_renamed
 from madpo_client.job import JobHandle
-from madpo_client.references import ModelLike, dataset_id_of, job_id_of, model_reference
+from madpo_client.references import DatasetLike, ModelLike, dataset_reference, job_id_of, model_reference
 
 _PAGE_SIZE = 100
 
@@ -31,8 +37,8 @@ class Jobs:
         self,
         *,
         model: ModelLike,
-        dataset: Dataset | str,
-        eval_dataset: Dataset | str | None = None,
+        dataset: DatasetLike,
+        eval_dataset: DatasetLike | None = None,
         training: TrainingParameters | Mapping[str, Any] | None = None,
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
@@ -49,8 +55,8 @@ class Jobs:
         self,
         *,
         model: ModelLike,
-        dataset: Dataset | str,
-        eval_dataset: Dataset | str | None = None,
+        dataset: DatasetLike,
+        eval_dataset: DatasetLike | None = None,
         training: TrainingParameters | Mapping[str, Any] | None = None,
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
@@ -67,12 +73,12 @@ class Jobs:
         self,
         *,
         model: ModelLike,
-        dataset: Dataset | str,
+        dataset: DatasetLike,
         method: str = "madpo",
         params: Mapping[str, Any] | None = None,
         reward_model: ModelLike | None = None,
         margin: MarginParameters | Mapping[str, Any] | None = None,
-        eval_dataset: Dataset | str | None = None,
+        eval_dataset: DatasetLike | None = None,
         training: TrainingParameters | Mapping[str, Any] | None = None,
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
@@ -106,10 +112,10 @@ class Jobs:
         self,
         *,
         model: ModelLike,
-        prompts: Dataset | str,
+        prompts: DatasetLike,
         reference: ModelLike | None = None,
         reward_model: ModelLike | None = None,
-        pairs: Dataset | str | None = None,
+        eval_dataset: DatasetLike | None = None,
         baselines: Sequence[JobHandle | str] = (),
         metrics: Sequence[str] = (),
         sampling: SamplingParameters | Mapping[str, Any] | None = None,
@@ -117,6 +123,7 @@ class Jobs:
         batch_size: int | None = None,
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
+        pairs: DatasetLike | None = None,
     ) -> JobHandle:
         """Generate from a model and measure what it says; `JobHandle.report` has the figures.
 
@@ -125,7 +132,7 @@ class Jobs:
             prompts: A dataset of any kind; its prompts are used.
             reference: What KL is measured to.
             reward_model: Scores the responses.
-            pairs: Held-out pairs for the accuracy of the implicit reward; needs `reference`.
+            eval_dataset: Held-out pairs for the accuracy of the implicit reward; needs `reference`.
             baselines: Evaluations over the same prompts and sampling to compare with.
             metrics: Names of registered text metrics.
             sampling: Temperatures, samples per prompt, length, seed.
@@ -133,16 +140,17 @@ class Jobs:
             batch_size: Responses generated at a time.
             name: A label.
             depends_on: More jobs that must succeed first.
+            pairs: The old name of `eval_dataset`.
 
         Raises:
             InvalidArgumentError: With one violation per wrong field.
         """
         spec = {
             "model": _given(model_reference(model)),
-            "prompt_dataset_id": dataset_id_of(prompts),
+            "prompt_dataset": _dataset(prompts),
             "reference": None if reference is None else _given(model_reference(reference)),
             "reward_model": None if reward_model is None else _given(model_reference(reward_model)),
-            "preference_dataset_id": None if pairs is None else dataset_id_of(pairs),
+            "eval_dataset": _dataset(renamed("pairs", pairs, "eval_dataset", eval_dataset)),
             "baseline_job_ids": [job_id_of(baseline) for baseline in baselines],
             "metrics": list(metrics),
             "sampling": None if sampling is None else _given(sampling),
@@ -154,49 +162,57 @@ class Jobs:
     def calibrate(
         self,
         *,
-        dataset: Dataset | str,
+        eval_dataset: DatasetLike | None = None,
         reward_model: ModelLike | None = None,
-        training_dataset: Dataset | str | None = None,
+        dataset: DatasetLike | None = None,
         method: str = "madpo",
         params: Mapping[str, Any] | None = None,
         temperature: float | str = 1.0,
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
+        training_dataset: DatasetLike | None = None,
     ) -> JobHandle:
         """Measure the scale of a reward model's margins, before any training; `JobHandle.calibration` has the figures.
 
         Args:
-            dataset: Held-out pairs: such as the reward model was not trained on.
+            eval_dataset: Held-out pairs: such as the reward model was not trained on.
             reward_model: Whose margins; None takes those the datasets brought along.
-            training_dataset: The pairs to be trained on, for quantiles and weights; None takes the held-out ones.
+            dataset: The pairs to be trained on, for quantiles and weights; None takes the held-out ones.
             method: What reads the margins.
             params: Its parameters; `{"tau": "auto"}` or `{"tau": {"quantile": 0.9}}` has them found.
             temperature: What margins are divided by, or "fit".
             name: A label.
             depends_on: More jobs that must succeed first.
+            training_dataset: The old name of `dataset`, when `dataset` named the held-out pairs.
 
         Raises:
             InvalidArgumentError: With one violation per wrong field.
         """
+        if eval_dataset is None:
+            if dataset is None:
+                raise InvalidArgumentError("give eval_dataset: the held-out pairs whose margins are measured")
+            warn_renamed("dataset and training_dataset", "eval_dataset and dataset")
+            eval_dataset, dataset = dataset, training_dataset
         spec = {
-            "dataset_id": dataset_id_of(dataset),
+            "eval_dataset": _dataset(eval_dataset),
             "reward_model": None if reward_model is None else _given(model_reference(reward_model)),
             "temperature": temperature,
             "method": {"name": method, "params": dict(params or {})},
-            "training_dataset_id": None if training_dataset is None else dataset_id_of(training_dataset),
+            "dataset": _dataset(dataset),
         }
         return self.create(JobKind.CALIBRATION, spec, name=name, depends_on=depends_on)
 
     def check_dataset(
         self,
         *,
-        dataset: Dataset | str,
+        dataset: DatasetLike,
         model: ModelLike,
-        held_out: Dataset | str | None = None,
+        eval_dataset: DatasetLike | None = None,
         max_tokens: int = 1024,
         overlong: str = "error",
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
+        held_out: DatasetLike | None = None,
     ) -> JobHandle:
         """Look at a stored dataset through a model's tokenizer; `JobHandle.dataset_check` has the report.
 
@@ -205,19 +221,20 @@ class Jobs:
         Args:
             dataset: What to look at.
             model: Whose tokenizer and chat template.
-            held_out: A dataset whose prompts should not be in it.
+            eval_dataset: A dataset whose prompts should not be in it.
             max_tokens: Longest prompt plus response.
             overlong: What a training would do with longer rows.
             name: A label.
             depends_on: More jobs that must succeed first.
+            held_out: The old name of `eval_dataset`.
 
         Raises:
             InvalidArgumentError: With one violation per wrong field.
         """
         spec = {
-            "dataset_id": dataset_id_of(dataset),
+            "dataset": _dataset(dataset),
             "model": _given(model_reference(model)),
-            "held_out_dataset_id": None if held_out is None else dataset_id_of(held_out),
+            "eval_dataset": _dataset(renamed("held_out", held_out, "eval_dataset", eval_dataset)),
             "max_tokens": max_tokens,
             "overlong": overlong,
         }
@@ -268,16 +285,20 @@ class Jobs:
 
 def _training_spec(
     model: ModelLike,
-    dataset: Dataset | str,
-    eval_dataset: Dataset | str | None,
+    dataset: DatasetLike,
+    eval_dataset: DatasetLike | None,
     training: TrainingParameters | Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     return {
         "model": _given(model_reference(model)),
-        "dataset_id": dataset_id_of(dataset),
-        "eval_dataset_id": None if eval_dataset is None else dataset_id_of(eval_dataset),
+        "dataset": _dataset(dataset),
+        "eval_dataset": _dataset(eval_dataset),
         "training": _given(training),
     }
+
+
+def _dataset(dataset: DatasetLike | None) -> dict[str, Any] | None:
+    return None if dataset is None else _given(dataset_reference(dataset))
 
 
 def _given(parameters: Spec | Mapping[str, Any] | None) -> dict[str, Any]:

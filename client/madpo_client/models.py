@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TypeVar
 
-from madpo.jobs import ModelReference, validate
+from madpo.jobs.base import ModelReference, validate
 from madpo.types import Checkpoint, Model
 from madpo_client.job import JobHandle
 from madpo_client.progress import transfer

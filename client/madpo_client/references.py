@@ -1,12 +1,16 @@
 """What an argument that stands for a model, a dataset or a job refers to."""
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import ModelReference, validate
+from madpo.jobs.base import DatasetReference, ModelReference, validate
 from madpo.types import Dataset, Model
 from madpo_client.job import JobHandle
 
 ModelLike = Model | ModelReference | JobHandle | tuple[JobHandle, int] | str
 """A model; its id; a job, whose output is meant; a job with the step of one of its checkpoints; `JOB_ID@STEP`."""
+
+
+DatasetLike = Dataset | DatasetReference | JobHandle | str
+"""A dataset; its id; a job that leaves one."""
 
 
 def model_reference(model: ModelLike) -> ModelReference:
@@ -24,12 +28,23 @@ def model_reference(model: ModelLike) -> ModelReference:
             return ModelReference(job_id=model.id)
         case (JobHandle() as job, int(step)):
             return validate(ModelReference, {"job_id": job.id, "step": step}, path="model")
-        case str() if model.startswith("job-"):
-            job_id, _, checkpoint = model.partition("@")
-            return validate(ModelReference, {"job_id": job_id, "step": checkpoint or None}, path="model")
         case str():
-            return validate(ModelReference, {"model_id": model}, path="model")
+            return validate(ModelReference, model, path="model")
     raise InvalidArgumentError(f"a model is a Model, its id, a job or (job, step), not {model!r:.80}")
+
+
+def dataset_reference(dataset: DatasetLike) -> DatasetReference:
+    """What a dataset argument refers to. Raises InvalidArgumentError for text that is no id."""
+    match dataset:
+        case DatasetReference():
+            return dataset
+        case Dataset():
+            return DatasetReference(dataset_id=dataset.dataset_id)
+        case JobHandle():
+            return DatasetReference(job_id=dataset.id)
+        case str():
+            return validate(DatasetReference, dataset, path="dataset")
+    raise InvalidArgumentError(f"a dataset is a Dataset, its id or a job, not {dataset!r:.80}")
 
 
 def job_id_of(job: JobHandle | str) -> str:

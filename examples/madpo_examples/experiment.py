@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from madpo.jobs import SamplingParameters, TrainingParameters
+from madpo.jobs.sampling import SamplingParameters
+from madpo.jobs.training import TrainingParameters
 from madpo.types import Dataset, Model
 from madpo_client import Client
 from madpo_client.job import JobHandle

@@ -49,7 +49,7 @@ class Site:
         spec = {
             "model": self.model,
             "dataset_id": stored.dataset_id,
-            "eval_dataset_id": stored.dataset_id,
+            "eval_dataset": stored.dataset_id,
             "method": method,
             "margin": {"source": "dataset", "temperature": "fit"},
             "training": {"global_batch_size": 4, "max_tokens": 32, "lora": {"rank": 2}},

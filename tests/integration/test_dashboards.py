@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from madpo.config import WorkerSettings
 from madpo.errors import OverloadedError
-from madpo.jobs import QUEUE_NAMES
+from madpo.jobs.registry import KINDS
 from madpo.models.load import save_model
 from madpo.ports import JobRequest
 from madpo.queue.queue import RedisJobQueue, open_queue
@@ -55,7 +55,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 CONFIG, ALERTS = DEPLOY / "prometheus" / "prometheus.yml", DEPLOY / "prometheus" / "alerts.yml"
 BOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 TOKEN = "a-token-of-this-test"
-QUEUE = QUEUE_NAMES[JobKind.POLICY_TRAINING]
+QUEUE = KINDS[JobKind.POLICY_TRAINING].queue
 PATIENCE_S = 60
 T = TypeVar("T")
 SCRAPED_LABELS = {"job", "instance"}

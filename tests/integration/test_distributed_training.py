@@ -218,7 +218,7 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
         ),
     }
     return home, {
-        name: (kind, {"training": TRAINING, "eval_dataset_id": spec["dataset_id"], **spec})
+        name: (kind, {"training": TRAINING, "eval_dataset": spec["dataset_id"], **spec})
         for name, (kind, spec) in jobs.items()
     }
 

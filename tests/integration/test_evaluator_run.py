@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from madpo.calibration.report import CalibrationReport
 from madpo.data.check.report import CheckReport
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
-from madpo.jobs import ModelReference
+from madpo.jobs.base import ModelReference
 from madpo.models.load import load_tokenizer, save_model
 from madpo.ports import Claim
 from madpo.rpc import convert
@@ -50,10 +50,12 @@ from madpo.types import (
 )
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceServicer, add_RewardServiceServicer_to_server
+from madpo.worker.phase import StopRequestedError
 from madpo.worker.workspace import Outcome, Run, Workspace
 from madpo_evaluator import run
 from madpo_evaluator.models import load_models
-from madpo_evaluator.run import EvaluationRun, StopRequestedError
+from madpo_evaluator.kinds.base import JobInputs
+from madpo_evaluator.kinds.evaluation import EvaluationRun
 from madpo_evaluator.service import evaluation_command
 from madpo_evaluator.settings import EvaluatorSettings
 
@@ -85,7 +87,7 @@ class Site:
         """What a worker leaves for the run of a job."""
         full = {
             "model": {"model_id": self.policy_id},
-            "prompt_dataset_id": self.prompts_id,
+            "prompt_dataset": self.prompts_id,
             "sampling": {"max_new_tokens": 8},
             **spec,
         }
@@ -123,7 +125,7 @@ class Site:
             reward_target=self.reward_target or None,
         )
         run = Run.open((workspace or self.workspace(job_id, spec)).directory)
-        return await asyncio.to_thread(EvaluationRun(run, settings).execute)
+        return await asyncio.to_thread(EvaluationRun(JobInputs.open(run, settings)).execute)
 
     def report(self, job_id: str) -> dict[str, Any]:
         with open_artifact(self.store, job_id, "report.json") as stream:
@@ -212,7 +214,7 @@ SPEC: dict[str, Any] = {
 
 async def test_a_run_measures_a_policy_and_the_next_one_is_compared_with_it(site: Site) -> None:
     first, second = job_id("first"), job_id("second")
-    spec = SPEC | {"reference": {"model_id": site.reference_id}, "preference_dataset_id": site.pairs_id}
+    spec = SPEC | {"reference": {"model_id": site.reference_id}, "eval_dataset": site.pairs_id}
 
     outcome = await site.run_process(first, spec)
     again = await site.run_process(second, spec | {"baseline_job_ids": [first]})
@@ -401,7 +403,7 @@ async def test_progress_counts_samples_and_says_what_is_being_done(site: Site) -
 async def test_only_prompts_are_needed(site: Site) -> None:
     bare = job_id("bare")
 
-    await site.execute(bare, {"max_prompts": 2, "prompt_dataset_id": site.pairs_id})
+    await site.execute(bare, {"max_prompts": 2, "prompt_dataset": site.pairs_id})
 
     report = site.report(bare)
     assert [row["prompt"] for row in site.generations(bare)] == ["the film was", "the"]
@@ -416,13 +418,13 @@ async def test_only_prompts_are_needed(site: Site) -> None:
         ({"sampling": SPEC["sampling"] | {"max_new_tokens": 9}}, "sampling.max_new_tokens=8, this evaluation uses 9"),
         ({"sampling": SPEC["sampling"] | {"temperatures": [1.0]}}, r"sampling.temperatures=\(1.0, 0.7\)"),
         ({"reward_model": {"model_id": "model-" + "1" * 32}}, "was scored by model-000"),
-        ({"prompt_dataset_id": "pairs"}, "answered 6 prompts, this evaluation has 3"),
+        ({"prompt_dataset": "pairs"}, "answered 6 prompts, this evaluation has 3"),
     ],
 )
 async def test_a_baseline_that_does_not_pair_up_is_refused(site: Site, change: dict[str, Any], reason: str) -> None:
     await site.execute(job_id("baseline"), SPEC)
-    if change.get("prompt_dataset_id") == "pairs":
-        change = {"prompt_dataset_id": site.pairs_id}
+    if change.get("prompt_dataset") == "pairs":
+        change = {"prompt_dataset": site.pairs_id}
 
     with pytest.raises(FailedPreconditionError, match=reason):
         await site.execute(job_id("next"), SPEC | {"baseline_job_ids": [job_id("baseline")]} | change)

@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 from madpo.config import load_settings
 from madpo.data.check.report import CheckReport
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import SupervisedTrainingSpec
+from madpo.jobs.supervised_training import SupervisedTrainingSpec
 from madpo.ports import ObjectStore
 from madpo.queue.queue import RedisJobQueue, connect, job_id_of
 from madpo.rpc import convert
@@ -752,10 +752,10 @@ async def test_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> 
         {
             "evaluation": {
                 "model": {"job_id": policy.job_id},
-                "prompt_dataset_id": ids.prompts,
+                "prompt_dataset": ids.prompts,
                 "reference": model,
                 "reward_model": {"model_id": ids.reward},
-                "preference_dataset_id": ids.pairs,
+                "eval_dataset": ids.pairs,
             }
         },
         "evaluation",
@@ -794,7 +794,7 @@ async def test_rules_for_scales_are_kept_in_the_job_and_a_calibration_waits_for_
             "policy_training": {
                 "model": {"model_id": ids.policy},
                 "dataset_id": ids.pairs,
-                "eval_dataset_id": ids.pairs,
+                "eval_dataset": ids.pairs,
                 "method": {"name": "madpo_posterior", "params": {"tau": {"quantile": 0.75}}},
                 "margin": margin,
             }
@@ -825,7 +825,7 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
         ({}, {"spec": "give one of"}),
         ({"supervised_training": {"dataset_id": "x"}}, {".model": "required", ".dataset_id": "match"}),
         (
-            {"supervised_training": {"model": reward, "dataset_id": pairs, "eval_dataset_id": NO_DATASET}},
+            {"supervised_training": {"model": reward, "dataset_id": pairs, "eval_dataset": NO_DATASET}},
             {
                 ".model.model_id": "is a reward model; give a causal_lm model",
                 ".dataset_id": "is a preference dataset; give a completion dataset",
@@ -883,7 +883,7 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
                 "policy_training": {
                     "model": policy,
                     "dataset_id": ids.pairs_with_margins,
-                    "eval_dataset_id": pairs,
+                    "eval_dataset": pairs,
                     "margin": {"source": "dataset", "temperature": "fit"},
                     "method": {"name": "madpo", "params": {"tau": {"quantile": 0.9}}},
                 }
@@ -942,10 +942,10 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
             {
                 "evaluation": {
                     "model": reward,
-                    "prompt_dataset_id": NO_DATASET,
+                    "prompt_dataset": NO_DATASET,
                     "reference": reward,
                     "reward_model": policy,
-                    "preference_dataset_id": ids.prompts,
+                    "eval_dataset": ids.prompts,
                     "baseline_job_ids": [supervised, NO_JOB],
                 }
             },

@@ -113,7 +113,7 @@ def test_a_ledger_of_lists_has_a_row_for_each_with_its_best_against_its_worst(si
 
 
 def test_methods_of_pairs_take_the_best_and_the_worst_of_a_list(site: Site):
-    job = spec(site, "dpo") | {"dataset_id": site.lists, "eval_dataset_id": site.lists}
+    job = spec(site, "dpo") | {"dataset_id": site.lists, "eval_dataset": site.lists}
 
     outcome = site.train("pairs-of-lists", job)
 

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from madpo import errors
 from madpo.data.order import Schedule
 from madpo.data.tokenize import encode_response
-from madpo.jobs import MarginParameters
+from madpo.jobs.methods import MarginParameters
 from madpo.models.load import reward_scores, save_model
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES, call_metadata
 from madpo.rpc.convert import pair_to_proto

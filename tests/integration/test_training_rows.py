@@ -37,7 +37,7 @@ def train(site: Site, name: str, dataset_id: str | None = None, **training: Any)
         name,
         {
             "dataset_id": dataset_id or site.pairs,
-            "eval_dataset_id": site.pairs,
+            "eval_dataset": site.pairs,
             "method": {"name": "dpo", "params": {}},
             "training": {**TRAINING, **training},
         },

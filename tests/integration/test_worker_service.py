@@ -85,7 +85,7 @@ async def queue(redis_url: str, redis_namespace: str) -> AsyncIterator[RedisJobQ
 async def test_a_service_runs_jobs_and_ends_with_code_0_on_sigterm(
     tmp_path: Path, redis_url: str, redis_namespace: str, queue: RedisJobQueue
 ) -> None:
-    spec = {"model": {"model_id": "model-" + "0" * 32}, "prompt_dataset_id": "dataset-" + "0" * 32}
+    spec = {"model": {"model_id": "model-" + "0" * 32}, "prompt_dataset": "dataset-" + "0" * 32}
     job = await queue.create(JobRequest("request", JobKind.EVALUATION, spec))
     async with running(tmp_path, redis_url, redis_namespace) as process:
         async for _ in queue.watch(job.job_id):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import TrainingParameters
+from madpo.jobs.training import TrainingParameters
 from madpo_trainer.blocks import prepare_blocks, transformer_blocks
 
 

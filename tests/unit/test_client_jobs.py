@@ -8,7 +8,10 @@ import pytest
 from rich.console import Console
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import CalibrationSpec, JobSpec, ModelReference, OptimizerParameters, TrainingParameters
+from madpo.jobs.base import ModelReference
+from madpo.jobs.calibration import CalibrationSpec
+from madpo.jobs.registry import JobSpec
+from madpo.jobs.training import OptimizerParameters, TrainingParameters
 from madpo.rpc.convert import spec_from_proto, spec_to_proto
 from madpo.types import (
     CheckpointPublished,

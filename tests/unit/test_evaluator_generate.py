@@ -11,9 +11,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import SamplingParameters
+from madpo.jobs.sampling import SamplingParameters
+from madpo.sampling.engine import Response
+from madpo.sampling.transformers import encode_prompts, generate
 from madpo.types import Content, Message, PromptOnly
-from madpo_evaluator.generate import Response, encode_prompts, generate
 
 MakeModel = Callable[..., Any]
 

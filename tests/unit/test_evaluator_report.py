@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from madpo.jobs import SamplingParameters
+from madpo.jobs.sampling import SamplingParameters
 from madpo.types import Content, Message
 from madpo_evaluator.generations import Evaluation, Generation, write_generations
 from madpo_evaluator.plots import write_plots

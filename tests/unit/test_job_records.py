@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from madpo.errors import AlreadyExistsError, CorruptObjectError, FailedPreconditionError, NotFoundError
-from madpo.jobs import ModelReference
+from madpo.jobs.base import ModelReference
 from madpo.storage import keys
 from madpo.storage.artifacts import list_artifacts, open_artifact, publish_artifacts
 from madpo.storage.checkpoints import CheckpointStore

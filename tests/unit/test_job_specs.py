@@ -5,22 +5,26 @@ from google.protobuf.descriptor import Descriptor
 from pydantic import BaseModel
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import SPEC_TYPES, ModelReference, PolicyTrainingSpec, parse_spec, referenced_job_ids
+from madpo.jobs.base import DatasetReference, ModelReference
+from madpo.jobs.policy_training import PolicyTrainingSpec
+from madpo.jobs.base import awaited_job_ids
+from madpo.jobs.registry import KINDS, parse_spec
 from madpo.rpc import convert
 from madpo.types import JobKind
 from madpo.v1 import job_service_pb2
 
 MODEL, DATASET, JOB = "model-" + "a" * 32, "dataset-" + "b" * 32, "job-" + "c" * 32
+DATASET_REF = {"dataset_id": DATASET}
 SPECS = {
-    JobKind.SUPERVISED_TRAINING: {"model": {"model_id": MODEL}, "dataset_id": DATASET},
+    JobKind.SUPERVISED_TRAINING: {"model": {"model_id": MODEL}, "dataset": DATASET_REF},
     JobKind.REWARD_TRAINING: {
         "model": {"job_id": JOB, "step": 3},
-        "dataset_id": DATASET,
+        "dataset": DATASET_REF,
         "training": {"lora": {"rank": 4, "target_modules": ["q_proj"]}, "seed": 7, "max_steps": 5},
     },
     JobKind.POLICY_TRAINING: {
         "model": {"model_id": MODEL},
-        "dataset_id": DATASET,
+        "dataset": DATASET_REF,
         "method": {"name": "madpo", "params": {"tau": 2.5, "mode": "amp_only", "clip_negative": False}},
         "margin": {
             "reward_model": {"job_id": JOB},
@@ -31,21 +35,22 @@ SPECS = {
     },
     JobKind.EVALUATION: {
         "model": {"model_id": MODEL},
-        "prompt_dataset_id": DATASET,
+        "prompt_dataset": DATASET_REF,
         "baseline_job_ids": [JOB],
         "metrics": ["toy_reward"],
         "sampling": {"temperatures": [0.7, 1.0], "seed": 3},
     },
     JobKind.CALIBRATION: {
-        "dataset_id": DATASET,
+        "eval_dataset": DATASET_REF,
+        "dataset": {"job_id": JOB},
         "reward_model": {"job_id": JOB},
         "temperature": "fit",
         "method": {"name": "madpo", "params": {"tau": {"quantile": 0.9}}},
     },
     JobKind.DATASET_CHECK: {
-        "dataset_id": DATASET,
+        "dataset": DATASET_REF,
         "model": {"job_id": JOB},
-        "held_out_dataset_id": DATASET,
+        "eval_dataset": DATASET_REF,
         "max_tokens": 512,
         "overlong": "truncate_prompt",
     },
@@ -61,22 +66,24 @@ def test_a_spec_survives_the_wire(kind):
     assert convert.spec_from_proto(message) == (kind, spec)
 
 
-@pytest.mark.parametrize("kind", SPEC_TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_given_on_the_wire_takes_the_default_of_the_spec(kind):
     message = convert.spec_to_proto(kind, SPECS[kind])
 
     assert convert.spec_from_proto(message)[1] == parse_spec(kind, SPECS[kind])
 
 
-@pytest.mark.parametrize("kind", SPEC_TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_contract_and_the_specs_have_the_same_fields(kind):
     descriptor = job_service_pb2.JobSpec.DESCRIPTOR.fields_by_name[kind.value].message_type
 
-    check_same_fields(SPEC_TYPES[kind], descriptor)
+    check_same_fields(KINDS[kind].spec, descriptor)
 
 
 def check_same_fields(schema: type[BaseModel], descriptor: Descriptor) -> None:
-    assert set(schema.model_fields) == set(descriptor.fields_by_name), descriptor.full_name
+    deprecated = {field.name for field in descriptor.fields if field.GetOptions().deprecated}
+    assert set(schema.model_fields) == set(descriptor.fields_by_name) - deprecated, descriptor.full_name
+    assert set(getattr(schema, "renamed", {})) == deprecated, descriptor.full_name
     for name, field in schema.model_fields.items():
         nested = descriptor.fields_by_name[name].message_type
         inner = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if is_spec(kind)]
@@ -95,8 +102,8 @@ def test_jobs_a_spec_builds_on_are_found_and_named_checkpoints_are_not_waited_fo
 
     calibration = parse_spec(JobKind.CALIBRATION, SPECS[JobKind.CALIBRATION])
 
-    assert referenced_job_ids(policy) == referenced_job_ids(evaluation) == referenced_job_ids(calibration) == (JOB,)
-    assert referenced_job_ids(reward) == ()
+    assert awaited_job_ids(policy) == awaited_job_ids(evaluation) == awaited_job_ids(calibration) == (JOB,)
+    assert awaited_job_ids(reward) == ()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +113,7 @@ def test_jobs_a_spec_builds_on_are_found_and_named_checkpoints_are_not_waited_fo
         ({"training": {"epochs": float("nan")}}, "training.epochs"),
         ({"training": {"precision": "fp8"}}, "training.precision"),
         ({"training": {"bogus": 1}}, "training.bogus"),
-        ({"dataset_id": "../../etc"}, "dataset_id"),
+        ({"dataset": "../../etc"}, "dataset.dataset_id"),
         ({"margin": {"source": "reward_service"}}, "margin"),
         ({"margin": {"source": "dataset", "temperature": 0}}, "margin.temperature"),
         ({"margin": {"source": "dataset", "temperature": "auto"}}, "margin.temperature"),
@@ -123,4 +130,46 @@ def test_a_wrong_field_is_named_by_its_path(change, field):
 
 def test_a_model_reference_names_exactly_one_source():
     assert ModelReference(job_id=JOB, step=4).step == 4
-    assert PolicyTrainingSpec(model=ModelReference(model_id=MODEL), dataset_id=DATASET).method.name == "madpo"
+    assert PolicyTrainingSpec(model=ModelReference(model_id=MODEL), dataset=DatasetReference(dataset_id=DATASET)).method.name == "madpo"
+
+
+OLD_NAMES = {
+    JobKind.SUPERVISED_TRAINING: {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"},
+    JobKind.REWARD_TRAINING: {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"},
+    JobKind.POLICY_TRAINING: {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"},
+    JobKind.EVALUATION: {"prompt_dataset_id": "prompt_dataset", "preference_dataset_id": "eval_dataset"},
+    JobKind.CALIBRATION: {"dataset_id": "eval_dataset", "training_dataset_id": "dataset"},
+    JobKind.DATASET_CHECK: {"dataset_id": "dataset", "held_out_dataset_id": "eval_dataset"},
+}
+OTHER = "dataset-" + "d" * 32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_old_names_of_datasets_are_read_from_json_and_from_the_wire_and_said_to_be_old(kind, caplog):
+    reference = {"reference": {"model_id": MODEL}} if kind is JobKind.EVALUATION else {}
+    rest = {name: value for name, value in SPECS[kind].items() if not name.endswith("dataset")} | reference
+    ids = dict(zip(OLD_NAMES[kind], (DATASET, OTHER), strict=True))
+
+    spec = parse_spec(kind, rest | ids)
+
+    for old, new in OLD_NAMES[kind].items():
+        assert getattr(spec, new).dataset_id == ids[old]
+        assert f"{old} is deprecated: write {new}" in caplog.messages
+    assert convert.spec_from_proto(convert.spec_to_proto(kind, rest | ids)) == (kind, spec)
+
+
+def test_an_old_name_beside_the_new_one_is_refused():
+    with pytest.raises(InvalidArgumentError, match="dataset_id is the old name of dataset: give dataset alone"):
+        parse_spec(JobKind.REWARD_TRAINING, SPECS[JobKind.REWARD_TRAINING] | {"dataset_id": DATASET})
+
+
+def test_references_may_be_written_as_text():
+    spec = parse_spec(
+        JobKind.POLICY_TRAINING,
+        {"model": f"{JOB}@7", "dataset": JOB, "eval_dataset": DATASET, "margin": {"reward_model": MODEL}},
+    )
+
+    assert (spec.model.job_id, spec.model.step) == (JOB, 7)
+    assert (spec.dataset.job_id, spec.eval_dataset.dataset_id) == (JOB, DATASET)
+    assert spec.margin.reward_model.model_id == MODEL
+    assert awaited_job_ids(spec) == (JOB,)

@@ -13,7 +13,7 @@ from madpo.errors import (
     RevisionMismatchError,
     UnavailableError,
 )
-from madpo.jobs import MarginParameters
+from madpo.jobs.methods import MarginParameters
 from madpo.storage.local import LocalStore
 from madpo.types import PreferencePair, ScoredPair
 from madpo_trainer.margins.journal import MarginJournal

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from madpo.jobs import PolicyTrainingSpec
+from madpo.jobs.policy_training import PolicyTrainingSpec
 from madpo.losses.registry import METHODS, parse_params
 from madpo.types import Dataset, DatasetKind
-from madpo_gateway.method_inputs import missing_inputs
+from madpo_gateway.checks.policy_training import missing_inputs
 
 DATASET_ID = "dataset-" + "1" * 32
 

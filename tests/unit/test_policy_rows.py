@@ -10,7 +10,7 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.tokens import TokenStore
 from madpo.types import DatasetKind, PreferencePair, ResponseList
-from madpo_trainer.rows import TrainingRows, require_columns
+from madpo_trainer.training_rows import TrainingRows, require_columns
 
 PAIR = PreferencePair("the film", "was good", "was bad", row=1, gold="was good good good")
 RANKED = ResponseList("the film", ("was", "good", "bad", "the"), (0.0, 2.0, 2.0, -1.0), row=1)

@@ -4,7 +4,7 @@ import torch
 
 from madpo.storage.local import LocalStore
 from madpo_trainer.ranks import OneRank
-from madpo_trainer.reference import ReferenceLogps, StoredLogps, assemble, load_or_compute
+from madpo_trainer.stored_reference import ReferenceLogps, StoredLogps, assemble, load_or_compute
 
 # Row 0 has two responses of 1 and 2 tokens, row 1 three of 1 token, row 2 one of 2.
 CHUNKS = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from madpo.jobs import TrainingParameters
+from madpo.jobs.training import TrainingParameters
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.attention import use_packed_attention
 from madpo.models.packed.logps import PackedLogps

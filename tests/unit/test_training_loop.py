@@ -9,7 +9,7 @@ from torch import nn
 
 from madpo.data.order import Schedule
 from madpo.errors import FailedPreconditionError, NonFiniteError
-from madpo.jobs import TrainingParameters
+from madpo.jobs.training import TrainingParameters
 from madpo.models.packed.capability import Layout
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore

@@ -19,12 +19,17 @@ app = typer.Typer()
 @app.command("calibrate")
 def calibrate(
     context: typer.Context,
-    dataset: Annotated[str, typer.Option(help="Held-out pairs: DATASET_ID.")],
+    eval_dataset: Annotated[
+        str | None, typer.Option(help="Held-out pairs, such as the reward model was not trained on: DATASET_ID.")
+    ] = None,
     reward_model: Annotated[
         str | None, typer.Option(help="MODEL_ID or JOB_ID; without one, margins come from the datasets.")
     ] = None,
-    training_dataset: Annotated[
+    dataset: Annotated[
         str | None, typer.Option(help="The pairs to be trained on, for quantiles and weights: DATASET_ID.")
+    ] = None,
+    training_dataset: Annotated[
+        str | None, typer.Option(hidden=True, help="The old name of --dataset, which then named the held-out pairs.")
     ] = None,
     method: Annotated[str, typer.Option(help="What will read the margins.")] = "madpo",
     param: Annotated[
@@ -42,8 +47,9 @@ def calibrate(
         raise typer.BadParameter("--out and --json need the result; leave out --no-wait")
     with open_client(context) as client:
         job = client.jobs.calibrate(
-            dataset=dataset,
+            eval_dataset=eval_dataset,
             reward_model=reward_model,
+            dataset=dataset,
             training_dataset=training_dataset,
             method=method,
             params=parse_params(param),

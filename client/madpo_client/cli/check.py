@@ -14,6 +14,7 @@ import typer
 from madpo_client.cli.context import open_client
 from madpo_client.cli.forms import ColumnMapping, Lists, parse_columns
 from madpo_client.cli.output import AsJson, console
+from madpo_client.deprecation import renamed
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -40,9 +41,10 @@ _VERDICTS = {"clean": "clean", "warnings": "usable, with warnings", "refused": "
 def check_dataset(
     context: typer.Context,
     data: Annotated[str, typer.Argument(metavar="FILE|DATASET_ID", help="A file here, or a dataset of the gateway.")],
-    held_out: Annotated[
+    eval_dataset: Annotated[
         str | None, typer.Option(metavar="FILE|DATASET_ID", help="Rows whose prompts should not be in it; of the same.")
     ] = None,
+    held_out: Annotated[str | None, typer.Option(hidden=True, help="The old name of --eval-dataset.")] = None,
     format: Annotated[str | None, typer.Option(help="The file's format, when its ending does not say.")] = None,  # noqa: A002
     columns: ColumnMapping = None,
     lists: Lists = None,
@@ -63,18 +65,19 @@ def check_dataset(
 ) -> None:
     """Say what is wrong with rows before they cost a training. Exit code 2 when they cannot be trained on."""
     start = time.monotonic()
+    eval_dataset = renamed("--held-out", held_out, "--eval-dataset", eval_dataset)
     if _DATASET_ID.fullmatch(data):
         if columns or lists:
             raise typer.BadParameter("--map and --lists say how to read a file; a stored dataset has been read")
         with open_client(context) as client:
             if model is None:
-                report = client.datasets.check(data, held_out=held_out, rows_file=rows, progress=not as_json)
+                report = client.datasets.check(data, eval_dataset=eval_dataset, rows_file=rows, progress=not as_json)
             else:
                 report = _check_on_worker(
                     client,
                     dataset=data,
                     model=model,
-                    held_out=held_out,
+                    eval_dataset=eval_dataset,
                     max_tokens=max_tokens,
                     overlong=overlong,
                     rows=rows,
@@ -93,7 +96,7 @@ def check_dataset(
                 format=format,
                 columns=parse_columns(columns),
                 lists=lists,
-                held_out=held_out,
+                eval_dataset=eval_dataset,
                 model=view,
                 rows_file=rows,
                 on_rows=on_rows,
@@ -121,7 +124,7 @@ def _check_on_worker(
     *,
     dataset: str,
     model: str,
-    held_out: str | None,
+    eval_dataset: str | None,
     max_tokens: int,
     overlong: str,
     rows: Path | None,
@@ -129,7 +132,7 @@ def _check_on_worker(
 ) -> "CheckReport":
     """A job: stored rows through the tokenizer of a stored model."""
     job = client.jobs.check_dataset(
-        dataset=dataset, model=model, held_out=held_out, max_tokens=max_tokens, overlong=overlong
+        dataset=dataset, model=model, eval_dataset=eval_dataset, max_tokens=max_tokens, overlong=overlong
     )
     job.wait(progress=not quiet)
     if rows is not None:
@@ -140,7 +143,8 @@ def _check_on_worker(
 @contextmanager
 def _view(context: typer.Context, model: str | None, max_tokens: int, overlong: str) -> "Iterator[TokenView | None]":
     """The tokenizer to look through; that of a stored model is fetched, without its weights."""
-    from madpo.jobs import Overlong, validate
+    from madpo.jobs.base import validate
+    from madpo.jobs.training import Overlong
     from madpo_client.check import TokenView
 
     if model is None:

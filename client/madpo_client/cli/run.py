@@ -117,7 +117,8 @@ def evaluate(
     prompts: Annotated[str, typer.Option(help="DATASET_ID; its prompts are used.")],
     reference: Annotated[str | None, typer.Option(help="What KL is measured to.")] = None,
     reward_model: Annotated[str | None, typer.Option(help="Scores the responses.")] = None,
-    pairs: Annotated[str | None, typer.Option(help="Held-out pairs for implicit-reward accuracy.")] = None,
+    eval_dataset: Annotated[str | None, typer.Option(help="Held-out pairs for implicit-reward accuracy.")] = None,
+    pairs: Annotated[str | None, typer.Option(hidden=True, help="The old name of --eval-dataset.")] = None,
     baseline: Annotated[list[str], typer.Option(metavar="JOB", help="An evaluation to compare with; repeatable.")] = [],  # noqa: B006
     metric: Annotated[list[str], typer.Option(help="A registered text metric; repeatable.")] = [],  # noqa: B006
     temperature: Annotated[list[float], typer.Option(help="Repeatable.")] = [],  # noqa: B006
@@ -140,6 +141,7 @@ def evaluate(
             prompts=prompts,
             reference=reference,
             reward_model=reward_model,
+            eval_dataset=eval_dataset,
             pairs=pairs,
             baselines=baseline,
             metrics=metric,

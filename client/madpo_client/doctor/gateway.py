@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from madpo.errors import MadpoError, UnauthenticatedError
-from madpo.jobs import QUEUE_NAMES
+from madpo.jobs.registry import KINDS, QUEUES
 from madpo.rpc.channel import is_loopback
 from madpo.rpc.tls import ClientTls
 from madpo.types import Job, JobState, ServerInfo
@@ -163,8 +163,8 @@ def _check_identity(info: ServerInfo, server: str) -> Iterator[Finding]:
 
 def _check_queues(client: Client, *, now: float) -> Iterator[Finding]:
     jobs = [handle.job for handle in client.jobs.list(limit=_NEWEST_JOBS)]
-    for queue in dict.fromkeys(QUEUE_NAMES.values()):
-        yield judge_queue(queue, [job for job in jobs if QUEUE_NAMES[job.kind] == queue], now=now)
+    for queue in QUEUES:
+        yield judge_queue(queue, [job for job in jobs if KINDS[job.kind].queue == queue], now=now)
 
 
 def judge_queue(queue: str, jobs: Sequence[Job], *, now: float) -> Finding:

@@ -17,7 +17,8 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from madpo.errors import FailedPreconditionError
-from madpo.jobs import OptimizerParameters, SamplingParameters, TrainingParameters
+from madpo.jobs.sampling import SamplingParameters
+from madpo.jobs.training import OptimizerParameters, TrainingParameters
 from madpo.types import Dataset, Model
 from madpo_client import Client
 from madpo_client.job import JobHandle

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from madpo.errors import FailedPreconditionError, NotFoundError
-from madpo.jobs import SamplingParameters
+from madpo.jobs.sampling import SamplingParameters
 from madpo.ports import ObjectStore
 from madpo.storage.artifacts import open_artifact
-from madpo.types import NO_OPTIONS, ChatOptions, Content, PromptOnly, content_from_json, content_to_json
+from madpo.types import NO_OPTIONS, ChatOptions, Content, Message, PromptOnly, content_from_json, content_to_json
 from madpo_evaluator.metrics import REWARD
 
 GENERATIONS = "generations.jsonl"
@@ -36,6 +36,11 @@ class Generation:
     options: ChatOptions = NO_OPTIONS
     """What the chat template was given beside the prompt."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def content(self) -> Content:
+        """The response in the form of its prompt: text, or an assistant's turn."""
+        return self.response if isinstance(self.prompt, str) else (Message("assistant", self.response),)
 
 
 @dataclass(frozen=True, slots=True)

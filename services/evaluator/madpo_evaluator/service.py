@@ -5,15 +5,13 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from madpo.jobs import QUEUE_NAMES
-from madpo.types import JobKind
 from madpo.worker.service import WorkerService
 from madpo_evaluator.settings import EvaluatorSettings
 
 
 def build(settings: EvaluatorSettings, registry: CollectorRegistry) -> WorkerService:
     """The worker of the evaluation queue."""
-    return WorkerService(settings, registry, queue_name=QUEUE_NAMES[JobKind.EVALUATION], command=evaluation_command)
+    return WorkerService(settings, registry, queue_name="evaluate", command=evaluation_command)
 
 
 def evaluation_command(workspace: Path) -> list[str]:

@@ -18,6 +18,7 @@ from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
 from madpo.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
 from madpo.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from madpo.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from madpo_gateway.checks.references import Shelves
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.reconcile import reap, reconcile
 from madpo_gateway.servicers.datasets import DatasetServicer
@@ -25,7 +26,6 @@ from madpo_gateway.servicers.jobs import JobServicer
 from madpo_gateway.servicers.models import ModelServicer
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.uploads import Uploads
-from madpo_gateway.validation import SpecValidator
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class GatewayService:
 
     def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
         """Register the three services."""
-        validator = SpecValidator(self._store, self._datasets, self._models, self._queue)
+        shelves = Shelves(self._store, self._datasets, self._models, self._queue)
         datasets = DatasetServicer(
             self._settings,
             datasets=self._datasets,
@@ -68,7 +68,7 @@ class GatewayService:
         models = ModelServicer(
             self._settings, store=self._store, models=self._models, queue=self._queue, metrics=self._metrics
         )
-        jobs = JobServicer(store=self._store, queue=self._queue, validator=validator, metrics=self._metrics)
+        jobs = JobServicer(store=self._store, queue=self._queue, shelves=shelves, metrics=self._metrics)
         add_DatasetServiceServicer_to_server(datasets, server)  # type: ignore[no-untyped-call]
         add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
         add_JobServiceServicer_to_server(jobs, server)  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from madpo.errors import DeadlineExceededError, FieldViolation, InvalidArgumentError, InvalidPairError
-from madpo.jobs import MODEL_ID_PATTERN
+from madpo.jobs.base import MODEL_ID_PATTERN
 from madpo.rpc import convert
 from madpo.types import Content, ScoredPair, ScoredResponse, content_digest
 from madpo.v1 import reward_service_pb2 as reward

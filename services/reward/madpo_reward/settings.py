@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from madpo.config import StoreSettings
-from madpo.jobs import ModelId
+from madpo.jobs.base import ModelId
 
 
 def _pads_or_not(batch_tokens: int | None) -> int | None:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import TrainingParameters
+from madpo.jobs.training import TrainingParameters
 from madpo.models.load import inner_model
 
 _COMPILERS = ("c++", "g++", "clang++")

@@ -20,7 +20,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from madpo.data.order import Schedule
 from madpo.errors import NonFiniteError
-from madpo.jobs import TrainingParameters
+from madpo.jobs.training import TrainingParameters
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.ledger import LEDGER_PARTS
 from madpo.types import JobProgress

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import structlog
 import torch
@@ -20,12 +20,10 @@ from transformers import logging as transformers_logging
 
 from madpo.calibration.report import CalibrationReport
 from madpo.config import load_settings
-from madpo.data.order import Schedule
 from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
-from madpo.jobs import PolicyTrainingSpec, RewardTrainingSpec, SupervisedTrainingSpec, parse_spec
+from madpo.jobs.registry import KINDS, parse_spec
 from madpo.models.load import load_causal_lm, load_tokenizer
-from madpo.models.logps import ResponseGroup
 from madpo.ports import ObjectStore
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.checkpoints import CheckpointStore
@@ -33,33 +31,28 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.files import fetch_once
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
-from madpo.storage.references import resolve_model
+from madpo.storage.references import resolve_dataset_id, resolve_model
 from madpo.storage.tokens import TokenStore
 from madpo.telemetry.logging import configure_logging
 from madpo.types import Checkpoint, JobProgress, JobResult
 from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.blocks import prepare_blocks
-from madpo_trainer.initial import InitialModel, load_trainable, prepare_initial, save_trained
+from madpo_trainer.initial_model import InitialModel, load_trainable, prepare_initial, save_trained
+from madpo_trainer.kinds.base import TrainingInputs, TrainingSpec
+from madpo_trainer.kinds.registry import training_kind
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop, write_metrics
 from madpo_trainer.margins.calibration import write_artifacts
 from madpo_trainer.memory import note_shortage, noted_shortage, shortage_error
+from madpo_trainer.model_runner import ModelRunner, choose_layout, evaluating
 from madpo_trainer.objectives.base import Objective
-from madpo_trainer.objectives.reward import RewardObjective, pair_group
-from madpo_trainer.objectives.supervised import SupervisedObjective
-from madpo_trainer.policy_setup import PolicyInputs, PolicySetup
 from madpo_trainer.ranks import Interrupted, Ranks, open_ranks, run_rank
-from madpo_trainer.rows import TrainingRows
-from madpo_trainer.running import ModelRunner, choose_layout, evaluating
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.sharding import shard, whole_state
 from madpo_trainer.state import TrainingState, load_state
+from madpo_trainer.training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-TrainingSpec = SupervisedTrainingSpec | RewardTrainingSpec | PolicyTrainingSpec
 
 
 def main(workspace: Path) -> int:
@@ -104,6 +97,8 @@ class TrainingRun:
         self._store: ObjectStore = open_store(settings)
         self._models = ModelStore(self._store, settings.workspace / "cache")
         self._datasets = DatasetStore(self._store)
+        self._kind = training_kind(run.job.kind)
+        self._model_kind = KINDS[run.job.kind].leaves_model or "causal_lm"
         self._spec = cast(TrainingSpec, parse_spec(run.job.kind, dict(run.job.spec)))
         self._parameters = self._spec.training
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
@@ -116,31 +111,28 @@ class TrainingRun:
         """Train to the end, or to the point where the run was asked to stop."""
         self._phase("loading")
         checkpoint = self._resume()
-        self._heed_shortage()
+        self._apply_shortage()
         initial = self._initial()
-        runner, tokenizer = self._ranks.together(lambda: self._load(initial, checkpoint))
-        ledger = Ledger(
-            self._store, job_id=self._run.job.job_id, attempt=self._run.attempt, parts=self._state.ledger_parts
-        )
+        inputs = self._inputs(initial, checkpoint)
         try:
-            objective, schedule = self._build(runner, tokenizer, initial, ledger)
+            objective, schedule = self._kind.build(inputs)
         except Interrupted:
             self._stop()
             return
         lora = self._parameters.lora is not None
 
         def save(directory: Path, state: Mapping[str, torch.Tensor]) -> None:
-            save_trained(runner.model, tokenizer, directory, state=state, initial=initial, lora=lora)
+            save_trained(inputs.runner.model, inputs.tokenizer, directory, state=state, initial=initial, lora=lora)
 
         def flush(step: int) -> list[str]:
-            ledger.flush(step)
-            return list(ledger.parts)
+            inputs.ledger.flush(step)
+            return list(inputs.ledger.parts)
 
         loop = TrainingLoop(
             run=self._run,
             ranks=self._ranks,
             objective=objective,
-            micro_batches=runner.micro_batches,
+            micro_batches=inputs.runner.micro_batches,
             parameters=self._parameters,
             schedule=schedule,
             state=self._state,
@@ -159,7 +151,7 @@ class TrainingRun:
             if not loop.execute():
                 self._stop()
                 return
-            self._finish(objective, ledger, initial, save, {**runner.micro_batches.summary(), **loop.summary()})
+            self._finish(objective, inputs, save, {**inputs.runner.micro_batches.summary(), **loop.summary()})
         finally:
             objective.close()
 
@@ -178,7 +170,7 @@ class TrainingRun:
         logger.info("resuming", extra={"step": self._state.step})
         return directory
 
-    def _heed_shortage(self) -> None:
+    def _apply_shortage(self) -> None:
         """Begin in smaller pieces when an earlier attempt ran out of memory and could not go on by itself.
 
         Raises:
@@ -212,7 +204,7 @@ class TrainingRun:
     def _load(self, initial: InitialModel, checkpoint: Path | None) -> tuple[ModelRunner, Any]:
         """Model, how it is run, and tokenizer; a new head or adapter is the same on all ranks."""
         tokenizer = load_tokenizer(initial.directory)
-        kind = "reward" if isinstance(self._spec, RewardTrainingSpec) else "causal_lm"
+        kind = self._model_kind
         torch.manual_seed(self._parameters.seed)
         model = load_trainable(
             initial, kind=kind, lora=self._parameters.lora, checkpoint=checkpoint / "model" if checkpoint else None
@@ -237,37 +229,13 @@ class TrainingRun:
         choose_layout(model, self._parameters, needs_head=True)
         return self._place(model)
 
-    def _build(
-        self, runner: ModelRunner, tokenizer: Any, initial: InitialModel, ledger: Ledger
-    ) -> tuple[Objective, Schedule]:
-        """The objective of the job's kind, and the order of its rows."""
-        reader = self._reader(tokenizer, initial)
-        self._phase("reading data")
-        if isinstance(self._spec, SupervisedTrainingSpec):
-            rows, held_out = self._read(reader.completions)
-            runner.settle([ResponseGroup(each.prompt_ids, (each.response_ids,)) for _, each in rows])
-            return SupervisedObjective(runner, rows=rows, held_out=held_out), self._schedule(len(rows))
-        if isinstance(self._spec, RewardTrainingSpec):
-            pairs, held_out_pairs = self._read(reader.pairs)
-            runner.settle([pair_group(pair) for pair in pairs])
-            return RewardObjective(runner, pairs=pairs, held_out=held_out_pairs), self._schedule(len(pairs))
-        setup = PolicySetup(
-            self._spec, self._run, self._settings, self._ranks, self._store, self._state, phase=self._phase
-        )
-        inputs = PolicyInputs(
-            runner=runner,
-            tokenizer=tokenizer,
-            rows=reader,
-            initial_model_id=initial.model_id,
-            load_initial=lambda: self._load_again(initial),
-            tensors=self._tensors,
-            ledger=ledger,
-        )
-        return setup.build(inputs, self._schedule)
-
-    def _reader(self, tokenizer: Any, initial: InitialModel) -> TrainingRows:
-        """Reads rows with their tokens, which the leader has seen to."""
-        self._rows = TrainingRows(
+    def _inputs(self, initial: InitialModel, checkpoint: Path | None) -> TrainingInputs:
+        """What the objective is built from: the model, and readers of rows with their tokens."""
+        runner, tokenizer = self._ranks.together(lambda: self._load(initial, checkpoint))
+        dataset_id = resolve_dataset_id(self._spec.dataset, store=self._store)
+        held_out = self._spec.eval_dataset
+        eval_dataset_id = None if held_out is None else resolve_dataset_id(held_out, store=self._store)
+        rows = TrainingRows(
             self._datasets,
             TokenStore(self._store),
             directory=initial.directory,
@@ -276,28 +244,32 @@ class TrainingRun:
             overlong=self._parameters.overlong,
         )
 
-        def prepare() -> None:
-            for dataset_id in filter(None, (self._spec.dataset_id, self._spec.eval_dataset_id)):
-                self._rows.prepare(dataset_id, scratch=self._run.directory / "tokens", say=self._phase)
+        def tokenize() -> None:
+            for each in filter(None, (dataset_id, eval_dataset_id)):
+                rows.prepare(each, scratch=self._run.directory / "tokens", say=self._phase)
 
-        self._template_sha256 = template_sha256(tokenizer)
         self._phase("tokenizing")
-        self._ranks.lead(prepare)
-        return self._rows
-
-    def _read(self, read: Callable[[str | None], list[T]]) -> tuple[list[T], list[T]]:
-        """Training and held-out rows."""
-        dataset_ids = (self._spec.dataset_id, self._spec.eval_dataset_id)
-        rows, held_out = self._ranks.together(lambda: [read(dataset_id) for dataset_id in dataset_ids])
-        return rows, held_out
-
-    def _schedule(self, rows: int) -> Schedule:
-        return Schedule.plan(
+        self._ranks.lead(tokenize)
+        self._phase("reading data")
+        job_id, attempt = self._run.job.job_id, self._run.attempt
+        return TrainingInputs(
+            spec=self._spec,
+            run=self._run,
+            settings=self._settings,
+            ranks=self._ranks,
+            store=self._store,
+            datasets=self._datasets,
+            state=self._state,
+            runner=runner,
+            tokenizer=tokenizer,
             rows=rows,
-            batch_size=self._parameters.global_batch_size,
-            seed=self._parameters.seed,
-            epochs=self._parameters.epochs,
-            max_steps=self._parameters.max_steps,
+            dataset_id=dataset_id,
+            eval_dataset_id=eval_dataset_id,
+            initial_model_id=initial.model_id,
+            load_initial=lambda: self._load_again(initial),
+            tensors=self._tensors,
+            ledger=Ledger(self._store, job_id=job_id, attempt=attempt, parts=self._state.ledger_parts),
+            phase=self._phase,
         )
 
     def _evaluate(self, objective: Objective) -> dict[str, float]:
@@ -308,20 +280,19 @@ class TrainingRun:
     def _finish(
         self,
         objective: Objective,
-        ledger: Ledger,
-        initial: InitialModel,
+        inputs: TrainingInputs,
         save: Callable[[Path, Mapping[str, torch.Tensor]], None],
         execution: Mapping[str, Any],
     ) -> None:
         """Measure the model, then publish it; `execution` says how it was run."""
         held_out = self._evaluate(objective)
-        summary = self._summary(objective, held_out) | {"execution": execution}
+        summary = self._summary(objective, inputs, held_out) | {"execution": execution}
         self._phase("publishing")
         state = whole_state(objective.model)
         # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
-        self._ranks.lead(lambda: self._publish(summary, ledger, initial, lambda directory: save(directory, state)))
+        self._ranks.lead(lambda: self._publish(summary, inputs, lambda directory: save(directory, state)))
 
-    def _summary(self, objective: Objective, held_out: dict[str, float]) -> dict[str, Any]:
+    def _summary(self, objective: Objective, inputs: TrainingInputs, held_out: dict[str, float]) -> dict[str, Any]:
         summary: dict[str, Any] = {
             "steps": self._state.step,
             "final": self._metrics[-1] if self._metrics else {},
@@ -329,8 +300,8 @@ class TrainingRun:
             "eval": held_out,
             "train_seconds": self._state.counters.get("step_s", 0.0),
             "rows": {
-                name: self._rows.counts[dataset_id].summary()
-                for name, dataset_id in (("training", self._spec.dataset_id), ("held_out", self._spec.eval_dataset_id))
+                name: inputs.rows.counts[dataset_id].summary()
+                for name, dataset_id in (("training", inputs.dataset_id), ("held_out", inputs.eval_dataset_id))
                 if dataset_id is not None
             },
             **objective.summary(),
@@ -342,22 +313,19 @@ class TrainingRun:
             summary["margins"] |= {"wait_s": wait_s, "wait_share": wait_s / step_s if step_s else 0.0}
         return summary
 
-    def _publish(
-        self, summary: dict[str, Any], ledger: Ledger, initial: InitialModel, save: Callable[[Path], None]
-    ) -> None:
+    def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, save: Callable[[Path], None]) -> None:
         """Store model, ledger and metrics, then report the result."""
         directory = self._run.directory / "final"
         save(directory)
-        kind = "reward" if isinstance(self._spec, RewardTrainingSpec) else "causal_lm"
         model, _ = self._models.publish(
             directory,
             display_name=self._run.job.display_name or self._run.job.kind.value,
-            kind=kind,
-            base_model_id=initial.model_id if self._parameters.lora is not None else None,
+            kind=self._model_kind,
+            base_model_id=inputs.initial_model_id if self._parameters.lora is not None else None,
             metadata={
                 "job_id": self._run.job.job_id,
-                "initial_model_id": initial.model_id,
-                "template_sha256": self._template_sha256,
+                "initial_model_id": inputs.initial_model_id,
+                "template_sha256": template_sha256(inputs.tokenizer),
                 "eval": summary["eval"],
             },
         )
@@ -366,8 +334,8 @@ class TrainingRun:
         write_metrics(artifacts / "metrics.jsonl", self._metrics)
         if self._state.calibration:
             write_artifacts(CalibrationReport.model_validate(self._state.calibration), artifacts)
-        if ledger.parts:
-            ledger.join(artifacts / "ledger.parquet")
+        if inputs.ledger.parts:
+            inputs.ledger.join(artifacts / "ledger.parquet")
         publish_artifacts(self._store, self._run.job.job_id, artifacts, attempt=self._run.attempt)
         self._run.succeed(JobResult(model_id=model.model_id, summary=summary))
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from madpo.jobs import QUEUE_NAMES
-from madpo.types import JobKind
 from madpo.worker.service import WorkerService
 from madpo_trainer.follower import FollowerService
 from madpo_trainer.settings import TrainerSettings
@@ -16,7 +14,7 @@ def build(settings: TrainerSettings, registry: CollectorRegistry) -> WorkerServi
     """The worker of the training queue on host 0; on others, what follows it."""
     if settings.node_rank > 0:
         return FollowerService(settings, command=training_command)
-    return WorkerService(settings, registry, queue_name=QUEUE_NAMES[JobKind.POLICY_TRAINING], command=training_command)
+    return WorkerService(settings, registry, queue_name="train", command=training_command)
 
 
 def training_command(workspace: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from typing import get_args
 
 from madpo.data.encode import EncodedRow
-from madpo.jobs import Overlong
+from madpo.jobs.training import Overlong
 
 POLICIES: tuple[Overlong, ...] = get_args(Overlong)
 

@@ -9,13 +9,10 @@ from concurrent.futures import Future
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from madpo.jobs import QUEUE_NAMES
+from madpo.jobs.registry import QUEUES
 from madpo.ports import JobQueue, QueueStatus
 
 logger = logging.getLogger(__name__)
-
-
-_QUEUES = sorted(set(QUEUE_NAMES.values()))
 
 
 _ANSWER_TIMEOUT_S = 3.0
@@ -67,7 +64,7 @@ class QueueCollector(Collector):
             return {}
 
     async def _ask(self) -> Mapping[str, QueueStatus]:
-        return {queue: await self._queue.status(queue) for queue in _QUEUES}
+        return {queue: await self._queue.status(queue) for queue in QUEUES}
 
 
 def _families(statuses: Mapping[str, QueueStatus]) -> Iterator[Metric]:

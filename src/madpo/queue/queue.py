@@ -26,7 +26,7 @@ from madpo.errors import (
     StaleAttemptError,
     UnavailableError,
 )
-from madpo.jobs import QUEUE_NAMES
+from madpo.jobs.registry import KINDS
 from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
 from madpo.queue.keys import Keys
 from madpo.queue.records import (
@@ -370,7 +370,7 @@ def _record(request: JobRequest, job_id: str) -> dict[str, Any]:
         "job_id": job_id,
         "request_id": request.request_id,
         "kind": request.kind.value,
-        "queue": QUEUE_NAMES[request.kind],
+        "queue": KINDS[request.kind].queue,
         "spec": spec,
         "digest": hashlib.sha256(identity.encode()).hexdigest(),
         "display_name": request.display_name,

@@ -1,18 +1,18 @@
-"""From a reference in a job's spec to a model directory on this host."""
+"""From references in a job's spec to what is stored: model directories on this host, and datasets."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from madpo.errors import FailedPreconditionError, NotFoundError
-from madpo.jobs import ModelReference
+from madpo.jobs.base import DatasetReference, ModelReference
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.checkpoints import list_checkpoints
 from madpo.storage.files import fetch_once
 from madpo.storage.models import ModelStore
 from madpo.storage.results import read_result
-from madpo.types import JobState
+from madpo.types import JobResult, JobState
 
 CHECKPOINT_MODEL = "model"
 """Subdirectory of a checkpoint that holds the model."""
@@ -60,16 +60,32 @@ def resolve_model_id(reference: ModelReference, *, store: ObjectStore) -> str:
     return reference.model_id or _model_of_job(reference.job_id or "", store)
 
 
+def resolve_dataset_id(reference: DatasetReference, *, store: ObjectStore) -> str:
+    """The stored dataset a reference names. Raises FailedPreconditionError for a job that leaves none."""
+    if reference.dataset_id is not None:
+        return reference.dataset_id
+    job_id = reference.job_id or ""
+    result = _result_of_job(job_id, store, instead="another job")
+    if result is None or result.dataset_id is None:
+        raise FailedPreconditionError(f"{job_id} leaves no dataset: name a stored dataset")
+    return result.dataset_id
+
+
 def _model_of_job(job_id: str, store: ObjectStore) -> str:
+    result = _result_of_job(job_id, store, instead="one of its checkpoints, or another job")
+    if result is None or result.model_id is None:
+        raise FailedPreconditionError(f"{job_id} leaves no model: name a training job")
+    return result.model_id
+
+
+def _result_of_job(job_id: str, store: ObjectStore, *, instead: str) -> JobResult | None:
     try:
         outcome = read_result(store, job_id)
     except NotFoundError as error:
-        raise FailedPreconditionError(f"{job_id} has not ended: wait for it, or name one of its checkpoints") from error
+        raise FailedPreconditionError(f"{job_id} has not ended: wait for it, or name {instead}") from error
     if outcome.state is not JobState.SUCCEEDED:
-        raise FailedPreconditionError(f"{job_id} ended as {outcome.state}: name one of its checkpoints, or another job")
-    if outcome.result is None or outcome.result.model_id is None:
-        raise FailedPreconditionError(f"{job_id} leaves no model: name a training job")
-    return outcome.result.model_id
+        raise FailedPreconditionError(f"{job_id} ended as {outcome.state}: name {instead}")
+    return outcome.result
 
 
 def _resolve_checkpoint(job_id: str, step: int, *, store: ObjectStore, models: ModelStore) -> ResolvedModel:

@@ -56,7 +56,9 @@ def read_spec(store: ObjectStore, job_id: str) -> Job:
 def write_result(store: ObjectStore, job_id: str, state: JobState, result: JobResult | None, reason: str) -> None:
     """Keep how a job ended. The first outcome stays; another one later is logged and dropped."""
     assert state.is_terminal
-    value = {"model_id": result.model_id, "summary": dict(result.summary)} if result else None
+    value = None if result is None else {"model_id": result.model_id, "summary": dict(result.summary)}
+    if value is not None and result is not None and result.dataset_id is not None:
+        value["dataset_id"] = result.dataset_id
     body = {"state": state.value, "result": value, "reason": reason}
     if not store.put_if_absent(keys.job_result(job_id), documents.encode(body)):
         logger.warning("job has another outcome already", extra={"job_id": job_id, "state": state.value})

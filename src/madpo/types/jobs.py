@@ -46,10 +46,11 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What a finished job leaves: a model (training) and figures."""
+    """What a finished job leaves: a model, a dataset, or neither; and figures."""
 
     model_id: str | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
+    dataset_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

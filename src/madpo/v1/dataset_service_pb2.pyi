@@ -182,12 +182,14 @@ class DeleteDatasetResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class CheckDatasetRequest(_message.Message):
-    __slots__ = ("dataset_id", "held_out_dataset_id")
+    __slots__ = ("dataset_id", "held_out_dataset_id", "eval_dataset_id")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     held_out_dataset_id: str
-    def __init__(self, dataset_id: _Optional[str] = ..., held_out_dataset_id: _Optional[str] = ...) -> None: ...
+    eval_dataset_id: str
+    def __init__(self, dataset_id: _Optional[str] = ..., held_out_dataset_id: _Optional[str] = ..., eval_dataset_id: _Optional[str] = ...) -> None: ...
 
 class CheckDatasetResponse(_message.Message):
     __slots__ = ("checked_rows", "report_json", "rows_chunk")

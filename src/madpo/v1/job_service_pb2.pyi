@@ -39,6 +39,14 @@ class ModelReference(_message.Message):
     step: int
     def __init__(self, model_id: _Optional[str] = ..., job_id: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
+class DatasetReference(_message.Message):
+    __slots__ = ("dataset_id", "job_id")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    job_id: str
+    def __init__(self, dataset_id: _Optional[str] = ..., job_id: _Optional[str] = ...) -> None: ...
+
 class JobSpec(_message.Message):
     __slots__ = ("supervised_training", "reward_training", "policy_training", "evaluation", "calibration", "dataset_check")
     SUPERVISED_TRAINING_FIELD_NUMBER: _ClassVar[int]
@@ -56,44 +64,56 @@ class JobSpec(_message.Message):
     def __init__(self, supervised_training: _Optional[_Union[SupervisedTrainingSpec, _Mapping]] = ..., reward_training: _Optional[_Union[RewardTrainingSpec, _Mapping]] = ..., policy_training: _Optional[_Union[PolicyTrainingSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., calibration: _Optional[_Union[CalibrationSpec, _Mapping]] = ..., dataset_check: _Optional[_Union[DatasetCheckSpec, _Mapping]] = ...) -> None: ...
 
 class SupervisedTrainingSpec(_message.Message):
-    __slots__ = ("model", "dataset_id", "eval_dataset_id", "training")
+    __slots__ = ("model", "dataset_id", "eval_dataset_id", "training", "dataset", "eval_dataset")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
     model: ModelReference
     dataset_id: str
     eval_dataset_id: str
     training: TrainingParameters
-    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., dataset_id: _Optional[str] = ..., eval_dataset_id: _Optional[str] = ..., training: _Optional[_Union[TrainingParameters, _Mapping]] = ...) -> None: ...
+    dataset: DatasetReference
+    eval_dataset: DatasetReference
+    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., dataset_id: _Optional[str] = ..., eval_dataset_id: _Optional[str] = ..., training: _Optional[_Union[TrainingParameters, _Mapping]] = ..., dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ...) -> None: ...
 
 class RewardTrainingSpec(_message.Message):
-    __slots__ = ("model", "dataset_id", "eval_dataset_id", "training")
+    __slots__ = ("model", "dataset_id", "eval_dataset_id", "training", "dataset", "eval_dataset")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
     model: ModelReference
     dataset_id: str
     eval_dataset_id: str
     training: TrainingParameters
-    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., dataset_id: _Optional[str] = ..., eval_dataset_id: _Optional[str] = ..., training: _Optional[_Union[TrainingParameters, _Mapping]] = ...) -> None: ...
+    dataset: DatasetReference
+    eval_dataset: DatasetReference
+    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., dataset_id: _Optional[str] = ..., eval_dataset_id: _Optional[str] = ..., training: _Optional[_Union[TrainingParameters, _Mapping]] = ..., dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ...) -> None: ...
 
 class PolicyTrainingSpec(_message.Message):
-    __slots__ = ("model", "dataset_id", "eval_dataset_id", "training", "method", "margin")
+    __slots__ = ("model", "dataset_id", "eval_dataset_id", "training", "method", "margin", "dataset", "eval_dataset")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     MARGIN_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
     model: ModelReference
     dataset_id: str
     eval_dataset_id: str
     training: TrainingParameters
     method: PreferenceMethod
     margin: MarginParameters
-    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., dataset_id: _Optional[str] = ..., eval_dataset_id: _Optional[str] = ..., training: _Optional[_Union[TrainingParameters, _Mapping]] = ..., method: _Optional[_Union[PreferenceMethod, _Mapping]] = ..., margin: _Optional[_Union[MarginParameters, _Mapping]] = ...) -> None: ...
+    dataset: DatasetReference
+    eval_dataset: DatasetReference
+    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., dataset_id: _Optional[str] = ..., eval_dataset_id: _Optional[str] = ..., training: _Optional[_Union[TrainingParameters, _Mapping]] = ..., method: _Optional[_Union[PreferenceMethod, _Mapping]] = ..., margin: _Optional[_Union[MarginParameters, _Mapping]] = ..., dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ...) -> None: ...
 
 class PreferenceMethod(_message.Message):
     __slots__ = ("name", "params")
@@ -188,7 +208,7 @@ class LoraParameters(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
-    __slots__ = ("model", "prompt_dataset_id", "reference", "reward_model", "preference_dataset_id", "baseline_job_ids", "metrics", "sampling", "max_prompts", "batch_size")
+    __slots__ = ("model", "prompt_dataset_id", "reference", "reward_model", "preference_dataset_id", "baseline_job_ids", "metrics", "sampling", "max_prompts", "batch_size", "prompt_dataset", "eval_dataset")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +219,8 @@ class EvaluationSpec(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_DATASET_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
     model: ModelReference
     prompt_dataset_id: str
     reference: ModelReference
@@ -209,35 +231,45 @@ class EvaluationSpec(_message.Message):
     sampling: SamplingParameters
     max_prompts: int
     batch_size: int
-    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., prompt_dataset_id: _Optional[str] = ..., reference: _Optional[_Union[ModelReference, _Mapping]] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., preference_dataset_id: _Optional[str] = ..., baseline_job_ids: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., max_prompts: _Optional[int] = ..., batch_size: _Optional[int] = ...) -> None: ...
+    prompt_dataset: DatasetReference
+    eval_dataset: DatasetReference
+    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., prompt_dataset_id: _Optional[str] = ..., reference: _Optional[_Union[ModelReference, _Mapping]] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., preference_dataset_id: _Optional[str] = ..., baseline_job_ids: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., max_prompts: _Optional[int] = ..., batch_size: _Optional[int] = ..., prompt_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ...) -> None: ...
 
 class CalibrationSpec(_message.Message):
-    __slots__ = ("dataset_id", "reward_model", "temperature", "method", "training_dataset_id")
+    __slots__ = ("dataset_id", "reward_model", "temperature", "method", "training_dataset_id", "eval_dataset", "dataset")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     TRAINING_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     reward_model: ModelReference
     temperature: _struct_pb2.Value
     method: PreferenceMethod
     training_dataset_id: str
-    def __init__(self, dataset_id: _Optional[str] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., temperature: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., method: _Optional[_Union[PreferenceMethod, _Mapping]] = ..., training_dataset_id: _Optional[str] = ...) -> None: ...
+    eval_dataset: DatasetReference
+    dataset: DatasetReference
+    def __init__(self, dataset_id: _Optional[str] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., temperature: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., method: _Optional[_Union[PreferenceMethod, _Mapping]] = ..., training_dataset_id: _Optional[str] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., dataset: _Optional[_Union[DatasetReference, _Mapping]] = ...) -> None: ...
 
 class DatasetCheckSpec(_message.Message):
-    __slots__ = ("dataset_id", "model", "held_out_dataset_id", "max_tokens", "overlong")
+    __slots__ = ("dataset_id", "model", "held_out_dataset_id", "max_tokens", "overlong", "dataset", "eval_dataset")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OVERLONG_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     model: ModelReference
     held_out_dataset_id: str
     max_tokens: int
     overlong: str
-    def __init__(self, dataset_id: _Optional[str] = ..., model: _Optional[_Union[ModelReference, _Mapping]] = ..., held_out_dataset_id: _Optional[str] = ..., max_tokens: _Optional[int] = ..., overlong: _Optional[str] = ...) -> None: ...
+    dataset: DatasetReference
+    eval_dataset: DatasetReference
+    def __init__(self, dataset_id: _Optional[str] = ..., model: _Optional[_Union[ModelReference, _Mapping]] = ..., held_out_dataset_id: _Optional[str] = ..., max_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ...) -> None: ...
 
 class SamplingParameters(_message.Message):
     __slots__ = ("temperatures", "samples_per_prompt", "max_new_tokens", "seed")
@@ -282,12 +314,14 @@ class Job(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., display_name: _Optional[str] = ..., depends_on: _Optional[_Iterable[str]] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., cancel_requested: _Optional[bool] = ..., progress: _Optional[_Union[JobProgress, _Mapping]] = ...) -> None: ...
 
 class JobResult(_message.Message):
-    __slots__ = ("model_id", "summary")
+    __slots__ = ("model_id", "summary", "dataset_id")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     summary: _struct_pb2.Struct
-    def __init__(self, model_id: _Optional[str] = ..., summary: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    dataset_id: str
+    def __init__(self, model_id: _Optional[str] = ..., summary: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., dataset_id: _Optional[str] = ...) -> None: ...
 
 class JobProgress(_message.Message):
     __slots__ = ("step", "total_steps", "metrics", "remaining", "phase")

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from madpo.types import Job, JobKind, JobProgress
+from madpo.jobs.registry import KINDS
+from madpo.types import Job, JobProgress
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "given_back", "crashed", "lost")
 """How an attempt ends."""
@@ -20,9 +21,6 @@ TRAINING_FIGURES = {
     "learning_rate": ("madpo_training_learning_rate", "Learning rate of the last reported step"),
 }
 """Figures of a training's reports that are exported: name and meaning there."""
-
-
-_TRAININGS = frozenset(JobKind) - {JobKind.EVALUATION, JobKind.CALIBRATION, JobKind.DATASET_CHECK}
 
 
 class WorkerMetrics:
@@ -91,7 +89,7 @@ class WorkerMetrics:
         kind = job.kind.value
         self._job.labels(self._queue_name, kind, job.job_id).set(1)
         self._last_progress.labels(self._queue_name).set_to_current_time()
-        if job.kind in _TRAININGS:
+        if KINDS[job.kind].is_training:
             # From 0 before the first report, so that a rate sees it.
             self._count(kind, {})
 
@@ -106,7 +104,7 @@ class WorkerMetrics:
         for figure, gauge in self._figures.items():
             if figure in progress.metrics:
                 gauge.labels(kind).set(progress.metrics[figure])
-        if job.kind in _TRAININGS:
+        if KINDS[job.kind].is_training:
             self._count(kind, progress.metrics)
 
     def end(self, outcome: str) -> None:

@@ -14,7 +14,7 @@ from madpo.data.overlong import POLICIES, fit, length
 from madpo.data.tokenize import encode_response
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import InternalError, InvalidArgumentError, InvalidPairError
-from madpo.jobs import Overlong
+from madpo.jobs.training import Overlong
 from madpo.types import Completion, DatasetRow, Message, PreferencePair, PromptOnly, ResponseList
 
 pytestmark = pytest.mark.data

@@ -18,7 +18,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from madpo.config import ServiceSettings, load_settings
-from madpo.jobs import QUEUE_NAMES
+from madpo.jobs.registry import KINDS
 from madpo.ports import JobQueue
 from madpo.queue.metrics import QueueCollector
 from madpo.types import JobKind
@@ -511,7 +511,7 @@ def test_scaling_follows_metrics_that_are_really_exported() -> None:
         names = set(re.findall(r"madpo_\w+", query))
         assert names
         assert names <= exported_metrics()
-    assert f'queue="{QUEUE_NAMES[JobKind.EVALUATION]}"' in queries["evaluator"]
+    assert f'queue="{KINDS[JobKind.EVALUATION].queue}"' in queries["evaluator"]
 
 
 def test_the_adapter_and_keda_ask_the_same() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from madpo.data.files import DataFile, FileRows
 from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader, parse_rows, row_kind
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from madpo.jobs import DATASET_ID_PATTERN
+from madpo.jobs.base import DATASET_ID_PATTERN, DatasetReference, references
+from madpo.jobs.registry import parse_spec
 from madpo.ports import JobQueue
 from madpo.rpc import convert
 from madpo.rpc.channel import CHUNK_BYTES, MAX_READ_ROWS
@@ -31,16 +33,6 @@ from madpo_gateway.spool import run_blocking, scratch_directory
 from madpo_gateway.uploads import Upload, UploadResult, Uploads
 
 logger = logging.getLogger(__name__)
-
-DATASET_FIELDS = (
-    "dataset_id",
-    "eval_dataset_id",
-    "prompt_dataset_id",
-    "preference_dataset_id",
-    "training_dataset_id",
-    "held_out_dataset_id",
-)
-"""Spec fields that name a dataset."""
 
 _PROGRESS_ROWS = 1_000
 
@@ -115,7 +107,7 @@ class DatasetServicer(DatasetServiceServicer):
         dataset_id = _dataset_id(request.dataset_id)
         await asyncio.to_thread(self._datasets.get, dataset_id)
         async for job in self._unfinished_jobs():
-            if dataset_id in {job.spec.get(field) for field in DATASET_FIELDS}:
+            if await self._uses(job, dataset_id):
                 raise FailedPreconditionError(
                     f"{dataset_id} is used by {job.job_id}, which is {job.state}: cancel it or wait for its end"
                 )
@@ -129,8 +121,8 @@ class DatasetServicer(DatasetServiceServicer):
         """Read the rows again and report on them."""
         rows = await asyncio.to_thread(self._datasets.read, _dataset_id(request.dataset_id))
         held_out = None
-        if request.held_out_dataset_id:
-            held_out_id = require_match(request.held_out_dataset_id, DATASET_ID_PATTERN, field="held_out_dataset_id")
+        if held_out_id := request.eval_dataset_id or request.held_out_dataset_id:
+            require_match(held_out_id, DATASET_ID_PATTERN, field="eval_dataset_id")
             held_out = await asyncio.to_thread(self._datasets.read, held_out_id)
         dataset = await asyncio.to_thread(self._datasets.get, request.dataset_id)
         with closing(_check_messages(dataset, rows, held_out)) as messages:
@@ -182,6 +174,22 @@ class DatasetServicer(DatasetServiceServicer):
             },
         )
         return UploadResult(dataset.dataset_id, created, reader.forms())
+
+    async def _uses(self, job: Job, dataset_id: str) -> bool:
+        """Whether a job's spec names the dataset, or the job that left it."""
+        try:
+            targets = [reference.target for reference in references(parse_spec(job.kind, job.spec))]
+        except InvalidArgumentError:  # of another version; what cannot be read may well be in use
+            return dataset_id in json.dumps(dict(job.spec))
+        for target in targets:
+            if isinstance(target, DatasetReference):
+                if target.dataset_id == dataset_id:
+                    return True
+                if target.job_id is not None:
+                    result = (await self._queue.get(target.job_id)).result
+                    if result is not None and result.dataset_id == dataset_id:
+                        return True
+        return False
 
     async def _unfinished_jobs(self) -> AsyncIterator[Job]:
         token = ""

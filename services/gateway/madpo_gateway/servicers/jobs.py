@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from madpo.errors import AlreadyExistsError, NotFoundError
-from madpo.jobs import JOB_ID_PATTERN
+from madpo.jobs.base import JOB_ID_PATTERN
 from madpo.ports import JobQueue, JobRequest, ObjectStore
 from madpo.queue.queue import job_id_of
 from madpo.rpc import convert
@@ -18,11 +18,12 @@ from madpo.storage.results import write_spec
 from madpo.types import Job, JobState
 from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
+from madpo_gateway.checks.references import Shelves
+from madpo_gateway.checks.registry import all_dependencies, check_spec, with_method_defaults
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.reconcile import record_outcome, restore_job
 from madpo_gateway.requests import page_size, require_display_name, require_match
 from madpo_gateway.spool import stream_chunks
-from madpo_gateway.validation import SpecValidator, all_dependencies, with_method_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,8 @@ REQUEST_ID_PATTERN = r"^[A-Za-z0-9_-]{1,128}$"
 class JobServicer(JobServiceServicer):
     """Serves the jobs of one queue; keeps their requests in the object store too."""
 
-    def __init__(
-        self, *, store: ObjectStore, queue: JobQueue, validator: SpecValidator, metrics: GatewayMetrics
-    ) -> None:
-        self._store, self._queue, self._validator, self._metrics = store, queue, validator, metrics
+    def __init__(self, *, store: ObjectStore, queue: JobQueue, shelves: Shelves, metrics: GatewayMetrics) -> None:
+        self._store, self._queue, self._shelves, self._metrics = store, queue, shelves, metrics
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.CreateJobResponse:  # noqa: N802
         """Check everything, keep the request, queue the job; once per request id."""
@@ -51,7 +50,7 @@ class JobServicer(JobServiceServicer):
             depends_on=all_dependencies(spec, request.depends_on),
         )
         if not await self._is_known(job_id_of(wanted.request_id)):
-            await self._validator.validate(spec, depends_on=wanted.depends_on)
+            await check_spec(spec, depends_on=wanted.depends_on, shelves=self._shelves)
             await asyncio.to_thread(self._keep_request, wanted)
         job = await self._queue.create(wanted)
         logger.info("job created", extra={"job_id": job.job_id, "kind": job.kind.value, "state": job.state.value})

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from madpo.data.order import Schedule
 from madpo.errors import InternalError, NonFiniteError
-from madpo.jobs import MarginParameters
+from madpo.jobs.methods import MarginParameters
 from madpo.ports import RewardScorer
 from madpo.scoring.outage import OUTAGE, call_until_answered
 from madpo.types import PreferencePair, ScoredPair

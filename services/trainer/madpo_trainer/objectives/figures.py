@@ -8,7 +8,7 @@ from torch import Tensor
 from madpo.losses.method import LossBatch, LossOutput
 from madpo_trainer.ledger import LedgerRow
 from madpo_trainer.objectives.batches import Margins
-from madpo_trainer.rows import PolicyRow
+from madpo_trainer.training_rows import PolicyRow
 
 
 class StepFigures:

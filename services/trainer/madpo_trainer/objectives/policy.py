@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from madpo.losses.method import LossContext, LossOutput, Method, MethodConfig
 from madpo_trainer.ledger import Ledger, LedgerRow
 from madpo_trainer.margins.source import MarginSource
-from madpo_trainer.mismatched import Mismatched
-from madpo_trainer.moving import MovingReference
+from madpo_trainer.mismatched_responses import Mismatched
+from madpo_trainer.model_runner import ModelRunner, evaluating
+from madpo_trainer.moving_reference import MovingReference
 from madpo_trainer.objectives.batches import BatchMaker, Margins
 from madpo_trainer.objectives.figures import StepFigures
-from madpo_trainer.reference import StoredLogps
-from madpo_trainer.rows import PolicyRow
-from madpo_trainer.running import ModelRunner, evaluating
+from madpo_trainer.stored_reference import StoredLogps
+from madpo_trainer.training_rows import PolicyRow
 
 
 class PolicyObjective:

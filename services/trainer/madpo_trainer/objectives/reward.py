@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from madpo.calibration.figures import reward_report
 from madpo.models.logps import ResponseGroup
-from madpo_trainer.rows import EncodedPair
-from madpo_trainer.running import ModelRunner
+from madpo_trainer.model_runner import ModelRunner
+from madpo_trainer.training_rows import EncodedPair
 
 
 class RewardObjective:

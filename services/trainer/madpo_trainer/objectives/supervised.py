@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from madpo.data.tokenize import Encoded
 from madpo.models.logps import ResponseGroup
-from madpo_trainer.rows import EncodedCompletion
-from madpo_trainer.running import ModelRunner
+from madpo_trainer.model_runner import ModelRunner
+from madpo_trainer.training_rows import EncodedCompletion
 
 
 class SupervisedObjective:

@@ -17,7 +17,7 @@ from madpo.data.overlong import POLICIES, fit, length
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import InvalidPairError
-from madpo.jobs import Overlong
+from madpo.jobs.training import Overlong
 from madpo.types import DatasetRow, PreferencePair
 
 if TYPE_CHECKING:

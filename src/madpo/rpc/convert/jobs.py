@@ -7,12 +7,13 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from madpo import types
 from madpo.errors import FieldViolation, InvalidArgumentError
-from madpo.jobs import SPEC_TYPES, JobSpec, parse_spec
+from madpo.jobs.base import Spec
+from madpo.jobs.registry import KINDS, parse_spec
 from madpo.rpc.convert.times import duration, seconds, span_s, timestamp
 from madpo.v1 import job_service_pb2 as jobs
 
 
-def spec_from_proto(spec: jobs.JobSpec) -> tuple[types.JobKind, JobSpec]:
+def spec_from_proto(spec: jobs.JobSpec) -> tuple[types.JobKind, Spec]:
     """The typed spec; unset fields take their defaults.
 
     Raises:
@@ -20,7 +21,7 @@ def spec_from_proto(spec: jobs.JobSpec) -> tuple[types.JobKind, JobSpec]:
     """
     name = spec.WhichOneof("spec")
     if name is None:
-        kinds = ", ".join(kind.value for kind in SPEC_TYPES)
+        kinds = ", ".join(kind.value for kind in KINDS)
         raise InvalidArgumentError(f"spec: give one of {kinds}", [FieldViolation("spec", f"give one of {kinds}")])
     kind = types.JobKind(name)
     value = MessageToDict(getattr(spec, name), preserving_proto_field_name=True)
@@ -98,6 +99,7 @@ def job_to_proto(job: types.Job) -> jobs.Job:
         message.progress.CopyFrom(progress_to_proto(job.progress))
     if job.result is not None:
         message.result.model_id = job.result.model_id or ""
+        message.result.dataset_id = job.result.dataset_id or ""
         ParseDict(dict(job.result.summary), message.result.summary)
     return message
 
@@ -107,7 +109,8 @@ def job_from_proto(job: jobs.Job) -> types.Job:
     kind = types.JobKind(job.spec.WhichOneof("spec"))
     result = None
     if job.HasField("result"):
-        result = types.JobResult(job.result.model_id or None, MessageToDict(job.result.summary))
+        summary = MessageToDict(job.result.summary)
+        result = types.JobResult(job.result.model_id or None, summary, job.result.dataset_id or None)
     return types.Job(
         job_id=job.job_id,
         kind=kind,

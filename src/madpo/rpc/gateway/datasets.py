@@ -127,7 +127,7 @@ class DatasetCalls(GatewayCalls):
         self,
         dataset_id: str,
         *,
-        held_out_dataset_id: str | None = None,
+        eval_dataset_id: str | None = None,
         rows_file: BinaryIO | None = None,
         on_rows: Callable[[int], None] | None = None,
     ) -> CheckReport:
@@ -135,7 +135,7 @@ class DatasetCalls(GatewayCalls):
 
         Args:
             dataset_id: What to look at.
-            held_out_dataset_id: Rows whose prompts should not be among them.
+            eval_dataset_id: Rows whose prompts should not be among them.
             rows_file: Gets a JSON line for each row of each finding.
             on_rows: Told how many rows have been looked at.
 
@@ -143,7 +143,7 @@ class DatasetCalls(GatewayCalls):
             NotFoundError: There is no such dataset.
             CorruptObjectError: A part of it is damaged.
         """
-        request = datasets.CheckDatasetRequest(dataset_id=dataset_id, held_out_dataset_id=held_out_dataset_id or "")
+        request = datasets.CheckDatasetRequest(dataset_id=dataset_id, eval_dataset_id=eval_dataset_id or "")
         call = self._datasets.CheckDataset(request, metadata=self.metadata)
         report: CheckReport | None = None
         async for message in self.received(call, timeout_s=self.commit_timeout_s):

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from madpo.data.collate import collate_responses
 from madpo.data.tokenize import Encoded
-from madpo.jobs import TrainingParameters
+from madpo.jobs.training import TrainingParameters
 from madpo.models.load import inner_model, reward_scores
 from madpo.models.logps import ResponseGroup, ResponseLogps, padded_logps
 from madpo.models.packed.capability import Layout, prepare_layout, prove
 from madpo.models.packed.logps import PackedLogps, packed_scores
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.ranks import Ranks
-from madpo_trainer.reference import ReferenceLogps, StoredLogps, assemble
+from madpo_trainer.stored_reference import ReferenceLogps, StoredLogps, assemble
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class ModelRunner:
         """How groups are laid out."""
         return self.micro_batches.layout
 
-    def settle(self, groups: Sequence[ResponseGroup]) -> None:
+    def prove_layout(self, groups: Sequence[ResponseGroup]) -> None:
         """Prove the layout on real rows, before anything is computed in it, and say what came of it.
 
         All ranks must call.

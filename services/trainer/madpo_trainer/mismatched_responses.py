@@ -11,8 +11,8 @@ from torch import Tensor
 from madpo.data.order import Schedule
 from madpo.errors import InvalidPairError
 from madpo.models.logps import ResponseGroup
-from madpo_trainer.reference import StoredLogps
-from madpo_trainer.rows import PolicyRow
+from madpo_trainer.stored_reference import StoredLogps
+from madpo_trainer.training_rows import PolicyRow
 
 
 class Mismatched:

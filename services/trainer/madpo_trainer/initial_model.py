@@ -11,7 +11,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import LoraParameters
+from madpo.jobs.training import LoraParameters
 from madpo.model_files import model_kind
 from madpo.models.load import load_causal_lm, load_reward_model, load_tokenizer, save_model
 from madpo.storage.models import ModelStore

@@ -1,7 +1,7 @@
 """Reference log-probs: computed once per (model, data, tokenisation), kept in the object store, never recomputed.
 
 Ranks share the computation by micro-batches of the same rows as one rank would have, so their number changes no bit.
-A reference that moves is another matter: `madpo_trainer.moving`.
+A reference that moves is another matter: `madpo_trainer.moving_reference`.
 """
 
 import hashlib

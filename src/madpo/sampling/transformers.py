@@ -1,7 +1,6 @@
 """Responses drawn from a policy's own distribution, with randomness that depends on nothing but the seed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,25 +16,39 @@ from transformers import (
 
 from madpo.data.tokenize import Encoded, encode_prompt, pad_id
 from madpo.errors import InvalidArgumentError
-from madpo.jobs import SamplingParameters
+from madpo.jobs.sampling import SamplingParameters
+from madpo.sampling.engine import Response
 from madpo.types import PromptOnly
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One sampled response.
+class TransformersEngine:
+    """Runs the policy with transformers' own `generate`; implements `SamplingEngine`.
 
-    `text` is decoded from the response's own tokens, special tokens left out: a leading space survives where the
-    tokenizer keeps it in the token (byte-level BPE), and word-level tokenizers join their words by single spaces.
+    Args:
+        model: In evaluation mode.
+        tokenizer: The model's own.
+        batch_size: Sequences per batch.
     """
 
-    prompt_index: int
-    sample: int
-    encoded: Encoded
-    """Prompt and response tokens; the response ends with EOS when `finished`."""
-    text: str
-    finished: bool
-    """EOS was drawn before the token limit."""
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int) -> None:
+        self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size
+
+    def encode(self, prompts: Sequence[PromptOnly], *, max_new_tokens: int) -> list[list[int]]:
+        """See `encode_prompts`."""
+        return encode_prompts(self._model, self._tokenizer, prompts, max_new_tokens=max_new_tokens)
+
+    def sample(
+        self, prompts: Sequence[list[int]], sampling: SamplingParameters, *, temperature: float
+    ) -> Iterator[Sequence[Response]]:
+        """See `generate`."""
+        return generate(
+            self._model,
+            self._tokenizer,
+            prompts,
+            sampling=sampling,
+            temperature=temperature,
+            batch_size=self._batch_size,
+        )
 
 
 def context_limit(model: PreTrainedModel) -> int | None:

@@ -11,7 +11,7 @@ from madpo.data.encoding import RowEncoder
 from madpo.data.overlong import fit, length
 from madpo.data.tokenize import Encoded
 from madpo.errors import InvalidPairError
-from madpo.jobs import Overlong
+from madpo.jobs.training import Overlong
 from madpo.losses.method import Requirements
 from madpo.models.logps import ResponseGroup
 from madpo.storage.datasets import DatasetStore

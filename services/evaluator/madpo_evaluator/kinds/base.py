@@ -1,0 +1,58 @@
+"""What a kind of job is to the evaluator, and what its run works with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from madpo.jobs.base import DatasetReference
+from madpo.ports import ObjectStore
+from madpo.storage.artifacts import publish_artifacts
+from madpo.storage.datasets import DatasetStore
+from madpo.storage.models import ModelStore
+from madpo.storage.open import open_store
+from madpo.storage.references import resolve_dataset_id
+from madpo.types import JobKind, JobResult
+from madpo.worker.workspace import Run
+from madpo_evaluator.settings import EvaluatorSettings
+
+
+@dataclass(frozen=True, slots=True)
+class JobInputs:
+    """What one attempt works with."""
+
+    run: Run
+    settings: EvaluatorSettings
+    store: ObjectStore
+    datasets: DatasetStore
+    models: ModelStore
+
+    @classmethod
+    def open(cls, run: Run, settings: EvaluatorSettings) -> Self:
+        """Everything reached by the settings."""
+        store = open_store(settings)
+        return cls(run, settings, store, DatasetStore(store), ModelStore(store, settings.workspace / "cache"))
+
+    def dataset_id(self, reference: DatasetReference) -> str:
+        """The stored dataset that a reference names."""
+        return resolve_dataset_id(reference, store=self.store)
+
+    @property
+    def artifacts(self) -> Path:
+        """Directory of what the job leaves for people; `publish` stores it."""
+        directory = self.run.directory / "artifacts"
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    def publish(self) -> None:
+        """Store the artifacts."""
+        publish_artifacts(self.store, self.run.job.job_id, self.artifacts, attempt=self.run.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatorKind:
+    """A kind of job; the registry finds it in its module."""
+
+    name: JobKind
+    execute: Callable[[JobInputs], JobResult]
+    """Does the job. Raises StopRequestedError when the run is asked to stop."""

@@ -1,0 +1,209 @@
+"""Evaluations: generate from a policy, measure what it says, and compare."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from madpo.data.collate import collate_pairs
+from madpo.data.tokenize import Encoded, encode_response, pad_id
+from madpo.errors import InvalidArgumentError, InvalidPairError
+from madpo.jobs.base import ModelReference, validate
+from madpo.jobs.evaluation import EvaluationSpec
+from madpo.sampling.transformers import TransformersEngine, context_limit
+from madpo.scoring.ask import score_texts
+from madpo.scoring.connection import connect_scorer, require_scorer
+from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
+from madpo.types import JobKind, JobResult, PreferencePair, PromptOnly
+from madpo.worker.phase import Phase
+from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
+from madpo_evaluator.generations import (
+    GENERATIONS,
+    Evaluation,
+    Generation,
+    check_comparable,
+    read_evaluation,
+    write_generations,
+)
+from madpo_evaluator.kinds.base import EvaluatorKind, JobInputs
+from madpo_evaluator.metrics import REWARD, Metric, load_metrics, measure
+from madpo_evaluator.models import Models, load_models
+from madpo_evaluator.plots import write_plots
+from madpo_evaluator.report import key_figures, summarize, write_report, write_samples
+from madpo_evaluator.statistics import Accuracy, estimate_accuracy
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationRun:
+    """One evaluation: everything cheap is checked before the first model is fetched."""
+
+    def __init__(self, inputs: JobInputs) -> None:
+        self._inputs, self._run, self._store = inputs, inputs.run, inputs.store
+        self._spec = validate(EvaluationSpec, inputs.run.job.spec, path="spec.evaluation")
+
+    def execute(self) -> JobResult:
+        """Generate, measure, compare, publish; returns the key figures."""
+        Phase(self._run, "loading")
+        spec, sampling = self._spec, self._spec.sampling
+        metrics = load_metrics(spec.metrics)
+        prompts, pairs = self._read_prompts(), self._read_pairs()
+        reward_model_id = self._reward_model_id(spec.reward_model) if spec.reward_model else None
+        baselines = {job_id: read_evaluation(self._store, job_id) for job_id in spec.baseline_job_ids}
+        for job_id, baseline in baselines.items():
+            check_comparable(baseline, job_id, prompts=prompts, sampling=sampling, reward_model_id=reward_model_id)
+
+        policy = self._resolve(spec.model)
+        reference = self._resolve(spec.reference) if spec.reference else None
+        models = load_models(policy, reference)
+        generations = self._generate(models, prompts)
+        accuracy = self._implicit_reward_accuracy(models, pairs)
+        measured = {name: self._measure(name, metric, generations) for name, metric in metrics.items()}
+        if reward_model_id is not None:
+            measured = {REWARD: self._score(reward_model_id, generations), **measured}
+        evaluation = Evaluation(
+            name=self._run.job.display_name,
+            sampling=sampling,
+            reward_model_id=reward_model_id,
+            generations=[
+                replace(generation, metrics={name: values[index] for name, values in measured.items()})
+                for index, generation in enumerate(generations)
+            ],
+        )
+        return self._publish(evaluation, baselines, accuracy, describe_models(spec, policy, reference))
+
+    def _read_prompts(self) -> list[PromptOnly]:
+        """Every prompt once, in the order of first appearance."""
+        rows = self._inputs.datasets.read(self._inputs.dataset_id(self._spec.prompt_dataset))
+        unique: dict[PromptOnly, None] = {}
+        for row in rows:
+            unique[PromptOnly(row.prompt, options=row.options)] = None
+            if len(unique) == self._spec.max_prompts:
+                break
+        return list(unique)
+
+    def _read_pairs(self) -> list[PreferencePair]:
+        if self._spec.eval_dataset is None:
+            return []
+        dataset_id = self._inputs.dataset_id(self._spec.eval_dataset)
+        pairs = [row for row in self._inputs.datasets.read(dataset_id) if isinstance(row, PreferencePair)]
+        if not pairs:
+            raise InvalidArgumentError(f"spec.evaluation.eval_dataset: {dataset_id} holds no preference pairs")
+        return pairs
+
+    def _resolve(self, reference: ModelReference) -> ResolvedModel:
+        return resolve_model(reference, store=self._store, models=self._inputs.models)
+
+    def _reward_model_id(self, reference: ModelReference) -> str:
+        require_scorer(self._inputs.settings)
+        return resolve_model_id(reference, store=self._store)
+
+    def _generate(self, models: Models, prompts: Sequence[PromptOnly]) -> list[Generation]:
+        sampling = self._spec.sampling
+        engine = TransformersEngine(models.policy, models.tokenizer, batch_size=self._spec.batch_size)
+        encoded = engine.encode(prompts, max_new_tokens=sampling.max_new_tokens)
+        temperatures = tuple(dict.fromkeys(sampling.temperatures))
+        phase = Phase(self._run, "generating", len(temperatures) * len(prompts) * sampling.samples_per_prompt)
+        generations: list[Generation] = []
+        for temperature in temperatures:
+            for batch in engine.sample(encoded, sampling, temperature=temperature):
+                kl = self._kl(models, [response.encoded for response in batch])
+                generations += [
+                    Generation(
+                        prompt_index=response.prompt_index,
+                        prompt=prompts[response.prompt_index].prompt,
+                        options=prompts[response.prompt_index].options,
+                        sample=response.sample,
+                        temperature=temperature,
+                        response=response.text,
+                        tokens=len(response.encoded.response_ids),
+                        finished=response.finished,
+                        kl=value,
+                    )
+                    for response, value in zip(batch, kl, strict=True)
+                ]
+                phase.advance(len(batch))
+        return generations
+
+    def _kl(self, models: Models, responses: Sequence[Encoded]) -> Sequence[float | None]:
+        if models.reference is None:
+            return [None] * len(responses)
+        return kl_to_reference(models.policy, models.reference, responses, pad_id=pad_id(models.tokenizer))
+
+    def _implicit_reward_accuracy(self, models: Models, pairs: Sequence[PreferencePair]) -> Accuracy | None:
+        """How often the policy's implicit reward orders held-out pairs as their labels do."""
+        if not pairs or models.reference is None:
+            return None
+        phase = Phase(self._run, "implicit reward", len(pairs))
+        limit = context_limit(models.policy)
+        diffs: list[float] = []
+        for start in range(0, len(pairs), self._spec.batch_size):
+            batch = pairs[start : start + self._spec.batch_size]
+            encoded = [encode_pair(models.tokenizer, pair, limit=limit) for pair in batch]
+            collated = collate_pairs(encoded, pad_id=pad_id(models.tokenizer))
+            diffs += log_ratio_diff(models.policy, models.reference, collated)
+            phase.advance(len(batch))
+        return estimate_accuracy(diffs)
+
+    def _measure(self, name: str, metric: Metric, generations: Sequence[Generation]) -> list[float]:
+        Phase(self._run, f"measuring {name}", len(generations))
+        prompts = [generation.prompt for generation in generations]
+        return measure(name, metric, prompts, [generation.response for generation in generations])
+
+    def _score(self, model_id: str, generations: Sequence[Generation]) -> list[float]:
+        """Reward-model score of every response."""
+        phase = Phase(self._run, "scoring", len(generations))
+        texts = [(generation.prompt, generation.content) for generation in generations]
+        options = [generation.options for generation in generations]
+
+        async def ask() -> list[float]:
+            async with connect_scorer(self._inputs.settings) as client:
+                return await score_texts(client, model_id, texts, options=options, advance=phase.advance)
+
+        return asyncio.run(ask())
+
+    def _publish(
+        self,
+        evaluation: Evaluation,
+        baselines: dict[str, Evaluation],
+        accuracy: Accuracy | None,
+        models: dict[str, object],
+    ) -> JobResult:
+        Phase(self._run, "reporting")
+        directory = self._inputs.artifacts
+        results = summarize(evaluation, baselines)
+        write_generations(evaluation.generations, directory / GENERATIONS)
+        write_report(directory, evaluation, results, models=models, implicit_reward_accuracy=accuracy)
+        write_samples(directory, evaluation, baselines)
+        write_plots(directory, [evaluation, *baselines.values()])
+        self._inputs.publish()
+        return JobResult(summary=key_figures(results, accuracy))
+
+
+def describe_models(spec: EvaluationSpec, policy: ResolvedModel, reference: ResolvedModel | None) -> dict[str, object]:
+    """What was evaluated against what, for the report: as the job named it, with the id it resolved to."""
+    named = spec.model.model_dump(exclude_none=True) | {"model_id": policy.model_id}
+    if spec.reference is None or reference is None:
+        return {"model": named, "reference": None}
+    return {
+        "model": named,
+        "reference": spec.reference.model_dump(exclude_none=True) | {"model_id": reference.model_id},
+    }
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, *, limit: int | None
+) -> tuple[Encoded, Encoded]:
+    """Chosen and rejected response. Raises InvalidPairError naming the row when one exceeds `limit` tokens."""
+    chosen, rejected = (
+        encode_response(tokenizer, pair.prompt, each, pair.options) for each in (pair.chosen, pair.rejected)
+    )
+    longest = max(len(chosen), len(rejected))
+    if limit is not None and longest > limit:
+        raise InvalidPairError(f"row {pair.row} has {longest} tokens, the model's context holds {limit}: leave it out")
+    return chosen, rejected
+
+
+KIND = EvaluatorKind(JobKind.EVALUATION, lambda inputs: EvaluationRun(inputs).execute())

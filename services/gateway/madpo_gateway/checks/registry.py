@@ -1,0 +1,75 @@
+"""The whole check of a spec: its references, and what its kind of job asks besides.
+
+A kind that asks for more has a module here with a `SpecCheck`; every module is looked at.
+"""
+
+from collections.abc import Sequence
+
+from madpo.discovery import declarations
+from madpo.errors import FailedPreconditionError, InvalidArgumentError
+from madpo.jobs.base import JOB_ID_PATTERN, Spec, awaited_job_ids
+from madpo.jobs.methods import PreferenceMethod
+from madpo.jobs.registry import kind_of
+from madpo.losses.registry import parse_params
+from madpo.types import JobState
+from madpo_gateway.checks.base import SpecCheck
+from madpo_gateway.checks.references import Findings, ReferenceCheck, Shelves
+from madpo_gateway.requests import require_match, violation
+
+MAX_JOB_REFERENCES = 100
+"""Jobs one job may wait for."""
+
+_CHECKS = {check.spec: check.look for check in declarations("madpo_gateway.checks", SpecCheck, besides=["registry"])}
+
+
+def with_method_defaults(spec: Spec) -> Spec:
+    """The spec with all parameters of its method written out, so that the job records what it ran with.
+
+    Raises:
+        InvalidArgumentError: No such method, or wrong parameters.
+    """
+    given = getattr(spec, "method", None)
+    if not isinstance(given, PreferenceMethod):
+        return spec
+    config = parse_params(given.name, given.params, path=f"spec.{kind_of(spec).name}.method")
+    method = PreferenceMethod(name=given.name, params=config.model_dump(mode="json"))
+    return spec.model_copy(update={"method": method})
+
+
+def all_dependencies(spec: Spec, depends_on: Sequence[str]) -> tuple[str, ...]:
+    """The jobs named by the request and those the spec refers to, each once. Raises InvalidArgumentError."""
+    for index, job_id in enumerate(depends_on):
+        require_match(job_id, JOB_ID_PATTERN, field=f"depends_on.{index}")
+    dependencies = tuple(dict.fromkeys([*depends_on, *awaited_job_ids(spec)]))
+    if len(dependencies) > MAX_JOB_REFERENCES:
+        raise violation("depends_on", f"must be at most {MAX_JOB_REFERENCES} jobs, got {len(dependencies)}")
+    return dependencies
+
+
+async def check_spec(spec: Spec, *, depends_on: Sequence[str], shelves: Shelves) -> None:
+    """Check a spec and its dependencies; everything wrong is found and named at once.
+
+    Only what depends on time (a job that has failed) is a FailedPreconditionError.
+
+    Args:
+        spec: With its method's defaults.
+        depends_on: All jobs it waits for, those it refers to included.
+        shelves: Where things are looked up.
+
+    Raises:
+        InvalidArgumentError: With one violation per wrong field.
+        FailedPreconditionError: A dependency has failed or was cancelled.
+    """
+    findings = Findings(path=f"spec.{kind_of(spec).name}")
+    follower = ReferenceCheck(shelves, findings)
+    await follower.follow(spec)
+    if type(spec) in _CHECKS:
+        _CHECKS[type(spec)](spec, findings)
+    findings.path = ""
+    dependencies = [job for job_id in depends_on if (job := await follower.job("depends_on", job_id))]
+    if findings.violations:
+        text = "; ".join(f"{violation.field}: {violation.description}" for violation in findings.violations)
+        raise InvalidArgumentError(text, findings.violations)
+    for job in dependencies:
+        if job.state in (JobState.FAILED, JobState.CANCELLED):
+            raise FailedPreconditionError(f"{job.job_id} is {job.state}, so this job could never start")

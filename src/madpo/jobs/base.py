@@ -1,0 +1,201 @@
+"""What all specs are made of: the base class, ids, and references to models, datasets and jobs.
+
+A reference says on its field what it must lead to (`Annotated[ModelReference, NeedsModel(...)]`); what a job waits for,
+what may not be deleted and what the gateway looks up follow from that, by `references`.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.types import DatasetKind, JobKind
+
+logger = logging.getLogger(__name__)
+
+MODEL_ID_PATTERN = r"^model-[0-9a-f]{32}$"
+DATASET_ID_PATTERN = r"^dataset-[0-9a-f]{32}$"
+JOB_ID_PATTERN = r"^job-[0-9a-f]{32}$"
+
+T = TypeVar("T")
+
+ModelId = Annotated[str, Field(pattern=MODEL_ID_PATTERN)]
+DatasetId = Annotated[str, Field(pattern=DATASET_ID_PATTERN)]
+JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]
+
+
+class Spec(BaseModel):
+    """Base of all specs: immutable, unknown fields refused, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Names that fields had in the version before, and what they are called now. They are read, with a warning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, value: Any) -> Any:
+        if not cls.renamed or not isinstance(value, Mapping):
+            return value
+        fields = {name: given for name, given in value.items() if name not in cls.renamed}
+        for old, new in cls.renamed.items():
+            if value.get(old) is None:
+                continue
+            if fields.get(new) is not None:
+                raise ValueError(f"{old} is the old name of {new}: give {new} alone")
+            logger.warning("%s is deprecated: write %s", old, new, extra={"spec": cls.__name__})
+            fields[new] = value[old]
+        return fields
+
+
+class ModelReference(Spec):
+    """A model by its id, or as the output of a job. As text: `MODEL_ID`, `JOB_ID` or `JOB_ID@STEP`."""
+
+    model_id: ModelId | None = None
+    job_id: JobId | None = None
+    step: int | None = Field(default=None, ge=0)
+    """With `job_id`: that checkpoint instead of the final model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not value.startswith("job-"):
+            return {"model_id": value}
+        job_id, _, step = value.partition("@")
+        return {"job_id": job_id, "step": step or None}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.model_id is None) == (self.job_id is None):
+            raise ValueError("give exactly one of model_id and job_id")
+        if self.step is not None and self.job_id is None:
+            raise ValueError("step needs job_id")
+        return self
+
+    @property
+    def awaited_job_id(self) -> str | None:
+        """The job that must succeed first. A named checkpoint exists already: nobody waits for the end of its job."""
+        return self.job_id if self.step is None else None
+
+
+class DatasetReference(Spec):
+    """A dataset by its id, or as the output of a job. As text: `DATASET_ID` or `JOB_ID`."""
+
+    dataset_id: DatasetId | None = None
+    job_id: JobId | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return {"job_id" if re.match("job-", value) else "dataset_id": value}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.dataset_id is None) == (self.job_id is None):
+            raise ValueError("give exactly one of dataset_id and job_id")
+        return self
+
+    @property
+    def awaited_job_id(self) -> str | None:
+        """The job that must succeed first."""
+        return self.job_id
+
+    def __str__(self) -> str:
+        return self.dataset_id or self.job_id or ""
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsModel:
+    """On a field: a model of one of these kinds."""
+
+    kinds: frozenset[str]
+    is_served: bool = False
+    """The reward service runs it, which has stored models only: no checkpoint will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsDataset:
+    """On a field: a dataset of one of these kinds."""
+
+    kinds: frozenset[DatasetKind] = frozenset(DatasetKind)
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsJobs:
+    """On a field of job ids: jobs of this kind."""
+
+    kind: JobKind
+
+
+Need = NeedsModel | NeedsDataset | NeedsJobs
+
+POLICY = frozenset({"causal_lm"})
+REWARD = frozenset({"reward"})
+ANY_MODEL = POLICY | REWARD
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A reference of a spec: where it stands in it, to what, and what it must lead to."""
+
+    path: str
+    """`margin.reward_model`; of several jobs `baseline_job_ids.0`."""
+    target: ModelReference | DatasetReference | str
+    """Text is a job's id."""
+    need: Need
+
+    @property
+    def awaited_job_id(self) -> str | None:
+        """The job that must succeed before the spec's."""
+        return self.target if isinstance(self.target, str) else self.target.awaited_job_id
+
+
+def references(spec: Spec, *, path: str = "") -> Iterator[Reference]:
+    """What a spec refers to, in the order of its fields."""
+    for name, field in type(spec).model_fields.items():
+        value, place = getattr(spec, name), f"{path}{name}"
+        need = next((note for note in field.metadata if isinstance(note, Need)), None)
+        if value is None:
+            continue
+        if isinstance(need, NeedsJobs):
+            yield from (Reference(f"{place}.{index}", job_id, need) for index, job_id in enumerate(value))
+        elif need is not None:
+            yield Reference(place, value, need)
+        elif isinstance(value, Spec):
+            yield from references(value, path=f"{place}.")
+
+
+def awaited_job_ids(spec: Spec) -> tuple[str, ...]:
+    """Jobs whose outputs the spec uses, each once; they must succeed first."""
+    ids = (reference.awaited_job_id for reference in references(spec))
+    return tuple(dict.fromkeys(job_id for job_id in ids if job_id is not None))
+
+
+def validate(schema: type[T], value: Any, *, path: str) -> T:
+    """Check a value against a pydantic schema; wrong fields become violations under `path`.
+
+    Raises:
+        InvalidArgumentError: With one violation per wrong field.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(value)
+    except ValidationError as error:
+        violations = [
+            FieldViolation(".".join([path, *map(str, detail["loc"])]), _describe(detail["msg"], detail["input"]))
+            for detail in error.errors(include_url=False)
+        ]
+        message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        raise InvalidArgumentError(message, violations) from error
+
+
+def _describe(message: str, value: Any) -> str:
+    text = message.removeprefix("Value error, ")
+    return text if isinstance(value, dict) else f"{text}, got {value!r:.80}"

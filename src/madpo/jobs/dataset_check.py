@@ -1,0 +1,28 @@
+"""Dataset check: look at rows through a model's tokenizer and chat template."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from madpo.jobs.base import ANY_MODEL, DatasetReference, ModelReference, NeedsDataset, NeedsModel, Spec
+from madpo.jobs.kind import Kind
+from madpo.jobs.training import Overlong
+from madpo.types import JobKind
+
+
+class DatasetCheckSpec(Spec):
+    """Look at a dataset through a model's tokenizer and chat template, and keep the tokens for trainings."""
+
+    renamed: ClassVar = {"dataset_id": "dataset", "held_out_dataset_id": "eval_dataset"}
+
+    dataset: Annotated[DatasetReference, NeedsDataset()]
+    model: Annotated[ModelReference, NeedsModel(ANY_MODEL)]
+    eval_dataset: Annotated[DatasetReference | None, NeedsDataset()] = None
+    """Rows whose prompts should not be among the checked ones."""
+    max_tokens: int = Field(default=1024, ge=2)
+    """Longest prompt plus response."""
+    overlong: Overlong = "error"
+    """What a training would do with longer rows; the report says what each policy would leave."""
+
+
+KIND = Kind(JobKind.DATASET_CHECK, DatasetCheckSpec, queue="evaluate")

@@ -1,0 +1,54 @@
+"""Evaluation: generate from a policy, and measure what it says."""
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from madpo.jobs.base import (
+    POLICY,
+    REWARD,
+    DatasetReference,
+    JobId,
+    ModelReference,
+    NeedsDataset,
+    NeedsJobs,
+    NeedsModel,
+    Spec,
+)
+from madpo.jobs.kind import Kind
+from madpo.jobs.sampling import SamplingParameters
+from madpo.types import DatasetKind, JobKind
+
+
+class EvaluationSpec(Spec):
+    """Generate from a policy and measure what it says."""
+
+    renamed: ClassVar = {"prompt_dataset_id": "prompt_dataset", "preference_dataset_id": "eval_dataset"}
+
+    model: Annotated[ModelReference, NeedsModel(POLICY)]
+    prompt_dataset: Annotated[DatasetReference, NeedsDataset()]
+    """Its prompts are used, whatever its rows are."""
+    reference: Annotated[ModelReference | None, NeedsModel(POLICY)] = None
+    """What KL is measured to."""
+    reward_model: Annotated[ModelReference | None, NeedsModel(REWARD, is_served=True)] = None
+    """Scores the responses."""
+    eval_dataset: Annotated[DatasetReference | None, NeedsDataset(frozenset({DatasetKind.PREFERENCE}))] = None
+    """Held-out pairs for the accuracy of the implicit reward; needs `reference`."""
+    baseline_job_ids: Annotated[tuple[JobId, ...], NeedsJobs(JobKind.EVALUATION)] = ()
+    """Evaluation jobs over the same prompts and sampling to compare with."""
+    metrics: tuple[str, ...] = ()
+    """Names of registered text metrics (entry points `madpo.metrics`)."""
+    sampling: SamplingParameters = SamplingParameters()
+    max_prompts: int | None = Field(default=None, ge=1)
+    """Use the first prompts only."""
+    batch_size: int = Field(default=64, ge=1)
+    """Responses generated at a time."""
+
+    @model_validator(mode="after")
+    def _pairs_need_a_reference(self) -> Self:
+        if self.eval_dataset is not None and self.reference is None:
+            raise ValueError("eval_dataset needs reference: implicit rewards are measured against it")
+        return self
+
+
+KIND = Kind(JobKind.EVALUATION, EvaluationSpec, queue="evaluate")

@@ -1,0 +1,25 @@
+"""What a kind of job is: one declaration, in the module of its spec."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from madpo.jobs.base import Spec
+from madpo.types import DatasetKind, JobKind
+
+Queue = Literal["train", "evaluate"]
+"""`train` is served by trainers, `evaluate` by evaluators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of job. The registry finds it in its module; everything that depends on the kind follows from it."""
+
+    name: JobKind
+    spec: type[Spec]
+    queue: Queue
+    is_training: bool = False
+    """Whether it makes optimizer steps: these are counted, and its checkpoints are models."""
+    leaves_model: Literal["causal_lm", "reward"] | None = None
+    """The kind of the model it leaves."""
+    leaves_dataset: frozenset[DatasetKind] = frozenset()
+    """The kinds of dataset it may leave."""

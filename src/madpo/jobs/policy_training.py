@@ -1,0 +1,32 @@
+"""Policy training: align a language model with preference pairs, or with lists of scored responses."""
+
+from typing import Annotated, ClassVar
+
+from madpo.jobs.base import POLICY, DatasetReference, ModelReference, NeedsDataset, NeedsModel, Spec
+from madpo.jobs.kind import Kind
+from madpo.jobs.methods import MarginParameters, PreferenceMethod
+from madpo.jobs.training import TrainingParameters
+from madpo.types import DatasetKind, JobKind
+
+# Methods of pairs take of a list its best response against its worst.
+_ROWS = NeedsDataset(frozenset({DatasetKind.PREFERENCE, DatasetKind.LIST}))
+
+
+class PolicyTrainingSpec(Spec):
+    """Train a policy on preference pairs or lists of scored responses.
+
+    The reference is the initial policy, unless the method moves it.
+    """
+
+    renamed: ClassVar = {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"}
+
+    model: Annotated[ModelReference, NeedsModel(POLICY)]
+    dataset: Annotated[DatasetReference, _ROWS]
+    eval_dataset: Annotated[DatasetReference | None, _ROWS] = None
+    """Held-out rows, measured before the first and after the last step."""
+    training: TrainingParameters = TrainingParameters()
+    method: PreferenceMethod = PreferenceMethod()
+    margin: MarginParameters | None = None
+
+
+KIND = Kind(JobKind.POLICY_TRAINING, PolicyTrainingSpec, queue="train", is_training=True, leaves_model="causal_lm")

@@ -1,0 +1,25 @@
+"""Reward training: fit a Bradley-Terry reward model to preference pairs."""
+
+from typing import Annotated, ClassVar
+
+from madpo.jobs.base import ANY_MODEL, DatasetReference, ModelReference, NeedsDataset, NeedsModel, Spec
+from madpo.jobs.kind import Kind
+from madpo.jobs.training import TrainingParameters
+from madpo.types import DatasetKind, JobKind
+
+_ROWS = NeedsDataset(frozenset({DatasetKind.PREFERENCE}))
+
+
+class RewardTrainingSpec(Spec):
+    """Train a Bradley-Terry reward model on preference pairs."""
+
+    renamed: ClassVar = {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"}
+
+    model: Annotated[ModelReference, NeedsModel(ANY_MODEL)]
+    dataset: Annotated[DatasetReference, _ROWS]
+    eval_dataset: Annotated[DatasetReference | None, _ROWS] = None
+    """Held-out rows, measured before the first and after the last step."""
+    training: TrainingParameters = TrainingParameters()
+
+
+KIND = Kind(JobKind.REWARD_TRAINING, RewardTrainingSpec, queue="train", is_training=True, leaves_model="reward")

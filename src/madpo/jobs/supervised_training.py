@@ -1,0 +1,27 @@
+"""Supervised training: fine-tune a language model on completions."""
+
+from typing import Annotated, ClassVar
+
+from madpo.jobs.base import POLICY, DatasetReference, ModelReference, NeedsDataset, NeedsModel, Spec
+from madpo.jobs.kind import Kind
+from madpo.jobs.training import TrainingParameters
+from madpo.types import DatasetKind, JobKind
+
+_ROWS = NeedsDataset(frozenset({DatasetKind.COMPLETION}))
+
+
+class SupervisedTrainingSpec(Spec):
+    """Fine-tune a causal language model on completions."""
+
+    renamed: ClassVar = {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"}
+
+    model: Annotated[ModelReference, NeedsModel(POLICY)]
+    dataset: Annotated[DatasetReference, _ROWS]
+    eval_dataset: Annotated[DatasetReference | None, _ROWS] = None
+    """Held-out rows, measured before the first and after the last step."""
+    training: TrainingParameters = TrainingParameters()
+
+
+KIND = Kind(
+    JobKind.SUPERVISED_TRAINING, SupervisedTrainingSpec, queue="train", is_training=True, leaves_model="causal_lm"
+)

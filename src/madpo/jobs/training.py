@@ -1,0 +1,72 @@
+"""What every training job is asked."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from madpo.jobs.base import Spec
+
+Overlong = Literal["error", "drop", "truncate_prompt", "truncate_response"]
+"""Rows over `max_tokens`: refuse the training; leave the row out; cut the beginning of its prompt; cut the end of its
+responses."""
+
+
+class OptimizerParameters(Spec):
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of all steps spent warming up."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+
+
+class LoraParameters(Spec):
+    """Low-rank adapters; the reference policy is the adapter switched off."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class TrainingParameters(Spec):
+    """What every training job needs."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data; ignored when `max_steps` is given."""
+    max_steps: int | None = Field(default=None, ge=1)
+    global_batch_size: int = Field(default=32, ge=1)
+    """Rows per optimizer step."""
+    layout: Literal["packed", "padded"] = "packed"
+    """`packed` runs prompts once for all their responses, without padding, where the model can; `padded` runs every
+    response behind its own prompt, in padded batches. The result is the same up to rounding."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens per forward pass; longer rows go alone. A memory setting that does not change the result beyond rounding;
+    halved once when memory runs out."""
+    max_tokens: int = Field(default=1024, ge=2)
+    """Longest prompt plus response."""
+    overlong: Overlong = "error"
+    """What becomes of longer rows. They are refused by their numbers before training; or counted in the job's summary.
+    At least one token of every response is left, or the row is dropped."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Weights and optimizer stay fp32; bf16 runs the forward pass under autocast."""
+    optimizer: OptimizerParameters = OptimizerParameters()
+    lora: LoraParameters | None = None
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp` splits the transformer blocks' weights, gradients and optimizer state over the trainer's ranks (FSDP2)."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of transformer blocks for the backward pass, which computes the rest again: less memory,
+    about a third more compute, the same result."""
+    compile: bool = False
+    """Compile the transformer blocks (torch.compile); needs a C++ compiler where the trainer runs. Rounding differs."""
+    checkpoint_every_steps: int = Field(default=100, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+    log_every_steps: int = Field(default=1, ge=1)

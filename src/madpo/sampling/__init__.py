@@ -1,0 +1,1 @@
+"""Responses drawn from a policy: what any engine offers, and the engines."""

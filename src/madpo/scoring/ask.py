@@ -1,0 +1,60 @@
+"""Reward-model scores of responses and pairs, all by one revision, with word of how far it is."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from madpo.ports import RewardScorer
+from madpo.types import ChatOptions, Content, PreferencePair
+
+logger = logging.getLogger(__name__)
+
+_ITEMS_PER_CALL = 256
+"""Of one report of progress; the client splits calls as the service takes them."""
+
+
+async def score_texts(
+    scorer: RewardScorer,
+    model_id: str,
+    texts: Sequence[tuple[Content, Content]],
+    *,
+    options: Sequence[ChatOptions],
+    advance: Callable[[int], None],
+) -> list[float]:
+    """Raw reward-model logits of responses, in order, all by one revision of the model.
+
+    Args:
+        scorer: The reward service.
+        model_id: Its model.
+        texts: Prompts, each with a response.
+        options: What the chat template is given for each of them.
+        advance: Told how many more are scored, call by call; it may raise to end the scoring.
+
+    Raises:
+        RevisionMismatchError: The service changed the model in between. What else `scorer` raises goes through.
+    """
+    revision = (await scorer.get_reward_model(model_id)).revision
+    rewards: list[float] = []
+    truncated = 0
+    for start in range(0, len(texts), _ITEMS_PER_CALL):
+        batch = slice(start, start + _ITEMS_PER_CALL)
+        scored = await scorer.score_responses(model_id, texts[batch], options=options[batch], revision=revision)
+        rewards += [response.reward for response in scored]
+        truncated += sum(response.truncated for response in scored)
+        advance(len(scored))
+    if truncated:
+        logger.warning("the reward model read only part of some responses", extra={"responses": truncated})
+    return rewards
+
+
+async def score_margins(
+    scorer: RewardScorer, model_id: str, pairs: Sequence[PreferencePair], *, advance: Callable[[int], None]
+) -> list[float]:
+    """Reward margins of pairs, in order; else as `score_texts`."""
+    revision = (await scorer.get_reward_model(model_id)).revision
+    margins: list[float] = []
+    for start in range(0, len(pairs), _ITEMS_PER_CALL):
+        batch = pairs[start : start + _ITEMS_PER_CALL]
+        scored = await scorer.score_pairs(model_id, batch, revision=revision)
+        margins += [pair.reward_margin for pair in scored]
+        advance(len(batch))
+    return margins

@@ -1,0 +1,26 @@
+"""The way to the reward service, as a worker's settings say."""
+
+from madpo.config import WorkerSettings
+from madpo.errors import FailedPreconditionError
+from madpo.rpc.reward_client import RewardClient
+from madpo.rpc.tls import client_tls
+
+
+def require_scorer(settings: WorkerSettings) -> None:
+    """Raises FailedPreconditionError for a worker that knows no reward service, naming the setting."""
+    if settings.reward_target is None:
+        variable = f"{settings.model_config.get('env_prefix', '')}REWARD_TARGET"
+        raise FailedPreconditionError(
+            f"the job needs a reward model's scores, and this worker knows no reward service (set {variable})"
+        )
+
+
+def connect_scorer(settings: WorkerSettings) -> RewardClient:
+    """A client of the reward service; close it. Raises as `require_scorer` does."""
+    require_scorer(settings)
+    token = settings.reward_token
+    return RewardClient(
+        settings.reward_target or "",
+        token=token.get_secret_value() if token is not None else None,
+        tls=client_tls(settings),
+    )
