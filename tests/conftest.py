@@ -40,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     recorded = [each for report in reports for each in getattr(report, "user_properties", ())]
     if keys := {tuple(key) for name, found in recorded if name == VECTORS_CHECKED for key in found}:
-        from tests.unit.methods import vectors
+        from tests.unit.losses import vectors
 
         terminalreporter.write_line(vectors.report(keys))
 

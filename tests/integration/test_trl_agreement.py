@@ -21,7 +21,7 @@ from madpo.losses.method import LossBatch
 from madpo.losses.registry import METHODS, parse_params
 from madpo.models.logps import row_logps
 from tests.integration.trl_cases import CASES, TOLERANCE, VERSION, Case, TrainerName
-from tests.unit.methods.batches import train_step
+from tests.unit.losses.batches import train_step
 
 if find_spec("trl") is None and not os.environ.get("CI"):
     pytest.skip("TRL is not installed: pip install -c constraints.txt '.[trl]'", allow_module_level=True)

@@ -22,8 +22,8 @@ from madpo.losses.sem_dpo import semantic_weight
 from madpo.losses.sppo import sppo_loss
 from madpo.losses.x_adpo_kde import kde_target, smoothed_ranks
 from madpo.losses.x_spo import likelihood_violation, positive_loss
-from tests.unit.methods.batches import VECTORS, full_batch, gradients, train_step
-from tests.unit.methods.vectors import check, dtypes
+from tests.unit.losses.batches import VECTORS, full_batch, gradients, train_step
+from tests.unit.losses.vectors import check, dtypes
 
 pytestmark = pytest.mark.methods
 

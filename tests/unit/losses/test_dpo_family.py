@@ -14,8 +14,8 @@ from madpo.losses.method import LossBatch, ReferenceUpdate
 from madpo.losses.registry import METHODS, parse_params
 from madpo.losses.robust import robust_loss
 from madpo.losses.wpo import sequence_log_weight, wpo_weight
-from tests.unit.methods.batches import VECTORS, full_batch, gradients, train_step
-from tests.unit.methods.vectors import check, dtypes
+from tests.unit.losses.batches import VECTORS, full_batch, gradients, train_step
+from tests.unit.losses.vectors import check, dtypes
 
 U = torch.linspace(-6, 6, 41, dtype=torch.float64)
 

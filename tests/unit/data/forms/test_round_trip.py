@@ -12,7 +12,7 @@ from madpo.data.forms.registry import FORMS
 from madpo.data.records import RowReader
 from madpo.types import DatasetRow
 from tests import data_counts
-from tests.unit.forms.rows import CASES, Case
+from tests.unit.data.forms.rows import CASES, Case
 
 pytestmark = pytest.mark.data
 

@@ -11,8 +11,8 @@ from madpo.data.records import RowReader
 from madpo.errors import InvalidPairError
 from madpo.types import content_from_json, content_to_json
 from tests import data_counts
-from tests.unit.forms.rows import CASES
-from tests.unit.forms.test_round_trip import MANY
+from tests.unit.data.forms.rows import CASES
+from tests.unit.data.forms.test_round_trip import MANY
 
 pytestmark = pytest.mark.data
 

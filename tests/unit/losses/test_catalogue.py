@@ -5,7 +5,7 @@ from pathlib import Path
 from madpo.losses.catalogue import also_needs, parameters, to_markdown
 from madpo.losses.method import Method
 from madpo.losses.registry import METHODS
-from tests.unit.methods.configurations import methods
+from tests.unit.losses.configurations import methods
 
 PAGE = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
 

@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.layout import Segment, SegmentTable, attention_blocks, pack, packed_length, segment_mask
 from madpo.models.packed.varlen import varlen_index
-from tests.unit.packed.architectures import make_groups
+from tests.unit.models.packed.architectures import make_groups
 
 TABLE = SegmentTable((Segment(0, 3, (2, 4)), Segment(9, 5, (1,)), Segment(15, 1, (3, 3, 2))))
 

@@ -10,8 +10,8 @@ from madpo.errors import InvalidArgumentError
 from madpo.losses.dpo import DPO, DpoConfig, dpo_loss
 from madpo.losses.madpo import MADPO, MadpoConfig, madpo_coefficient, madpo_weight
 from madpo.losses.method import LossContext
-from tests.unit.methods.batches import VECTORS, full_batch, train_step
-from tests.unit.methods.vectors import close
+from tests.unit.losses.batches import VECTORS, full_batch, train_step
+from tests.unit.losses.vectors import close
 
 settings = pytest.mark.parametrize("setting", ["madpo_A", "madpo_B"])
 

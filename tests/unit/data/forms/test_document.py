@@ -12,7 +12,7 @@ from madpo.data.records import RowReader
 
 pytestmark = pytest.mark.data
 
-DOCUMENT = (Path(__file__).parents[3] / "docs/data.md").read_text()
+DOCUMENT = (Path(__file__).parents[4] / "docs/data.md").read_text()
 EXAMPLES = dict(re.findall(r"^### ([a-z-]+)\n.*?^```jsonl\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL))
 
 

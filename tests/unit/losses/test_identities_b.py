@@ -31,7 +31,7 @@ from madpo.losses.sppo import sppo_loss, win_probabilities
 from madpo.losses.updpo import certainty, pessimistic_offset
 from madpo.losses.x_adpo_kde import kde_target, smoothed_ranks
 from madpo.losses.x_sgdpo import XSgdpoConfig, guided_log_ratio_diff, pilot_masks
-from tests.unit.methods.batches import Step, full_batch, gradients, take, train_step
+from tests.unit.losses.batches import Step, full_batch, gradients, take, train_step
 
 pytestmark = pytest.mark.methods
 

@@ -8,7 +8,7 @@ import pytest
 from madpo.errors import InvalidArgumentError
 from madpo.losses.registry import METHODS
 from madpo.losses.vectors import evaluate_cases
-from tests.unit.methods.batches import VECTORS
+from tests.unit.losses.batches import VECTORS
 
 pytestmark = pytest.mark.methods
 

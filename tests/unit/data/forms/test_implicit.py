@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from madpo.data.forms.implicit import shared_text, shared_turns
 from madpo.types import Message
 from tests import data_counts
-from tests.unit.forms.rows import TEXTS
-from tests.unit.forms.test_round_trip import MANY
+from tests.unit.data.forms.rows import TEXTS
+from tests.unit.data.forms.test_round_trip import MANY
 
 pytestmark = pytest.mark.data
 

@@ -10,8 +10,8 @@ from madpo.losses.orpo import log_odds_ratio
 from madpo.losses.registry import METHODS, parse_params
 from madpo.losses.slic import slic_loss
 from madpo.losses.terms import average_logps, log1mexp, max_exponent
-from tests.unit.methods.batches import full_batch
-from tests.unit.methods.test_dpo_family import run, same, slope
+from tests.unit.losses.batches import full_batch
+from tests.unit.losses.test_dpo_family import run, same, slope
 
 LOGPS = torch.linspace(-8, -0.01, 60, dtype=torch.float64)
 

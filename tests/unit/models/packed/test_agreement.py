@@ -17,7 +17,7 @@ from madpo.models.packed.attention import use_packed_attention
 from madpo.models.packed.capability import Layout, prepare_layout, prove
 from madpo.models.packed.logps import PackedLogps, packed_scores
 from madpo_trainer.blocks import transformer_blocks
-from tests.unit.packed.architectures import CONFIGS, make_groups, make_model
+from tests.unit.models.packed.architectures import CONFIGS, make_groups, make_model
 
 GROUPS = make_groups()
 

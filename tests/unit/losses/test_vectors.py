@@ -14,8 +14,8 @@ from madpo.losses.registry import METHODS, parse_params
 from madpo.losses.terms import average_logps
 from madpo.losses.wpo import sequence_log_weight
 from madpo_trainer.objectives.reward import RewardStep
-from tests.unit.methods.batches import VECTORS, Step, full_batch, gradients, take, train_step
-from tests.unit.methods.vectors import check, close, dtypes
+from tests.unit.losses.batches import VECTORS, Step, full_batch, gradients, take, train_step
+from tests.unit.losses.vectors import check, close, dtypes
 
 
 def step(name: str, batch: LossBatch, **params: Any) -> Step:

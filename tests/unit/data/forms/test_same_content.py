@@ -14,7 +14,7 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.types import DatasetKind, Message, PreferencePair
 from tests import data_counts
-from tests.unit.forms.rows import CASES
+from tests.unit.data.forms.rows import CASES
 
 pytestmark = pytest.mark.data
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from madpo.errors import InternalError, InvalidArgumentError
 from madpo.losses.method import LossBatch, LossContext, Method, MethodConfig, requirement_names
 from madpo.losses.registry import parse_params
-from tests.unit.methods.batches import (
+from tests.unit.losses.batches import (
     OF_THE_POLICY,
     WITH_GRADIENT,
     full_batch,
@@ -26,7 +26,7 @@ from tests.unit.methods.batches import (
     train_step,
     with_gradient,
 )
-from tests.unit.methods.configurations import configured, methods
+from tests.unit.losses.configurations import configured, methods
 
 # A batch carries a field when all requirements that stand beside it are met; fields not listed here it always has.
 FIELDS: Mapping[str, tuple[str, ...]] = {

@@ -16,9 +16,9 @@ from madpo.losses.method import LossBatch, LossContext
 from madpo.losses.odpo import odpo_offset
 from madpo.losses.registry import METHODS, parse_params
 from madpo.losses.rm_soft import rm_soft_loss
-from tests.unit.methods.batches import VECTORS, full_batch, train_step
-from tests.unit.methods.test_dpo_family import run, same, slope
-from tests.unit.methods.test_madpo import parameters, settings
+from tests.unit.losses.batches import VECTORS, full_batch, train_step
+from tests.unit.losses.test_dpo_family import run, same, slope
+from tests.unit.losses.test_madpo import parameters, settings
 
 U = torch.linspace(-6, 6, 41, dtype=torch.float64)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.methods.batches import TOLERANCE, VECTORS
+from tests.unit.losses.batches import TOLERANCE, VECTORS
 
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 

@@ -9,7 +9,7 @@ from madpo.models.packed.attention import use_packed_attention
 from madpo.models.packed.logps import PackedLogps
 from madpo_trainer.blocks import prepare_blocks
 from madpo_trainer.memory import estimate_memory, is_out_of_memory
-from tests.unit.packed.architectures import make_groups, make_model
+from tests.unit.models.packed.architectures import make_groups, make_model
 
 
 def held_after_forward(model, groups):

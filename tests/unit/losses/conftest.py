@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import VECTORS_CHECKED
-from tests.unit.methods import vectors
+from tests.unit.losses import vectors
 
 HERE = Path(__file__).parent
 
