@@ -145,7 +145,7 @@ class Site:
         )
         return {
             "model": {"model_id": model.model_id},
-            "dataset_id": dataset.dataset_id,
+            "dataset": dataset.dataset_id,
             "method": {"name": "madpo", "params": {"normalize_weights": True}},
             "margin": {"source": "dataset"},
             "training": {

@@ -105,7 +105,7 @@ class Jobs:
         if margin is not None or reward_model is not None:
             spec["margin"] = _given(margin)
             if reward_model is not None:
-                spec["margin"]["reward_model"] = _given(model_reference(reward_model))
+                spec["margin"]["reward_model"] = _model(reward_model)
         return self.create(JobKind.POLICY_TRAINING, spec, name=name, depends_on=depends_on)
 
     def evaluate(
@@ -146,10 +146,10 @@ class Jobs:
             InvalidArgumentError: With one violation per wrong field.
         """
         spec = {
-            "model": _given(model_reference(model)),
+            "model": _model(model),
             "prompt_dataset": _dataset(prompts),
-            "reference": None if reference is None else _given(model_reference(reference)),
-            "reward_model": None if reward_model is None else _given(model_reference(reward_model)),
+            "reference": _model(reference),
+            "reward_model": _model(reward_model),
             "eval_dataset": _dataset(renamed("pairs", pairs, "eval_dataset", eval_dataset)),
             "baseline_job_ids": [job_id_of(baseline) for baseline in baselines],
             "metrics": list(metrics),
@@ -195,7 +195,7 @@ class Jobs:
             eval_dataset, dataset = dataset, training_dataset
         spec = {
             "eval_dataset": _dataset(eval_dataset),
-            "reward_model": None if reward_model is None else _given(model_reference(reward_model)),
+            "reward_model": _model(reward_model),
             "temperature": temperature,
             "method": {"name": method, "params": dict(params or {})},
             "dataset": _dataset(dataset),
@@ -233,7 +233,7 @@ class Jobs:
         """
         spec = {
             "dataset": _dataset(dataset),
-            "model": _given(model_reference(model)),
+            "model": _model(model),
             "eval_dataset": _dataset(renamed("held_out", held_out, "eval_dataset", eval_dataset)),
             "max_tokens": max_tokens,
             "overlong": overlong,
@@ -290,15 +290,20 @@ def _training_spec(
     training: TrainingParameters | Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     return {
-        "model": _given(model_reference(model)),
+        "model": _model(model),
         "dataset": _dataset(dataset),
         "eval_dataset": _dataset(eval_dataset),
         "training": _given(training),
     }
 
 
-def _dataset(dataset: DatasetLike | None) -> dict[str, Any] | None:
-    return None if dataset is None else _given(dataset_reference(dataset))
+def _dataset(dataset: DatasetLike | None) -> dict[str, Any] | str | None:
+    """A reference as specs read it; text is theirs to judge, so that an error names the field."""
+    return dataset if dataset is None or isinstance(dataset, str) else _given(dataset_reference(dataset))
+
+
+def _model(model: ModelLike | None) -> dict[str, Any] | str | None:
+    return model if model is None or isinstance(model, str) else _given(model_reference(model))
 
 
 def _given(parameters: Spec | Mapping[str, Any] | None) -> dict[str, Any]:

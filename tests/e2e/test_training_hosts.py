@@ -142,7 +142,7 @@ def site(tmp_path_factory, redis_url, make_toy_lm, make_toy_tokenizer):
     }
     spec = {
         "model": {"model_id": model.model_id},
-        "dataset_id": dataset.dataset_id,
+        "dataset": dataset.dataset_id,
         "method": {"name": "madpo", "params": {"normalize_weights": True}},
         "margin": {"source": "dataset"},
         "training": training,

@@ -48,7 +48,7 @@ class Site:
         )
         spec = {
             "model": self.model,
-            "dataset_id": stored.dataset_id,
+            "dataset": stored.dataset_id,
             "eval_dataset": stored.dataset_id,
             "method": method,
             "margin": {"source": "dataset", "temperature": "fit"},

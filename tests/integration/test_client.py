@@ -419,7 +419,7 @@ async def test_a_ledger_grows_with_the_checkpoints_of_its_job(
     assert whole.schema.names == [*SCHEMA.names, "madpo_coefficient", "prompt", "chosen", "rejected"]
     assert whole["step"].to_pylist() == [1, 1, 2, 2]
     assert whole["chosen"].to_pylist() == [" was good .", " was good good ."] * 2
-    assert client.datasets.read_rows(policy.job.spec["dataset_id"], [2]) == [
+    assert client.datasets.read_rows(policy.job.spec["dataset"]["dataset_id"], [2]) == [
         PreferencePair(**PAIRS[1], row=2),
     ]
 

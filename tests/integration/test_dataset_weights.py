@@ -36,7 +36,7 @@ def train(site: Site, name: str, weights: Sequence[float | None], **training: An
         pairs, kind=DatasetKind.PREFERENCE, display_name="", scratch=site.home / "scratch"
     )
     spec = {
-        "dataset_id": dataset.dataset_id,
+        "dataset": dataset.dataset_id,
         "method": {"name": "dpo", "params": {}},
         "training": {
             "max_steps": 2,

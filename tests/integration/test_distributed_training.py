@@ -157,28 +157,28 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
     completions = write([Completion(pair.prompt, pair.chosen, row=pair.row) for pair in PAIRS], DatasetKind.COMPLETION)
     lora = {**TRAINING, "lora": {"rank": 2, "dropout": 0.3, "target_modules": ["q_proj"]}}
     jobs = {
-        "supervised": (JobKind.SUPERVISED_TRAINING, {"model": model, "dataset_id": completions}),
-        "dropout": (JobKind.SUPERVISED_TRAINING, {"model": model, "dataset_id": completions, "training": lora}),
-        "reward": (JobKind.REWARD_TRAINING, {"model": model, "dataset_id": pairs}),
-        "policy": (JobKind.POLICY_TRAINING, {"model": model, "dataset_id": pairs, **POLICY}),
+        "supervised": (JobKind.SUPERVISED_TRAINING, {"model": model, "dataset": completions}),
+        "dropout": (JobKind.SUPERVISED_TRAINING, {"model": model, "dataset": completions, "training": lora}),
+        "reward": (JobKind.REWARD_TRAINING, {"model": model, "dataset": pairs}),
+        "policy": (JobKind.POLICY_TRAINING, {"model": model, "dataset": pairs, **POLICY}),
         "sharded": (
             JobKind.POLICY_TRAINING,
-            {"model": model, "dataset_id": pairs, **POLICY, "training": {**TRAINING, **SHARDED}},
+            {"model": model, "dataset": pairs, **POLICY, "training": {**TRAINING, **SHARDED}},
         ),
         "sharded_dropout": (
             JobKind.SUPERVISED_TRAINING,
-            {"model": model, "dataset_id": completions, "training": lora | SHARDED},
+            {"model": model, "dataset": completions, "training": lora | SHARDED},
         ),
         "sharded_reward": (
             JobKind.REWARD_TRAINING,
-            {"model": model, "dataset_id": pairs, "training": {**TRAINING, **SHARDED}},
+            {"model": model, "dataset": pairs, "training": {**TRAINING, **SHARDED}},
         ),
         **{
             name: (
                 JobKind.POLICY_TRAINING,
                 {
                     "model": model,
-                    "dataset_id": lists if name == "list" else pairs,
+                    "dataset": lists if name == "list" else pairs,
                     "method": {"name": method, "params": params},
                 },
             )
@@ -189,7 +189,7 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
                 JobKind.POLICY_TRAINING,
                 {
                     "model": model,
-                    "dataset_id": pairs,
+                    "dataset": pairs,
                     "method": {"name": "tr_dpo", "params": INPUTS["follows"][1]},
                     "training": {**TRAINING, "lora": {"rank": 2, "target_modules": ["q_proj"]}, **sharding},
                 },
@@ -201,7 +201,7 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
                 JobKind.POLICY_TRAINING,
                 {
                     "model": model,
-                    "dataset_id": pairs,
+                    "dataset": pairs,
                     "method": {"name": INPUTS[name][0], "params": INPUTS[name][1]},
                     "training": {**TRAINING, "sharding": "fsdp"},
                 },
@@ -212,13 +212,13 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
             JobKind.POLICY_TRAINING,
             {
                 "model": publish("poisoned", poisoned),
-                "dataset_id": write(spoilt, DatasetKind.PREFERENCE),
+                "dataset": write(spoilt, DatasetKind.PREFERENCE),
                 "method": {"name": "dpo"},
             },
         ),
     }
     return home, {
-        name: (kind, {"training": TRAINING, "eval_dataset": spec["dataset_id"], **spec})
+        name: (kind, {"training": TRAINING, "eval_dataset": spec["dataset"], **spec})
         for name, (kind, spec) in jobs.items()
     }
 

@@ -53,9 +53,9 @@ from madpo.v1.reward_service_pb2_grpc import RewardServiceServicer, add_RewardSe
 from madpo.worker.phase import StopRequestedError
 from madpo.worker.workspace import Outcome, Run, Workspace
 from madpo_evaluator import run
-from madpo_evaluator.models import load_models
 from madpo_evaluator.kinds.base import JobInputs
 from madpo_evaluator.kinds.evaluation import EvaluationRun
+from madpo_evaluator.models import load_models
 from madpo_evaluator.service import evaluation_command
 from madpo_evaluator.settings import EvaluatorSettings
 
@@ -248,8 +248,8 @@ async def test_a_calibration_scores_both_sets_and_leaves_its_report(site: Site, 
     training = [PreferencePair("the", "x" * length, "x", row=length) for length in range(1, 12)]
     stored, _ = datasets.write(training, kind=DatasetKind.PREFERENCE, display_name="t", scratch=tmp_path / "scratch")
     spec = {
-        "dataset_id": site.pairs_id,
-        "training_dataset_id": stored.dataset_id,
+        "eval_dataset": site.pairs_id,
+        "dataset": stored.dataset_id,
         "reward_model": {"model_id": "model-" + "0" * 32},
         "method": {"name": "madpo", "params": {"tau": {"quantile": 0.5}}},
     }
@@ -276,8 +276,8 @@ async def test_a_calibration_scores_both_sets_and_leaves_its_report(site: Site, 
 
 async def test_a_dataset_check_leaves_its_report_and_the_tokens_for_trainings(site: Site) -> None:
     spec = {
-        "dataset_id": site.pairs_id,
-        "held_out_dataset_id": site.prompts_id,
+        "dataset": site.pairs_id,
+        "eval_dataset": site.prompts_id,
         "model": {"model_id": site.policy_id},
         "max_tokens": 6,
         "overlong": "drop",
@@ -304,7 +304,7 @@ async def test_a_dataset_check_leaves_its_report_and_the_tokens_for_trainings(si
 
 
 async def test_a_calibration_of_margins_that_rows_do_not_have_fails_by_saying_so(site: Site) -> None:
-    outcome = await site.finish(calibration_workspace(site, "no margins", {"dataset_id": site.pairs_id}))
+    outcome = await site.finish(calibration_workspace(site, "no margins", {"eval_dataset": site.pairs_id}))
 
     assert outcome.kind == "failed"
     assert "3 rows have no margin (add a `margin` column, or give reward_model)" in outcome.reason
@@ -489,7 +489,7 @@ def test_only_what_is_wrong_with_the_job_fails_it(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(run, "EvaluationRun", fail)
+    monkeypatch.setattr(run.JobInputs, "open", fail)
 
     with nullcontext() if outcome else pytest.raises(type(error)):
         run.main(workspace.directory)

@@ -107,7 +107,7 @@ class Gateway:
         """A supervised training job over new data, PENDING."""
         dataset = (await self.upload_dataset(COMPLETIONS)).dataset
         model = (await self.upload_model()).model
-        spec = {"model": {"model_id": model.model_id}, "dataset_id": dataset.dataset_id}
+        spec = {"model": {"model_id": model.model_id}, "dataset": {"dataset_id": dataset.dataset_id}}
         return str((await self.create({"supervised_training": spec}, request_id)).job_id)
 
     def stored(self) -> list[str]:
@@ -350,7 +350,7 @@ async def test_a_stored_dataset_has_the_report_of_its_file(gateway: Gateway, tmp
     files["held-out"].write_bytes(json_lines(held_out))
     local = check_file(files["data"], held_out=files["held-out"], rows_file=files["rows"])
 
-    request = dataset_service_pb2.CheckDatasetRequest(dataset_id=stored, held_out_dataset_id=other)
+    request = dataset_service_pb2.CheckDatasetRequest(dataset_id=stored, eval_dataset_id=other)
     parts = await gateway.collect(gateway.datasets.CheckDataset, request)
 
     assert [part.WhichOneof("part") for part in parts] == ["report_json", "rows_chunk"]
@@ -359,7 +359,7 @@ async def test_a_stored_dataset_has_the_report_of_its_file(gateway: Gateway, tmp
     assert report == local.model_copy(update={"name": stored, "rows": report.rows})
     assert {finding.code for finding in report.findings} == {"duplicate", "leaked_prompt"}
     assert parts[1].rows_chunk == files["rows"].read_bytes()
-    for field in ("dataset_id", "held_out_dataset_id"):
+    for field in ("dataset_id", "eval_dataset_id"):
         wrong = dataset_service_pb2.CheckDatasetRequest(**({"dataset_id": stored} | {field: "../etc"}))
         assert list((await refusal(gateway.collect(gateway.datasets.CheckDataset, wrong))).violations) == [field]
 
@@ -734,14 +734,16 @@ async def test_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> 
     model = {"model_id": ids.policy}
 
     supervised = await gateway.create(
-        {"supervised_training": {"model": model, "dataset_id": ids.completions}}, "supervised", display_name="first"
+        {"supervised_training": {"model": model, "dataset": {"dataset_id": ids.completions}}},
+        "supervised",
+        display_name="first",
     )
-    reward = await gateway.create({"reward_training": {"model": model, "dataset_id": ids.pairs}}, "reward")
+    reward = await gateway.create({"reward_training": {"model": model, "dataset": {"dataset_id": ids.pairs}}}, "reward")
     policy = await gateway.create(
         {
             "policy_training": {
                 "model": {"job_id": supervised.job_id},
-                "dataset_id": ids.pairs,
+                "dataset": {"dataset_id": ids.pairs},
                 "method": {"name": "madpo", "params": {"beta": 0.3}},
                 "margin": {"reward_model": {"job_id": reward.job_id}},
             }
@@ -752,10 +754,10 @@ async def test_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> 
         {
             "evaluation": {
                 "model": {"job_id": policy.job_id},
-                "prompt_dataset": ids.prompts,
+                "prompt_dataset": {"dataset_id": ids.prompts},
                 "reference": model,
                 "reward_model": {"model_id": ids.reward},
-                "eval_dataset": ids.pairs,
+                "eval_dataset": {"dataset_id": ids.pairs},
             }
         },
         "evaluation",
@@ -776,7 +778,7 @@ async def test_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> 
     assert [job.job_id for job in listed.jobs] == [evaluation.job_id, policy.job_id, reward.job_id]
     kept = read_spec(gateway.store, supervised.job_id)
     assert (kept.kind, kept.display_name) == (JobKind.SUPERVISED_TRAINING, "first")
-    assert SupervisedTrainingSpec.model_validate(kept.spec).dataset_id == ids.completions
+    assert SupervisedTrainingSpec.model_validate(kept.spec).dataset.dataset_id == ids.completions
     got = await gateway.ask(gateway.jobs.GetJob, job_service_pb2.GetJobRequest(job_id=policy.job_id))
     assert got.job == policy
 
@@ -786,22 +788,24 @@ async def test_rules_for_scales_are_kept_in_the_job_and_a_calibration_waits_for_
 ) -> None:
     ids = await make_material(gateway)
     reward = await gateway.create(
-        {"reward_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.pairs}}, "reward"
+        {"reward_training": {"model": {"model_id": ids.policy}, "dataset": {"dataset_id": ids.pairs}}}, "reward"
     )
     margin = {"reward_model": {"job_id": reward.job_id}, "temperature": "fit"}
     policy = await gateway.create(
         {
             "policy_training": {
                 "model": {"model_id": ids.policy},
-                "dataset_id": ids.pairs,
-                "eval_dataset": ids.pairs,
+                "dataset": {"dataset_id": ids.pairs},
+                "eval_dataset": {"dataset_id": ids.pairs},
                 "method": {"name": "madpo_posterior", "params": {"tau": {"quantile": 0.75}}},
                 "margin": margin,
             }
         },
         "policy",
     )
-    calibration = await gateway.create({"calibration": {"dataset_id": ids.pairs, **margin}}, "calibration")
+    calibration = await gateway.create(
+        {"calibration": {"eval_dataset": {"dataset_id": ids.pairs}, **margin}}, "calibration"
+    )
 
     assert policy.spec.policy_training.method.params["tau"]["quantile"] == 0.75
     assert policy.spec.policy_training.margin.temperature.string_value == "fit"
@@ -815,30 +819,46 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
     ids = await make_material(gateway)
     supervised = (
         await gateway.create(
-            {"supervised_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.completions}}, "good"
+            {"supervised_training": {"model": {"model_id": ids.policy}, "dataset": {"dataset_id": ids.completions}}},
+            "good",
         )
     ).job_id
     policy, reward, pairs = {"model_id": ids.policy}, {"model_id": ids.reward}, ids.pairs
-    training = {"model": policy, "dataset_id": pairs, "margin": {"reward_model": reward}}
+    training = {"model": policy, "dataset": {"dataset_id": pairs}, "margin": {"reward_model": reward}}
     before = gateway.stored()
     cases: list[tuple[dict[str, Any], dict[str, str]]] = [
         ({}, {"spec": "give one of"}),
-        ({"supervised_training": {"dataset_id": "x"}}, {".model": "required", ".dataset_id": "match"}),
         (
-            {"supervised_training": {"model": reward, "dataset_id": pairs, "eval_dataset": NO_DATASET}},
+            {"supervised_training": {"dataset": {"dataset_id": "x"}}},
+            {".model": "required", ".dataset.dataset_id": "match"},
+        ),
+        (
+            {
+                "supervised_training": {
+                    "model": reward,
+                    "dataset": {"dataset_id": pairs},
+                    "eval_dataset": {"dataset_id": NO_DATASET},
+                }
+            },
             {
                 ".model.model_id": "is a reward model; give a causal_lm model",
-                ".dataset_id": "is a preference dataset; give a completion dataset",
-                ".eval_dataset_id": "there is no dataset",
+                ".dataset.dataset_id": "is a preference dataset; give a completion dataset",
+                ".eval_dataset.dataset_id": "there is no dataset",
             },
         ),
         (
-            {"supervised_training": {"model": policy, "dataset_id": ids.completions, "training": {"epochs": -1}}},
+            {
+                "supervised_training": {
+                    "model": policy,
+                    "dataset": {"dataset_id": ids.completions},
+                    "training": {"epochs": -1},
+                }
+            },
             {".training.epochs": "greater than 0"},
         ),
         (
-            {"reward_training": {"model": {"model_id": NO_MODEL}, "dataset_id": ids.prompts}},
-            {".model.model_id": "there is no model", ".dataset_id": "is a prompt dataset"},
+            {"reward_training": {"model": {"model_id": NO_MODEL}, "dataset": {"dataset_id": ids.prompts}}},
+            {".model.model_id": "there is no model", ".dataset.dataset_id": "is a prompt dataset"},
         ),
         ({"policy_training": training | {"model": {"job_id": NO_JOB}}}, {".model.job_id": "there is no job"}),
         (
@@ -863,7 +883,7 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
             {".method.params.tau": "", ".method.params.gamma": ""},
         ),
         (
-            {"policy_training": {"model": policy, "dataset_id": pairs, "method": {"name": "madpo"}}},
+            {"policy_training": {"model": policy, "dataset": {"dataset_id": pairs}, "method": {"name": "madpo"}}},
             {".margin": "give reward_model, or source=dataset"},
         ),
         (
@@ -872,23 +892,23 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
         ),
         (
             {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": "auto"}}}},
-            {".eval_dataset_id": "tau would be found on held-out pairs, and none are given"},
+            {".eval_dataset": "tau would be found on held-out pairs, and none are given"},
         ),
         (
             {"policy_training": training | {"margin": {"reward_model": reward, "temperature": "fit"}}},
-            {".eval_dataset_id": "temperature would be found on held-out pairs"},
+            {".eval_dataset": "temperature would be found on held-out pairs"},
         ),
         (
             {
                 "policy_training": {
                     "model": policy,
-                    "dataset_id": ids.pairs_with_margins,
-                    "eval_dataset": pairs,
+                    "dataset": {"dataset_id": ids.pairs_with_margins},
+                    "eval_dataset": {"dataset_id": pairs},
                     "margin": {"source": "dataset", "temperature": "fit"},
                     "method": {"name": "madpo", "params": {"tau": {"quantile": 0.9}}},
                 }
             },
-            {".eval_dataset_id": "temperature would be found on its margins, and not every row of it has one"},
+            {".eval_dataset": "temperature would be found on its margins, and not every row of it has one"},
         ),
         (
             {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": {"quantile": 1.5}}}}},
@@ -901,60 +921,66 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
         (
             {
                 "calibration": {
-                    "dataset_id": ids.prompts,
-                    "training_dataset_id": pairs,
+                    "eval_dataset": {"dataset_id": ids.prompts},
+                    "dataset": {"dataset_id": pairs},
                     "method": {"name": "dpo"},
                 }
             },
             {
                 ".method.name": "dpo reads no margins",
-                ".dataset_id": "is a prompt dataset",
-                ".training_dataset_id": "has a margin; give reward_model",
+                ".eval_dataset.dataset_id": "is a prompt dataset",
+                ".dataset": "has a margin; give reward_model",
             },
         ),
         (
-            {"calibration": {"dataset_id": pairs, "reward_model": policy}},
+            {"calibration": {"eval_dataset": {"dataset_id": pairs}, "reward_model": policy}},
             {".reward_model.model_id": "is a causal_lm model; give a reward model"},
         ),
         (
-            {"calibration": {"dataset_id": pairs, "reward_model": reward, "method": {"params": {"tau": 0}}}},
+            {
+                "calibration": {
+                    "eval_dataset": {"dataset_id": pairs},
+                    "reward_model": reward,
+                    "method": {"params": {"tau": 0}},
+                }
+            },
             {".method.params.tau": "must be a number > 0"},
         ),
         (
             {
                 "dataset_check": {
-                    "dataset_id": NO_DATASET,
-                    "held_out_dataset_id": NO_DATASET,
+                    "dataset": {"dataset_id": NO_DATASET},
+                    "eval_dataset": {"dataset_id": NO_DATASET},
                     "model": {"model_id": NO_MODEL},
                 }
             },
             {
                 ".model.model_id": "there is no model",
-                ".dataset_id": "there is no dataset",
-                ".held_out_dataset_id": "there is no dataset",
+                ".dataset.dataset_id": "there is no dataset",
+                ".eval_dataset.dataset_id": "there is no dataset",
             },
         ),
         (
-            {"dataset_check": {"dataset_id": pairs, "model": reward, "overlong": "cut"}},
+            {"dataset_check": {"dataset": {"dataset_id": pairs}, "model": reward, "overlong": "cut"}},
             {".overlong": "'truncate_prompt'"},
         ),
         (
             {
                 "evaluation": {
                     "model": reward,
-                    "prompt_dataset": NO_DATASET,
+                    "prompt_dataset": {"dataset_id": NO_DATASET},
                     "reference": reward,
                     "reward_model": policy,
-                    "eval_dataset": ids.prompts,
+                    "eval_dataset": {"dataset_id": ids.prompts},
                     "baseline_job_ids": [supervised, NO_JOB],
                 }
             },
             {
                 ".model.model_id": "is a reward model",
-                ".prompt_dataset_id": "there is no dataset",
+                ".prompt_dataset.dataset_id": "there is no dataset",
                 ".reference.model_id": "is a reward model",
                 ".reward_model.model_id": "is a causal_lm model",
-                ".preference_dataset_id": "is a prompt dataset",
+                ".eval_dataset.dataset_id": "is a prompt dataset",
                 ".baseline_job_ids.0": "give evaluation jobs",
                 ".baseline_job_ids.1": "there is no job",
             },
@@ -984,7 +1010,7 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
 )
 async def test_a_wrong_request_is_refused_by_field(gateway: Gateway, fields: dict[str, Any], field: str) -> None:
     ids = await make_material(gateway)
-    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.completions}}
+    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset": {"dataset_id": ids.completions}}}
 
     refused = await refusal(gateway.create(spec, **fields))
 
@@ -996,11 +1022,17 @@ async def test_margins_may_come_from_the_dataset_and_a_method_may_do_without(gat
     policy = {"model_id": ids.policy}
 
     with_margins = await gateway.create(
-        {"policy_training": {"model": policy, "dataset_id": ids.pairs_with_margins, "margin": {"source": "dataset"}}},
+        {
+            "policy_training": {
+                "model": policy,
+                "dataset": {"dataset_id": ids.pairs_with_margins},
+                "margin": {"source": "dataset"},
+            }
+        },
         "dataset",
     )
     without = await gateway.create(
-        {"policy_training": {"model": policy, "dataset_id": ids.pairs, "method": {"name": "dpo"}}}, "none"
+        {"policy_training": {"model": policy, "dataset": {"dataset_id": ids.pairs}, "method": {"name": "dpo"}}}, "none"
     )
 
     assert with_margins.spec.policy_training.method.name == "madpo"
@@ -1010,10 +1042,13 @@ async def test_margins_may_come_from_the_dataset_and_a_method_may_do_without(gat
 async def test_a_request_sent_again_is_the_same_job_whatever_happened_since(gateway: Gateway) -> None:
     job_id = await gateway.ready_job("once")
     job = await gateway.ask(gateway.jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job_id))
-    dataset_id = job.job.spec.supervised_training.dataset_id
+    dataset_id = job.job.spec.supervised_training.dataset.dataset_id
     await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=job_id))
     await gateway.ask(gateway.datasets.DeleteDataset, dataset_service_pb2.DeleteDatasetRequest(dataset_id=dataset_id))
-    spec = {"model": {"model_id": job.job.spec.supervised_training.model.model_id}, "dataset_id": dataset_id}
+    spec = {
+        "model": {"model_id": job.job.spec.supervised_training.model.model_id},
+        "dataset": {"dataset_id": dataset_id},
+    }
 
     again = await gateway.create({"supervised_training": spec}, "once")
     other = await refusal(gateway.create({"supervised_training": spec | {"training": {"seed": 1}}}, "once"))
@@ -1024,7 +1059,7 @@ async def test_a_request_sent_again_is_the_same_job_whatever_happened_since(gate
 
 async def test_a_request_sent_many_times_at_once_is_one_job(gateway: Gateway) -> None:
     ids = await make_material(gateway)
-    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.completions}}
+    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset": {"dataset_id": ids.completions}}}
 
     jobs = await asyncio.gather(*(gateway.create(spec, "once") for _ in range(8)))
 
@@ -1038,7 +1073,7 @@ async def test_a_job_on_top_of_a_failed_one_is_refused(gateway: Gateway) -> None
     assert claim is not None
     await gateway.queue.fail(claim, "no luck")
     ids = await make_material(gateway)
-    spec = {"model": {"job_id": failed}, "dataset_id": ids.completions}
+    spec = {"model": {"job_id": failed}, "dataset": {"dataset_id": ids.completions}}
     before = gateway.stored()
 
     refused = await refusal(gateway.create({"supervised_training": spec}, "second"))
@@ -1198,7 +1233,12 @@ async def test_jobs_come_back_after_the_queue_lost_everything(
         write_outcome(gateway.store, job)
         await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=cancelled))
         following = await gateway.create(
-            {"supervised_training": {"model": {"job_id": open_job}, "dataset_id": str(job.spec["dataset_id"])}},
+            {
+                "supervised_training": {
+                    "model": {"job_id": open_job},
+                    "dataset": {"dataset_id": str(job.spec["dataset"]["dataset_id"])},
+                }
+            },
             "following",
             display_name="after the others",
         )

@@ -44,7 +44,7 @@ def spec(site: Site, method: str, params: dict[str, Any] | None = None, **traini
     params = {**OUTER_LOOPS.get(method, {}), **(params or {})}
     requirements = METHODS[method].requirements(parse_params(method, params))
     return {
-        "dataset_id": site.lists if requirements.list else site.pairs,
+        "dataset": site.lists if requirements.list else site.pairs,
         "method": {"name": method, "params": params},
         "margin": {"source": "dataset"} if requirements.margin else None,
         "training": {**TRAINING, **training},
@@ -113,7 +113,7 @@ def test_a_ledger_of_lists_has_a_row_for_each_with_its_best_against_its_worst(si
 
 
 def test_methods_of_pairs_take_the_best_and_the_worst_of_a_list(site: Site):
-    job = spec(site, "dpo") | {"dataset_id": site.lists, "eval_dataset": site.lists}
+    job = spec(site, "dpo") | {"dataset": site.lists, "eval_dataset": site.lists}
 
     outcome = site.train("pairs-of-lists", job)
 
@@ -125,7 +125,7 @@ def test_methods_of_pairs_take_the_best_and_the_worst_of_a_list(site: Site):
 
 def test_a_list_method_on_pairs_fails_by_name_should_one_get_past_the_gateway(site: Site):
     with pytest.raises(InvalidArgumentError, match="irpo needs a dataset of lists"):
-        site.train("lists-of-pairs", spec(site, "irpo") | {"dataset_id": site.pairs})
+        site.train("lists-of-pairs", spec(site, "irpo") | {"dataset": site.pairs})
 
 
 def test_a_row_dropped_for_its_gold_response_is_gone_for_its_method_alone(site: Site):
@@ -159,6 +159,6 @@ def test_a_method_of_ten_lines_is_listed_explained_checked_and_trained(site: Sit
     assert "### square" in catalogue.to_markdown()
     with pytest.raises(InvalidArgumentError, match=r"params\.beta: Input should be greater than 0"):
         registry.parse_params("square", {"beta": -1})
-    outcome = site.train("ten-lines", {"dataset_id": site.pairs, "method": {"name": "square"}, "training": TRAINING})
+    outcome = site.train("ten-lines", {"dataset": site.pairs, "method": {"name": "square"}, "training": TRAINING})
     assert outcome.kind == "succeeded"
     assert {row["weight"] for row in site.ledger("ten-lines")} == {1.0}

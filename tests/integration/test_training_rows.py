@@ -36,7 +36,7 @@ def train(site: Site, name: str, dataset_id: str | None = None, **training: Any)
     outcome = site.train(
         name,
         {
-            "dataset_id": dataset_id or site.pairs,
+            "dataset": dataset_id or site.pairs,
             "eval_dataset": site.pairs,
             "method": {"name": "dpo", "params": {}},
             "training": {**TRAINING, **training},

@@ -113,7 +113,7 @@ def test_options_that_do_not_go_together_are_usage_errors(
     ("arguments", "message"),
     [
         (("--model", "gpt2", "--dataset", DATASET_ID), "model.model_id"),
-        (("--model", MODEL_ID, "--dataset", "pairs.jsonl"), "spec.reward_training.dataset_id"),
+        (("--model", MODEL_ID, "--dataset", "pairs.jsonl"), "spec.reward_training.dataset.dataset_id"),
         (("--model", MODEL_ID, "--dataset", DATASET_ID, "--max-steps", "0"), "spec.reward_training.training.max_steps"),
         (("--spec", "/nonexistent/spec.json"), "cannot read /nonexistent/spec.json: No such file"),
     ],
@@ -131,7 +131,7 @@ def test_a_wrong_value_is_named_without_a_gateway(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dataset", "pairs.jsonl"), "spec.calibration.dataset_id"),
+        (("--dataset", "pairs.jsonl"), "spec.calibration.eval_dataset.dataset_id"),
         (
             ("--dataset", DATASET_ID, "--temperature", "warm"),
             'spec.calibration.temperature: must be a number > 0, or "fit"',

@@ -8,9 +8,8 @@ import pytest
 from rich.console import Console
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs.base import ModelReference
+from madpo.jobs.base import ModelReference, Spec
 from madpo.jobs.calibration import CalibrationSpec
-from madpo.jobs.registry import JobSpec
 from madpo.jobs.training import OptimizerParameters, TrainingParameters
 from madpo.rpc.convert import spec_from_proto, spec_to_proto
 from madpo.types import (
@@ -53,7 +52,7 @@ class RecordingSession:
         return call
 
 
-def on_the_wire(session: RecordingSession) -> JobSpec:
+def on_the_wire(session: RecordingSession) -> Spec:
     kind, spec, _ = session.gateway.requests[-1]
     return spec_from_proto(spec_to_proto(kind, spec))[1]
 
@@ -126,7 +125,7 @@ def test_a_calibration_carries_rules_and_numbers(jobs: Jobs, session: RecordingS
     spec = on_the_wire(session)
     assert isinstance(spec, CalibrationSpec)
     assert (spec.method.name, spec.method.params, spec.temperature) == ("madpo", {"tau": "auto"}, "fit")
-    assert (spec.reward_model, spec.training_dataset_id) == (ModelReference(job_id=JOB_ID), None)
+    assert (spec.reward_model, spec.dataset) == (ModelReference(job_id=JOB_ID), None)
 
 
 def test_every_job_gets_a_request_id_of_its_own(jobs: Jobs, session: RecordingSession) -> None:

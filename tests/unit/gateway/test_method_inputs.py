@@ -21,7 +21,7 @@ def missing(name: str, data: Dataset, params: dict[str, Any] | None = None, **tr
     spec = PolicyTrainingSpec.model_validate(
         {
             "model": {"model_id": "model-" + "1" * 32},
-            "dataset_id": DATASET_ID,
+            "dataset": DATASET_ID,
             "method": {"name": name, "params": params or {}},
             "training": training,
         }
@@ -35,16 +35,16 @@ def missing(name: str, data: Dataset, params: dict[str, Any] | None = None, **tr
     [
         (
             "irpo",
-            "dataset_id",
+            "dataset",
             "irpo .* needs several scored responses per prompt, .* is a preference dataset: upload a",
         ),
-        ("tpo", "dataset_id", "tpo .* needs a gold response beside each pair, .*: add a column gold"),
+        ("tpo", "dataset", "tpo .* needs a gold response beside each pair, .*: add a column gold"),
         (
             "updpo",
-            "dataset_id",
+            "dataset",
             "needs the reward model's uncertainty of both responses, .*: add columns chosen_uncert",
         ),
-        ("sem_dpo", "dataset_id", "needs the distance between .*: add a column semantic_distance to the dataset"),
+        ("sem_dpo", "dataset", "needs the distance between .*: add a column semantic_distance to the dataset"),
     ],
 )
 def test_pairs_alone_are_not_enough(method: str, field: str, reason: str) -> None:
@@ -74,7 +74,7 @@ def test_methods_of_pairs_take_lists() -> None:
 
 
 def test_kto_needs_another_row_in_the_batch() -> None:
-    assert missing("kto", dataset(rows=1))[0][0] == "dataset_id"
+    assert missing("kto", dataset(rows=1))[0][0] == "dataset"
     ((field, description),) = missing("kto", dataset(), global_batch_size=1)
     assert field == "training.global_batch_size"
     assert description.endswith("with training.global_batch_size of at least 2")

@@ -5,9 +5,8 @@ from google.protobuf.descriptor import Descriptor
 from pydantic import BaseModel
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs.base import DatasetReference, ModelReference
+from madpo.jobs.base import DatasetReference, ModelReference, awaited_job_ids
 from madpo.jobs.policy_training import PolicyTrainingSpec
-from madpo.jobs.base import awaited_job_ids
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.rpc import convert
 from madpo.types import JobKind
@@ -130,7 +129,12 @@ def test_a_wrong_field_is_named_by_its_path(change, field):
 
 def test_a_model_reference_names_exactly_one_source():
     assert ModelReference(job_id=JOB, step=4).step == 4
-    assert PolicyTrainingSpec(model=ModelReference(model_id=MODEL), dataset=DatasetReference(dataset_id=DATASET)).method.name == "madpo"
+    assert (
+        PolicyTrainingSpec(
+            model=ModelReference(model_id=MODEL), dataset=DatasetReference(dataset_id=DATASET)
+        ).method.name
+        == "madpo"
+    )
 
 
 OLD_NAMES = {
