@@ -1,3 +1,5 @@
+"""Numbers of methods on pairs: the DPO family, methods of the margin, methods without a reference, reward modelling."""
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,15 +17,11 @@ from madpo.losses.terms import average_logps
 from madpo.losses.wpo import sequence_log_weight
 from madpo_trainer.objectives.reward import RewardStep
 from tests.unit.losses.batches import VECTORS, Step, full_batch, gradients, take, train_step
-from tests.unit.losses.vectors import check, close, dtypes
+from tests.unit.losses.vectors import check, close, column, dtypes
 
 
 def step(name: str, batch: LossBatch, **params: Any) -> Step:
     return train_step(METHODS[name], parse_params(name, params), batch)
-
-
-def column(values: Any, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype)
 
 
 PLAIN = [

@@ -24,6 +24,15 @@ def check(name: str, dtype: torch.dtype, **actual: Any) -> None:
         checked.add((name, key))
 
 
+def column(values: Any, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+def shared(name: str, dtype: torch.dtype) -> Tensor:
+    """A column of the batch that the vectors share."""
+    return column(VECTORS["batch"][name], dtype)
+
+
 def close(actual: Any, expected: Any, dtype: torch.dtype, *, what: str = "value") -> None:
     """Equal at the dtype's tolerance, and of that dtype."""
     assert isinstance(actual, Tensor), what
