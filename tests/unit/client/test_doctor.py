@@ -1,4 +1,4 @@
-"""`madpo doctor`: how findings are judged and shown; what is real is in tests/integration/test_doctor_*.py."""
+"""`madpo doctor`: how findings are judged and shown; what is real is in tests/integration/client/test_doctor_*.py."""
 
 import json
 import os

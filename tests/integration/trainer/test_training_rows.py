@@ -17,7 +17,7 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.tokens import TokenStore
 from madpo.types import DatasetKind, Message, PreferencePair
-from tests.integration.training_site import PAIRS, Site
+from tests.integration.trainer.training_site import PAIRS, Site
 
 pytestmark = pytest.mark.data
 

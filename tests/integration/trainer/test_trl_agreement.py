@@ -20,7 +20,7 @@ from madpo.data.tokenize import encode_response
 from madpo.losses.method import LossBatch
 from madpo.losses.registry import METHODS, parse_params
 from madpo.models.logps import row_logps
-from tests.integration.trl_cases import CASES, TOLERANCE, VERSION, Case, TrainerName
+from tests.integration.trainer.trl_cases import CASES, TOLERANCE, VERSION, Case, TrainerName
 from tests.unit.losses.batches import train_step
 
 if find_spec("trl") is None and not os.environ.get("CI"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "upload_memory_check.py"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "upload_memory_check.py"
 
 
 @pytest.mark.data

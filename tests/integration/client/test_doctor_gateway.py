@@ -30,7 +30,7 @@ from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
 
 TOKEN = "a-token-of-this-test"
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_ca.sh"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "make_ca.sh"
 OK = {
     f"gateway.{name}"
     for name in ("reachable", "token", "tls", "version", "clock", "round_trip", "queue.train", "queue.evaluate")

@@ -13,7 +13,7 @@ import torch
 from madpo.storage.artifacts import open_artifact
 from madpo.storage.datasets import DatasetStore
 from madpo.types import DatasetKind
-from tests.integration.training_site import PAIRS, Site, job_id
+from tests.integration.trainer.training_site import PAIRS, Site, job_id
 
 WEIGHTS = [None, 0.0, 0.5, 3.0]
 

@@ -51,7 +51,7 @@ from madpo_gateway.settings import GatewaySettings
 from madpo_reward.service import RewardService
 from madpo_reward.settings import RewardSettings
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 CONFIG, ALERTS = DEPLOY / "prometheus" / "prometheus.yml", DEPLOY / "prometheus" / "alerts.yml"
 BOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 TOKEN = "a-token-of-this-test"

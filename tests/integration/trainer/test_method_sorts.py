@@ -18,7 +18,7 @@ from madpo.errors import InvalidArgumentError
 from madpo.losses import catalogue, registry
 from madpo.losses.registry import METHODS, parse_params
 from madpo_client.cli import app
-from tests.integration.training_site import LISTS, OUTER_LOOPS, PAIRS, Site
+from tests.integration.trainer.training_site import LISTS, OUTER_LOOPS, PAIRS, Site
 
 pytestmark = pytest.mark.methods
 
@@ -146,7 +146,7 @@ def test_a_reference_moves_when_it_is_due(site: Site):
 
 
 def test_a_method_of_ten_lines_is_listed_explained_checked_and_trained(site: Site, tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     assert len([line for line in code.splitlines() if line]) == 10
     (tmp_path / "square.py").write_text(code)

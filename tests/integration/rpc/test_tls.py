@@ -30,7 +30,7 @@ from madpo.v1.reward_service_pb2_grpc import (
 )
 from madpo_client import Client
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_ca.sh"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "make_ca.sh"
 TOKEN = "t" * 20
 
 

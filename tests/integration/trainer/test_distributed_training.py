@@ -27,7 +27,7 @@ from madpo.types import Completion, DatasetKind, Job, JobKind, JobState, Prefere
 from madpo.worker.metrics import TRAINING_FIGURES
 from madpo.worker.workspace import Outcome, Workspace
 from madpo_trainer.memory import note_shortage
-from tests.integration.training_site import LISTS, PAIRS, job_id
+from tests.integration.trainer.training_site import LISTS, PAIRS, job_id
 
 POISONED = 13
 """A pair with the word whose embedding is not a number in one of the models."""
