@@ -1,0 +1,91 @@
+"""Who may call the gateway, and what may name a thing there."""
+
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+
+from madpo.rpc.channel import call_metadata
+from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
+from tests.integration.gateway.messages import header, model_header
+from tests.integration.gateway.service import NO_DATASET, NO_JOB, NO_MODEL, TOKEN, Gateway, refusal
+
+REQUESTS: dict[str, Message] = {
+    "UploadDataset": header(format="jsonl"),
+    "ImportDataset": dataset_service_pb2.ImportDatasetRequest(hub_id="a/b"),
+    "GetUpload": dataset_service_pb2.GetUploadRequest(upload_id="0" * 32),
+    "GetDataset": dataset_service_pb2.GetDatasetRequest(dataset_id=NO_DATASET),
+    "ListDatasets": dataset_service_pb2.ListDatasetsRequest(),
+    "DeleteDataset": dataset_service_pb2.DeleteDatasetRequest(dataset_id=NO_DATASET),
+    "CheckDataset": dataset_service_pb2.CheckDatasetRequest(dataset_id=NO_DATASET),
+    "ReadDatasetRows": dataset_service_pb2.ReadDatasetRowsRequest(dataset_id=NO_DATASET, rows=[1]),
+    "UploadModel": model_header(),
+    "ImportModel": model_service_pb2.ImportModelRequest(hub_id="a/b"),
+    "GetModel": model_service_pb2.GetModelRequest(model_id=NO_MODEL),
+    "ListModels": model_service_pb2.ListModelsRequest(),
+    "ListCheckpoints": model_service_pb2.ListCheckpointsRequest(job_id=NO_JOB),
+    "DownloadModel": model_service_pb2.DownloadModelRequest(model_id=NO_MODEL),
+    "CreateJob": job_service_pb2.CreateJobRequest(request_id="a-request"),
+    "GetJob": job_service_pb2.GetJobRequest(job_id=NO_JOB),
+    "ListJobs": job_service_pb2.ListJobsRequest(),
+    "CancelJob": job_service_pb2.CancelJobRequest(job_id=NO_JOB),
+    "WatchJob": job_service_pb2.WatchJobRequest(job_id=NO_JOB),
+    "ListArtifacts": job_service_pb2.ListArtifactsRequest(job_id=NO_JOB),
+    "DownloadArtifact": job_service_pb2.DownloadArtifactRequest(job_id=NO_JOB, name="report.json"),
+    "DownloadLedgerParts": job_service_pb2.DownloadLedgerPartsRequest(job_id=NO_JOB),
+}
+ANSWERS = {
+    **dict.fromkeys(("GetUpload", "ListDatasets", "ListModels", "ListJobs"), "OK"),
+    **dict.fromkeys(("UploadDataset", "ImportDataset", "UploadModel", "ImportModel", "CreateJob"), "INVALID_ARGUMENT"),
+}
+
+
+async def test_every_call_needs_the_token(gateway: Gateway) -> None:
+    for contract in (dataset_service_pb2, model_service_pb2, job_service_pb2):
+        for service in contract.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                for token in (None, TOKEN[:-1], TOKEN + "x", ""):
+                    code = await outcome(gateway.channel, service.full_name, method, token=token)
+                    assert code == "UNAUTHENTICATED", (method.name, token)
+                code = await outcome(gateway.channel, service.full_name, method, token=TOKEN)
+                assert code == ANSWERS.get(method.name, "NOT_FOUND"), method.name
+
+
+async def outcome(channel: grpc.aio.Channel, service: str, method: Any, *, token: str | None) -> str:
+    """Status code of one call that sends a single request."""
+    path, request = f"/{service}/{method.name}", REQUESTS[method.name].SerializeToString()
+    metadata = call_metadata(token)
+    try:
+        if method.server_streaming:
+            async for _ in channel.unary_stream(path)(request, metadata=metadata, timeout=30):
+                pass
+        elif method.client_streaming:
+            await channel.stream_unary(path)([request], metadata=metadata, timeout=30)
+        else:
+            await channel.unary_unary(path)(request, metadata=metadata, timeout=30)
+    except grpc.aio.AioRpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+@pytest.mark.parametrize(
+    ("method", "request_type", "field"),
+    [
+        ("datasets.GetDataset", dataset_service_pb2.GetDatasetRequest, "dataset_id"),
+        ("datasets.DeleteDataset", dataset_service_pb2.DeleteDatasetRequest, "dataset_id"),
+        ("models.GetModel", model_service_pb2.GetModelRequest, "model_id"),
+        ("models.ListCheckpoints", model_service_pb2.ListCheckpointsRequest, "job_id"),
+        ("jobs.GetJob", job_service_pb2.GetJobRequest, "job_id"),
+        ("jobs.CancelJob", job_service_pb2.CancelJobRequest, "job_id"),
+        ("jobs.ListArtifacts", job_service_pb2.ListArtifactsRequest, "job_id"),
+    ],
+)
+async def test_text_that_is_no_id_never_becomes_a_key(
+    gateway: Gateway, method: str, request_type: Any, field: str
+) -> None:
+    service, name = method.split(".")
+    for value in ("", "../../etc", NO_JOB + "\n", NO_DATASET + "/x", "job-" + "g" * 32):
+        refused = await refusal(gateway.ask(getattr(getattr(gateway, service), name), request_type(**{field: value})))
+        assert refused.code == "INVALID_ARGUMENT"
+        assert list(refused.violations) == [field]

@@ -1,0 +1,188 @@
+"""Jobs that are refused: every wrong field is named, and nothing is stored."""
+
+from typing import Any
+
+import pytest
+
+from madpo.queue.queue import job_id_of
+from tests.integration.gateway.service import NO_DATASET, NO_JOB, NO_MODEL, Gateway, make_material, refusal
+
+
+async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_stored(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    supervised = (
+        await gateway.create(
+            {"supervised_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.completions}}, "good"
+        )
+    ).job_id
+    policy, reward, pairs = {"model_id": ids.policy}, {"model_id": ids.reward}, ids.pairs
+    training = {"model": policy, "dataset_id": pairs, "margin": {"reward_model": reward}}
+    before = gateway.stored()
+    cases: list[tuple[dict[str, Any], dict[str, str]]] = [
+        ({}, {"spec": "give one of"}),
+        ({"supervised_training": {"dataset_id": "x"}}, {".model": "required", ".dataset_id": "match"}),
+        (
+            {"supervised_training": {"model": reward, "dataset_id": pairs, "eval_dataset_id": NO_DATASET}},
+            {
+                ".model.model_id": "is a reward model; give a causal_lm model",
+                ".dataset_id": "is a preference dataset; give a completion dataset",
+                ".eval_dataset_id": "there is no dataset",
+            },
+        ),
+        (
+            {"supervised_training": {"model": policy, "dataset_id": ids.completions, "training": {"epochs": -1}}},
+            {".training.epochs": "greater than 0"},
+        ),
+        (
+            {"reward_training": {"model": {"model_id": NO_MODEL}, "dataset_id": ids.prompts}},
+            {".model.model_id": "there is no model", ".dataset_id": "is a prompt dataset"},
+        ),
+        ({"policy_training": training | {"model": {"job_id": NO_JOB}}}, {".model.job_id": "there is no job"}),
+        (
+            {"policy_training": training | {"model": {"job_id": supervised, "step": 5}}},
+            {".model.step": "has no checkpoint of step 5; it has none"},
+        ),
+        (
+            {"policy_training": training | {"margin": {"reward_model": {"job_id": supervised}}}},
+            {".margin.reward_model.job_id": "is a supervised_training job; give one that trains a reward model"},
+        ),
+        (
+            {"policy_training": training | {"margin": {"reward_model": {"job_id": supervised, "step": 5}}}},
+            {".margin.reward_model.step": "serves stored models only"},
+        ),
+        (
+            {"policy_training": training | {"margin": {"reward_model": policy}}},
+            {".margin.reward_model.model_id": "is a causal_lm model; give a reward model"},
+        ),
+        ({"policy_training": training | {"method": {"name": "magic"}}}, {".method.name": "madpo"}),
+        (
+            {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": -1, "gamma": 1}}}},
+            {".method.params.tau": "", ".method.params.gamma": ""},
+        ),
+        (
+            {"policy_training": {"model": policy, "dataset_id": pairs, "method": {"name": "madpo"}}},
+            {".margin": "give reward_model, or source=dataset"},
+        ),
+        (
+            {"policy_training": training | {"margin": {"source": "dataset"}}},
+            {".margin.source": "has a margin; give reward_model"},
+        ),
+        (
+            {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": "auto"}}}},
+            {".eval_dataset_id": "tau would be found on held-out pairs, and none are given"},
+        ),
+        (
+            {"policy_training": training | {"margin": {"reward_model": reward, "temperature": "fit"}}},
+            {".eval_dataset_id": "temperature would be found on held-out pairs"},
+        ),
+        (
+            {
+                "policy_training": {
+                    "model": policy,
+                    "dataset_id": ids.pairs_with_margins,
+                    "eval_dataset_id": pairs,
+                    "margin": {"source": "dataset", "temperature": "fit"},
+                    "method": {"name": "madpo", "params": {"tau": {"quantile": 0.9}}},
+                }
+            },
+            {".eval_dataset_id": "temperature would be found on its margins, and not every row of it has one"},
+        ),
+        (
+            {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": {"quantile": 1.5}}}}},
+            {".method.params.tau": 'must be a number > 0, {"quantile": q} with 0 < q < 1, or "auto"'},
+        ),
+        (
+            {"policy_training": training | {"margin": {"reward_model": reward, "temperature": -1}}},
+            {".margin.temperature": 'must be a number > 0, or "fit", got -1'},
+        ),
+        (
+            {
+                "calibration": {
+                    "dataset_id": ids.prompts,
+                    "training_dataset_id": pairs,
+                    "method": {"name": "dpo"},
+                }
+            },
+            {
+                ".method.name": "dpo reads no margins",
+                ".dataset_id": "is a prompt dataset",
+                ".training_dataset_id": "has a margin; give reward_model",
+            },
+        ),
+        (
+            {"calibration": {"dataset_id": pairs, "reward_model": policy}},
+            {".reward_model.model_id": "is a causal_lm model; give a reward model"},
+        ),
+        (
+            {"calibration": {"dataset_id": pairs, "reward_model": reward, "method": {"params": {"tau": 0}}}},
+            {".method.params.tau": "must be a number > 0"},
+        ),
+        (
+            {
+                "dataset_check": {
+                    "dataset_id": NO_DATASET,
+                    "held_out_dataset_id": NO_DATASET,
+                    "model": {"model_id": NO_MODEL},
+                }
+            },
+            {
+                ".model.model_id": "there is no model",
+                ".dataset_id": "there is no dataset",
+                ".held_out_dataset_id": "there is no dataset",
+            },
+        ),
+        (
+            {"dataset_check": {"dataset_id": pairs, "model": reward, "overlong": "cut"}},
+            {".overlong": "'truncate_prompt'"},
+        ),
+        (
+            {
+                "evaluation": {
+                    "model": reward,
+                    "prompt_dataset_id": NO_DATASET,
+                    "reference": reward,
+                    "reward_model": policy,
+                    "preference_dataset_id": ids.prompts,
+                    "baseline_job_ids": [supervised, NO_JOB],
+                }
+            },
+            {
+                ".model.model_id": "is a reward model",
+                ".prompt_dataset_id": "there is no dataset",
+                ".reference.model_id": "is a reward model",
+                ".reward_model.model_id": "is a causal_lm model",
+                ".preference_dataset_id": "is a prompt dataset",
+                ".baseline_job_ids.0": "give evaluation jobs",
+                ".baseline_job_ids.1": "there is no job",
+            },
+        ),
+    ]
+    for spec, expected in cases:
+        refused = await refusal(gateway.create(spec, "wrong"))
+        path = f"spec.{next(iter(spec))}" if spec else ""
+        assert refused.code == "INVALID_ARGUMENT", spec
+        assert set(refused.violations) == {path + field for field in expected}, spec
+        for field, reason in expected.items():
+            assert reason in refused.violations[path + field], (field, refused)
+    assert gateway.stored() == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"request_id": ""}, "request_id"),
+        ({"request_id": "a b"}, "request_id"),
+        ({"request_id": "x" * 129}, "request_id"),
+        ({"display_name": "x" * 201}, "display_name"),
+        ({"depends_on": ["job-1"]}, "depends_on.0"),
+        ({"depends_on": [NO_JOB]}, "depends_on"),
+        ({"depends_on": [job_id_of(str(n)) for n in range(101)]}, "depends_on"),
+    ],
+)
+async def test_a_wrong_request_is_refused_by_field(gateway: Gateway, fields: dict[str, Any], field: str) -> None:
+    ids = await make_material(gateway)
+    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.completions}}
+
+    refused = await refusal(gateway.create(spec, **fields))
+
+    assert (refused.code, list(refused.violations)) == ("INVALID_ARGUMENT", [field])
