@@ -1,111 +1,46 @@
 """Dashboards and alerts against what the services really export, read by a real Prometheus where there is one."""
 
 import asyncio
-import hashlib
 import json
 import re
-import shutil
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from socket import create_server
 from typing import Any, TypeVar
 
-import grpc
 import pytest
-import torch
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from madpo.config import WorkerSettings
-from madpo.errors import OverloadedError
-from madpo.jobs.registry import KINDS
-from madpo.models.load import save_model
-from madpo.ports import JobRequest
-from madpo.queue.queue import RedisJobQueue, open_queue
-from madpo.rpc.channel import call_metadata, open_channel
-from madpo.rpc.reward_client import RewardClient
-from madpo.rpc.server import RunningServer
-from madpo.storage.models import ModelStore
-from madpo.storage.open import open_store
-from madpo.telemetry.metrics import new_registry, serve_metrics
-from madpo.types import JobKind, PreferencePair
-from madpo.v1 import dataset_service_pb2, job_service_pb2
-from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
-from madpo.v1.job_service_pb2_grpc import JobServiceStub
-from madpo.worker.metrics import TRAINING_FIGURES
-from madpo.worker.worker import JobWorker
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
 from madpo_reward.service import RewardService
 from madpo_reward.settings import RewardSettings
+from tests.integration.deploy.prometheus import ALERTS, CONFIG, DEPLOY, alerts, needs_prometheus
+from tests.integration.deploy.services import (
+    PATIENCE_S,
+    TOKEN,
+    Targets,
+    busy,
+    get,
+    publish_reward_model,
+    serving,
+    working,
+)
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
-CONFIG, ALERTS = DEPLOY / "prometheus" / "prometheus.yml", DEPLOY / "prometheus" / "alerts.yml"
 BOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
-TOKEN = "a-token-of-this-test"
-QUEUE = KINDS[JobKind.POLICY_TRAINING].queue
-PATIENCE_S = 60
 T = TypeVar("T")
 SCRAPED_LABELS = {"job", "instance"}
 """Prometheus gives them to every series."""
-
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="prometheus and promtool are not installed (Debian: prometheus)",
-)
-
-RUN = f"""
-    import sys, time
-    from pathlib import Path
-    from madpo.worker.workspace import Run
-    from madpo.types import JobProgress
-
-    run = Run.open(Path(sys.argv[1]))
-    run.watch_lifeline()
-    step = 0
-    while not run.stop_requested:
-        step += 4
-        figures = {{name: 0.5 for name in {sorted(TRAINING_FIGURES)!r}}}
-        figures |= {{"interval/steps": 4, "interval/rows": 32, "interval/step_s": 0.2, "interval/margin_wait_s": 0.05}}
-        run.progress(JobProgress(step, 10**6, figures, remaining_s=60.0, phase="training"))
-        time.sleep(0.2)
-    run.stop()
-"""
-
-# ---- the services
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Metrics ports by the name of the service."""
-
-    ports: Mapping[str, int]
-
-    def read(self) -> dict[str, list[dict[str, str]]]:
-        """Labels of every series by its name, over all services."""
-        series: dict[str, list[dict[str, str]]] = {}
-        for port in self.ports.values():
-            for family in text_string_to_metric_families(get(f"http://127.0.0.1:{port}/metrics").decode()):
-                for sample in family.samples:
-                    series.setdefault(sample.name, []).append(dict(sample.labels))
-        return series
-
-
-def get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
-        return bytes(response.read())
 
 
 @pytest.fixture(scope="module")
@@ -148,120 +83,6 @@ def targets(
     thread.join()
 
 
-def publish_reward_model(directory: Path, settings: WorkerSettings, tokenizer: Any) -> str:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        num_labels=1,
-    )
-    save_model(LlamaForSequenceClassification(config), tokenizer, directory / "model")
-    models = ModelStore(open_store(settings), directory / "publisher")
-    return models.publish(directory / "model", display_name="toy", kind="reward")[0].model_id
-
-
-@asynccontextmanager
-async def serving(service: Callable[..., Any], settings: Any) -> AsyncIterator[tuple[int, int]]:
-    """A service and its metrics; gives the ports of both."""
-    registry = new_registry()
-    async with RunningServer(service(settings, registry), settings, token=TOKEN, registry=registry) as server:
-        metrics = serve_metrics(registry, host="127.0.0.1", port=0)
-        yield metrics.server_port, server.port
-        metrics.shutdown()
-        metrics.server_close()
-
-
-@asynccontextmanager
-async def working(settings: WorkerSettings, directory: Path) -> AsyncIterator[int]:
-    """A worker at a training that goes on until it is stopped."""
-    script = directory / "run.py"
-    script.write_text(textwrap.dedent(RUN))
-    registry, stop, queue = new_registry(), asyncio.Event(), open_queue(settings)
-    worker = JobWorker(
-        queue,
-        open_store(settings),
-        queue_name=QUEUE,
-        command=lambda workspace: [sys.executable, str(script), str(workspace)],
-        settings=settings,
-        registry=registry,
-    )
-    running = asyncio.create_task(worker.run(stop))
-    metrics = serve_metrics(registry, host="127.0.0.1", port=0)
-    yield metrics.server_port
-    stop.set()
-    await running
-    metrics.shutdown()
-    metrics.server_close()
-    await queue.close()
-
-
-@asynccontextmanager
-async def busy(settings: WorkerSettings, gateway_port: int, reward_port: int, model_id: str) -> AsyncIterator[None]:
-    """Clients of everything that is counted."""
-    queue, client = open_queue(settings), RewardClient(f"127.0.0.1:{reward_port}", token=TOKEN, timeout_s=PATIENCE_S)
-    async with open_channel(f"127.0.0.1:{gateway_port}") as channel:
-        job_id = await fill(queue)
-        clients = [
-            asyncio.create_task(score(client, model_id)),
-            asyncio.create_task(upload(channel)),
-            asyncio.create_task(watch(channel, job_id)),
-        ]
-        await asyncio.sleep(0)
-        yield
-        for task in clients:
-            assert not task.done(), task
-            task.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
-    await client.close()
-    await queue.close()
-
-
-async def fill(queue: RedisJobQueue) -> str:
-    """One job to run, one to stay pending, one that waits for it."""
-    first = await queue.create(JobRequest("first", JobKind.POLICY_TRAINING, {}))
-    second = await queue.create(JobRequest("second", JobKind.POLICY_TRAINING, {}))
-    await queue.create(JobRequest("third", JobKind.EVALUATION, {}, depends_on=(second.job_id,)))
-    return first.job_id
-
-
-async def score(client: RewardClient, model_id: str) -> None:
-    pair = PreferencePair("the film", "was good", "was bad")
-    for number in range(10**6):
-        text = " ".join(["good" if bit == "1" else "bad" for bit in f"{number:b}"])
-        await client.score_pairs(model_id, [pair, PreferencePair("the film was", text, ".")])
-        too_many = [PreferencePair(f"{number} {place}", "film " * 200, "bad " * 200) for place in range(40)]
-        with suppress(OverloadedError):  # as a whole; its parts are taken, and kept in the cache
-            await client.score_pairs(model_id, too_many)
-        await asyncio.sleep(0.1)
-
-
-async def upload(channel: grpc.aio.Channel) -> None:
-    stub = DatasetServiceStub(channel)  # type: ignore[no-untyped-call]
-    for number in range(10**6):
-        data = json.dumps({"prompt": str(number)}).encode() + b"\n"
-        header = dataset_service_pb2.UploadDatasetHeader(format="jsonl")
-        digest = hashlib.sha256(data).hexdigest()
-        parts = [{"header": header}, {"chunk": data}, {"sha256": digest}]
-        request = iter([dataset_service_pb2.UploadDatasetRequest(**part) for part in parts])
-        await stub.UploadDataset(request, metadata=call_metadata(TOKEN))
-        await asyncio.sleep(0.3)
-
-
-async def watch(channel: grpc.aio.Channel, job_id: str) -> None:
-    stub = JobServiceStub(channel)  # type: ignore[no-untyped-call]
-    request = job_service_pb2.WatchJobRequest(job_id=job_id)
-    async for _ in stub.WatchJob(request, metadata=call_metadata(TOKEN)):
-        pass
-
-
-# ---- the dashboards
-
-
 def panels(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [panel for panel in board["panels"] if panel["type"] != "row"]
 
@@ -269,12 +90,6 @@ def panels(board: Mapping[str, Any]) -> list[dict[str, Any]]:
 @cache
 def boards() -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in BOARDS}
-
-
-def alerts() -> dict[str, str]:
-    return {
-        rule["alert"]: rule["expr"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
-    }
 
 
 def queries() -> dict[str, dict[str, str]]:
@@ -327,9 +142,6 @@ def test_dashboards_are_provisioned_from_where_compose_mounts_them() -> None:
     assert mounts["environment"]["GF_PATHS_PROVISIONING"] in targets
     home = Path(mounts["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert (str(home.parent), home.stem in boards()) == (provider["options"]["path"], True)
-
-
-# ---- names and labels
 
 
 def mistakes(expression: str, series: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
@@ -389,9 +201,6 @@ def eventually(read: Callable[[], T], holds: Callable[[T], object] = bool) -> T:
         assert time.monotonic() < deadline, value
         time.sleep(0.1)
     return value
-
-
-# ---- a real Prometheus
 
 
 @dataclass(frozen=True)
@@ -492,84 +301,3 @@ def test_alerts_are_evaluated_without_error_and_see_services_that_are_up(prometh
     assert {name: rule.get("lastError") for name, rule in found.items() if rule["health"] != "ok"} == {}
     assert found.keys() == alerts().keys()
     assert {name for name, rule in found.items() if rule["state"] != "inactive"} == {"MadpoMarginWait"}
-
-
-@needs_prometheus
-def test_promtool_accepts_configuration_and_rules() -> None:
-    for command in (["check", "config", str(CONFIG)], ["check", "rules", str(ALERTS)]):
-        done = subprocess.run(["promtool", *command], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-# ---- when alerts fire
-
-MINUTES = "x60"
-CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
-    "MadpoNoGateway": ({}, {'up{job="gateway"}': f"1{MINUTES}"}),
-    "MadpoNoScorer": ({'up{job="reward"}': f"0{MINUTES}"}, {'up{job="reward"}': f"1{MINUTES}"}),
-    "MadpoReplicaDown": ({'up{job="trainer"}': f"0{MINUTES}"}, {'up{job="prometheus"}': f"0{MINUTES}"}),
-    "MadpoQueueAway": ({"madpo_queue_up": f"0{MINUTES}"}, {"madpo_queue_up": f"1{MINUTES}"}),
-    "MadpoQueueWait": (
-        {'madpo_queue_oldest_pending_seconds{queue="train"}': "3000+60x60"},
-        {'madpo_queue_oldest_pending_seconds{queue="train"}': "0+60x60"},
-    ),
-    "MadpoQueueWithoutWorker": (
-        {
-            'madpo_queue_depth{queue="train"}': f"1{MINUTES}",
-            'madpo_worker_last_answer_timestamp_seconds{queue="evaluate"}': "0+60x60",
-        },
-        {
-            'madpo_queue_depth{queue="train"}': f"1{MINUTES}",
-            'madpo_worker_last_answer_timestamp_seconds{queue="train",instance="a"}': f"0{MINUTES}",
-            'madpo_worker_last_answer_timestamp_seconds{queue="train",instance="b"}': "0+60x60",
-        },
-    ),
-    "MadpoWorkerSilent": (
-        {'madpo_worker_last_answer_timestamp_seconds{queue="train"}': f"0{MINUTES}"},
-        {'madpo_worker_last_answer_timestamp_seconds{queue="train"}': "0+60x60"},
-    ),
-    "MadpoJobWithoutProgress": (
-        {'madpo_worker_last_progress_timestamp_seconds{queue="train"}': f"0{MINUTES}"},
-        {'madpo_worker_last_progress_timestamp_seconds{queue="train"}': "0+60x60"},
-    ),
-    "MadpoMarginWait": (
-        {
-            'madpo_training_seconds_total{kind="policy_training",phase="margin_wait"}': "0+15x60",
-            'madpo_training_seconds_total{kind="policy_training",phase="compute"}': "0+45x60",
-        },
-        {
-            'madpo_training_seconds_total{kind="policy_training",phase="margin_wait"}': "0+5x60",
-            'madpo_training_seconds_total{kind="policy_training",phase="compute"}': "0+55x60",
-        },
-    ),
-    "MadpoDeadLetter": (
-        {'madpo_queue_dead_letters{queue="train"}': "2x50 3x9"},
-        {'madpo_queue_dead_letters{queue="train"}': "2x20 3x39"},
-    ),
-}
-
-
-@needs_prometheus
-@pytest.mark.parametrize("alert", CASES)
-def test_an_alert_fires_when_it_should_and_only_then(alert: str, tmp_path: Path) -> None:
-    trouble, peace = CASES[alert]
-
-    def fires(series: Mapping[str, str]) -> bool:
-        """Whether it fires after an hour; promtool says so by complaining that none was expected."""
-        test = {
-            "interval": "1m",
-            "input_series": [{"series": name, "values": values} for name, values in series.items()],
-            "alert_rule_test": [{"eval_time": "1h", "alertname": alert, "exp_alerts": []}],
-        }
-        (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "tests": [test]}))
-        command = ["promtool", "test", "rules", str(tmp_path / "test.yml")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert f"alertname: {alert}" in done.stderr + done.stdout or done.returncode == 0, done.stderr
-        return done.returncode != 0
-
-    assert fires(trouble)
-    assert not fires(peace)
-
-
-def test_every_alert_is_tried() -> None:
-    assert CASES.keys() == alerts().keys()

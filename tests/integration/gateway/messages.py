@@ -72,3 +72,8 @@ def received(messages: Sequence[Any]) -> dict[str, bytes]:
     for described, data in files.values():
         assert (described.size_bytes, described.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     return {path: data for path, (_, data) in files.items()}
+
+
+def ref(dataset_id: str) -> dict[str, str]:
+    """The wire form of a reference to a stored dataset."""
+    return {"dataset_id": dataset_id}

@@ -26,7 +26,7 @@ from madpo.v1.job_service_pb2_grpc import JobServiceStub
 from madpo.v1.model_service_pb2_grpc import ModelServiceStub
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
-from tests.integration.gateway.messages import dataset_parts, json_lines, model_parts, safetensors
+from tests.integration.gateway.messages import dataset_parts, json_lines, model_parts, ref, safetensors
 
 TOKEN = "a-token-of-this-test"
 NO_MODEL, NO_DATASET, NO_JOB = "model-" + "0" * 32, "dataset-" + "0" * 32, "job-" + "0" * 32
@@ -75,7 +75,7 @@ class Gateway:
         """A supervised training job over new data, PENDING."""
         dataset = (await self.upload_dataset(COMPLETIONS)).dataset
         model = (await self.upload_model()).model
-        spec = {"model": {"model_id": model.model_id}, "dataset_id": dataset.dataset_id}
+        spec = {"model": {"model_id": model.model_id}, "dataset": ref(dataset.dataset_id)}
         return str((await self.create({"supervised_training": spec}, request_id)).job_id)
 
     def stored(self) -> list[str]:

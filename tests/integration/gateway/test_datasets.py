@@ -48,7 +48,7 @@ async def test_a_stored_dataset_has_the_report_of_its_file(gateway: Gateway, tmp
     files["held-out"].write_bytes(json_lines(held_out))
     local = check_file(files["data"], held_out=files["held-out"], rows_file=files["rows"])
 
-    request = dataset_service_pb2.CheckDatasetRequest(dataset_id=stored, held_out_dataset_id=other)
+    request = dataset_service_pb2.CheckDatasetRequest(dataset_id=stored, eval_dataset_id=other)
     parts = await gateway.collect(gateway.datasets.CheckDataset, request)
 
     assert [part.WhichOneof("part") for part in parts] == ["report_json", "rows_chunk"]
@@ -57,7 +57,7 @@ async def test_a_stored_dataset_has_the_report_of_its_file(gateway: Gateway, tmp
     assert report == local.model_copy(update={"name": stored, "rows": report.rows})
     assert {finding.code for finding in report.findings} == {"duplicate", "leaked_prompt"}
     assert parts[1].rows_chunk == files["rows"].read_bytes()
-    for field in ("dataset_id", "held_out_dataset_id"):
+    for field in ("dataset_id", "eval_dataset_id"):
         wrong = dataset_service_pb2.CheckDatasetRequest(**({"dataset_id": stored} | {field: "../etc"}))
         assert list((await refusal(gateway.collect(gateway.datasets.CheckDataset, wrong))).violations) == [field]
 

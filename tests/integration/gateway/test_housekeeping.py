@@ -17,6 +17,7 @@ from madpo.storage.results import read_result
 from madpo.types import JobResult, JobState
 from madpo.v1 import job_service_pb2
 from madpo_gateway.settings import GatewaySettings
+from tests.integration.gateway.messages import ref
 from tests.integration.gateway.service import eventually, running
 
 
@@ -47,7 +48,12 @@ async def test_jobs_come_back_after_the_queue_lost_everything(
         write_outcome(gateway.store, job)
         await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=cancelled))
         following = await gateway.create(
-            {"supervised_training": {"model": {"job_id": open_job}, "dataset_id": str(job.spec["dataset_id"])}},
+            {
+                "supervised_training": {
+                    "model": {"job_id": open_job},
+                    "dataset": ref(str(job.spec["dataset"]["dataset_id"])),
+                }
+            },
             "following",
             display_name="after the others",
         )

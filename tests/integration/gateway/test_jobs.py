@@ -5,13 +5,14 @@ import asyncio
 import grpc
 import pytest
 
-from madpo.jobs import SupervisedTrainingSpec
+from madpo.jobs.supervised_training import SupervisedTrainingSpec
 from madpo.queue.queue import job_id_of
 from madpo.rpc import convert
 from madpo.rpc.channel import call_metadata
 from madpo.storage.results import read_result, read_spec
 from madpo.types import CheckpointPublished, JobKind, JobProgress, JobResult, JobState, LogLine
 from madpo.v1 import dataset_service_pb2, job_service_pb2
+from tests.integration.gateway.messages import ref
 from tests.integration.gateway.service import NO_JOB, TOKEN, Gateway, make_material, refusal
 
 
@@ -20,14 +21,16 @@ async def test_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> 
     model = {"model_id": ids.policy}
 
     supervised = await gateway.create(
-        {"supervised_training": {"model": model, "dataset_id": ids.completions}}, "supervised", display_name="first"
+        {"supervised_training": {"model": model, "dataset": ref(ids.completions)}},
+        "supervised",
+        display_name="first",
     )
-    reward = await gateway.create({"reward_training": {"model": model, "dataset_id": ids.pairs}}, "reward")
+    reward = await gateway.create({"reward_training": {"model": model, "dataset": ref(ids.pairs)}}, "reward")
     policy = await gateway.create(
         {
             "policy_training": {
                 "model": {"job_id": supervised.job_id},
-                "dataset_id": ids.pairs,
+                "dataset": ref(ids.pairs),
                 "method": {"name": "madpo", "params": {"beta": 0.3}},
                 "margin": {"reward_model": {"job_id": reward.job_id}},
             }
@@ -38,10 +41,10 @@ async def test_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> 
         {
             "evaluation": {
                 "model": {"job_id": policy.job_id},
-                "prompt_dataset_id": ids.prompts,
+                "prompt_dataset": ref(ids.prompts),
                 "reference": model,
                 "reward_model": {"model_id": ids.reward},
-                "preference_dataset_id": ids.pairs,
+                "eval_dataset": ref(ids.pairs),
             }
         },
         "evaluation",
@@ -62,7 +65,7 @@ async def test_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> 
     assert [job.job_id for job in listed.jobs] == [evaluation.job_id, policy.job_id, reward.job_id]
     kept = read_spec(gateway.store, supervised.job_id)
     assert (kept.kind, kept.display_name) == (JobKind.SUPERVISED_TRAINING, "first")
-    assert SupervisedTrainingSpec.model_validate(kept.spec).dataset_id == ids.completions
+    assert SupervisedTrainingSpec.model_validate(kept.spec).dataset.dataset_id == ids.completions
     got = await gateway.ask(gateway.jobs.GetJob, job_service_pb2.GetJobRequest(job_id=policy.job_id))
     assert got.job == policy
 
@@ -72,22 +75,22 @@ async def test_rules_for_scales_are_kept_in_the_job_and_a_calibration_waits_for_
 ) -> None:
     ids = await make_material(gateway)
     reward = await gateway.create(
-        {"reward_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.pairs}}, "reward"
+        {"reward_training": {"model": {"model_id": ids.policy}, "dataset": ref(ids.pairs)}}, "reward"
     )
     margin = {"reward_model": {"job_id": reward.job_id}, "temperature": "fit"}
     policy = await gateway.create(
         {
             "policy_training": {
                 "model": {"model_id": ids.policy},
-                "dataset_id": ids.pairs,
-                "eval_dataset_id": ids.pairs,
+                "dataset": ref(ids.pairs),
+                "eval_dataset": ref(ids.pairs),
                 "method": {"name": "madpo_posterior", "params": {"tau": {"quantile": 0.75}}},
                 "margin": margin,
             }
         },
         "policy",
     )
-    calibration = await gateway.create({"calibration": {"dataset_id": ids.pairs, **margin}}, "calibration")
+    calibration = await gateway.create({"calibration": {"eval_dataset": ref(ids.pairs), **margin}}, "calibration")
 
     assert policy.spec.policy_training.method.params["tau"]["quantile"] == 0.75
     assert policy.spec.policy_training.margin.temperature.string_value == "fit"
@@ -102,11 +105,17 @@ async def test_margins_may_come_from_the_dataset_and_a_method_may_do_without(gat
     policy = {"model_id": ids.policy}
 
     with_margins = await gateway.create(
-        {"policy_training": {"model": policy, "dataset_id": ids.pairs_with_margins, "margin": {"source": "dataset"}}},
+        {
+            "policy_training": {
+                "model": policy,
+                "dataset": ref(ids.pairs_with_margins),
+                "margin": {"source": "dataset"},
+            }
+        },
         "dataset",
     )
     without = await gateway.create(
-        {"policy_training": {"model": policy, "dataset_id": ids.pairs, "method": {"name": "dpo"}}}, "none"
+        {"policy_training": {"model": policy, "dataset": ref(ids.pairs), "method": {"name": "dpo"}}}, "none"
     )
 
     assert with_margins.spec.policy_training.method.name == "madpo"
@@ -116,10 +125,13 @@ async def test_margins_may_come_from_the_dataset_and_a_method_may_do_without(gat
 async def test_a_request_sent_again_is_the_same_job_whatever_happened_since(gateway: Gateway) -> None:
     job_id = await gateway.ready_job("once")
     job = await gateway.ask(gateway.jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job_id))
-    dataset_id = job.job.spec.supervised_training.dataset_id
+    dataset_id = job.job.spec.supervised_training.dataset.dataset_id
     await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=job_id))
     await gateway.ask(gateway.datasets.DeleteDataset, dataset_service_pb2.DeleteDatasetRequest(dataset_id=dataset_id))
-    spec = {"model": {"model_id": job.job.spec.supervised_training.model.model_id}, "dataset_id": dataset_id}
+    spec = {
+        "model": {"model_id": job.job.spec.supervised_training.model.model_id},
+        "dataset": ref(dataset_id),
+    }
 
     again = await gateway.create({"supervised_training": spec}, "once")
     other = await refusal(gateway.create({"supervised_training": spec | {"training": {"seed": 1}}}, "once"))
@@ -130,7 +142,7 @@ async def test_a_request_sent_again_is_the_same_job_whatever_happened_since(gate
 
 async def test_a_request_sent_many_times_at_once_is_one_job(gateway: Gateway) -> None:
     ids = await make_material(gateway)
-    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.completions}}
+    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset": ref(ids.completions)}}
 
     jobs = await asyncio.gather(*(gateway.create(spec, "once") for _ in range(8)))
 
@@ -144,7 +156,7 @@ async def test_a_job_on_top_of_a_failed_one_is_refused(gateway: Gateway) -> None
     assert claim is not None
     await gateway.queue.fail(claim, "no luck")
     ids = await make_material(gateway)
-    spec = {"model": {"job_id": failed}, "dataset_id": ids.completions}
+    spec = {"model": {"job_id": failed}, "dataset": ref(ids.completions)}
     before = gateway.stored()
 
     refused = await refusal(gateway.create({"supervised_training": spec}, "second"))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from madpo.queue.queue import job_id_of
+from tests.integration.gateway.messages import ref
 from tests.integration.gateway.service import NO_DATASET, NO_JOB, NO_MODEL, Gateway, make_material, refusal
 
 
@@ -12,30 +13,40 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
     ids = await make_material(gateway)
     supervised = (
         await gateway.create(
-            {"supervised_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.completions}}, "good"
+            {"supervised_training": {"model": {"model_id": ids.policy}, "dataset": ref(ids.completions)}},
+            "good",
         )
     ).job_id
     policy, reward, pairs = {"model_id": ids.policy}, {"model_id": ids.reward}, ids.pairs
-    training = {"model": policy, "dataset_id": pairs, "margin": {"reward_model": reward}}
+    training = {"model": policy, "dataset": ref(pairs), "margin": {"reward_model": reward}}
     before = gateway.stored()
     cases: list[tuple[dict[str, Any], dict[str, str]]] = [
         ({}, {"spec": "give one of"}),
-        ({"supervised_training": {"dataset_id": "x"}}, {".model": "required", ".dataset_id": "match"}),
         (
-            {"supervised_training": {"model": reward, "dataset_id": pairs, "eval_dataset_id": NO_DATASET}},
+            {"supervised_training": {"dataset": ref("x")}},
+            {".model": "required", ".dataset.dataset_id": "match"},
+        ),
+        (
+            {"supervised_training": {"model": reward, "dataset": ref(pairs), "eval_dataset": ref(NO_DATASET)}},
             {
                 ".model.model_id": "is a reward model; give a causal_lm model",
-                ".dataset_id": "is a preference dataset; give a completion dataset",
-                ".eval_dataset_id": "there is no dataset",
+                ".dataset.dataset_id": "is a preference dataset; give a completion dataset",
+                ".eval_dataset.dataset_id": "there is no dataset",
             },
         ),
         (
-            {"supervised_training": {"model": policy, "dataset_id": ids.completions, "training": {"epochs": -1}}},
+            {
+                "supervised_training": {
+                    "model": policy,
+                    "dataset": ref(ids.completions),
+                    "training": {"epochs": -1},
+                }
+            },
             {".training.epochs": "greater than 0"},
         ),
         (
-            {"reward_training": {"model": {"model_id": NO_MODEL}, "dataset_id": ids.prompts}},
-            {".model.model_id": "there is no model", ".dataset_id": "is a prompt dataset"},
+            {"reward_training": {"model": {"model_id": NO_MODEL}, "dataset": ref(ids.prompts)}},
+            {".model.model_id": "there is no model", ".dataset.dataset_id": "is a prompt dataset"},
         ),
         ({"policy_training": training | {"model": {"job_id": NO_JOB}}}, {".model.job_id": "there is no job"}),
         (
@@ -60,7 +71,7 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
             {".method.params.tau": "", ".method.params.gamma": ""},
         ),
         (
-            {"policy_training": {"model": policy, "dataset_id": pairs, "method": {"name": "madpo"}}},
+            {"policy_training": {"model": policy, "dataset": ref(pairs), "method": {"name": "madpo"}}},
             {".margin": "give reward_model, or source=dataset"},
         ),
         (
@@ -69,23 +80,23 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
         ),
         (
             {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": "auto"}}}},
-            {".eval_dataset_id": "tau would be found on held-out pairs, and none are given"},
+            {".eval_dataset": "tau would be found on held-out pairs, and none are given"},
         ),
         (
             {"policy_training": training | {"margin": {"reward_model": reward, "temperature": "fit"}}},
-            {".eval_dataset_id": "temperature would be found on held-out pairs"},
+            {".eval_dataset": "temperature would be found on held-out pairs"},
         ),
         (
             {
                 "policy_training": {
                     "model": policy,
-                    "dataset_id": ids.pairs_with_margins,
-                    "eval_dataset_id": pairs,
+                    "dataset": ref(ids.pairs_with_margins),
+                    "eval_dataset": ref(pairs),
                     "margin": {"source": "dataset", "temperature": "fit"},
                     "method": {"name": "madpo", "params": {"tau": {"quantile": 0.9}}},
                 }
             },
-            {".eval_dataset_id": "temperature would be found on its margins, and not every row of it has one"},
+            {".eval_dataset": "temperature would be found on its margins, and not every row of it has one"},
         ),
         (
             {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": {"quantile": 1.5}}}}},
@@ -98,60 +109,66 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
         (
             {
                 "calibration": {
-                    "dataset_id": ids.prompts,
-                    "training_dataset_id": pairs,
+                    "eval_dataset": ref(ids.prompts),
+                    "dataset": ref(pairs),
                     "method": {"name": "dpo"},
                 }
             },
             {
                 ".method.name": "dpo reads no margins",
-                ".dataset_id": "is a prompt dataset",
-                ".training_dataset_id": "has a margin; give reward_model",
+                ".eval_dataset.dataset_id": "is a prompt dataset",
+                ".dataset": "has a margin; give reward_model",
             },
         ),
         (
-            {"calibration": {"dataset_id": pairs, "reward_model": policy}},
+            {"calibration": {"eval_dataset": ref(pairs), "reward_model": policy}},
             {".reward_model.model_id": "is a causal_lm model; give a reward model"},
         ),
         (
-            {"calibration": {"dataset_id": pairs, "reward_model": reward, "method": {"params": {"tau": 0}}}},
+            {
+                "calibration": {
+                    "eval_dataset": ref(pairs),
+                    "reward_model": reward,
+                    "method": {"params": {"tau": 0}},
+                }
+            },
             {".method.params.tau": "must be a number > 0"},
         ),
         (
             {
                 "dataset_check": {
-                    "dataset_id": NO_DATASET,
-                    "held_out_dataset_id": NO_DATASET,
+                    "dataset": ref(NO_DATASET),
+                    "eval_dataset": ref(NO_DATASET),
                     "model": {"model_id": NO_MODEL},
                 }
             },
             {
                 ".model.model_id": "there is no model",
-                ".dataset_id": "there is no dataset",
-                ".held_out_dataset_id": "there is no dataset",
+                ".dataset.dataset_id": "there is no dataset",
+                ".eval_dataset.dataset_id": "there is no dataset",
             },
         ),
         (
-            {"dataset_check": {"dataset_id": pairs, "model": reward, "overlong": "cut"}},
+            {"dataset_check": {"dataset": ref(pairs), "model": reward, "overlong": "cut"}},
             {".overlong": "'truncate_prompt'"},
         ),
         (
             {
                 "evaluation": {
                     "model": reward,
-                    "prompt_dataset_id": NO_DATASET,
+                    "prompt_dataset": ref(NO_DATASET),
                     "reference": reward,
                     "reward_model": policy,
-                    "preference_dataset_id": ids.prompts,
+                    "eval_dataset": ref(ids.prompts),
                     "baseline_job_ids": [supervised, NO_JOB],
                 }
             },
             {
                 ".model.model_id": "is a reward model",
-                ".prompt_dataset_id": "there is no dataset",
+                ".prompt_dataset.dataset_id": "there is no dataset",
                 ".reference.model_id": "is a reward model",
                 ".reward_model.model_id": "is a causal_lm model",
-                ".preference_dataset_id": "is a prompt dataset",
+                ".eval_dataset.dataset_id": "is a prompt dataset",
                 ".baseline_job_ids.0": "give evaluation jobs",
                 ".baseline_job_ids.1": "there is no job",
             },
@@ -181,7 +198,7 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
 )
 async def test_a_wrong_request_is_refused_by_field(gateway: Gateway, fields: dict[str, Any], field: str) -> None:
     ids = await make_material(gateway)
-    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset_id": ids.completions}}
+    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset": ref(ids.completions)}}
 
     refused = await refusal(gateway.create(spec, **fields))
 
