@@ -1,9 +1,8 @@
 #!/bin/sh
-# Makes /opt/venv with what the extras of pyproject.toml named as arguments require, without what only building on it and
+# Fills /opt/venv with what the extras of pyproject.toml named as arguments require, without what only building on it and
 # testing it need. TORCH_INDEX_URL: where torch may come from besides PyPI, whose wheels bring CUDA along.
 set -eu
 
-python -m venv --without-pip /opt/venv
 python requirements.py pyproject.toml "$@" > requirements.txt
 python -m pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
   -c constraints.txt -r requirements.txt ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"}

@@ -17,6 +17,7 @@ from madpo_reward.settings import RewardSettings
 from madpo_trainer.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[3]
+DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
 SETTINGS = {
     "gateway": GatewaySettings,
     "reward": RewardSettings,
@@ -202,26 +203,66 @@ def test_a_trainer_has_longer_to_stop_than_its_run(host):
         assert 60 * int(minutes) + int(seconds) > float(asked) + SETTINGS[name].model_fields["grace_s"].default
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_images_are_linted_confined_and_checked(name):
-    path = ROOT / "services" / name / "Dockerfile"
-    done = subprocess.run([tool("hadolint"), str(path)], capture_output=True, text=True, timeout=60)
-    text = path.read_text()
+def stages():
+    """Stages of the Dockerfile in their order: name, and instructions from `FROM` on."""
+    text = re.sub(r"(?m)^#.*\n", "", DOCKERFILE.read_text()).replace("\\\n", " ")
+    found = re.split(r"(?m)^(?=FROM )", text)[1:]
+    return {re.match(r"FROM \S+ AS (\S+)\n", stage)[1]: stage for stage in found}
+
+
+def made_of(target):
+    """The stages an image is built from."""
+    every = stages()
+    sources = re.findall(r"(?m)^FROM (\S+)|--from=(\S+)", every[target])
+    return {target}.union(*(made_of(name) for pair in sources for name in pair if name in every))
+
+
+def test_the_dockerfile_passes_its_linter():
+    done = subprocess.run([tool("hadolint"), str(DOCKERFILE)], capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 0, done.stdout
-    assert "USER 10001:10001" in text
-    assert f'CMD ["python", "-m", "madpo_{name}", "health"]' in text
 
 
-def test_images_share_their_layers():
-    """Instructions that are the same, in the same order, are built once."""
-    stages = {
-        name: re.split(r"(?m)^FROM ", (ROOT / "services" / name / "Dockerfile").read_text())[1:] for name in SETTINGS
-    }
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_service_is_built_as_a_target_of_one_dockerfile(host, name):
+    build = resolved(host)["services"][name]["build"]
 
-    assert len({stages[name][0] for name in ("reward", "trainer", "evaluator")}) == 1
-    assert len({stages[name][2] for name in SETTINGS}) == 1
-    assert all(stage[3].startswith("scratch\n") for stage in stages.values())
+    assert ROOT / build["context"] / build["dockerfile"] == DOCKERFILE
+    assert build["target"] == name
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_images_are_confined_checked_and_start_their_service(name):
+    every = stages()
+
+    assert re.match(r"FROM (base|torch) ", every[name])
+    assert every["torch"].startswith("FROM base ")
+    assert every["base"].startswith("FROM scratch ")
+    users = [re.findall(r"(?m)^USER (.*)$", every[stage]) for stage in ("base", "torch", name)]
+    assert users == [["10001:10001"], [], []]
+    assert f'CMD ["python", "-m", "madpo_{name}", "health"]' in every[name]
+    assert f'ENTRYPOINT ["tini", "--", "python", "-m", "madpo_{name}"]' in every[name]
+    variables = re.findall(rf"MADPO_{name.upper()}_(\w+)=", every[name])
+    assert {"HOST", "PORT", "METRICS_PORT", "LOG_FORMAT"} == set(variables)
+    assert {variable.lower() for variable in variables} <= SETTINGS[name].model_fields.keys()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_image_takes_in_no_other_service(name):
+    instructions = "".join(stages()[stage] for stage in made_of(name))
+
+    # Whole directories of the checkout would bring other services along, and make a new image of their changes.
+    assert not re.search(r"(?m)^(COPY|ADD) (\.|services/?) ", instructions)
+    assert re.findall(r"services/\S+", instructions) == [f"services/{name}/madpo_{name}"]
+
+
+def test_torch_is_one_layer_of_the_images_that_need_it():
+    every = list(stages())
+
+    assert {name for name in SETTINGS if "torch" in made_of(name)} == {"reward", "trainer", "evaluator"}
+    assert {name for name in SETTINGS if "torch-dependencies" in made_of(name)} == {"reward", "trainer", "evaluator"}
+    # Builders that build all stages above their target get no torch for the gateway.
+    assert every.index("gateway") < every.index("torch-dependencies")
 
 
 @pytest.mark.parametrize(
