@@ -36,9 +36,6 @@ _ITEM_BYTES = MESSAGE_LIMIT_BYTES - 64 * 1024
 _BATCH_ITEMS = 64
 """Pairs of one request until the server has said how many it takes."""
 
-_REQUESTS_IN_FLIGHT = 4
-"""Requests of one client on their way at once: keeps several replicas busy and leaves room for other callers."""
-
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 5.0
 _REVISION_ATTEMPTS = 6
 """Calls go round the replicas, so with a few of another revision among them one of these finds the right one."""
@@ -65,6 +62,7 @@ class RewardClient:
         tls: What to trust and to show; None talks in plain text.
         timeout_s: Deadline of each request, retries included.
         load_timeout_s: Deadline of `get_reward_model`, which may have to load the model.
+        requests_in_flight: Most requests on their way at once, over all calls.
     """
 
     def __init__(
@@ -75,11 +73,12 @@ class RewardClient:
         tls: ClientTls | None = None,
         timeout_s: float = 60.0,
         load_timeout_s: float = 600.0,
+        requests_in_flight: int = 64,
     ) -> None:
         self._target, self._token = target, token
         self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
         self._batch_items = _BATCH_ITEMS
-        self._gate = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
+        self._gate = asyncio.Semaphore(requests_in_flight)
         self._channel = open_channel(target, tls=tls, retries=False)  # retried here, where overload is known too
         self._stub = RewardServiceStub(self._channel)  # type: ignore[no-untyped-call]
 

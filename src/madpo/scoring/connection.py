@@ -5,6 +5,9 @@ from madpo.errors import FailedPreconditionError
 from madpo.rpc.reward_client import RewardClient
 from madpo.rpc.tls import client_tls
 
+_REQUESTS_IN_FLIGHT = 4
+"""Of one worker: keeps several replicas busy, and leaves room for other workers."""
+
 
 def require_scorer(settings: WorkerSettings) -> None:
     """Raises FailedPreconditionError for a worker that knows no reward service, naming the setting."""
@@ -23,4 +26,5 @@ def connect_scorer(settings: WorkerSettings) -> RewardClient:
         settings.reward_target or "",
         token=token.get_secret_value() if token is not None else None,
         tls=client_tls(settings),
+        requests_in_flight=_REQUESTS_IN_FLIGHT,
     )
