@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.work import Flops
+from bench.training.work import Flops
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 

@@ -1,6 +1,8 @@
 """Random Llama-type models in the proportions of real ones, and a tokenizer whose every word is one token."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,6 +93,14 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         padding_side="right",
     )
+
+
+def save_reward_model(size: Size, directory: Path) -> None:
+    """Write a reward model as a directory that transformers of today and of its last major version read."""
+    reward_model(size).save_pretrained(directory)
+    tokenizer(size.vocabulary).save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 def text(ids: list[int]) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import growth
 from bench.plots import plot_growth, plot_scoring, plot_training
 from bench.rounds import Ratio, ratio, spread
-from bench.scoring import PACKED, PADDED
+from bench.scoring.task import PACKED, PADDED
+from bench.training import growth
 
 OURS = "packed"
 MIB = 2**20

@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any
 
 from bench.meters import conditions
-from bench.scoring import ScoringTask
-from bench.training import Task
+from bench.scoring.task import ScoringTask
+from bench.training.task import Task
 from bench.turns import Variant
 
 WIDEST_SPREAD = 0.25

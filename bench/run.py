@@ -15,15 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import growth
 from bench.meters import conditions, machine
 from bench.peers import infinity
 from bench.rounds import run_scoring, run_training
-from bench.scoring import ScoringTask
-from bench.training import Task
+from bench.scoring.task import ScoringTask
+from bench.training import growth
+from bench.training.task import Task
 from bench.turns import ROOT, environment
 
-OURS, TRL = "bench.train", "bench.peers.trl"
+OURS, TRL = "bench.training.ours", "bench.peers.trl"
 LOGS = ROOT / "out" / "bench" / "logs"
 
 
@@ -88,11 +88,11 @@ SUITES: dict[str, tuple[Callable[[int], Suite], int]] = {"quick": (quick, 2), "f
 
 
 def work_section(suite: Suite) -> Any:
-    return _run_module("bench.work")
+    return _run_module("bench.training.work")
 
 
 def flops_section(suite: Suite) -> Any:
-    return {size: _run_module("bench.flops", size) for size in suite.flops}
+    return {size: _run_module("bench.training.flops", size) for size in suite.flops}
 
 
 def train_section(suite: Suite) -> Any:
@@ -105,7 +105,7 @@ def train_section(suite: Suite) -> Any:
 
 def score_section(suite: Suite) -> Any:
     modules = {
-        "service": "bench.service",
+        "service": "bench.scoring.ours",
         "infinity": "bench.peers.infinity",
         "pipeline_1": "bench.peers.pipeline",
         "pipeline_32": "bench.peers.pipeline",
@@ -118,31 +118,32 @@ def score_section(suite: Suite) -> Any:
 
 
 def growth_section(suite: Suite) -> Any:
-    return {curve: _run_module("bench.growth", curve, str(suite.growth_rounds)) for curve in growth.CURVES}
+    return {curve: _run_module("bench.training.growth", curve, str(suite.growth_rounds)) for curve in growth.CURVES}
 
 
 def layouts_section(suite: Suite) -> Any:
-    return _run_module("bench.score", "--only", "layouts", "--pairs", _pairs(suite), "--rounds", _rounds(suite))
+    return _run_engine(suite, "layouts", pairs=suite.scoring.pairs)
 
 
 def engine_section(suite: Suite) -> Any:
-    return _run_module("bench.score", "--only", "service", "--pairs", str(suite.in_flight), "--rounds", _rounds(suite))
+    return _run_engine(suite, "service", pairs=suite.in_flight)
 
 
 def rpc_section(suite: Suite) -> Any:
-    return _run_module("bench.rpc", "--rounds", _rounds(suite))
+    return _run_module("bench.scoring.rpc", "--rounds", _rounds(suite))
 
 
 def margins_section(suite: Suite) -> Any:
-    return _run_module("bench.margins", "--pairs", str(suite.margin_pairs), "--rounds", _rounds(suite))
+    return _run_module("bench.training.margins", "--pairs", str(suite.margin_pairs), "--rounds", _rounds(suite))
 
 
 def replicas_section(suite: Suite) -> Any:
-    return _run_module("bench.replicas", "--pairs", str(max(32, suite.in_flight)), "--rounds", _rounds(suite))
+    return _run_module("bench.scoring.scaling", "--pairs", str(max(32, suite.in_flight)), "--rounds", _rounds(suite))
 
 
-def _pairs(suite: Suite) -> str:
-    return str(suite.scoring.pairs)
+def _run_engine(suite: Suite, only: str, *, pairs: int) -> Any:
+    arguments = ("--only", only, "--pairs", str(pairs), "--rounds", _rounds(suite))
+    return _run_module("bench.scoring.engine", *arguments)
 
 
 def _rounds(suite: Suite) -> str:

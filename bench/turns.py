@@ -4,6 +4,7 @@ Each process starts and warms up once, then waits for its turn, so that all have
 while another is measured. The two ends talk in JSON lines over the process's standard input and output.
 """
 
+import argparse
 import json
 import os
 import selectors
@@ -19,6 +20,15 @@ from bench.meters import release_memory
 ROOT = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S = 900.0
 TURN_TIMEOUT_S = 900.0
+
+
+def arguments() -> tuple[dict[str, Any], str]:
+    """Fields of the task, and the variant, from the command line of a variant's process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("variant")
+    parser.add_argument("task", type=json.loads)
+    options = parser.parse_args()
+    return options.task, options.variant
 
 
 class Turns:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import models
-from bench.scoring import ScoringTask, free_port, measure_service, save_reward_model, wait_until
+from bench.scoring.processes import free_port, measure_service, wait_until
+from bench.scoring.task import ScoringTask
 from bench.turns import ROOT, Turns
 
 ENVIRONMENT = ROOT / "out" / "bench" / "infinity"
@@ -24,7 +25,7 @@ ENVIRONMENT = ROOT / "out" / "bench" / "infinity"
 
 def start_service(task: ScoringTask, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     """A service with the task's model; the process and its URL."""
-    save_reward_model(models.SIZES[task.size], directory / "model")
+    models.save_reward_model(models.SIZES[task.size], directory / "model")
     port = free_port()
     options = {
         "model-id": str(directory / "model"),

@@ -10,7 +10,7 @@ from transformers import pipeline
 
 from bench import models
 from bench.meters import Meter
-from bench.scoring import ScoringTask
+from bench.scoring.task import ScoringTask
 from bench.turns import Turns
 
 

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from bench import models
 from bench.lengths import TokenPair
 from bench.meters import Meter, Sample, matmul_rate
-from bench.training import Task, sort_batches, tokens_digest
+from bench.training.task import Task, sort_batches, tokens_digest
 from bench.turns import Turns
 
 VARIANTS = ("trl", "trl_pre", "trl_sorted", "trl_ideal")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import models, train
-from bench.training import Task
+from bench import models
+from bench.training import ours
+from bench.training.task import Task
 from madpo.worker.workspace import Run
 
 STEPS = 20
@@ -18,7 +19,7 @@ class RecordingRun(Run):
     """Keeps the loss of every step."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory, train.JOB)
+        super().__init__(directory, ours.JOB)
         self.losses: list[float] = []
 
     def progress(self, progress) -> None:
@@ -28,8 +29,8 @@ class RecordingRun(Run):
 def our_losses(directory: Path, variant: str) -> list[float]:
     directory.mkdir()
     run = RecordingRun(directory)
-    rows = train.encode(TASK.pairs(), models.tokenizer(TASK.model.vocabulary))
-    train.make_loop(TASK, rows, variant=variant, run=run, directory=directory).execute()
+    rows = ours.encode(TASK.pairs(), models.tokenizer(TASK.model.vocabulary))
+    ours.make_loop(TASK, rows, variant=variant, run=run, directory=directory).execute()
     return run.losses
 
 

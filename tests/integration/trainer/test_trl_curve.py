@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import models, train
-from bench.training import Task
+from bench import models
+from bench.training import ours
+from bench.training.task import Task
 
 if find_spec("trl") is None and not os.environ.get("CI"):
     pytest.skip("TRL is not installed: pip install -c constraints.txt '.[trl]'", allow_module_level=True)
@@ -22,8 +23,8 @@ TASK = Task(
 
 def our_losses(variant: str) -> list[float]:
     results: list[dict] = []
-    rows = train.encode(TASK.pairs(), models.tokenizer(TASK.model.vocabulary))
-    train.train(TASK, rows, variant=variant, done=results.append)
+    rows = ours.encode(TASK.pairs(), models.tokenizer(TASK.model.vocabulary))
+    ours.train(TASK, rows, variant=variant, done=results.append)
     return [loss for result in results for loss in result["losses"]]
 
 

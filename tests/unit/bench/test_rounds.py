@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from bench import growth, rounds
-from bench.training import Task
+from bench import rounds
+from bench.training import growth
+from bench.training.task import Task
 from bench.turns import Variant, VariantError
 
 TURNS = """

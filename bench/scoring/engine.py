@@ -18,8 +18,9 @@ import torch
 
 from bench import models
 from bench.meters import conditions
-from bench.scoring import PACKED, PADDED
-from bench.serving import TOKEN, make_pairs, publish_model, replicas
+from bench.scoring.pairs import make_pairs
+from bench.scoring.replicas import TOKEN, publish_model, replicas
+from bench.scoring.task import PACKED, PADDED
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.capability import prepare_layout
 from madpo.models.packed.logps import packed_scores
@@ -95,7 +96,7 @@ def measure_layouts(root: Path, pairs: Sequence[Any], *, dtype: str, rounds: int
     return samples
 
 
-async def measure_service(root: Path, pairs: Sequence[Any], *, rounds: int, store_url: str, model_id: str) -> Any:
+async def measure_beside_engine(root: Path, pairs: Sequence[Any], *, rounds: int, store_url: str, model_id: str) -> Any:
     """Engine in this process and service in its own, alternately, both on core 0; the client has the other cores."""
     cores = os.sched_getaffinity(0)
     scorer = load_scorer(model_id, root / "model", base_directory=None, config=ScorerConfig())
@@ -170,7 +171,7 @@ def main() -> None:
                 report(f"layouts, {dtype}", samples, pairs=len(pairs), baseline=PADDED, key="cpu_s")
         if arguments.only != "layouts":
             samples = asyncio.run(
-                measure_service(root, pairs, rounds=arguments.rounds, store_url=store_url, model_id=model_id)
+                measure_beside_engine(root, pairs, rounds=arguments.rounds, store_url=store_url, model_id=model_id)
             )
             results["service"] = samples
             report("service", samples, pairs=len(pairs), baseline="engine", key="cpu_s")

@@ -1,6 +1,5 @@
 """What a training variant is given, whoever's it is: model, pairs, order, batch, optimizer, and when to stop."""
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Self
 
 from bench.lengths import SHAPES, PairLengths, TokenPair, draw_lengths, fill
 from bench.models import SIZES, Size
+from bench.turns import arguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +81,8 @@ class Task:
     @classmethod
     def parse(cls) -> tuple[Self, str]:
         """Task and variant from the command line of a variant's process."""
-        parser = argparse.ArgumentParser()
-        parser.add_argument("variant")
-        parser.add_argument("task", type=json.loads)
-        options = parser.parse_args()
-        return cls(**options.task | {"betas": tuple(options.task["betas"])}), options.variant
+        task, variant = arguments()
+        return cls(**task | {"betas": tuple(task["betas"])}), variant
 
 
 def sort_batches(pairs: Sequence[TokenPair], batch: int) -> list[TokenPair]:

@@ -1,6 +1,6 @@
 """How much there is to do, by arithmetic: tokens and FLOPs of every way to lay pairs out, no model run.
 
-python -m bench.work prints the table. What a measured ratio should come near to is said here, free of noise.
+python -m bench.training.work prints the table. What a measured ratio should come near to is said here, free of noise.
 """
 
 import json

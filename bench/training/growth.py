@@ -1,7 +1,7 @@
 """How cost grows: time and memory of our step over pair length, batch and vocabulary, and of planning over pairs.
 
-python -m bench.growth CURVE EFFORT prints the points of one curve as JSON. The slope is that of a straight line
-through the points in log-log: 1 is linear, 0 flat.
+python -m bench.training.growth CURVE EFFORT prints the points of one curve as JSON. The slope is that of a straight
+line through the points in log-log: 1 is linear, 0 flat.
 """
 
 import json
@@ -52,7 +52,7 @@ def over_vocabulary(*, rounds: int) -> list[Point]:
 
 def over_pairs(*, rounds: int) -> list[Point]:
     """An epoch's order and its micro-batches, nothing trained."""
-    from bench.planning import plan
+    from bench.training.planning import plan
 
     return [{"pairs": pairs} | _median([plan(pairs) for _ in range(rounds)]) for pairs in PAIRS]
 
@@ -74,14 +74,15 @@ def _step(*, rounds: int, **fields: Any) -> Point:
     """The median round of our training step with the small model."""
     import torch
 
-    from bench import models, train
-    from bench.training import Task
+    from bench import models
+    from bench.training import ours
+    from bench.training.task import Task
 
     task = Task(size="small", rounds=rounds, **fields)
     torch.set_num_threads(task.threads)
     measured: list[dict[str, Any]] = []
-    rows = train.encode(task.pairs(), models.tokenizer(task.model.vocabulary))
-    train.train(task, rows, variant=train.DEFAULT, done=measured.append)
+    rows = ours.encode(task.pairs(), models.tokenizer(task.model.vocabulary))
+    ours.train(task, rows, variant=ours.DEFAULT, done=measured.append)
     # The first warmed up.
     return _median([{name: value for name, value in each.items() if name != "losses"} for each in measured[1:]])
 

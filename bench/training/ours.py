@@ -1,6 +1,6 @@
 """Our training step, as the trainer takes it: its loop, its policy objective, its reference log-probs, method `dpo`.
 
-python -m bench.train VARIANT TASK, a process that works in turns.
+python -m bench.training.ours VARIANT TASK, a process that works in turns.
 
 plain     padded rows and full logits, the way that all others are compared with
 unshared  packed rows with a prompt for each response
@@ -19,7 +19,7 @@ import torch
 from bench import models
 from bench.lengths import TokenPair
 from bench.meters import Meter, matmul_rate
-from bench.training import Task, tokens_digest
+from bench.training.task import Task, tokens_digest
 from bench.turns import Turns
 from madpo.data.tokenize import encode_response
 from madpo.jobs.training import TrainingParameters

@@ -2,8 +2,9 @@
 
 import pytest
 
-from bench import flops, train, work
 from bench.lengths import SHAPES, PairLengths, draw_lengths, fill
+from bench.training import flops, work
+from bench.training.ours import DEFAULT
 from madpo.models.packed.capability import Layout
 from madpo_trainer.micro_batches import MicroBatches
 
@@ -46,7 +47,7 @@ def task():
 
 
 def test_a_step_does_no_matrix_product_more_than_there_must_be(task):
-    ours, least = flops.our_flops(task, train.DEFAULT), flops.least(task)
+    ours, least = flops.our_flops(task, DEFAULT), flops.least(task)
 
     print(
         f"products {ours.products / least.products:.3f} of the least, attention {ours.attention / least.attention:.3f}"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.meters import conditions
-from bench.serving import TOKEN, Replica, make_pairs, publish_model, replicas
+from bench.scoring.pairs import make_pairs
+from bench.scoring.replicas import TOKEN, Replica, publish_model, replicas
 from madpo.rpc.reward_client import RewardClient
 
 SCORED = 'madpo_reward_pairs_total{outcome="scored"}'

@@ -1,4 +1,4 @@
-"""What the benchmarks of the reward service share: model and pairs to score, replicas as processes, their counters."""
+"""Replicas of the reward service as pinned processes, the model they score with, and their counters."""
 
 import json
 import os
@@ -15,25 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from bench import models
-from bench.lengths import Shape, draw_lengths
 from bench.meters import process_cpu_s
-from bench.scoring import free_port, pair_texts, save_reward_model
+from bench.scoring.processes import free_port
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
-from madpo.types import PreferencePair
 
 TOKEN = secrets.token_urlsafe()
 
 
-def make_pairs(count: int, *, seed: int = 0, prompt: int = 128, response: int = 128) -> list[PreferencePair]:
-    """Seeded preference pairs around these medians, for any of the models with a vocabulary of 2048 or more."""
-    shape = Shape(prompt, response, longest_prompt=5 * prompt, longest_response=3 * response)
-    return [PreferencePair(*texts) for texts in pair_texts(draw_lengths(shape, count, seed=seed), "body", seed=seed)]
-
-
 def publish_model(root: Path, size: str = "body") -> tuple[str, str]:
     """A random reward model in a store under `root`: store URL and model id."""
-    save_reward_model(models.SIZES[size], root / "model")
+    models.save_reward_model(models.SIZES[size], root / "model")
     store = ModelStore(LocalStore(root / "store"), root / "publisher")
     model, _ = store.publish(root / "model", display_name=size, kind="reward")
     return f"file://{root / 'store'}", model.model_id

@@ -21,7 +21,8 @@ from torch.nn.functional import logsigmoid
 
 from bench import models
 from bench.meters import conditions
-from bench.serving import TOKEN, make_pairs, publish_model, replicas
+from bench.scoring.pairs import make_pairs
+from bench.scoring.replicas import TOKEN, publish_model, replicas
 from madpo.data.order import Schedule
 from madpo.data.tokenize import encode_response
 from madpo.jobs.methods import MarginParameters

@@ -1,6 +1,6 @@
 """FLOPs of real training steps as torch counts them: ours and TRL's, on the same pairs. Deterministic.
 
-python -m bench.flops [SIZE] prints them as JSON, per pair, with what there is to do at least.
+python -m bench.training.flops [SIZE] prints them as JSON, per pair, with what there is to do at least.
 """
 
 import json
@@ -9,10 +9,11 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
-from bench import models, train
+from bench import models
 from bench.meters import count_flops
-from bench.training import Task
-from bench.work import Flops, least_flops
+from bench.training import ours
+from bench.training.task import Task
+from bench.training.work import Flops, least_flops
 from madpo.worker.workspace import Run
 
 
@@ -23,10 +24,10 @@ def step_task(size: str, *, batch: int = 16, micro_batch: int = 8) -> Task:
 
 def our_flops(task: Task, variant: str) -> Flops:
     """Of the trainer's loop over one step, the reference log-probs being there."""
-    rows = train.encode(task.pairs(), models.tokenizer(task.model.vocabulary))
+    rows = ours.encode(task.pairs(), models.tokenizer(task.model.vocabulary))
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        loop = train.make_loop(task, rows, variant=variant, run=Run(directory, train.JOB), directory=directory)
+        loop = ours.make_loop(task, rows, variant=variant, run=Run(directory, ours.JOB), directory=directory)
         return count_flops(loop.execute)
 
 
@@ -54,7 +55,7 @@ def table(size: str) -> dict[str, dict[str, float]]:
 
     task = step_task(size)
     counted = {"least": least(task)}
-    counted |= {variant: our_flops(task, variant) for variant in train.VARIANTS}
+    counted |= {variant: our_flops(task, variant) for variant in ours.VARIANTS}
     counted |= {variant: trl_flops(task, variant) for variant in trl.VARIANTS}
     bottom = counted["least"]
     return {

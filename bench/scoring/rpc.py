@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.meters import conditions
-from bench.serving import TOKEN, Replica, make_pairs, publish_model, replicas
+from bench.scoring.pairs import make_pairs
+from bench.scoring.replicas import TOKEN, Replica, publish_model, replicas
 from madpo.rpc.reward_client import RewardClient
 
 WAYS = {"1 pair a message, 64 in flight": (1, 64), "32 pairs a message, 2 in flight": (32, 2)}

@@ -1,4 +1,7 @@
-"""Our reward service over gRPC, in turns: python -m bench.service VARIANT TASK. The service is a process of its own."""
+"""Our reward service over gRPC, in turns: python -m bench.scoring.ours VARIANT TASK.
+
+The service is a process of its own.
+"""
 
 import asyncio
 import tempfile
@@ -6,8 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.scoring import ScoringTask, measure_service
-from bench.serving import TOKEN, publish_model, replicas
+from bench.scoring.processes import measure_service
+from bench.scoring.replicas import TOKEN, publish_model, replicas
+from bench.scoring.task import ScoringTask
 from bench.turns import Turns
 from madpo.rpc.reward_client import RewardClient
 from madpo.types import PreferencePair
