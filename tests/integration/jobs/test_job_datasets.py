@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from tests.integration.training_site import Site, job_id
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.jobs.base import DatasetReference
@@ -22,6 +21,7 @@ from madpo.types import DatasetKind, Job, JobKind, JobResult, JobState
 from madpo_gateway.checks import references
 from madpo_gateway.checks.references import Shelves
 from madpo_gateway.checks.registry import all_dependencies, check_spec
+from tests.integration.trainer.training_site import Site, job_id
 
 LEAVER = JobKind.DATASET_CHECK
 """Stands for a kind that leaves pairs."""
