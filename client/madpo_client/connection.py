@@ -67,5 +67,5 @@ def write_connection(home: Path, connection: Connection) -> None:
 
 
 def remove_connection(home: Path) -> None:
-    """Say that no stack runs."""
+    """Remove the record of a running stack."""
     (home / _FILE).unlink(missing_ok=True)

@@ -63,7 +63,7 @@ def check_dataset(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is wrong with rows before they cost a training. Exit code 2 when they cannot be trained on."""
+    """Find what is wrong with rows before they cost a training. Exit code 2 when they cannot be trained on."""
     start = time.monotonic()
     eval_dataset = renamed("--held-out", held_out, "--eval-dataset", eval_dataset)
     if _DATASET_ID.fullmatch(data):
@@ -103,7 +103,7 @@ def check_dataset(
             )
     _say_speed(report, time.monotonic() - start)
     if html is not None:
-        from madpo.data.check.page import render_page
+        from madpo.pages.check_page import render_page
 
         html.write_text(render_page(report))
     print(report.to_json()) if as_json else show_report(report)

@@ -111,7 +111,7 @@ def _check_encryption(client: Client) -> Finding:
 
 
 def _check_certificate(server: str, tls: ClientTls) -> Iterator[Finding]:
-    """Say when the certificate ends; what else may be wrong with it, calls to the gateway tell better."""
+    """When the certificate ends; other faults of it show better in calls to the gateway."""
     host, _, port = server.rpartition(":")
     try:
         context = ssl.create_default_context(cafile=tls.ca)

@@ -14,7 +14,7 @@ from madpo.jobs.sampling import SamplingParameters
 from madpo.ports import ObjectStore
 from madpo.storage.artifacts import open_artifact
 from madpo.types import NO_OPTIONS, ChatOptions, Content, Message, PromptOnly, content_from_json, content_to_json
-from madpo_evaluator.metrics import REWARD
+from madpo_evaluator.text_metrics import REWARD
 
 GENERATIONS = "generations.jsonl"
 REPORT = "report.json"

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from madpo_evaluator.generations import Evaluation
-from madpo_evaluator.metrics import REWARD
 from madpo_evaluator.report import estimate_kl
 from madpo_evaluator.statistics import Estimate, estimate_mean
+from madpo_evaluator.text_metrics import REWARD
 
 _BINS = 30
 _LABELS = {REWARD: "reward (reward-model logits)"}

@@ -261,7 +261,7 @@ class TrainingLoop:
         return estimate | ({"memory_shortage": self.state.memory_shortage} if self.state.memory_shortage else {})
 
     def estimate_memory(self) -> None:
-        """Say before the first step what it will take; all ranks must call."""
+        """Estimate the memory of a step, before the first; all ranks must call."""
         lengths, budget = self._objective.lengths, self._micro_batches.budget_tokens
         with self._autocast():
             self._memory = memory.estimate_memory(

@@ -101,7 +101,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def note_shortage(store: ObjectStore, job_id: str, shortage: Mapping[str, int]) -> None:
-    """Tell the next attempt. Any rank may, and several: they say the same."""
+    """Leave a note for the next attempt. Any rank may, and several: they write the same."""
     store.put(keys.memory_shortage(job_id), documents.encode(dict(shortage)))
 
 

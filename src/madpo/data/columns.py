@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from madpo.data.rows import RawRow, refuse
+from madpo.data.raw_row import RawRow, refuse
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.types.columns import COLUMNS, OPTION_COLUMNS
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from madpo.data.files.json_text import parse_json
 from madpo.data.files.limits import DEFAULT_LIMITS
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 from madpo.types import MESSAGE_TEXTS, NO_OPTIONS, ChatOptions, Content, Message, ToolCall, json_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

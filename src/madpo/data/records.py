@@ -18,7 +18,7 @@ from madpo.data.forms.registry import KNOWN_COLUMNS, detect
 from madpo.data.forms.system import with_system
 from madpo.data.messages import read_content, read_options, read_text
 from madpo.data.ranking import ListRule, ranked_pairs
-from madpo.data.rows import RawRow, refuse
+from madpo.data.raw_row import RawRow, refuse
 from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
 from madpo.types import (
     NO_OPTIONS,

@@ -3,29 +3,22 @@
 To add a method, write `madpo/losses/<module>.py` with its `Method`; every module of this package is looked at.
 """
 
-import pkgutil
-from collections.abc import Iterator, Mapping
-from importlib import import_module
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
-from madpo import losses
+from madpo.discovery import declarations
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.losses.method import Method, MethodConfig
 
 _OTHER_MODULES = ("catalogue", "method", "registry", "scales", "terms", "vectors")
 
 
-def _find_methods() -> Iterator[Method]:
-    for module in pkgutil.iter_modules(losses.__path__):
-        if module.name not in _OTHER_MODULES:
-            values = vars(import_module(f"madpo.losses.{module.name}")).values()
-            yield from (value for value in values if isinstance(value, Method))
-
-
-METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _find_methods()})
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {method.name: method for method in declarations("madpo.losses", Method, besides=_OTHER_MODULES)}
+)
 
 PATH = "spec.policy_training.method"
 

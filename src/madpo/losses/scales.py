@@ -24,7 +24,7 @@ class Quantile(BaseModel):
 
 
 def described(expected: str) -> WrapValidator:
-    """Say what was expected, once, where a union would list what each of its members misses."""
+    """Name what was expected once, where a union would list what each of its members misses."""
 
     def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:

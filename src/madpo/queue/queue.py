@@ -28,11 +28,11 @@ from madpo.errors import (
 )
 from madpo.jobs.registry import KINDS
 from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
+from madpo.queue.events import final_event, format_cursor, parse_cursor, read_event
 from madpo.queue.keys import Keys
 from madpo.queue.records import (
     RunEvent,
     canonical_json,
-    event_from_json,
     event_to_json,
     job_from_hash,
     result_to_json,
@@ -46,7 +46,6 @@ _BLOCK_S = 2.0
 _SOCKET_TIMEOUT_S = _BLOCK_S + 5
 _EVENTS_PER_READ = 500
 _REAPED_PER_CALL = 100
-_CURSOR = re.compile(r"(\d{1,20})-(\d{1,20})")
 _SCRIPTS = ("cancel", "claim", "create", "finish", "give_back", "publish", "reap", "renew", "restore", "status")
 
 
@@ -229,26 +228,26 @@ class RedisJobQueue:
 
         Raises NotFoundError, and InvalidArgumentError for a cursor that is not of this queue.
         """
-        position = _parse_cursor(cursor)
+        position = parse_cursor(cursor)
         while True:
             # Read before the events: a job that is over now has all its events in the stream already.
             job = await self.get(job_id)
             stream = self._client.xread(
-                {self._keys.events(job_id): _format_cursor(position)},
+                {self._keys.events(job_id): format_cursor(position)},
                 count=_EVENTS_PER_READ,
                 block=None if job.state.is_terminal else int(_BLOCK_S * 1000),
             )
-            events = [_event(*entry) for _, entries in await self._answer(stream) for entry in entries]
+            events = [read_event(*entry) for _, entries in await self._answer(stream) for entry in entries]
             _notice_cancellation()
             for event in events:
-                position = _parse_cursor(event.cursor)
+                position = parse_cursor(event.cursor)
                 yield event
                 if isinstance(event.event, StateChange) and event.event.state.is_terminal:
                     return
             if job.state.is_terminal and not events:
                 final = await self._answer(self._client.hget(self._keys.job(job_id), "final_cursor"))
-                if _parse_cursor(final) > position:
-                    yield _final_event(job, cursor=final)
+                if parse_cursor(final) > position:
+                    yield final_event(job, cursor=final)
                 return
 
     # ---- workers
@@ -388,24 +387,3 @@ def _pairs(flat: Sequence[str]) -> dict[str, str]:
 def _job(reply: Sequence[Any]) -> Job:
     assert reply[0] == "job", reply
     return job_from_hash(_pairs(reply[1]))
-
-
-def _parse_cursor(cursor: str) -> tuple[int, int]:
-    match = _CURSOR.fullmatch(cursor or "0-0")
-    if not match:
-        raise InvalidArgumentError(f"cursor is not one this service gave: {cursor!r:.80}")
-    return int(match[1]), int(match[2])
-
-
-def _format_cursor(position: tuple[int, int]) -> str:
-    return f"{position[0]}-{position[1]}"
-
-
-def _event(cursor: str, fields: Mapping[str, str]) -> JobEvent:
-    create_time = _parse_cursor(cursor)[0] / 1000
-    return JobEvent(cursor, create_time, event_from_json(fields["type"], fields["data"]))
-
-
-def _final_event(job: Job, *, cursor: str) -> JobEvent:
-    """The terminal change of a job whose stream no longer has it."""
-    return JobEvent(cursor, job.finish_time or 0.0, StateChange(job.state, job.attempt, job.reason))

@@ -6,12 +6,12 @@ import torch
 
 from madpo.calibration.figures import expected_calibration_error, fit_temperature, reliability, reward_report
 from madpo.calibration.measure import measure, weights_of
-from madpo.calibration.plot import write_plot
 from madpo.calibration.report import CalibrationReport
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.losses.madpo import madpo_weight
 from madpo.losses.registry import get_method, parse_params
 from madpo.losses.scales import Quantile
+from madpo.pages.calibration_plot import write_plot
 
 SURE = math.log(999)
 

@@ -8,8 +8,8 @@ import pytest
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NonFiniteError
 from madpo.types import Content
-from madpo_evaluator import metrics
-from madpo_evaluator.metrics import load_metrics, measure
+from madpo_evaluator import text_metrics as metrics
+from madpo_evaluator.text_metrics import load_metrics, measure
 
 
 def words(prompts: Sequence[Content], responses: Sequence[str]) -> list[float]:

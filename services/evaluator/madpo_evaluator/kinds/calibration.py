@@ -4,11 +4,11 @@ import asyncio
 import logging
 
 from madpo.calibration.measure import measure
-from madpo.calibration.plot import write_plot
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import DatasetReference, validate
 from madpo.jobs.calibration import CalibrationSpec
 from madpo.losses.registry import get_method, parse_params
+from madpo.pages.calibration_plot import write_plot
 from madpo.scoring.ask import score_margins
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import resolve_model_id

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Iterator
 
 from madpo.data.check.check import DatasetCheck
-from madpo.data.check.page import render_page
 from madpo.data.check.tokens import TokenCheck
 from madpo.data.encode import EncodedRow
 from madpo.jobs.base import validate
 from madpo.jobs.dataset_check import DatasetCheckSpec
+from madpo.pages.check_page import render_page
 from madpo.storage.references import resolve_model
 from madpo.storage.tokens import TokenStore
 from madpo.types import Dataset, JobKind, JobResult

@@ -28,11 +28,11 @@ from madpo_evaluator.generations import (
     write_generations,
 )
 from madpo_evaluator.kinds.base import EvaluatorKind, JobInputs
-from madpo_evaluator.metrics import REWARD, Metric, load_metrics, measure
 from madpo_evaluator.models import Models, load_models
 from madpo_evaluator.plots import write_plots
 from madpo_evaluator.report import key_figures, summarize, write_report, write_samples
 from madpo_evaluator.statistics import Accuracy, estimate_accuracy
+from madpo_evaluator.text_metrics import REWARD, Metric, load_metrics, measure
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from madpo.calibration.measure import measure
-from madpo.calibration.plot import write_plot
 from madpo.calibration.report import CalibrationReport
 from madpo.jobs.methods import MarginParameters
 from madpo.losses.method import Method, MethodConfig
+from madpo.pages.calibration_plot import write_plot
 from madpo.types import PreferencePair
 from madpo_trainer.margins.source import MarginSource
 

@@ -85,7 +85,7 @@ class DatasetCheck:
         self._unreadable = False
 
     def watch(self, rows: Iterable[Read]) -> Iterator[DatasetRow]:
-        """Give on the rows that can be used, having looked at them."""
+        """Yield the rows that can be used, once they have been looked at."""
         for row in self._readable(rows):
             if isinstance(row, InvalidPairError):
                 self._refuse(row)

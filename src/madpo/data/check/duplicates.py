@@ -10,7 +10,7 @@ from itertools import islice
 
 from rensa import RMinHash, RMinHashDeduplicator
 
-from madpo.data.check import rows as parts
+from madpo.data.check import row_texts as parts
 from madpo.data.check.findings import Findings
 from madpo.data.check.report import DuplicateFigures, LeakageFigures
 from madpo.types import DatasetRow, PreferencePair

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from madpo.data.check.report import Severity
-from madpo.data.check.rows import shared_length, turns
+from madpo.data.check.row_texts import shared_length, turns
 from madpo.data.encode import EncodedRow, Outcome, RenderedRow, row_responses
 from madpo.data.tokenize import encode_texts, render_chat
 from madpo.errors import InvalidPairError

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from madpo.data.check import rows as parts
+from madpo.data.check import row_texts as parts
 from madpo.data.check.findings import Findings
 from madpo.data.check.numbers import Numbers, wilson_interval
 from madpo.data.check.personal import find_personal

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from madpo.data.check import rows as parts
+from madpo.data.check import row_texts as parts
 from madpo.data.check.examine import FAULTS, examine
 from madpo.data.check.findings import Findings
 from madpo.data.check.numbers import Numbers
@@ -76,7 +76,7 @@ class TokenCheck:
         self._has_tools = self._has_text = False
 
     def watch(self, rows: Iterable[DatasetRow]) -> Iterator[tuple[DatasetRow, EncodedRow]]:
-        """Give on the rows that have tokens, with them."""
+        """Yield the rows that have tokens, with their tokens."""
         for row, outcome, faults in self._encoder.encode(rows):
             for code, example in faults:
                 fault = FAULTS[code]

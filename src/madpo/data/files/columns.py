@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from madpo.data.files.json_text import too_large
 from madpo.data.files.limits import MIB, ReadLimits
-from madpo.data.rows import refuse
+from madpo.data.raw_row import refuse
 from madpo.errors import InvalidArgumentError, InvalidPairError
 
 _BATCH_ROWS = 256

@@ -17,7 +17,7 @@ from madpo.data.columns import NUMBER_COLUMNS
 from madpo.data.files.json_lines import BOM, lines
 from madpo.data.files.json_text import parse_json, too_large
 from madpo.data.files.limits import ReadLimits
-from madpo.data.rows import refuse
+from madpo.data.raw_row import refuse
 from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
 
 LISTS = frozenset({"responses", "scores", "chat_template_kwargs"})

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 from madpo.data.files.json_lines import BOM
 from madpo.data.files.json_text import parse_json, too_large
 from madpo.data.files.limits import ReadLimits
-from madpo.data.rows import refuse
+from madpo.data.raw_row import refuse
 from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
 
 _READ_BYTES = 64 * 1024

@@ -5,7 +5,7 @@ from typing import Any, BinaryIO
 
 from madpo.data.files.json_text import parse_json, too_large
 from madpo.data.files.limits import ReadLimits
-from madpo.data.rows import refuse
+from madpo.data.raw_row import refuse
 from madpo.errors import InvalidPairError
 
 BOM = b"\xef\xbb\xbf"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from madpo.data.files.limits import ReadLimits
-from madpo.data.rows import refuse
+from madpo.data.raw_row import refuse
 from madpo.errors import InvalidPairError
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 from madpo.types import Content
 
 

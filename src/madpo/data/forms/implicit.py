@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from madpo.data.forms.form import Pair
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 from madpo.types import Message
 
 _MARKER = re.compile(r"<[^<>\s]{1,64}>|\[/?[A-Z_]{2,16}\]")

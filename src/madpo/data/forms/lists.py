@@ -6,7 +6,7 @@ from typing import Any
 
 from madpo.data.forms.form import Form, Ranked
 from madpo.data.messages import read_content
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 
 MAX_RESPONSES = 64
 """Longest list of responses."""

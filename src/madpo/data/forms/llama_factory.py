@@ -6,7 +6,7 @@ from typing import Any
 from madpo.data.forms.form import Form, Pair
 from madpo.data.forms.questions import as_turns
 from madpo.data.messages import read_called, read_message, read_messages, read_text
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 from madpo.types import Message
 
 _ROLES = {

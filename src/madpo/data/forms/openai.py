@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from madpo.data.forms.form import Form, Pair
 from madpo.data.messages import read_messages
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 
 
 def _read(row: RawRow) -> Pair:

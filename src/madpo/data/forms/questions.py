@@ -8,7 +8,7 @@ from typing import Any
 
 from madpo.data.forms.form import Form, Pair
 from madpo.data.messages import read_content
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 from madpo.types import Content, Message
 
 _PLAIN = ("chosen", "rejected")

@@ -3,16 +3,14 @@
 To add a form, write it in a module of this package; every module is looked at.
 """
 
-import pkgutil
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NoReturn
 
 from madpo.data.columns import PAIR_COLUMNS, ROW_COLUMNS
 from madpo.data.forms.form import Form
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
+from madpo.discovery import declarations
 
 _OTHER_MODULES = ("form", "implicit", "registry", "system")
 
@@ -31,16 +29,9 @@ _UNSUPPORTED = (
 _PROMPTS = frozenset({"prompt", "question", "instruction", "input", "context", "conversations"})
 
 
-def _find_forms() -> Iterator[Form]:
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if module.name not in _OTHER_MODULES:
-            values = vars(import_module(f"madpo.data.forms.{module.name}")).values()
-            yield from (value for value in values if isinstance(value, Form))
+_FOUND = {form.name: form for form in declarations("madpo.data.forms", Form, besides=_OTHER_MODULES)}
 
-
-FORMS: Mapping[str, Form] = MappingProxyType(
-    {form.name: form for form in sorted(_find_forms(), key=lambda form: form.name)}
-)
+FORMS: Mapping[str, Form] = MappingProxyType(dict(sorted(_FOUND.items())))
 
 SIGNATURES: frozenset[str] = frozenset().union(*(form.requires for form in FORMS.values()))
 """Columns that say of which form a row is."""
@@ -76,7 +67,7 @@ def _fits(form: Form, given: frozenset[str], row: RawRow) -> bool:
 
 
 def _explain(given: frozenset[str], row: RawRow) -> NoReturn:
-    """Say what is missing, or what is too much."""
+    """Refuse a row, naming what is missing or too much."""
     if not given:
         held = ", ".join(sorted(map(repr, row.values))) or "none that is read"
         row.refuse("", f"has no column that says what it is: {held} (a prompt, for one; map your own names)")

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from madpo.data.forms.form import Answered, Asked, Form, Pair, Ranked, Reading
 from madpo.data.messages import read_text
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 from madpo.types import Content, Message
 
 R = TypeVar("R", bound=Reading)

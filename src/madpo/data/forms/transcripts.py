@@ -10,7 +10,7 @@ from madpo.data.forms.form import Form, Pair, Ranked
 from madpo.data.forms.implicit import part_chats
 from madpo.data.forms.lists import read_entries, read_number
 from madpo.data.messages import read_text
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 from madpo.types import Message
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")

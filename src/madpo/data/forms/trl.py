@@ -8,7 +8,7 @@ from madpo.data.forms.form import Answered, Asked, Form, Pair
 from madpo.data.forms.implicit import part_chats, shared_text
 from madpo.data.forms.transcripts import is_transcript
 from madpo.data.messages import read_content, read_messages
-from madpo.data.rows import RawRow
+from madpo.data.raw_row import RawRow
 from madpo.types import Content, Message
 
 _EXPLICIT = frozenset({"prompt", "chosen", "rejected"})

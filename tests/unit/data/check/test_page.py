@@ -10,7 +10,6 @@ import pytest
 from matplotlib.image import imread
 
 from madpo.data.check.check import DatasetCheck
-from madpo.data.check.page import render_page
 from madpo.data.check.report import (
     CheckReport,
     Distribution,
@@ -21,6 +20,7 @@ from madpo.data.check.report import (
     TemplateCheck,
     TokenFigures,
 )
+from madpo.pages.check_page import render_page
 from madpo.types import PreferencePair
 
 pytestmark = pytest.mark.data

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
-from madpo.data.check import svg
 from madpo.data.check.report import CheckReport, Finding, LengthBias, Phrase, RenderedExample, TokenFigures
+from madpo.pages import svg
 
 _VERDICTS = {
     "clean": "Clean: nothing was found that should stop a training.",
