@@ -34,7 +34,7 @@ from madpo.v1 import model_service_pb2_grpc as model_stubs
 
 MODEL_ID = "model-" + "1" * 32
 DATASET_ID = "dataset-" + "2" * 32
-SPEC = {"model": {"model_id": MODEL_ID}, "dataset": {"dataset": {"dataset": {"dataset_id": DATASET_ID}}}}
+SPEC = {"model": {"model_id": MODEL_ID}, "dataset": {"dataset_id": DATASET_ID}}
 JOB = Job("job-" + "0" * 32, JobKind.REWARD_TRAINING, JobState.PENDING, SPEC)
 
 
