@@ -151,8 +151,7 @@ def load_settings(settings: type[S], **overrides: Any) -> S:
             FieldViolation(prefix + "__".join(map(str, detail["loc"])).upper(), detail["msg"])
             for detail in error.errors(include_url=False, include_input=False)
         ]
-        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise InvalidArgumentError(f"settings of {service}: {text}", violations) from error
+        raise InvalidArgumentError.of(violations, what=f"settings of {service}") from error
     except (SettingsError, OSError, TOMLDecodeError) as error:
         unread = error.__cause__ if isinstance(error, SettingsError) else error
         reason = f"{unread.filename} cannot be read: {unread.strerror}" if isinstance(unread, OSError) else error

@@ -22,6 +22,7 @@ To add one: subclass here, add a row to the table in `madpo.rpc.status`, and the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,17 @@ class InvalidArgumentError(MadpoError, ValueError):
     def __init__(self, message: str, violations: Sequence[FieldViolation] = ()) -> None:
         super().__init__(message, tuple(violations))
         self.violations = tuple(violations)
+
+    @classmethod
+    def of(cls, violations: Sequence[FieldViolation], *, what: str = "") -> Self:
+        """One that names every wrong field; `what` says of what they are."""
+        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        return cls(f"{what}: {text}" if what else text, violations)
+
+    @classmethod
+    def in_field(cls, field: str, description: str) -> Self:
+        """One about a single field."""
+        return cls.of([FieldViolation(field, description)])
 
     def __str__(self) -> str:
         return str(self.args[0])

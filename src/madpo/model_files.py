@@ -77,8 +77,7 @@ def check_files(directory: Path) -> None:
     if not any(path.suffix == ".safetensors" for path in files):
         violations.append(FieldViolation("files", "no .safetensors file: save the weights in that format"))
     if violations:
-        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise InvalidArgumentError(f"the model cannot be taken: {text}", violations)
+        raise InvalidArgumentError.of(violations, what="the model cannot be taken")
     check_config(directory)
 
 

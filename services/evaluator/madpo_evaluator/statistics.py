@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from madpo.calibration.figures import wins
+
 Interval = tuple[float, float]
 
 _Z = 1.959963984540054  # 97.5% quantile of the normal distribution
@@ -59,8 +61,8 @@ def estimate_accuracy(log_ratio_diff: ArrayLike) -> Accuracy:
 
     Wilson's score interval (1927) stays inside [0, 1] and honest where all pairs agree, unlike the normal one.
     """
-    signs = np.sign(np.asarray(log_ratio_diff, dtype=np.float64))
-    n, share = len(signs), float((signs + 1).mean() / 2)
+    won = wins(log_ratio_diff)
+    n, share = len(won), float(won.mean())
     center = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half_width = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     return Accuracy(share, (max(0.0, center - half_width), min(1.0, center + half_width)), n)
@@ -73,8 +75,7 @@ def compare(values: ArrayLike, baseline: ArrayLike) -> Comparison:
     always with the same seed.
     """
     difference = np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
-    wins = (np.sign(difference) + 1) / 2
-    per_prompt = np.stack([wins.mean(axis=1), difference.mean(axis=1)], axis=1)
+    per_prompt = np.stack([wins(difference).mean(axis=1), difference.mean(axis=1)], axis=1)
     win_rate, mean_difference = map(float, per_prompt.mean(axis=0))
     if len(per_prompt) < 2:
         return Comparison(win_rate, None, mean_difference, None)

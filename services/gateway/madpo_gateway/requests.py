@@ -2,7 +2,7 @@
 
 import re
 
-from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.errors import InvalidArgumentError
 
 MAX_PAGE_SIZE = 200
 DEFAULT_PAGE_SIZE = 50
@@ -11,7 +11,7 @@ MAX_DISPLAY_NAME = 200
 
 def violation(field: str, description: str) -> InvalidArgumentError:
     """The error for one wrong field."""
-    return InvalidArgumentError(f"{field}: {description}", [FieldViolation(field, description)])
+    return InvalidArgumentError.in_field(field, description)
 
 
 def require_match(value: str, pattern: str, *, field: str) -> str:

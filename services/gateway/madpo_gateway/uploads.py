@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import Counter
 
@@ -102,6 +103,8 @@ class Upload:
         for path in self._paths:
             path.touch()
         self.received_bytes = sum(path.stat().st_size for path in self._paths)
+        self._digest: Any = None
+        """Of the bytes so far; None where some came before this object was made."""
 
     @property
     def data_files(self) -> list[DataFile]:
@@ -120,11 +123,14 @@ class Upload:
             with path.open("r+b") as file:
                 file.truncate(max(0, min(offset - start, room)))
         self.received_bytes = offset
+        self._digest = hashlib.sha256() if offset == 0 else None
 
     def append(self, chunk: bytes) -> None:
         """Add bytes to the file they belong to. Raises InvalidArgumentError past a limit."""
         if len(chunk) > MAX_CHUNK_BYTES:
             raise violation("chunk", f"must be at most {MAX_CHUNK_BYTES} bytes, got {len(chunk)}")
+        if self._digest is not None:
+            self._digest.update(chunk)
         rest = memoryview(chunk)
         for path, (start, room) in zip(self._paths, self._places(), strict=True):
             inside = self.received_bytes - start
@@ -140,9 +146,11 @@ class Upload:
 
     def verify(self, sha256: str) -> None:
         """Raises InvalidArgumentError when the bytes are others than announced."""
-        digest = hashlib.sha256()
-        for chunk in self._chunks():
-            digest.update(chunk)
+        digest = self._digest
+        if digest is None:  # the upload went on where another stream had broken off
+            digest = hashlib.sha256()
+            for chunk in self._chunks():
+                digest.update(chunk)
         if digest.hexdigest() != sha256:
             description = f"the bytes received have digest {digest.hexdigest()}, announced was {sha256!r:.70}"
             raise violation("sha256", f"{description}: send them again")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from madpo.errors import DeadlineExceededError, FieldViolation, InvalidArgumentError, InvalidPairError
+from madpo.errors import DeadlineExceededError, InvalidArgumentError, InvalidPairError
 from madpo.jobs.base import MODEL_ID_PATTERN
 from madpo.rpc import convert
 from madpo.types import Content, ScoredPair, ScoredResponse, content_digest
@@ -133,11 +133,11 @@ def _checked_id(field: str, given: str, *, expected: str) -> str:
 def _check_not_empty(field: str, response: Content, *, owner_id: str) -> None:
     if not (response if isinstance(response, str) else any(turn.content or turn.tool_calls for turn in response)):
         description = f"{owner_id} has an empty response"
-        raise InvalidPairError(f"{field}: {description}", [FieldViolation(field, description)])
+        raise InvalidPairError.in_field(field, description)
 
 
 def _invalid(field: str, description: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{field}: {description}", [FieldViolation(field, description)])
+    return InvalidArgumentError.in_field(field, description)
 
 
 @asynccontextmanager

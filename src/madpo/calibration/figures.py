@@ -28,9 +28,14 @@ class Temperature:
     """False: no divisor in [0.05, 20] is best, and `value` is the end of that range that fits better."""
 
 
+def wins(differences: ArrayLike) -> Vector:
+    """1 for each positive difference, 0 for a negative one; a tie counts half."""
+    return (np.sign(np.asarray(differences, dtype=np.float64)) + 1) / 2
+
+
 def accuracy(margins: ArrayLike) -> float:
     """Share of pairs ordered as labelled; a tie counts half."""
-    return float((np.sign(_vector(margins)) + 1).mean() / 2)
+    return float(wins(margins).mean())
 
 
 def contradicted_ratio(margins: ArrayLike) -> float:
@@ -47,7 +52,7 @@ def reliability(margins: ArrayLike) -> tuple[ReliabilityBin, ...]:
     """Confidence and accuracy in ten equal bins of confidence over [0.5, 1]; empty bins are left out."""
     margins = _vector(margins)
     confidence = _sigmoid(np.abs(margins))
-    correct = (np.sign(margins) + 1) / 2
+    correct = wins(margins)
     bins = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
     return tuple(
         ReliabilityBin(

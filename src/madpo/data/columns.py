@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from madpo.data.raw_row import RawRow, refuse
-from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.errors import InvalidArgumentError
 from madpo.types.columns import COLUMNS, OPTION_COLUMNS
 
 PAIR_COLUMNS = tuple(column.file_name for column in COLUMNS if column.of_pairs)
@@ -90,4 +90,4 @@ class ColumnMap:
 
     @staticmethod
     def _refuse(field: str, reason: str) -> None:
-        raise InvalidArgumentError(f"columns.{field}: {reason}", [FieldViolation(f"columns.{field}", reason)])
+        raise InvalidArgumentError.in_field(f"columns.{field}", reason)

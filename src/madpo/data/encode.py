@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from madpo.data.tokenize import encode_texts, finish_prompt, finish_response, render_chat, split
-from madpo.errors import FieldViolation, InvalidPairError
+from madpo.errors import InvalidPairError
 from madpo.types import Completion, Content, DatasetRow, PreferencePair, ResponseList
 
 if TYPE_CHECKING:
@@ -119,4 +119,4 @@ def _outcome(tokenizer: "PreTrainedTokenizerBase", row: DatasetRow, plain: _Queu
 
 def _named(row: DatasetRow, error: InvalidPairError) -> InvalidPairError:
     name = f"row {row.row}"
-    return InvalidPairError(f"{name}: {error}", [FieldViolation(name, str(error))])
+    return InvalidPairError.in_field(name, str(error))

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from madpo.errors import FieldViolation, InvalidPairError
+from madpo.errors import InvalidPairError
 
 
 def refuse(row: int, field: str, reason: str) -> NoReturn:
     """Raise the InvalidPairError of a row; `field` is empty when the whole row is meant."""
     name = f"row {row}.{field}" if field else f"row {row}"
-    raise InvalidPairError(f"{name}: {reason}", [FieldViolation(name, reason)])
+    raise InvalidPairError.in_field(name, reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,8 +192,7 @@ def validate(schema: type[T], value: Any, *, path: str) -> T:
             FieldViolation(".".join([path, *map(str, detail["loc"])]), _describe(detail["msg"], detail["input"]))
             for detail in error.errors(include_url=False)
         ]
-        message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise InvalidArgumentError(message, violations) from error
+        raise InvalidArgumentError.of(violations) from error
 
 
 def _describe(message: str, value: Any) -> str:

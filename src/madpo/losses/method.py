@@ -52,6 +52,16 @@ class MethodConfig(BaseModel):
         """How the reference moves during training; None keeps it fixed."""
         return None
 
+    def adapter_conflict(self) -> str:
+        """Why low-rank adapters cannot be trained with these values, and what to do; "" where they can."""
+        update = self.reference_update()
+        if update is None or not update.extrapolation:
+            return ""
+        return (
+            "moves the policy itself on, which low-rank adapters cannot follow: leave lora out, or set "
+            "method.params.alpha to 0"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ReferenceUpdate:

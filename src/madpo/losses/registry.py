@@ -29,9 +29,7 @@ def get_method(name: str, *, path: str = PATH) -> Method:
         return METHODS[name]
     except KeyError:
         description = f"there is no method {name!r}; methods: {', '.join(sorted(METHODS))}"
-        raise InvalidArgumentError(
-            f"{path}.name: {description}", [FieldViolation(f"{path}.name", description)]
-        ) from None
+        raise InvalidArgumentError.in_field(f"{path}.name", description) from None
 
 
 def parse_params(name: str, params: Mapping[str, Any], *, path: str = PATH) -> MethodConfig:
@@ -59,5 +57,4 @@ def parse_params(name: str, params: Mapping[str, Any], *, path: str = PATH) -> M
             )
             for detail in error.errors(include_url=False)
         ]
-        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise InvalidArgumentError(text, violations) from error
+        raise InvalidArgumentError.of(violations) from error

@@ -144,6 +144,14 @@ class CheckpointStore:
         )
 
 
+def find_checkpoint(store: ObjectStore, job_id: str, step: int) -> str:
+    """The prefix of a job's checkpoint of a step. Raises NotFoundError."""
+    for checkpoint in list_checkpoints(store, job_id):
+        if checkpoint.step == step:
+            return keys.checkpoint(job_id, step=step, attempt=checkpoint.attempt)
+    raise NotFoundError(f"{job_id} has no checkpoint of step {step}")
+
+
 def list_checkpoints(store: ObjectStore, job_id: str) -> list[Checkpoint]:
     """The whole checkpoints of a job, newest step first, the newest attempt first within a step."""
     found = _scan(store, job_id)

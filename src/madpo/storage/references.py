@@ -7,8 +7,8 @@ from pathlib import Path
 from madpo.errors import FailedPreconditionError, NotFoundError
 from madpo.jobs.base import DatasetReference, ModelReference
 from madpo.ports import ObjectStore
-from madpo.storage import bundle, keys
-from madpo.storage.checkpoints import list_checkpoints
+from madpo.storage import bundle
+from madpo.storage.checkpoints import find_checkpoint
 from madpo.storage.files import fetch_once
 from madpo.storage.models import ModelStore
 from madpo.storage.results import read_result
@@ -89,10 +89,7 @@ def _result_of_job(job_id: str, store: ObjectStore, *, instead: str) -> JobResul
 
 
 def _resolve_checkpoint(job_id: str, step: int, *, store: ObjectStore, models: ModelStore) -> ResolvedModel:
-    checkpoint = next((found for found in list_checkpoints(store, job_id) if found.step == step), None)
-    if checkpoint is None:
-        raise NotFoundError(f"{job_id} has no checkpoint of step {step}")
-    prefix = keys.checkpoint(job_id, step=step, attempt=checkpoint.attempt)
+    prefix = find_checkpoint(store, job_id, step)
     directory = fetch_once(
         models.cache / prefix, lambda directory: bundle.fetch(store, prefix, directory, under=CHECKPOINT_MODEL)
     )

@@ -74,13 +74,8 @@ def missing_inputs(
     """
     if dataset is not None:
         yield from _lacking_data(spec, requirements, dataset)
-    update = config.reference_update()
-    if update is not None and update.extrapolation and spec.training.lora is not None:
-        yield (
-            "training.lora",
-            f"{spec.method.name} moves the policy itself on, which low-rank adapters cannot follow: leave lora out, or "
-            "set method.params.alpha to 0",
-        )
+    if spec.training.lora is not None and (conflict := config.adapter_conflict()):
+        yield "training.lora", f"{spec.method.name} {conflict}"
 
 
 def _lacking_data(spec: PolicyTrainingSpec, requirements: Requirements, dataset: Dataset) -> Iterator[tuple[str, str]]:

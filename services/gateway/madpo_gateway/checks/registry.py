@@ -68,8 +68,7 @@ async def check_spec(spec: Spec, *, depends_on: Sequence[str], shelves: Shelves)
     findings.path = ""
     dependencies = [job for job_id in depends_on if (job := await follower.job("depends_on", job_id))]
     if findings.violations:
-        text = "; ".join(f"{violation.field}: {violation.description}" for violation in findings.violations)
-        raise InvalidArgumentError(text, findings.violations)
+        raise InvalidArgumentError.of(findings.violations)
     for job in dependencies:
         if job.state in (JobState.FAILED, JobState.CANCELLED):
             raise FailedPreconditionError(f"{job.job_id} is {job.state}, so this job could never start")

@@ -10,13 +10,13 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.jobs.base import JOB_ID_PATTERN, MODEL_ID_PATTERN
 from madpo.model_files import MODEL_SUFFIXES, check_config, is_adapter, model_kind, read_config
 from madpo.ports import JobQueue, ObjectStore
 from madpo.rpc import convert
 from madpo.storage import bundle, keys
-from madpo.storage.checkpoints import list_checkpoints
+from madpo.storage.checkpoints import find_checkpoint, list_checkpoints
 from madpo.storage.keys import check_path
 from madpo.storage.models import ModelStore
 from madpo.storage.references import CHECKPOINT_MODEL
@@ -135,10 +135,7 @@ class ModelServicer(ModelServiceServicer):
         return [(file, f"{keys.model(model_id)}/{file.path}") for file in self._models.get(model_id).files]
 
     def _checkpoint_files(self, job_id: str, step: int) -> list[tuple[FileEntry, str]]:
-        found = [checkpoint for checkpoint in list_checkpoints(self._store, job_id) if checkpoint.step == step]
-        if not found:
-            raise NotFoundError(f"{job_id} has no checkpoint of step {step}")
-        prefix = keys.checkpoint(job_id, step=step, attempt=found[0].attempt)
+        prefix = find_checkpoint(self._store, job_id, step)
         files = bundle.read_manifest(self._store, prefix).files
         return [
             (dataclasses.replace(file, path=file.path.removeprefix(_MODEL_FOLDER)), f"{prefix}/{file.path}")

@@ -52,7 +52,9 @@ class PolicyTraining:
         method = get_method(self._spec.method.name)
         config = parse_params(method.name, self._spec.method.params)
         requirements, update = method.requirements(config), config.reference_update()
-        self._refuse(method, update)
+        if self._spec.training.lora is not None and (conflict := config.adapter_conflict()):
+            # The gateway has said so before the job existed; specs may come from elsewhere.
+            raise InvalidArgumentError(f"{method.name} {conflict}")
         rows, held_out = self._read(method, requirements)
         inputs.runner.prove_layout([row.group for row in rows])
         schedule = inputs.schedule(len(rows))
@@ -80,18 +82,6 @@ class PolicyTraining:
             seed=self._spec.training.seed,
         )
         return objective, schedule
-
-    def _refuse(self, method: Method, update: ReferenceUpdate | None) -> None:
-        """Refuse what cannot be trained. The gateway has, before the job existed; specs may come from elsewhere.
-
-        Raises:
-            InvalidArgumentError: Names what and why.
-        """
-        if update is not None and update.extrapolation and self._spec.training.lora is not None:
-            raise InvalidArgumentError(
-                f"{method.name} moves the policy itself, which low-rank adapters cannot follow "
-                "(leave out training.lora, or set method.params.alpha to 0)"
-            )
 
     def _read(self, method: Method, requirements: Requirements) -> tuple[list[PolicyRow], list[PolicyRow]]:
         """Training rows, and held-out pairs."""

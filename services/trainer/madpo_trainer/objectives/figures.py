@@ -62,7 +62,7 @@ class StepFigures:
         self._add("rewards/chosen", chosen)
         self._add("rewards/rejected", rejected)
         self._add("rewards/implicit_margin", chosen - rejected)
-        self._add("rewards/accuracy", (chosen > rejected).float() + 0.5 * (chosen == rejected).float())
+        self._add("rewards/accuracy", wins(chosen - rejected))
         self._add("logps/chosen", batch.policy_chosen_logps)
         self._add("logps/rejected", batch.policy_rejected_logps)
         self._add("log_ratio/mean", _mean_log_ratio(batch))
@@ -105,6 +105,11 @@ class StepFigures:
 
     def _add(self, name: str, values: Tensor) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + float(values.detach().sum())
+
+
+def wins(differences: Tensor) -> Tensor:
+    """1 for each positive difference, 0 for a negative one; a tie counts half."""
+    return (differences.sign() + 1) / 2
 
 
 def _mean_log_ratio(batch: LossBatch) -> Tensor:

@@ -15,7 +15,7 @@ from madpo_trainer.mismatched_responses import Mismatched
 from madpo_trainer.model_runner import ModelRunner, evaluating
 from madpo_trainer.moving_reference import MovingReference
 from madpo_trainer.objectives.batches import BatchMaker, Margins
-from madpo_trainer.objectives.figures import StepFigures
+from madpo_trainer.objectives.figures import StepFigures, wins
 from madpo_trainer.stored_reference import StoredLogps
 from madpo_trainer.training_rows import PolicyRow
 
@@ -105,7 +105,7 @@ class PolicyObjective:
         chosen, rejected = (logps - self._held_out_reference.values.view(-1, 2)).unbind(dim=1)
         log_ratio_diff = chosen - rejected
         return {
-            "rewards/accuracy": float(((log_ratio_diff > 0).float() + 0.5 * (log_ratio_diff == 0).float()).mean()),
+            "rewards/accuracy": float(wins(log_ratio_diff).mean()),
             "log_ratio_diff/mean": float(log_ratio_diff.mean()),
             "logps/chosen": float(logps[:, 0].mean()),
             "logps/rejected": float(logps[:, 1].mean()),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from madpo.calibration.figures import reward_report
 from madpo.models.logps import ResponseGroup
 from madpo_trainer.model_runner import ModelRunner
+from madpo_trainer.objectives.figures import wins
 from madpo_trainer.training_rows import EncodedPair
 
 
@@ -99,7 +100,7 @@ class RewardStep:
         margins = torch.tensor([margin for part in parts for _, margin in part])
         return {
             "loss": float(F.softplus(-margins).mean()),
-            "rewards/accuracy": float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean()),
+            "rewards/accuracy": float(wins(margins).mean()),
             "reward_margin/mean": float(margins.mean()),
         }
 

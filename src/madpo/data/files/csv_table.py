@@ -18,7 +18,7 @@ from madpo.data.files.json_lines import BOM, lines
 from madpo.data.files.json_text import parse_json, too_large
 from madpo.data.files.limits import ReadLimits
 from madpo.data.raw_row import refuse
-from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
+from madpo.errors import InvalidArgumentError, InvalidPairError
 
 LISTS = frozenset({"responses", "scores", "chat_template_kwargs"})
 _OBJECTS = re.compile(r"\s*\[\s*\{")
@@ -79,7 +79,7 @@ def _next_record(reader: Iterator[list[str]], text: _Text, field: str) -> list[s
         reason = str(error)
         if not reason.startswith("is "):
             reason = f"is not CSV: {reason}"
-        raise InvalidArgumentError(f"{field}: {reason}", [FieldViolation(field, reason)]) from error
+        raise InvalidArgumentError.in_field(field, reason) from error
 
 
 def _header(names: Sequence[str] | None, limits: ReadLimits) -> list[str]:

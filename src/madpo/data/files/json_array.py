@@ -13,7 +13,7 @@ from madpo.data.files.json_lines import BOM
 from madpo.data.files.json_text import parse_json, too_large
 from madpo.data.files.limits import ReadLimits
 from madpo.data.raw_row import refuse
-from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
+from madpo.errors import InvalidArgumentError, InvalidPairError
 
 _READ_BYTES = 64 * 1024
 _START = re.compile(rb'\s*(?:\{\s*"data"\s*:\s*)?\[')
@@ -113,4 +113,4 @@ class _Splitter:
 
     def _refuse(self, reason: str) -> NoReturn:
         field = f"row {self._row}"
-        raise InvalidArgumentError(f"{field}: {reason}", [FieldViolation(field, reason)])
+        raise InvalidArgumentError.in_field(field, reason)

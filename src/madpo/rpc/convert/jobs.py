@@ -6,7 +6,7 @@ from typing import Any, cast
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from madpo import types
-from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import Spec
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.rpc.convert.times import duration, seconds, span_s, timestamp
@@ -22,7 +22,7 @@ def spec_from_proto(spec: jobs.JobSpec) -> tuple[types.JobKind, Spec]:
     name = spec.WhichOneof("spec")
     if name is None:
         kinds = ", ".join(kind.value for kind in KINDS)
-        raise InvalidArgumentError(f"spec: give one of {kinds}", [FieldViolation("spec", f"give one of {kinds}")])
+        raise InvalidArgumentError.in_field("spec", f"give one of {kinds}")
     kind = types.JobKind(name)
     value = MessageToDict(getattr(spec, name), preserving_proto_field_name=True)
     return kind, parse_spec(kind, value)

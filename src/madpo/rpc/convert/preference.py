@@ -3,7 +3,7 @@
 import json
 
 from madpo import types
-from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.errors import InvalidArgumentError
 from madpo.v1 import preference_pb2 as preference
 
 
@@ -31,8 +31,7 @@ def content_from_proto(content: preference.Content, *, field: str) -> types.Cont
             _message_from_proto(turn, field=f"{field}[{index}]")
             for index, turn in enumerate(content.conversation.messages)
         )
-    violation = FieldViolation(field, "give text, or a conversation with at least one message")
-    raise InvalidArgumentError(f"{field}: {violation.description}", [violation])
+    raise InvalidArgumentError.in_field(field, "give text, or a conversation with at least one message")
 
 
 def _message_to_proto(message: types.Message) -> preference.Message:
@@ -79,8 +78,7 @@ def _checked_json(text: str, sort: type, *, field: str) -> str:
             return text
     except (ValueError, RecursionError):
         pass
-    violation = FieldViolation(field, f"must be JSON text of {'a list' if sort is list else 'an object'}")
-    raise InvalidArgumentError(f"{field}: {violation.description}", [violation])
+    raise InvalidArgumentError.in_field(field, f"must be JSON text of {'a list' if sort is list else 'an object'}")
 
 
 def pair_to_proto(pair: types.PreferencePair) -> preference.PreferencePair:
