@@ -1,12 +1,11 @@
 """One job, and what can be asked about it."""
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from madpo.errors import DeadlineExceededError, InvalidArgumentError, MadpoError, NotFoundError
 from madpo.jobs.base import DatasetReference
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from madpo.calibration.report import CalibrationReport
     from madpo.data.check.report import CheckReport
+    from madpo.evaluation.report import EvaluationReport
 
 
 _REVISIT_S = 1.0
@@ -115,10 +115,11 @@ class JobHandle:
             self._download(entry, Path(directory))
         return Path(directory)
 
-    def report(self) -> dict[str, Any]:
-        """An evaluation's `report.json`. Raises NotFoundError for a job without one."""
-        report: dict[str, Any] = json.loads(self.read_artifact("report.json"))
-        return report
+    def report(self) -> "EvaluationReport":
+        """What an evaluation measured. Raises NotFoundError for a job without a report."""
+        from madpo.evaluation.report import EvaluationReport
+
+        return EvaluationReport.from_json(self.read_artifact("report.json"))
 
     def ledger(self, *, with_text: bool = False) -> "pa.Table":
         """What each pair contributed to each step of a policy training; see `madpo_client.ledger.table` for columns.

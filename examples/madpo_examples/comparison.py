@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from madpo.evaluation import report
 from madpo_client.job import JobHandle
 
 Interval = tuple[float, float]
@@ -34,14 +35,14 @@ class Evaluation:
     """A finished evaluation job at one temperature."""
 
     job_id: str
-    result: Mapping[str, Any]
+    result: report.EvaluationResult
     """The only entry of the report's `results`."""
     generations: Sequence[Mapping[str, Any]]
 
     @classmethod
     def of(cls, handle: JobHandle) -> "Evaluation":
         """Read report and generations of a job that has succeeded."""
-        (result,) = handle.report()["results"]
+        (result,) = handle.report().results
         return cls(handle.id, result, list(json_lines(handle.read_artifact("generations.jsonl"))))
 
 
@@ -101,12 +102,12 @@ def compare(
     return [
         PolicyRow(
             name=name,
-            reward=_estimate(evaluation.result["metrics"][metric]),
-            reward_model_score=_estimate(evaluation.result["metrics"]["reward"]),
-            kl=_estimate(evaluation.result["kl"]),
+            reward=_estimate(evaluation.result.metrics[metric]),
+            reward_model_score=_estimate(evaluation.result.metrics["reward"]),
+            kl=_estimate(evaluation.result.kl),
             win_rate=None if name == reference else _win_rate(evaluation, evaluations[reference], metric),
             difference_to_dpo=to_dpo[name],
-            shares={shown: evaluation.result["metrics"][key]["mean"] for key, shown in (shares or {}).items()},
+            shares={shown: evaluation.result.metrics[key].mean for key, shown in (shares or {}).items()},
         )
         for name, evaluation in evaluations.items()
     ]
@@ -137,19 +138,21 @@ def verdict(rows: Sequence[PolicyRow], *, reward: str) -> str:
     )
 
 
-def _estimate(value: Mapping[str, Any], mean: str = "mean", ci: str = "ci") -> Estimate:
-    low, high = value[ci]
-    return Estimate(value[mean], (low, high))
+def _estimate(value: report.Estimate | None) -> Estimate:
+    assert value is not None
+    return _with_interval(value.mean, value.ci)
 
 
-def _versus(evaluation: Evaluation, baseline: Evaluation, metric: str) -> Mapping[str, Any]:
-    comparison: Mapping[str, Any] = evaluation.result["versus"][baseline.job_id][metric]
-    return comparison
+def _with_interval(mean: float, ci: report.Interval | None) -> Estimate:
+    assert ci is not None, "the demos evaluate many prompts, and against a reference"
+    return Estimate(mean, ci)
 
 
 def _difference(evaluation: Evaluation, baseline: Evaluation, metric: str) -> Estimate:
-    return _estimate(_versus(evaluation, baseline, metric), "difference", "difference_ci")
+    comparison = evaluation.result.versus[baseline.job_id][metric]
+    return _with_interval(comparison.difference, comparison.difference_ci)
 
 
 def _win_rate(evaluation: Evaluation, baseline: Evaluation, metric: str) -> Estimate:
-    return _estimate(_versus(evaluation, baseline, metric), "win_rate", "win_rate_ci")
+    comparison = evaluation.result.versus[baseline.job_id][metric]
+    return _with_interval(comparison.win_rate, comparison.win_rate_ci)

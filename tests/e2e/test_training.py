@@ -155,15 +155,15 @@ def test_an_evaluation_reports_reward_divergence_and_the_comparison(client, base
 
     baseline = client.jobs.evaluate(model=base, **common)
     evaluation = client.jobs.evaluate(
-        model=client.models.get(uninterrupted.result.model_id), pairs=pairs, baselines=[baseline], **common
+        model=client.models.get(uninterrupted.result.model_id), eval_dataset=pairs, baselines=[baseline], **common
     )
     evaluation.wait()
-    result = evaluation.report()["results"][0]
+    result = evaluation.report().results[0]
 
-    assert baseline.report()["results"][0]["kl"]["mean"] == pytest.approx(0, abs=1e-6)
-    assert result["kl"]["mean"] > 0
-    assert set(result["versus"][baseline.id]) == {"reward", "toy_reward"}
-    assert evaluation.report()["implicit_reward_accuracy"]["pairs"] == pairs.rows
+    assert baseline.report().results[0].kl.mean == pytest.approx(0, abs=1e-6)
+    assert result.kl.mean > 0
+    assert set(result.versus[baseline.id]) == {"reward", "toy_reward"}
+    assert evaluation.report().implicit_reward_accuracy.pairs == pairs.rows
 
 
 def test_a_killed_training_process_resumes_to_the_same_weights(client, stack, base, pairs, reward_job, uninterrupted):

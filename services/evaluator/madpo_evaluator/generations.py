@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from madpo.errors import FailedPreconditionError, NotFoundError
+from madpo.evaluation.report import EvaluationReport
 from madpo.jobs.sampling import SamplingParameters
 from madpo.ports import ObjectStore
 from madpo.storage.artifacts import open_artifact
@@ -109,13 +110,13 @@ def read_evaluation(store: ObjectStore, job_id: str) -> Evaluation:
     """
     try:
         with open_artifact(store, job_id, REPORT) as stream:
-            report = json.load(stream)
+            report = EvaluationReport.from_json(stream.read())
         with open_artifact(store, job_id, GENERATIONS) as stream:
             rows = [json.loads(line) for line in stream]
         return Evaluation(
-            name=report["name"] or job_id[:12],
-            sampling=SamplingParameters(**report["sampling"]),
-            reward_model_id=report["reward_model_id"],
+            name=report.name or job_id[:12],
+            sampling=report.sampling,
+            reward_model_id=report.reward_model_id,
             generations=[_generation(row) for row in rows],
         )
     except (NotFoundError, KeyError, TypeError, ValueError) as error:

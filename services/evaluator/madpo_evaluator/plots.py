@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from madpo.evaluation.report import Estimate
 from madpo_evaluator.generations import Evaluation
 from madpo_evaluator.report import estimate_kl
-from madpo_evaluator.statistics import Estimate, estimate_mean
+from madpo_evaluator.statistics import estimate_mean
 from madpo_evaluator.text_metrics import REWARD
 
 _BINS = 30

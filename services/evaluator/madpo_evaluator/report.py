@@ -1,36 +1,23 @@
 """The figures of an evaluation, and the files that tell them: `report.json` and `samples.md`."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from madpo.evaluation.report import Accuracy, Estimate, EvaluatedModel, EvaluationReport, EvaluationResult
 from madpo.types import Content
-from madpo_evaluator.generations import REPORT, Evaluation, Generation
-from madpo_evaluator.statistics import Accuracy, Comparison, Estimate, compare, estimate_mean
+from madpo_evaluator.generations import Evaluation, Generation
+from madpo_evaluator.statistics import compare, estimate_mean
 
 _SHOWN_PROMPTS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What one temperature gave. `versus` maps baseline job ids to comparisons by metric."""
-
-    temperature: float
-    metrics: Mapping[str, Estimate]
-    kl: Estimate | None
-    response_tokens: Estimate
-    finished_ratio: float
-    versus: Mapping[str, Mapping[str, Comparison]]
-
-
-def summarize(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> list[Result]:
+def summarize(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> list[EvaluationResult]:
     """One result per temperature; baselines are compared on the metrics both have."""
     return [_summarize(evaluation, temperature, baselines) for temperature in evaluation.temperatures]
 
 
-def _summarize(evaluation: Evaluation, temperature: float, baselines: Mapping[str, Evaluation]) -> Result:
+def _summarize(evaluation: Evaluation, temperature: float, baselines: Mapping[str, Evaluation]) -> EvaluationResult:
     values = {name: evaluation.metric(temperature, name) for name in evaluation.metric_names}
     versus = {
         job_id: {
@@ -40,7 +27,7 @@ def _summarize(evaluation: Evaluation, temperature: float, baselines: Mapping[st
         }
         for job_id, baseline in baselines.items()
     }
-    return Result(
+    return EvaluationResult(
         temperature=temperature,
         metrics={name: estimate_mean(value) for name, value in values.items()},
         kl=estimate_kl(evaluation, temperature),
@@ -57,37 +44,37 @@ def estimate_kl(evaluation: Evaluation, temperature: float) -> Estimate | None:
     return estimate_mean(evaluation.values(temperature, lambda generation: generation.kl or 0.0))
 
 
-def write_report(
-    path: Path,
+def make_report(
     evaluation: Evaluation,
-    results: list[Result],
+    results: Sequence[EvaluationResult],
     *,
-    models: Mapping[str, Any],
+    model: EvaluatedModel,
+    reference: EvaluatedModel | None,
     implicit_reward_accuracy: Accuracy | None,
-) -> None:
-    """Write `report.json`.
+) -> EvaluationReport:
+    """The report of an evaluation.
 
     Args:
-        path: The directory.
         evaluation: What was measured.
         results: From `summarize`.
-        models: JSON descriptions of `model` and `reference`.
+        model: The policy.
+        reference: What KL was measured to.
         implicit_reward_accuracy: On held-out pairs, when there are any.
     """
-    report = {
-        "name": evaluation.name,
-        **models,
-        "reward_model_id": evaluation.reward_model_id,
-        "sampling": evaluation.sampling.model_dump(mode="json"),
-        "prompts": len(evaluation.prompts),
-        "samples_per_prompt": evaluation.sampling.samples_per_prompt,
-        "results": [asdict(result) for result in results],
-        "implicit_reward_accuracy": asdict(implicit_reward_accuracy) if implicit_reward_accuracy else None,
-    }
-    (path / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return EvaluationReport(
+        name=evaluation.name,
+        model=model,
+        reference=reference,
+        reward_model_id=evaluation.reward_model_id,
+        sampling=evaluation.sampling,
+        prompts=len(evaluation.prompts),
+        samples_per_prompt=evaluation.sampling.samples_per_prompt,
+        results=tuple(results),
+        implicit_reward_accuracy=implicit_reward_accuracy,
+    )
 
 
-def key_figures(results: list[Result], implicit_reward_accuracy: Accuracy | None) -> dict[str, Any]:
+def key_figures(results: Sequence[EvaluationResult], implicit_reward_accuracy: Accuracy | None) -> dict[str, Any]:
     """The summary a finished job carries: means by temperature."""
     return {
         "results": [

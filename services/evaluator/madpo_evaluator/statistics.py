@@ -1,47 +1,17 @@
 """Means and comparisons with 95% intervals. Samples of one prompt resemble each other, so the prompt is the unit."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from madpo.calibration.figures import wins
-
-Interval = tuple[float, float]
+from madpo.evaluation.report import Accuracy, Comparison, Estimate
 
 _Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 _RESAMPLES = 2000
 _SEED = 0
 _MAX_GATHERED = 4_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean with the standard deviation of single samples; `ci` is None when there is only one prompt."""
-
-    mean: float
-    std: float
-    ci: Interval | None
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Share of pairs ordered rightly."""
-
-    accuracy: float
-    ci: Interval
-    pairs: int
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Wins and mean difference against a baseline on the same prompts; intervals are None with only one prompt."""
-
-    win_rate: float
-    win_rate_ci: Interval | None
-    difference: float
-    difference_ci: Interval | None
 
 
 def estimate_mean(values: ArrayLike) -> Estimate:
@@ -51,9 +21,9 @@ def estimate_mean(values: ArrayLike) -> Estimate:
     means = samples.mean(axis=1)
     center = float(means.mean())
     if len(means) < 2:
-        return Estimate(center, std, None)
+        return Estimate(mean=center, std=std, ci=None)
     half_width = _Z * float(means.std(ddof=1)) / math.sqrt(len(means))
-    return Estimate(center, std, (center - half_width, center + half_width))
+    return Estimate(mean=center, std=std, ci=(center - half_width, center + half_width))
 
 
 def estimate_accuracy(log_ratio_diff: ArrayLike) -> Accuracy:
@@ -65,7 +35,8 @@ def estimate_accuracy(log_ratio_diff: ArrayLike) -> Accuracy:
     n, share = len(won), float(won.mean())
     center = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half_width = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return Accuracy(share, (max(0.0, center - half_width), min(1.0, center + half_width)), n)
+    interval = (max(0.0, center - half_width), min(1.0, center + half_width))
+    return Accuracy(accuracy=share, ci=interval, pairs=n)
 
 
 def compare(values: ArrayLike, baseline: ArrayLike) -> Comparison:
@@ -78,9 +49,14 @@ def compare(values: ArrayLike, baseline: ArrayLike) -> Comparison:
     per_prompt = np.stack([wins(difference).mean(axis=1), difference.mean(axis=1)], axis=1)
     win_rate, mean_difference = map(float, per_prompt.mean(axis=0))
     if len(per_prompt) < 2:
-        return Comparison(win_rate, None, mean_difference, None)
+        return Comparison(win_rate=win_rate, win_rate_ci=None, difference=mean_difference, difference_ci=None)
     low, high = np.quantile(_bootstrap_means(per_prompt), [0.025, 0.975], axis=0)
-    return Comparison(win_rate, (float(low[0]), float(high[0])), mean_difference, (float(low[1]), float(high[1])))
+    return Comparison(
+        win_rate=win_rate,
+        win_rate_ci=(float(low[0]), float(high[0])),
+        difference=mean_difference,
+        difference_ci=(float(low[1]), float(high[1])),
+    )
 
 
 def _bootstrap_means(rows: NDArray[np.float64]) -> NDArray[np.float64]:

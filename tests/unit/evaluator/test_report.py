@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from madpo.evaluation.report import EvaluatedModel, EvaluationReport
 from madpo.jobs.sampling import SamplingParameters
 from madpo.types import Content, Message
 from madpo_evaluator.generations import Evaluation, Generation, write_generations
 from madpo_evaluator.plots import write_plots
-from madpo_evaluator.report import summarize, write_report, write_samples
+from madpo_evaluator.report import make_report, summarize, write_samples
 
 CHAT: Content = (Message("user", "why?"),)
 
@@ -72,12 +73,15 @@ def test_without_a_reference_there_is_no_kl() -> None:
 
 def test_a_report_is_plain_json(tmp_path: Path) -> None:
     results = summarize(OURS, {"job-b": THEIRS})
-    write_report(
-        tmp_path, OURS, results, models={"model": {"model_id": "m"}, "reference": None}, implicit_reward_accuracy=None
+    written = make_report(
+        OURS, results, model=EvaluatedModel(model_id="m"), reference=None, implicit_reward_accuracy=None
     )
+    (tmp_path / "report.json").write_text(written.to_json())
     write_generations(OURS.generations, tmp_path / "generations.jsonl")
 
+    assert EvaluationReport.from_json((tmp_path / "report.json").read_bytes()) == written
     report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["model"], report["reference"]) == ({"model_id": "m"}, None)
     assert set(report["results"][0]) == {"temperature", "metrics", "kl", "response_tokens", "finished_ratio", "versus"}
     assert set(report["results"][0]["metrics"]["reward"]) == {"mean", "std", "ci"}
     assert (report["prompts"], report["samples_per_prompt"], report["implicit_reward_accuracy"]) == (2, 2, None)

@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from madpo.errors import InvalidArgumentError
+from madpo.evaluation.report import EvaluationReport
 from madpo.types import Job, JobKind, JobResult, JobState, Message
 from madpo_client.job import JobHandle
 from madpo_examples.comparison import Estimate, PolicyRow, verdict
@@ -246,8 +247,8 @@ class RecordedJob:
         result = JobResult(summary=self.summary)
         return Job(self.id, JobKind.POLICY_TRAINING, JobState.SUCCEEDED, spec={}, result=result)
 
-    def report(self) -> dict[str, Any]:
-        return cast(dict[str, Any], json.loads(self.artifacts["report.json"]))
+    def report(self) -> EvaluationReport:
+        return EvaluationReport.from_json(self.artifacts["report.json"])
 
     def read_artifact(self, name: str) -> bytes:
         return self.artifacts[name]
@@ -271,6 +272,8 @@ def recorded_evaluation(name: str, *, reward: float, kl: float, versus: Mapping[
         "temperature": 1.0,
         "metrics": {"toy_reward": around(reward), "reward": around(2 * reward), "toy_grammatical": around(0.9)},
         "kl": around(kl),
+        "response_tokens": around(8.0),
+        "finished_ratio": 1.0,
         "versus": {job: against(difference) for job, difference in versus.items()},
     }
     samples = [
@@ -278,7 +281,17 @@ def recorded_evaluation(name: str, *, reward: float, kl: float, versus: Mapping[
         for index in range(4)
         for sample in range(2)
     ]
-    report = {"results": [result]}
+    report = {
+        "name": name,
+        "model": {"model_id": "m"},
+        "reference": {"model_id": "m"},
+        "reward_model_id": "r",
+        "sampling": {"samples_per_prompt": 2},
+        "prompts": 4,
+        "samples_per_prompt": 2,
+        "results": [result],
+        "implicit_reward_accuracy": None,
+    }
     return RecordedJob(
         f"evaluation-{name}",
         artifacts={

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from madpo.data.collate import collate_pairs
 from madpo.data.tokenize import Encoded, encode_response, pad_id
 from madpo.errors import InvalidArgumentError, InvalidPairError
+from madpo.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport
 from madpo.jobs.base import ModelReference, validate
 from madpo.jobs.evaluation import EvaluationSpec
 from madpo.sampling.transformers import TransformersEngine, context_limit
@@ -21,6 +22,7 @@ from madpo.worker.phase import Phase
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
 from madpo_evaluator.generations import (
     GENERATIONS,
+    REPORT,
     Evaluation,
     Generation,
     check_comparable,
@@ -30,8 +32,8 @@ from madpo_evaluator.generations import (
 from madpo_evaluator.kinds.base import EvaluatorKind, JobInputs
 from madpo_evaluator.models import Models, load_models
 from madpo_evaluator.plots import write_plots
-from madpo_evaluator.report import key_figures, summarize, write_report, write_samples
-from madpo_evaluator.statistics import Accuracy, estimate_accuracy
+from madpo_evaluator.report import key_figures, make_report, summarize, write_samples
+from madpo_evaluator.statistics import estimate_accuracy
 from madpo_evaluator.text_metrics import REWARD, Metric, load_metrics, measure
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,16 @@ class EvaluationRun:
                 for index, generation in enumerate(generations)
             ],
         )
-        return self._publish(evaluation, baselines, accuracy, describe_models(spec, policy, reference))
+        results = summarize(evaluation, baselines)
+        report = make_report(
+            evaluation,
+            results,
+            model=EvaluatedModel.of(spec.model, model_id=policy.model_id),
+            reference=_evaluated(spec.reference, reference),
+            implicit_reward_accuracy=accuracy,
+        )
+        self._publish(evaluation, baselines, report)
+        return JobResult(summary=key_figures(results, accuracy))
 
     def _read_prompts(self) -> list[PromptOnly]:
         """Every prompt once, in the order of first appearance."""
@@ -164,33 +175,18 @@ class EvaluationRun:
 
         return asyncio.run(ask())
 
-    def _publish(
-        self,
-        evaluation: Evaluation,
-        baselines: dict[str, Evaluation],
-        accuracy: Accuracy | None,
-        models: dict[str, object],
-    ) -> JobResult:
+    def _publish(self, evaluation: Evaluation, baselines: dict[str, Evaluation], report: EvaluationReport) -> None:
         Phase(self._run, "reporting")
         directory = self._inputs.artifacts
-        results = summarize(evaluation, baselines)
         write_generations(evaluation.generations, directory / GENERATIONS)
-        write_report(directory, evaluation, results, models=models, implicit_reward_accuracy=accuracy)
+        (directory / REPORT).write_text(report.to_json(), encoding="utf-8")
         write_samples(directory, evaluation, baselines)
         write_plots(directory, [evaluation, *baselines.values()])
         self._inputs.publish()
-        return JobResult(summary=key_figures(results, accuracy))
 
 
-def describe_models(spec: EvaluationSpec, policy: ResolvedModel, reference: ResolvedModel | None) -> dict[str, object]:
-    """What was evaluated against what, for the report: as the job named it, with the id it resolved to."""
-    named = spec.model.model_dump(exclude_none=True) | {"model_id": policy.model_id}
-    if spec.reference is None or reference is None:
-        return {"model": named, "reference": None}
-    return {
-        "model": named,
-        "reference": spec.reference.model_dump(exclude_none=True) | {"model_id": reference.model_id},
-    }
+def _evaluated(named: ModelReference | None, resolved: ResolvedModel | None) -> EvaluatedModel | None:
+    return None if named is None or resolved is None else EvaluatedModel.of(named, model_id=resolved.model_id)
 
 
 def encode_pair(
