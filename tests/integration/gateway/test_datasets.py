@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from madpo.data.check.report import CheckReport
+from madpo.ports import JobRequest
 from madpo.rpc import convert
 from madpo.rpc.channel import MAX_READ_ROWS, call_metadata
-from madpo.types import PreferencePair
+from madpo.types import JobKind, JobResult, PreferencePair
 from madpo.v1 import dataset_service_pb2, job_service_pb2
 from madpo_client.check import check_file
 from tests.integration.gateway.messages import chunk, dataset_parts, digest, header, json_lines, parquet
@@ -199,3 +200,20 @@ async def test_a_dataset_in_use_stays_until_its_job_is_over(gateway: Gateway) ->
     assert refused.code == "FAILED_PRECONDITION"
     assert job_id in refused.message
     assert (await refusal(gateway.ask(gateway.datasets.DeleteDataset, request))).code == "NOT_FOUND"
+
+
+async def test_a_dataset_that_a_job_left_stays_while_another_is_to_train_on_it(gateway: Gateway) -> None:
+    dataset_id = (await gateway.upload_dataset(PAIRS)).dataset.dataset_id
+    leaver = await gateway.queue.create(JobRequest("leaver", JobKind.DATASET_CHECK, {"dataset": dataset_id}))
+    claim = await gateway.queue.claim("evaluate", "worker", timeout_s=5)
+    assert claim is not None
+    await gateway.queue.succeed(claim, JobResult(dataset_id=dataset_id))
+    spec = {"model": "model-" + "0" * 32, "dataset": {"job_id": leaver.job_id}, "method": {"name": "dpo"}}
+    user = await gateway.queue.create(JobRequest("user", JobKind.POLICY_TRAINING, spec))
+    request = dataset_service_pb2.DeleteDatasetRequest(dataset_id=dataset_id)
+
+    refused = await refusal(gateway.ask(gateway.datasets.DeleteDataset, request))
+
+    assert f"{dataset_id} is used by {user.job_id}" in refused.message
+    await gateway.queue.cancel(user.job_id)
+    await gateway.ask(gateway.datasets.DeleteDataset, request)
