@@ -9,10 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from madpo.config import WorkerSettings
-from madpo.errors import InvalidArgumentError, UnavailableError
+from madpo.errors import InvalidArgumentError
 from madpo.ports import Claim, ObjectStore
 from madpo.queue.queue import RedisJobQueue
-from madpo.storage.local import LocalStore
 from madpo.storage.results import read_result
 from madpo.types import CheckpointPublished, Job, JobProgress, JobResult, JobState, LogLine, StateChange
 from madpo.worker.worker import JobWorker
@@ -174,22 +173,3 @@ def test_leases_must_outlast_two_renewals(queue: RedisJobQueue, store: ObjectSto
 def test_a_worker_does_not_load_torch() -> None:
     check = "import sys, madpo.worker.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
-
-
-async def test_a_run_that_ends_while_the_store_is_away_has_not_crashed(
-    queue: RedisJobQueue, registry: CollectorRegistry, tmp_path: Path, working: Any
-) -> None:
-    class AbsentStore(LocalStore):
-        checks = 3
-
-        def check(self) -> None:
-            if self.checks:
-                self.checks -= 1
-                raise UnavailableError("no store")
-
-    job_id = await create(queue, "die_once", max_attempts=1)
-    async with working(store=AbsentStore(tmp_path / "store")):
-        assert (await ended(queue, job_id)).state == JobState.SUCCEEDED
-    lines = [event.event.line async for event in queue.watch(job_id) if isinstance(event.event, LogLine)]
-    assert "the run ended while the object store was away; waiting for it: no store" in lines
-    assert outcomes(registry) == {"given_back": 1, "succeeded": 1}
