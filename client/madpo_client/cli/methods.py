@@ -70,7 +70,7 @@ def show_method(name: str, as_json: AsJson = False) -> None:
 
 
 @app.command("eval")
-def evaluate(
+def evaluate_vectors(
     vectors: Annotated[Path, typer.Option(help="JSON file with `batch` and `cases`; - reads standard input.")],
 ) -> None:
     """Compute methods on given numbers, in float64, as JSON."""
