@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 from madpo.config import WorkerSettings
 from madpo.errors import FailedPreconditionError, MadpoError, NotFoundError, UnauthenticatedError
-from madpo.rpc.reward_client import RewardClient
-from madpo.rpc.tls import client_tls
+from madpo.scoring.connection import connect_scorer
 from madpo_client.doctor.findings import Finding, error, ok, warning
 from madpo_client.doctor.settings import Service
 
@@ -25,7 +24,7 @@ def check_reward(service: Service, settings: WorkerSettings) -> Iterator[Finding
         )
         return
     try:
-        asyncio.run(_ask(target, settings))
+        asyncio.run(_ask(settings))
     except NotFoundError:
         yield ok("reward", f"{target} answers {'by TLS' if settings.tls_ca else 'in plain text'}, and takes our token")
     except UnauthenticatedError as refused:
@@ -44,7 +43,6 @@ def check_reward(service: Service, settings: WorkerSettings) -> Iterator[Finding
         )
 
 
-async def _ask(target: str, settings: WorkerSettings) -> None:
-    token = settings.reward_token.get_secret_value() if settings.reward_token else None
-    async with RewardClient(target, token=token, tls=client_tls(settings), load_timeout_s=_TIMEOUT_S) as client:
+async def _ask(settings: WorkerSettings) -> None:
+    async with connect_scorer(settings, load_timeout_s=_TIMEOUT_S) as client:
         await client.get_reward_model(_NO_MODEL)

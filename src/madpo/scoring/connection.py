@@ -18,7 +18,7 @@ def require_scorer(settings: WorkerSettings) -> None:
         )
 
 
-def connect_scorer(settings: WorkerSettings) -> RewardClient:
+def connect_scorer(settings: WorkerSettings, *, load_timeout_s: float = 600.0) -> RewardClient:
     """A client of the reward service; close it. Raises as `require_scorer` does."""
     require_scorer(settings)
     token = settings.reward_token
@@ -26,5 +26,6 @@ def connect_scorer(settings: WorkerSettings) -> RewardClient:
         settings.reward_target or "",
         token=token.get_secret_value() if token is not None else None,
         tls=client_tls(settings),
+        load_timeout_s=load_timeout_s,
         requests_in_flight=_REQUESTS_IN_FLIGHT,
     )
