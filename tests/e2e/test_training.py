@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 
 from madpo.errors import MadpoError
-from madpo.types import CheckpointPublished, JobState, StateChange
+from madpo.types import CheckpointPublished, JobProgress, JobState, StateChange
 from madpo_client import Client
 from madpo_client.embedded import EmbeddedStack
 from madpo_client.errors import JobFailedError
@@ -19,6 +20,8 @@ from madpo_examples.toy_reviews.model import make_base_model
 WORDS = ["superb", "good", "long", "weak", "awful", "charming", "dull", "solid"]
 STEPS = 60
 """Enough that a run is still going when its first checkpoint is heard of."""
+
+OUTAGE_S = 10
 
 PROMPTS = [f"a 1980s drama . the {noun}" for noun in ("plot", "acting", "music", "cast", "story", "script")]
 REVIEWS = [(prompt, f"is {first} and {second} .") for prompt in PROMPTS for first in WORDS for second in WORDS]
@@ -197,6 +200,30 @@ def test_redis_and_the_scorer_may_die_during_a_run(client, stack, base, pairs, r
     kill(process(stack, "reward"))
 
     finished = job.wait()
+
+    assert finished.state is JobState.SUCCEEDED
+    assert finished.result.model_id == uninterrupted.result.model_id
+
+
+def test_the_store_may_go_away_during_a_run_with_live_margins(client, stack, base, pairs, reward_job, uninterrupted):
+    """A file takes the store's place: whatever is written or read meanwhile fails, margins and checkpoints alike."""
+    job = client.jobs.train_policy(
+        model=base,
+        dataset=pairs,
+        params={"tau": 2.0},
+        reward_model=reward_job,
+        margin={"lookahead_batches": 1},
+        training=training(max_steps=STEPS, checkpoint_every_steps=3, seed=5),
+    )
+    next(event for event in job.watch() if isinstance(event.event, JobProgress) and event.event.phase == "training")
+    store = stack.home / "store"
+    store.rename(stack.home / "away")
+    store.touch()
+    time.sleep(OUTAGE_S)
+    store.unlink()
+    (stack.home / "away").rename(store)
+
+    finished = job.wait(timeout_s=300)
 
     assert finished.state is JobState.SUCCEEDED
     assert finished.result.model_id == uninterrupted.result.model_id
