@@ -16,9 +16,12 @@ from madpo.losses.method import Method, MethodConfig
 _OTHER_MODULES = ("catalogue", "method", "registry", "scales", "terms", "vectors")
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {method.name: method for method in declarations("madpo.losses", Method, besides=_OTHER_MODULES)}
-)
+def find_methods() -> dict[str, Method]:
+    """The methods of all modules of this package, by name."""
+    return {method.name: method for method in declarations("madpo.losses", Method, besides=_OTHER_MODULES)}
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(find_methods())
 
 PATH = "spec.policy_training.method"
 
