@@ -56,9 +56,11 @@ class ModelReference(Spec):
     """A model by its id, or as the output of a job. As text: `MODEL_ID`, `JOB_ID` or `JOB_ID@STEP`."""
 
     model_id: ModelId | None = None
+    """A stored model."""
     job_id: JobId | None = None
+    """The job whose model is meant; it must succeed first."""
     step: int | None = Field(default=None, ge=0)
-    """With `job_id`: that checkpoint instead of the final model."""
+    """With `job_id`: that checkpoint instead of the final model. It must exist already."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,7 +90,9 @@ class DatasetReference(Spec):
     """A dataset by its id, or as the output of a job. As text: `DATASET_ID` or `JOB_ID`."""
 
     dataset_id: DatasetId | None = None
+    """A stored dataset."""
     job_id: JobId | None = None
+    """The job whose dataset is meant; it must succeed first."""
 
     @model_validator(mode="before")
     @classmethod

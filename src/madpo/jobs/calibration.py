@@ -19,13 +19,13 @@ class CalibrationSpec(Spec):
     eval_dataset: Annotated[DatasetReference, _PAIRS]
     """Held-out pairs: such as the reward model was not trained on."""
     reward_model: Annotated[ModelReference | None, NeedsModel(REWARD, is_served=True)] = None
-    """Whose margins; None takes those the datasets brought along."""
+    """Whose margins; without one, those the datasets brought along."""
     temperature: MarginTemperature = 1.0
-    """As in `MarginParameters`."""
+    """Divides margins before the method reads them; "fit" finds it on the held-out pairs."""
     method: PreferenceMethod = PreferenceMethod()
     """What reads the margins."""
     dataset: Annotated[DatasetReference | None, _PAIRS] = None
-    """The pairs to be trained on, for quantiles and weights; None takes the held-out ones."""
+    """The pairs to be trained on, for quantiles and weights; without them, the held-out ones."""
 
 
 KIND = Kind(JobKind.CALIBRATION, CalibrationSpec, queue="evaluate")

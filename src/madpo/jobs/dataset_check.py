@@ -16,7 +16,9 @@ class DatasetCheckSpec(Spec):
     renamed: ClassVar = {"dataset_id": "dataset", "held_out_dataset_id": "eval_dataset"}
 
     dataset: Annotated[DatasetReference, NeedsDataset()]
+    """What to look at."""
     model: Annotated[ModelReference, NeedsModel(ANY_MODEL)]
+    """Whose tokenizer and chat template."""
     eval_dataset: Annotated[DatasetReference | None, NeedsDataset()] = None
     """Rows whose prompts should not be among the checked ones."""
     max_tokens: int = Field(default=1024, ge=2)

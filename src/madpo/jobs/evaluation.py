@@ -26,6 +26,7 @@ class EvaluationSpec(Spec):
     renamed: ClassVar = {"prompt_dataset_id": "prompt_dataset", "preference_dataset_id": "eval_dataset"}
 
     model: Annotated[ModelReference, NeedsModel(POLICY)]
+    """The policy to generate from."""
     prompt_dataset: Annotated[DatasetReference, NeedsDataset()]
     """Its prompts are used, whatever its rows are."""
     reference: Annotated[ModelReference | None, NeedsModel(POLICY)] = None
@@ -39,6 +40,7 @@ class EvaluationSpec(Spec):
     metrics: tuple[str, ...] = ()
     """Names of registered text metrics (entry points `madpo.metrics`)."""
     sampling: SamplingParameters = SamplingParameters()
+    """How responses are drawn."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Use the first prompts only."""
     batch_size: int = Field(default=64, ge=1)

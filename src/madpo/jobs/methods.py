@@ -12,15 +12,18 @@ class PreferenceMethod(Spec):
     """A method of the registry with its parameters."""
 
     name: str = "madpo"
+    """One of `madpo methods`."""
     params: dict[str, Any] = Field(default_factory=dict)
+    """The method's own parameters; those not given take its defaults."""
 
 
 class MarginParameters(Spec):
     """Where reward margins come from."""
 
     source: Literal["reward_service", "dataset"] = "reward_service"
+    """`reward_service` scores the pairs while the job runs; `dataset` takes the margins that its rows bring along."""
     reward_model: Annotated[ModelReference | None, NeedsModel(REWARD, is_served=True)] = None
-    """Needed by `reward_service`."""
+    """The model whose margins are read; needed by `reward_service`."""
     temperature: MarginTemperature = 1.0
     """Divides margins before the method reads them, so that sigmoid(margin) is a probability; "fit" finds it on the
     held-out pairs, before the first step."""

@@ -21,12 +21,17 @@ class PolicyTrainingSpec(Spec):
     renamed: ClassVar = {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"}
 
     model: Annotated[ModelReference, NeedsModel(POLICY)]
+    """The initial policy."""
     dataset: Annotated[DatasetReference, _ROWS]
+    """Preference pairs, or lists of scored responses, to train on."""
     eval_dataset: Annotated[DatasetReference | None, _ROWS] = None
     """Held-out rows, measured before the first and after the last step."""
     training: TrainingParameters = TrainingParameters()
+    """Steps, batches, optimizer and so on."""
     method: PreferenceMethod = PreferenceMethod()
+    """What is minimised."""
     margin: MarginParameters | None = None
+    """Where reward margins come from, for methods that read them."""
 
 
 KIND = Kind(JobKind.POLICY_TRAINING, PolicyTrainingSpec, queue="train", is_training=True, leaves_model="causal_lm")

@@ -16,10 +16,13 @@ class RewardTrainingSpec(Spec):
     renamed: ClassVar = {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"}
 
     model: Annotated[ModelReference, NeedsModel(ANY_MODEL)]
+    """The model to start from; one that is no reward model gets a new head."""
     dataset: Annotated[DatasetReference, _ROWS]
+    """Preference pairs to train on."""
     eval_dataset: Annotated[DatasetReference | None, _ROWS] = None
     """Held-out rows, measured before the first and after the last step."""
     training: TrainingParameters = TrainingParameters()
+    """Steps, batches, optimizer and so on."""
 
 
 KIND = Kind(JobKind.REWARD_TRAINING, RewardTrainingSpec, queue="train", is_training=True, leaves_model="reward")

@@ -16,10 +16,13 @@ class SupervisedTrainingSpec(Spec):
     renamed: ClassVar = {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"}
 
     model: Annotated[ModelReference, NeedsModel(POLICY)]
+    """The language model to fine-tune."""
     dataset: Annotated[DatasetReference, _ROWS]
+    """Completions to train on."""
     eval_dataset: Annotated[DatasetReference | None, _ROWS] = None
     """Held-out rows, measured before the first and after the last step."""
     training: TrainingParameters = TrainingParameters()
+    """Steps, batches, optimizer and so on."""
 
 
 KIND = Kind(

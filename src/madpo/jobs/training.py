@@ -17,9 +17,13 @@ class OptimizerParameters(Spec):
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the running mean of gradients."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the running mean of squared gradients."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator of an update."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Share of a weight, times the learning rate, that each step takes away."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of all steps spent warming up."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -30,9 +34,13 @@ class LoraParameters(Spec):
     """Low-rank adapters; the reference policy is the adapter switched off."""
 
     rank: int = Field(default=16, ge=1)
+    """Rank of the two factors of an adapter."""
     alpha: float = Field(default=32.0, gt=0)
+    """Adapters are scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs left out at each training step."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Names of the linear layers that get an adapter."""
 
 
 class TrainingParameters(Spec):
@@ -41,6 +49,7 @@ class TrainingParameters(Spec):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data; ignored when `max_steps` is given."""
     max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, instead of `epochs`."""
     global_batch_size: int = Field(default=32, ge=1)
     """Rows per optimizer step."""
     layout: Literal["packed", "padded"] = "packed"
@@ -55,10 +64,13 @@ class TrainingParameters(Spec):
     """What becomes of longer rows. They are refused by their numbers before training; or counted in the job's summary.
     At least one token of every response is left, or the row is dropped."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Where chance starts: the order of the rows, dropout and new weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Weights and optimizer stay fp32; bf16 runs the forward pass under autocast."""
     optimizer: OptimizerParameters = OptimizerParameters()
+    """Learning rate and its schedule, decay and clipping."""
     lora: LoraParameters | None = None
+    """Train low-rank adapters; null trains all weights."""
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp` splits the transformer blocks' weights, gradients and optimizer state over the trainer's ranks (FSDP2)."""
     activation_checkpointing: bool = False
@@ -67,6 +79,8 @@ class TrainingParameters(Spec):
     compile: bool = False
     """Compile the transformer blocks (torch.compile); needs a C++ compiler where the trainer runs. Rounding differs."""
     checkpoint_every_steps: int = Field(default=100, ge=1)
+    """Steps between checkpoints; the last step has one anyway."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
     log_every_steps: int = Field(default=1, ge=1)
+    """Steps between reports of progress, and between rows of `metrics.jsonl`."""
