@@ -11,9 +11,10 @@ from madpo.discovery import declarations
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import Spec, validate
 from madpo.jobs.kind import Kind, Queue
+from madpo.spelling import did_you_mean
 from madpo.types import JobKind
 
-_FOUND = {kind.name: kind for kind in declarations("madpo.jobs", Kind, besides=["registry"])}
+_FOUND = {kind.name: kind for kind in declarations("madpo.jobs", Kind, besides=["catalogue", "registry"])}
 
 KINDS: Mapping[JobKind, Kind] = MappingProxyType({name: _FOUND[name] for name in JobKind})
 QUEUES: tuple[Queue, ...] = tuple(sorted({kind.queue for kind in KINDS.values()}))
@@ -24,7 +25,8 @@ def kind_named(name: str) -> Kind:
     try:
         return KINDS[JobKind(name)]
     except (KeyError, ValueError):
-        raise InvalidArgumentError(f"there is no job kind {name!r}; kinds: {', '.join(KINDS)}") from None
+        meant = did_you_mean(name, KINDS)
+        raise InvalidArgumentError(f"there is no job kind {name!r}{meant or ';'} kinds: {', '.join(KINDS)}") from None
 
 
 def kind_of(spec: Spec) -> Kind:

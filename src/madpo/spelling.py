@@ -1,0 +1,17 @@
+"""What somebody may have meant who wrote a name that there is not."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean training.seed?`, or nothing when no known name is like it.
+
+    Of names with dots the last part may be enough: `weight_decay` is like `training.optimizer.weight_decay`.
+    """
+    names = list(known)
+    found = [each for each in names if each.endswith(f".{name}")] or get_close_matches(name, names, n=1, cutoff=0.7)
+    if not found:
+        leaves = {each.rpartition(".")[2]: each for each in reversed(names)}
+        found = [leaves[leaf] for leaf in get_close_matches(name.rpartition(".")[2], leaves, n=1, cutoff=0.7)]
+    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
