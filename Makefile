@@ -71,7 +71,8 @@ compose-test: install  ## Start, scale, break and stop the containers on a Docke
 proto: install  ## Regenerate src/madpo/v1
 	PYTHON=$(BIN)/python scripts/gen_proto.sh
 
-docs: install  ## Write docs/methods.md from the registry of methods
+docs: install  ## Write docs/jobs.md from the specs of jobs, and docs/methods.md from the registry of methods
+	$(BIN)/python -m madpo.jobs.catalogue > docs/jobs.md
 	$(BIN)/python -m madpo.losses.catalogue > docs/methods.md
 
 format: install  ## Format and fix

@@ -1,0 +1,42 @@
+"""The page about jobs is that of the specs."""
+
+from pathlib import Path
+
+import pytest
+
+from madpo.jobs.catalogue import to_markdown
+from madpo.jobs.fields import fields_of
+from madpo.jobs.kind import Kind
+from madpo.jobs.registry import KINDS
+
+PAGE = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
+
+
+def section(heading: str) -> str:
+    return PAGE.split(f"\n{heading}\n")[1].split("\n## ")[0].split("\n### ")[0]
+
+
+def test_the_committed_page_is_the_generated_one() -> None:
+    assert to_markdown() == PAGE, "run `make docs`"
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_every_kind_has_its_section_with_its_own_fields_and_old_names(kind: Kind) -> None:
+    found = section(f"## {kind.name}")
+
+    assert f"Queue `{kind.queue}`; {'trains;' if kind.is_training else 'trains nothing;'}" in found
+    for field in fields_of(kind.spec):
+        is_own = field.owner is kind.spec
+        assert (f"| `{field.name}` | " in found) == is_own
+        assert f"| `{field.name}` | " in PAGE
+    for old, new in kind.spec.renamed.items():
+        assert f"`{old}` (now `{new}`)" in found
+
+
+def test_shared_parts_stand_once_under_the_names_to_write_and_are_linked() -> None:
+    assert PAGE.count("\n### TrainingParameters\n") == 1
+    assert PAGE.count("[TrainingParameters](#trainingparameters)") == 3
+    found = section("### OptimizerParameters")
+    assert "| `training.optimizer.weight_decay` | number >= 0 | 0.01 | Share of a weight" in found
+    assert "`training.optimizer` of `supervised_training`, `reward_training` and `policy_training`" in found
+    assert "| `step` | integer >= 0 or null | null |" in section("### ModelReference")
