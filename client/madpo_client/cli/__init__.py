@@ -15,12 +15,12 @@ app = typer.Typer(
     name="madpo",
     help="Align language models from human preferences with margin-adaptive training.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     callback=context.connect,
 )
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(models.app, name="model")
+app.add_typer(run.train, name="train")
 app.add_typer(run.app)
 app.add_typer(calibrate.app)
 app.add_typer(methods.app, name="methods")

@@ -1,14 +1,19 @@
 """`madpo calibrate`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from madpo.types import JobKind
+from madpo_client.cli.asked_job import AskedJob
 from madpo_client.cli.context import open_client
+from madpo_client.cli.field_options import FieldOption, spec_command
 from madpo_client.cli.output import AsJson, console
-from madpo_client.cli.run import After, Name, Wait, parse_params, parse_temperature, wait_for
+from madpo_client.cli.waiting import After, Name, Wait, wait_for
+from madpo_client.deprecation import warn_renamed
 
 if TYPE_CHECKING:
     from madpo.calibration.report import CalibrationReport
@@ -16,26 +21,21 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command("calibrate")
+CALIBRATION = (
+    FieldOption("--eval-dataset", "eval_dataset"),
+    FieldOption("--reward-model", "reward_model"),
+    FieldOption("--dataset", "dataset"),
+    FieldOption("--training-dataset", "training_dataset_id", is_hidden=True),
+    FieldOption("--method", "method.name"),
+    FieldOption("--param", "method.params", gives="entry"),
+    FieldOption("--temperature", "temperature"),
+)
+
+
+@spec_command(app, "calibrate", JobKind.CALIBRATION, CALIBRATION)
 def calibrate(
     context: typer.Context,
-    eval_dataset: Annotated[
-        str | None, typer.Option(help="Held-out pairs, such as the reward model was not trained on: DATASET_ID.")
-    ] = None,
-    reward_model: Annotated[
-        str | None, typer.Option(help="MODEL_ID or JOB_ID; without one, margins come from the datasets.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="The pairs to be trained on, for quantiles and weights: DATASET_ID.")
-    ] = None,
-    training_dataset: Annotated[
-        str | None, typer.Option(hidden=True, help="The old name of --dataset, which then named the held-out pairs.")
-    ] = None,
-    method: Annotated[str, typer.Option(help="What will read the margins.")] = "madpo",
-    param: Annotated[
-        list[str], typer.Option(metavar="NAME=VALUE", help="A parameter of the method, such as tau=auto; repeatable.")
-    ] = [],  # noqa: B006
-    temperature: Annotated[str, typer.Option(help="Divides margins: a number, or fit.")] = "1",
+    job: AskedJob,
     out: Annotated[Path | None, typer.Option(help="Put calibration.json and calibration.png here.")] = None,
     name: Name = "",
     after: After = [],  # noqa: B006
@@ -46,26 +46,26 @@ def calibrate(
     if not wait and (out is not None or as_json):
         raise typer.BadParameter("--out and --json need the result; leave out --no-wait")
     with open_client(context) as client:
-        job = client.jobs.calibrate(
-            eval_dataset=eval_dataset,
-            reward_model=reward_model,
-            dataset=dataset,
-            training_dataset=training_dataset,
-            method=method,
-            params=parse_params(param),
-            temperature=parse_temperature(temperature),
-            name=name,
-            depends_on=after,
-        )
-        if wait_for(job, wait=wait, quiet=as_json) is None:
+        created = _in_new_words(job).create(client, name=name, after=after)
+        if wait_for(created, wait=wait, quiet=as_json) is None:
             return
-        report = job.calibration()
+        report = created.calibration()
         if out is not None:
-            job.download_artifacts(out)
+            created.download_artifacts(out)
         if as_json:
             print(report.model_dump_json(indent=2))
         else:
             show_report(report)
+
+
+def _in_new_words(job: AskedJob) -> AskedJob:
+    """A job as asked for in the version before, when --dataset named the held-out pairs."""
+    if job.file is not None or "dataset" not in job.spec or "eval_dataset" in job.spec:
+        return job
+    warn_renamed("--dataset and --training-dataset", "--eval-dataset and --dataset")
+    spec = {**job.spec, "eval_dataset": job.spec["dataset"], "dataset": job.spec.get("training_dataset_id")}
+    spec.pop("training_dataset_id", None)
+    return replace(job, spec=spec)
 
 
 def show_report(report: "CalibrationReport") -> None:

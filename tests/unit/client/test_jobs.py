@@ -2,7 +2,6 @@
 
 import pickle
 from io import StringIO
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -27,29 +26,10 @@ from madpo_client import JobFailedError, JobHandle
 from madpo_client.jobs import Jobs
 from madpo_client.progress import JobView, describe_figures, describe_span
 from madpo_client.references import model_reference
+from tests.unit.client.recording import JOB_ID, RecordingSession
 
-JOB_ID = "job-" + "0" * 32
 MODEL_ID = "model-" + "1" * 32
 DATASET_ID = "dataset-" + "2" * 32
-
-
-class RecordingGateway:
-    """Takes jobs and sends nothing."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[JobKind, dict[str, Any], dict[str, Any]]] = []
-
-    def create_job(self, kind: JobKind, spec: dict[str, Any], **rest: Any) -> Job:
-        self.requests.append((kind, spec, rest))
-        return Job(JOB_ID, kind, JobState.PENDING, spec)
-
-
-class RecordingSession:
-    def __init__(self) -> None:
-        self.gateway = RecordingGateway()
-
-    def run(self, call: Job) -> Job:
-        return call
 
 
 def on_the_wire(session: RecordingSession) -> Spec:
