@@ -72,7 +72,7 @@ def test_a_calibration_job_measures_and_a_training_begins_with_the_same_numbers(
     client, stack, base, pairs, held_out, reward_job
 ):
     before = client.jobs.calibrate(
-        reward_model=reward_job, dataset=held_out, training_dataset=pairs, params=PARAMS, temperature="fit"
+        reward_model=reward_job, eval_dataset=held_out, dataset=pairs, params=PARAMS, temperature="fit"
     )
     before.wait()
     job = policy_job(client, base, pairs, held_out, reward_job)
@@ -118,7 +118,7 @@ def test_a_calibration_job_measures_and_a_training_begins_with_the_same_numbers(
 
 def test_the_command_prints_a_table_and_writes_the_files(stack, held_out, reward_job, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    arguments = ["--reward-model", reward_job.id, "--dataset", held_out.dataset_id, "--param", "tau=auto"]
+    arguments = ["--reward-model", reward_job.id, "--eval-dataset", held_out.dataset_id, "--param", "tau=auto"]
     monkeypatch.setattr("sys.argv", ["madpo", *server(stack), "calibrate", *arguments, "--out", str(out)])
 
     with pytest.raises(SystemExit) as ended:

@@ -69,7 +69,7 @@ def measure(
     if fitted is None and (names := fitted_names(temperature, scales)):
         raise FailedPreconditionError(
             f"{', '.join(names)} would be found on held-out margins, and there are none "
-            "(give eval_dataset_id, with a margin column when margins come from the dataset; or give numbers)"
+            "(give eval_dataset, with a margin column when margins come from the dataset; or give numbers)"
         )
     choice = _choose_temperature(temperature, fitted)
     if callable(training):
