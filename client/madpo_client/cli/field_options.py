@@ -157,13 +157,13 @@ def _command_class(kind: JobKind, options: Sequence[FieldOption]) -> type[TyperC
         """Its options are described by their fields; the spec is loaded when help is asked for."""
 
         def format_help(self, ctx: Any, formatter: Any) -> None:
-            _describe(self.params, kind, options)
+            _describe(self.params, kind, options, has_markup=self.rich_markup_mode == "rich")
             super().format_help(ctx, formatter)
 
     return SpecCommand
 
 
-def _describe(parameters: Sequence[Any], kind: JobKind, options: Sequence[FieldOption]) -> None:
+def _describe(parameters: Sequence[Any], kind: JobKind, options: Sequence[FieldOption], *, has_markup: bool) -> None:
     """Give options the type, the meaning and the default of their fields."""
     from rich.markup import escape
 
@@ -175,7 +175,8 @@ def _describe(parameters: Sequence[Any], kind: JobKind, options: Sequence[FieldO
         if parameter.name in named:
             option = named[parameter.name]
             parameter.metavar = _metavar(option, fields[option.field])
-            parameter.help = escape(option.help or _meaning(option, fields[option.field]))
+            meaning = option.help or _meaning(option, fields[option.field])
+            parameter.help = escape(meaning) if has_markup else meaning
 
 
 def _metavar(option: FieldOption, field: "SpecField") -> str:
