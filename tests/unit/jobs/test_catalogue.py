@@ -7,7 +7,9 @@ import pytest
 from madpo.jobs.catalogue import to_markdown
 from madpo.jobs.fields import fields_of
 from madpo.jobs.kind import Kind
-from madpo.jobs.registry import KINDS
+from madpo.jobs.registry import KINDS, parse_spec
+from madpo.types import JobKind
+from madpo_client.cli.spec_values import read_spec
 
 PAGE = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
 
@@ -40,3 +42,9 @@ def test_shared_parts_stand_once_under_the_names_to_write_and_are_linked() -> No
     assert "| `training.optimizer.weight_decay` | number >= 0 | 0.01 | Share of a weight" in found
     assert "`training.optimizer` of `supervised_training`, `reward_training` and `policy_training`" in found
     assert "| `step` | integer >= 0 or null | null |" in section("### ModelReference")
+
+
+def test_the_file_that_the_page_shows_is_a_spec(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(PAGE.split("```yaml\n")[1].split("```")[0])
+    spec = parse_spec(JobKind.POLICY_TRAINING, read_spec(tmp_path / "spec.yaml"))
+    assert (spec.method.params, spec.training.optimizer.learning_rate) == ({"beta": 0.05}, 5e-6)
