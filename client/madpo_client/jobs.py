@@ -120,10 +120,11 @@ class Jobs:
         metrics: Sequence[str] = (),
         sampling: SamplingParameters | Mapping[str, Any] | None = None,
         max_prompts: int | None = None,
-        batch_size: int | None = None,
+        generation_batch_size: int | None = None,
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
         pairs: DatasetLike | None = None,
+        batch_size: int | None = None,
     ) -> JobHandle:
         """Generate from a model and measure what it says; `JobHandle.report` has the figures.
 
@@ -137,10 +138,11 @@ class Jobs:
             metrics: Names of registered text metrics.
             sampling: Temperatures, samples per prompt, length, seed.
             max_prompts: Use the first prompts only.
-            batch_size: Responses generated at a time.
+            generation_batch_size: Responses generated at a time.
             name: A label.
             depends_on: More jobs that must succeed first.
             pairs: The old name of `eval_dataset`.
+            batch_size: The old name of `generation_batch_size`.
 
         Raises:
             InvalidArgumentError: With one violation per wrong field.
@@ -155,7 +157,7 @@ class Jobs:
             "metrics": list(metrics),
             "sampling": None if sampling is None else _given(sampling),
             "max_prompts": max_prompts,
-            "batch_size": batch_size,
+            "generation_batch_size": renamed("batch_size", batch_size, "generation_batch_size", generation_batch_size),
         }
         return self.create(JobKind.EVALUATION, spec, name=name, depends_on=depends_on)
 

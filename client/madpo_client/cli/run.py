@@ -46,7 +46,7 @@ EVALUATION = (
     FieldOption("--max-new-tokens", "sampling.max_new_tokens"),
     FieldOption("--seed", "sampling.seed"),
     FieldOption("--max-prompts", "max_prompts"),
-    FieldOption("--batch-size", "batch_size"),
+    FieldOption("--generation-batch-size", "generation_batch_size", old_name="--batch-size"),
 )
 
 

@@ -23,7 +23,11 @@ from madpo.types import DatasetKind, JobKind
 class EvaluationSpec(Spec):
     """Generate from a policy and measure what it says."""
 
-    renamed: ClassVar = {"prompt_dataset_id": "prompt_dataset", "preference_dataset_id": "eval_dataset"}
+    renamed: ClassVar = {
+        "prompt_dataset_id": "prompt_dataset",
+        "preference_dataset_id": "eval_dataset",
+        "batch_size": "generation_batch_size",
+    }
 
     model: Annotated[ModelReference, NeedsModel(POLICY)]
     """The policy to generate from."""
@@ -43,7 +47,7 @@ class EvaluationSpec(Spec):
     """How responses are drawn."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Use the first prompts only."""
-    batch_size: int = Field(default=64, ge=1)
+    generation_batch_size: int = Field(default=64, ge=1)
     """Responses generated at a time."""
 
     @model_validator(mode="after")

@@ -208,7 +208,7 @@ class LoraParameters(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
-    __slots__ = ("model", "prompt_dataset_id", "reference", "reward_model", "preference_dataset_id", "baseline_job_ids", "metrics", "sampling", "max_prompts", "batch_size", "prompt_dataset", "eval_dataset")
+    __slots__ = ("model", "prompt_dataset_id", "reference", "reward_model", "preference_dataset_id", "baseline_job_ids", "metrics", "sampling", "max_prompts", "batch_size", "prompt_dataset", "eval_dataset", "generation_batch_size")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +221,7 @@ class EvaluationSpec(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_DATASET_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     model: ModelReference
     prompt_dataset_id: str
     reference: ModelReference
@@ -233,7 +234,8 @@ class EvaluationSpec(_message.Message):
     batch_size: int
     prompt_dataset: DatasetReference
     eval_dataset: DatasetReference
-    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., prompt_dataset_id: _Optional[str] = ..., reference: _Optional[_Union[ModelReference, _Mapping]] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., preference_dataset_id: _Optional[str] = ..., baseline_job_ids: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., max_prompts: _Optional[int] = ..., batch_size: _Optional[int] = ..., prompt_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ...) -> None: ...
+    generation_batch_size: int
+    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., prompt_dataset_id: _Optional[str] = ..., reference: _Optional[_Union[ModelReference, _Mapping]] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., preference_dataset_id: _Optional[str] = ..., baseline_job_ids: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., max_prompts: _Optional[int] = ..., batch_size: _Optional[int] = ..., prompt_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., generation_batch_size: _Optional[int] = ...) -> None: ...
 
 class CalibrationSpec(_message.Message):
     __slots__ = ("dataset_id", "reward_model", "temperature", "method", "training_dataset_id", "eval_dataset", "dataset")

@@ -113,7 +113,7 @@ class EvaluationRun:
 
     def _generate(self, models: Models, prompts: Sequence[PromptOnly]) -> list[Generation]:
         sampling = self._spec.sampling
-        engine = TransformersEngine(models.policy, models.tokenizer, batch_size=self._spec.batch_size)
+        engine = TransformersEngine(models.policy, models.tokenizer, batch_size=self._spec.generation_batch_size)
         encoded = engine.encode(prompts, max_new_tokens=sampling.max_new_tokens)
         temperatures = tuple(dict.fromkeys(sampling.temperatures))
         phase = Phase(self._run, "generating", len(temperatures) * len(prompts) * sampling.samples_per_prompt)
@@ -150,8 +150,8 @@ class EvaluationRun:
         phase = Phase(self._run, "implicit reward", len(pairs))
         limit = context_limit(models.policy)
         diffs: list[float] = []
-        for start in range(0, len(pairs), self._spec.batch_size):
-            batch = pairs[start : start + self._spec.batch_size]
+        for start in range(0, len(pairs), self._spec.generation_batch_size):
+            batch = pairs[start : start + self._spec.generation_batch_size]
             encoded = [encode_pair(models.tokenizer, pair, limit=limit) for pair in batch]
             collated = collate_pairs(encoded, pad_id=pad_id(models.tokenizer))
             diffs += log_ratio_diff(models.policy, models.reference, collated)
