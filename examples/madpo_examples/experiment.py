@@ -74,7 +74,7 @@ def submit(client: Client, experiment: Experiment) -> Jobs:
             baselines=list(evaluations.values()),
             metrics=tuple(experiment.metrics),
             sampling=experiment.sampling,
-            batch_size=experiment.batch_size,
+            generation_batch_size=experiment.batch_size,
             name=f"{experiment.title}: evaluation of {name}",
         )
     return Jobs(reward, policies, evaluations)

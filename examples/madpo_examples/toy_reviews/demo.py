@@ -154,7 +154,7 @@ def _submit_supervised(client: Client, settings: Settings, data: Data) -> tuple[
         model=supervised,
         prompts=data.training_prompts,
         sampling=_sampling(samples_per_prompt=_CANDIDATES_PER_PROMPT, seed=settings.seed),
-        batch_size=512,
+        generation_batch_size=512,
         name="toy-reviews: candidate responses",
     )
     return supervised, generations

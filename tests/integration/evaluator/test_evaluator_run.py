@@ -208,7 +208,7 @@ def job_id(name: str) -> str:
 SPEC: dict[str, Any] = {
     "reward_model": {"model_id": "model-" + "0" * 32},
     "sampling": {"temperatures": [1.0, 0.7], "samples_per_prompt": 3, "max_new_tokens": 8},
-    "batch_size": 7,
+    "generation_batch_size": 7,
 }
 
 
@@ -386,7 +386,7 @@ async def test_a_reference_with_another_tokenizer_is_refused(
 
 
 async def test_progress_counts_samples_and_says_what_is_being_done(site: Site) -> None:
-    spec = {"batch_size": 2, "sampling": {"max_new_tokens": 4}}
+    spec = {"generation_batch_size": 2, "sampling": {"max_new_tokens": 4}}
     workspace = site.workspace(job_id("progress"), spec)
 
     await site.execute(job_id("progress"), spec, workspace=workspace)
