@@ -21,6 +21,7 @@ from madpo.jobs.sampling import SamplingParameters
 from madpo.jobs.training import LoraParameters, OptimizerParameters, TrainingParameters
 from madpo.types import Dataset
 from madpo_client import Client
+from madpo_examples.demo_report import write_report
 from madpo_examples.experiment import Experiment, submit, wait
 from madpo_examples.movie_reviews.convert import smollm2_directory
 from madpo_examples.movie_reviews.data import (
@@ -33,7 +34,6 @@ from madpo_examples.movie_reviews.data import (
     to_rows,
 )
 from madpo_examples.movie_reviews.fetch import RATED_SNIPPETS, cache_directory, fetch
-from madpo_examples.report import write_report
 from madpo_examples.stages import Stages
 
 

@@ -22,8 +22,8 @@ from madpo.jobs.training import OptimizerParameters, TrainingParameters
 from madpo.types import Dataset, Model
 from madpo_client import Client
 from madpo_client.job import JobHandle
+from madpo_examples.demo_report import write_report
 from madpo_examples.experiment import Experiment, submit, wait
-from madpo_examples.report import write_report
 from madpo_examples.stages import Stages
 from madpo_examples.toy_reviews.language import PROMPT_WORDS, negative_openings, split_review, write_review
 from madpo_examples.toy_reviews.model import MAX_TOKENS, make_base_model

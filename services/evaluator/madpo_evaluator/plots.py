@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from madpo.evaluation.report import Estimate
 from madpo_evaluator.generations import Evaluation
-from madpo_evaluator.report import estimate_kl
 from madpo_evaluator.statistics import estimate_mean
+from madpo_evaluator.summary import estimate_kl
 from madpo_evaluator.text_metrics import REWARD
 
 _BINS = 30

@@ -21,8 +21,8 @@ from madpo.evaluation.report import EvaluationReport
 from madpo.types import Job, JobKind, JobResult, JobState, Message
 from madpo_client.job import JobHandle
 from madpo_examples.comparison import Estimate, PolicyRow, verdict
+from madpo_examples.demo_report import write_report
 from madpo_examples.experiment import Jobs
-from madpo_examples.report import write_report
 from madpo_examples.stages import Stages
 from madpo_examples.toy_reviews.demo import SCALES, Data, _experiment
 from madpo_examples.toy_reviews.language import (

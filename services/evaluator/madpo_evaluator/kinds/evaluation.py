@@ -32,8 +32,8 @@ from madpo_evaluator.generations import (
 from madpo_evaluator.kinds.base import EvaluatorKind, JobInputs
 from madpo_evaluator.models import Models, load_models
 from madpo_evaluator.plots import write_plots
-from madpo_evaluator.report import key_figures, make_report, summarize, write_samples
 from madpo_evaluator.statistics import estimate_accuracy
+from madpo_evaluator.summary import key_figures, make_report, summarize, write_samples
 from madpo_evaluator.text_metrics import REWARD, Metric, load_metrics, measure
 
 logger = logging.getLogger(__name__)

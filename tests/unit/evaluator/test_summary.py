@@ -12,7 +12,7 @@ from madpo.jobs.sampling import SamplingParameters
 from madpo.types import Content, Message
 from madpo_evaluator.generations import Evaluation, Generation, write_generations
 from madpo_evaluator.plots import write_plots
-from madpo_evaluator.report import make_report, summarize, write_samples
+from madpo_evaluator.summary import make_report, summarize, write_samples
 
 CHAT: Content = (Message("user", "why?"),)
 

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, and the files that tell them: `report.json` and `samples.md`."""
+"""The figures of an evaluation, summed up: the report, the result of the job, and `samples.md`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
