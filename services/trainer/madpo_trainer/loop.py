@@ -41,6 +41,9 @@ from madpo_trainer.state import (
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_SILENCE_S = 60.0
+"""However seldom figures are logged, the step is reported this often: a run that says nothing is taken for hung."""
+
 
 class TrainingLoop:
     """Runs an objective from its state's step to the end of the schedule; the leader alone reports and saves.
@@ -94,6 +97,7 @@ class TrainingLoop:
         if state.memory_shortage:
             micro_batches.budget_tokens = state.memory_shortage["after"]
         self._reported = self._totals()
+        self._report_time = time.monotonic()
 
     def restore(self, directory: Path) -> None:
         """Take optimizer moments and the learning rate back from a checkpoint."""
@@ -277,14 +281,17 @@ class TrainingLoop:
 
     def _report(self, row: dict[str, Any], seconds_per_step: float) -> None:
         step, total = self.state.step, self._schedule.total_steps
-        if step % self._parameters.log_every_steps and step != total:
+        is_due = step % self._parameters.log_every_steps == 0 or step == total
+        if is_due:
+            self.metrics.append(row)
+        if not self._ranks.is_leader or not (is_due or time.monotonic() - self._report_time > _LONGEST_SILENCE_S):
             return
-        self.metrics.append(row)
-        if not self._ranks.is_leader:
-            return
-        figures = {name: float(value) for name, value in row.items() if name not in ("step", "epoch")}
-        figures |= self._since_last_report()
+        figures: dict[str, float] = {}
+        if is_due:
+            figures = {name: float(value) for name, value in row.items() if name not in ("step", "epoch")}
+            figures |= self._since_last_report()
         remaining_s = (total - step) * seconds_per_step
+        self._report_time = time.monotonic()
         self._run.progress(
             JobProgress(step=step, total_steps=total, metrics=figures, remaining_s=remaining_s, phase="training")
         )

@@ -23,6 +23,7 @@ from madpo.types import FileEntry
 logger = logging.getLogger(__name__)
 
 _PARALLEL_TRANSFERS = 4
+_LARGE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def publish(
     if stored := find_intact(store, prefix):
         return _same(stored, files, prefix)
     with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
-        list(pool.map(lambda file: store.put_file(f"{prefix}/{file.path}", directory / file.path), files))
+        list(pool.map(lambda file: _put(store, prefix, file, directory), files))
     manifest = Manifest(files, metadata, time.time())
     if not _is_whole(store, prefix, manifest):
         raise CorruptObjectError(f"{prefix}: objects differ in size from the uploaded files")
@@ -166,6 +167,7 @@ def fetch_file(store: ObjectStore, prefix: str, file: FileEntry, path: Path) -> 
     """
     key = f"{prefix}/{file.path}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    _say("fetching", key, file)
     try:
         store.get_file(key, path)
     except NotFoundError as error:
@@ -222,6 +224,18 @@ def list_newest(store: ObjectStore, root: str, *, page_size: int, page_token: st
     page = ages[:page_size]
     next_token = f"{page[-1][0]!r}/{page[-1][1]}" if len(ages) > page_size else ""
     return [name for _, name in page], next_token
+
+
+def _put(store: ObjectStore, prefix: str, file: FileEntry, directory: Path) -> None:
+    key = f"{prefix}/{file.path}"
+    _say("storing", key, file)
+    store.put_file(key, directory / file.path)
+
+
+def _say(what: str, key: str, file: FileEntry) -> None:
+    """Large files take their time; whoever watches the run sees which one it is at."""
+    if file.size_bytes >= _LARGE_BYTES:
+        logger.info("%s %s (%.1f GiB)", what, key, file.size_bytes / 2**30)
 
 
 def _entries(directory: Path) -> Iterator[FileEntry]:

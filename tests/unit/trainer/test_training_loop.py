@@ -246,3 +246,18 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path):
 
     with pytest.raises(RuntimeError, match="size"):
         make_loop(tmp_path, objective).execute()
+
+
+def test_a_run_that_logs_seldom_still_says_that_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("madpo_trainer.loop._LONGEST_SILENCE_S", -1.0)
+    loop = make_loop(tmp_path, Regression(), log_every_steps=5)
+
+    assert loop.execute()
+
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    reported = [json.loads(data) for kind, data in events if kind == "progress"]
+    assert [each["step"] for each in reported] == [*range(1, 13)]
+    assert (
+        [each["step"] for each in reported if each["metrics"]] == [row["step"] for row in loop.metrics] == [5, 10, 12]
+    )
+    assert sum(each["metrics"].get("interval/steps", 0.0) for each in reported) == 12
