@@ -74,10 +74,10 @@ def check_file(
         from madpo.data.check.check import CheckedFile, DatasetCheck
     except ImportError as error:
         raise _missing(error) from error
-    held_out = renamed("held_out", held_out, "eval_dataset", eval_dataset)
+    eval_dataset = renamed("held_out", held_out, "eval_dataset", eval_dataset)
     path = Path(path)
     rows = CheckedFile(path, format, columns=columns, lists=lists)
-    other = None if held_out is None else CheckedFile(Path(held_out), columns=columns, lists=lists).usable()
+    other = None if eval_dataset is None else CheckedFile(Path(eval_dataset), columns=columns, lists=lists).usable()
     with writing(rows_file) as file:
         text_file = None if file is None else TextIOWrapper(file, encoding="ascii", write_through=True)
         check = DatasetCheck(rows_file=text_file, held_out=other)

@@ -129,11 +129,11 @@ class Datasets:
             NotFoundError: There is no such dataset.
             CorruptObjectError: A part of it is damaged.
         """
-        held_out = renamed("held_out", held_out, "eval_dataset", eval_dataset)
+        eval_dataset = renamed("held_out", held_out, "eval_dataset", eval_dataset)
         with writing(rows_file) as file, row_progress("Checking", shown=progress) as on_rows:
             check = self._session.gateway.check_dataset(
                 dataset_id_of(dataset),
-                eval_dataset_id=None if held_out is None else dataset_id_of(held_out),
+                eval_dataset_id=None if eval_dataset is None else dataset_id_of(eval_dataset),
                 rows_file=file,
                 on_rows=on_rows,
             )

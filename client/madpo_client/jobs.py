@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import Spec
 from madpo.jobs.methods import MarginParameters
-from madpo.jobs.registry import parse_spec
+from madpo.jobs.registry import kind_named, parse_spec
 from madpo.jobs.sampling import SamplingParameters
 from madpo.jobs.training import TrainingParameters
 from madpo.types import Job, JobKind
@@ -195,6 +195,8 @@ class Jobs:
                 raise InvalidArgumentError("give eval_dataset: the held-out pairs whose margins are measured")
             warn_renamed("dataset and training_dataset", "eval_dataset and dataset")
             eval_dataset, dataset = dataset, training_dataset
+        else:
+            dataset = renamed("training_dataset", training_dataset, "dataset", dataset)
         spec = {
             "eval_dataset": _dataset(eval_dataset),
             "reward_model": _model(reward_model),
@@ -243,15 +245,21 @@ class Jobs:
         return self.create(JobKind.DATASET_CHECK, spec, name=name, depends_on=depends_on)
 
     def create(
-        self, kind: JobKind, spec: Mapping[str, Any], *, name: str = "", depends_on: Sequence[JobHandle | str] = ()
+        self,
+        kind: JobKind | str,
+        spec: Mapping[str, Any],
+        *,
+        name: str = "",
+        depends_on: Sequence[JobHandle | str] = (),
     ) -> JobHandle:
         """Create a job from the JSON form of its spec; what is None or not given takes its default.
 
         A lost reply is asked for again under the same request id, so it never makes a second job.
 
         Raises:
-            InvalidArgumentError: With one violation per wrong field.
+            InvalidArgumentError: With one violation per wrong field, or there is no such kind.
         """
+        kind = kind_named(kind).name
         spec = {field: value for field, value in spec.items() if value is not None}
         checked = parse_spec(kind, spec)
         call = self._session.gateway.create_job(

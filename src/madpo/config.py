@@ -72,6 +72,10 @@ class ServiceSettings(BaseSettings):
         toml = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
         return (init_settings, env_settings, *_secret_files(settings_cls), *toml)
 
+    def variable(self, field: str) -> str:
+        """The environment variable that sets a field."""
+        return f"{self.model_config.get('env_prefix', '')}{field}".upper()
+
     def resolved(self) -> dict[str, Any]:
         """The settings as JSON with secrets masked; logged once at start."""
         return self.model_dump(mode="json")

@@ -4,7 +4,7 @@ import pkgutil
 from collections.abc import Collection, Iterator
 from importlib import import_module
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -20,3 +20,12 @@ def declarations(package: str, sort: type[T], *, besides: Collection[str] = ()) 
     """Values of a type that the modules of a package have at their top."""
     for module in modules_of(package, besides=besides):
         yield from (value for value in vars(module).values() if isinstance(value, sort))
+
+
+def declared_by_name(package: str, sort: type[T], *, besides: Collection[str] = ()) -> dict[Any, T]:
+    """The same by their attribute `name`, which no two may share."""
+    found: dict[Any, T] = {}
+    for value in declarations(package, sort, besides=besides):
+        name = value.name  # type: ignore[attr-defined]
+        assert found.setdefault(name, value) is value, f"two modules of {package} declare {name}"
+    return found

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from prometheus_client import Gauge
 
-from madpo.errors import OverloadedError
+from madpo.errors import InternalError, OverloadedError
 from madpo_reward.metrics import RewardMetrics
 
 _SHORTEST_HINT_S, _LONGEST_HINT_S = 0.05, 5.0
@@ -257,6 +257,8 @@ class Batcher:
         start = time.monotonic()
         try:
             rewards = await asyncio.get_running_loop().run_in_executor(self._device, model.forward, units)
+            if [len(of_unit) for of_unit in rewards] != [len(unit.places) for unit in units]:
+                raise InternalError("the model did not answer as many rewards as it was given texts")
             self._observe(units, shape, time.monotonic() - start)
             for request in {id(item.request): item.request for item in batch}.values():
                 request.forward_s += time.monotonic() - start

@@ -32,9 +32,7 @@ from madpo_trainer.settings import RankEnvironment
 T = TypeVar("T")
 V = TypeVar("V")
 
-logger = logging.getLogger(__name__)
-
-_COUNT_PERIOD_S = 30.0
+_COUNT_PERIOD_S = 10.0
 _LONGEST_SILENCE_S = 5.0
 """While the leader works alone, the others hear from it this often, so that no collective of theirs times out."""
 
@@ -59,12 +57,14 @@ class Ranks(ABC):
         size: How many there are.
         local_rank: Number of this process on its host, and of its GPU.
         in_step: Whether all ranks must run the model equally often, as they must once it is sharded over them.
+        count: Told now and then, on the leader, how many of how many items of long work are done.
     """
 
     rank: int
     size: int
     local_rank: int
     in_step: bool = False
+    count: Callable[[int, int], None] = staticmethod(lambda done, total: None)
 
     @property
     def is_leader(self) -> bool:
@@ -98,7 +98,7 @@ class Ranks(ABC):
             yield item
             if self.is_leader and time.monotonic() - said > _COUNT_PERIOD_S:
                 said = time.monotonic()
-                logger.info("%d of %d parts done", done + 1, len(items))
+                self.count(done + 1, len(items))
 
     @abstractmethod
     def lead(self, work: Callable[[], T]) -> T:

@@ -34,7 +34,7 @@ from madpo.storage.open import open_store
 from madpo.storage.references import resolve_dataset_id, resolve_model
 from madpo.storage.tokens import TokenStore
 from madpo.telemetry.logging import configure_logging
-from madpo.types import Checkpoint, JobProgress, JobResult
+from madpo.types import Checkpoint, JobKind, JobProgress, JobResult
 from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.blocks import prepare_blocks
 from madpo_trainer.initial_model import InitialModel, load_trainable, prepare_initial, save_trained
@@ -89,6 +89,12 @@ def _make_deterministic(threads: int | None) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def _model_kind(kind: JobKind) -> str:
+    left = KINDS[kind].leaves_model
+    assert left is not None, "a training leaves a model"
+    return left
+
+
 class TrainingRun:
     """Everything one attempt needs on one rank, built from the job's spec."""
 
@@ -98,12 +104,14 @@ class TrainingRun:
         self._models = ModelStore(self._store, settings.workspace / "cache")
         self._datasets = DatasetStore(self._store)
         self._kind = training_kind(run.job.kind)
-        self._model_kind = KINDS[run.job.kind].leaves_model or "causal_lm"
+        self._model_kind = _model_kind(run.job.kind)
         self._spec = cast(TrainingSpec, parse_spec(run.job.kind, dict(run.job.spec)))
         self._parameters = self._spec.training
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
         self._device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._state = TrainingState(seed=self._parameters.seed)
+        self._at = ""
+        ranks.count = self._count
         self._metrics: list[dict[str, Any]] = []
         self._tensors: Mapping[str, Mapping[str, torch.Tensor]] = {}
 
@@ -340,9 +348,14 @@ class TrainingRun:
         self._run.succeed(JobResult(model_id=model.model_id, summary=summary))
 
     def _phase(self, phase: str) -> None:
+        self._at = phase
         if self._ranks.is_leader:
             self._run.progress(JobProgress(step=self._state.step, phase=phase))
             logger.info(phase)
+
+    def _count(self, done: int, total: int) -> None:
+        """How far long work over rows is."""
+        self._run.progress(JobProgress(step=self._state.step, phase=f"{self._at}: {done:,} of {total:,} parts"))
 
 
 if __name__ == "__main__":

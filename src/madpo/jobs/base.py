@@ -5,9 +5,9 @@ what may not be deleted and what the gateway looks up follow from that, by `refe
 """
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -26,6 +26,12 @@ T = TypeVar("T")
 ModelId = Annotated[str, Field(pattern=MODEL_ID_PATTERN)]
 DatasetId = Annotated[str, Field(pattern=DATASET_ID_PATTERN)]
 JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]
+
+
+@cache
+def _warn_once(spec: str, old: str, new: str) -> None:
+    """Stored specs are read again and again; once says it."""
+    logger.warning("%s is deprecated: write %s", old, new, extra={"spec": spec})
 
 
 class Spec(BaseModel):
@@ -47,7 +53,7 @@ class Spec(BaseModel):
                 continue
             if fields.get(new) is not None:
                 raise ValueError(f"{old} is the old name of {new}: give {new} alone")
-            logger.warning("%s is deprecated: write %s", old, new, extra={"spec": cls.__name__})
+            _warn_once(cls.__name__, old, new)
             fields[new] = value[old]
         return fields
 
@@ -99,7 +105,7 @@ class DatasetReference(Spec):
     def _read_text(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        return {"job_id" if re.match("job-", value) else "dataset_id": value}
+        return {"job_id" if value.startswith("job-") else "dataset_id": value}
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

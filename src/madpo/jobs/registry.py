@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from madpo.discovery import declarations
+from madpo.discovery import declared_by_name
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import Spec, validate
 from madpo.jobs.kind import Kind, Queue
 from madpo.spelling import did_you_mean
 from madpo.types import JobKind
 
-_FOUND = {kind.name: kind for kind in declarations("madpo.jobs", Kind, besides=["catalogue", "registry"])}
+_FOUND = declared_by_name("madpo.jobs", Kind, besides=["catalogue", "registry"])
 
 KINDS: Mapping[JobKind, Kind] = MappingProxyType({name: _FOUND[name] for name in JobKind})
 QUEUES: tuple[Queue, ...] = tuple(sorted({kind.queue for kind in KINDS.values()}))
@@ -24,7 +24,7 @@ def kind_named(name: str) -> Kind:
     """The kind of that name. Raises InvalidArgumentError listing those there are."""
     try:
         return KINDS[JobKind(name)]
-    except (KeyError, ValueError):
+    except ValueError:
         meant = did_you_mean(name, KINDS)
         raise InvalidArgumentError(f"there is no job kind {name!r}{meant or ';'} kinds: {', '.join(KINDS)}") from None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from madpo.discovery import declarations
+from madpo.discovery import declared_by_name
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.losses.method import Method, MethodConfig
 
@@ -18,7 +18,7 @@ _OTHER_MODULES = ("catalogue", "method", "registry", "scales", "terms", "vectors
 
 def find_methods() -> dict[str, Method]:
     """The methods of all modules of this package, by name."""
-    return {method.name: method for method in declarations("madpo.losses", Method, besides=_OTHER_MODULES)}
+    return declared_by_name("madpo.losses", Method, besides=_OTHER_MODULES)
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(find_methods())

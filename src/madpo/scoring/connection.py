@@ -5,16 +5,16 @@ from madpo.errors import FailedPreconditionError
 from madpo.rpc.reward_client import RewardClient
 from madpo.rpc.tls import client_tls
 
-_REQUESTS_IN_FLIGHT = 4
+REQUESTS_IN_FLIGHT = 4
 """Of one worker: keeps several replicas busy, and leaves room for other workers."""
 
 
 def require_scorer(settings: WorkerSettings) -> None:
     """Raises FailedPreconditionError for a worker that knows no reward service, naming the setting."""
     if settings.reward_target is None:
-        variable = f"{settings.model_config.get('env_prefix', '')}REWARD_TARGET"
         raise FailedPreconditionError(
-            f"the job needs a reward model's scores, and this worker knows no reward service (set {variable})"
+            "the job needs a reward model's scores, and this worker knows no reward service "
+            f"(set {settings.variable('reward_target')})"
         )
 
 
@@ -27,5 +27,5 @@ def connect_scorer(settings: WorkerSettings, *, load_timeout_s: float = 600.0) -
         token=token.get_secret_value() if token is not None else None,
         tls=client_tls(settings),
         load_timeout_s=load_timeout_s,
-        requests_in_flight=_REQUESTS_IN_FLIGHT,
+        requests_in_flight=REQUESTS_IN_FLIGHT,
     )

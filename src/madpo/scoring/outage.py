@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from madpo.errors import DeadlineExceededError, FailedPreconditionError, OverloadedError, UnavailableError
+from madpo.errors import DeadlineExceededError, OverloadedError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -18,28 +18,27 @@ OUTAGE = (UnavailableError, OverloadedError, DeadlineExceededError)
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 10.0
 
 
-async def call_until_answered(call: Callable[[], Awaitable[T]], *, budget_s: float, neighbour: str, advice: str) -> T:
+async def call_until_answered(call: Callable[[], Awaitable[T]], *, budget_s: float, neighbour: str) -> T:
     """Repeat a call while its neighbour is away.
 
     Args:
         call: Idempotent.
-        budget_s: How long it may be away.
-        neighbour: Who is called, for the log and the error: `a scorer`.
-        advice: What to do when the budget is used up.
+        budget_s: How long it may be away, from the first failure on: time spent in a queue before is no outage.
+        neighbour: Who is called, for the log: `a scorer`.
 
     Raises:
-        FailedPreconditionError: No answer came within the budget. Errors that are no outage go through at once.
+        UnavailableError, OverloadedError, DeadlineExceededError: The last failure, once the budget is used up. Errors
+            that are no outage go through at once.
     """
-    give_up = time.monotonic() + budget_s
+    give_up: float | None = None
     delay_s = _FIRST_DELAY_S
     while True:
         try:
             return await call()
         except OUTAGE as error:
-            if time.monotonic() > give_up:
-                raise FailedPreconditionError(
-                    f"{neighbour} gave no answer for {budget_s:.0f} s: {error} ({advice})"
-                ) from error
+            give_up = give_up or time.monotonic() + budget_s
+            if time.monotonic() >= give_up:
+                raise
             logger.warning("waiting for %s", neighbour, extra={"error": str(error)})
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)

@@ -42,6 +42,11 @@ class Dataset:
     forms: tuple[DatasetForm, ...] = ()
     """What an upload found: in its reply that upload, else the one that made the dataset."""
 
+    @property
+    def has_margins(self) -> bool:
+        """Whether every row has a reward margin."""
+        return "reward_margin" in self.columns
+
 
 @dataclass(frozen=True, slots=True)
 class Model:

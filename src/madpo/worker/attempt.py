@@ -5,13 +5,12 @@ import contextlib
 import itertools
 import logging
 import signal
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from madpo.config import WorkerSettings
-from madpo.errors import OverloadedError, StaleAttemptError, UnavailableError
+from madpo.errors import MadpoError, OverloadedError, StaleAttemptError, UnavailableError
 from madpo.ports import Claim, JobQueue, ObjectStore
 from madpo.queue.records import RunEvent
 from madpo.storage.results import write_result
@@ -68,7 +67,6 @@ class Attempt:
         self._over = asyncio.Event()
         self._cancel_requested = self._delivering = False
         self._asked: StopReason | None = None
-        self._last_word_time = time.monotonic()
         self._phase = ""
         self._is_hung = False
 
@@ -124,6 +122,8 @@ class Attempt:
         """Pass on the wish to stop; kill what outlives its grace, also after its last word, and what fell silent."""
         now = asyncio.get_running_loop().time
         deadline: float | None = None
+        # Judged by what the run writes, not by what could be passed on: the queue may be away.
+        heard_bytes, last_word = 0, now()
         while not child.exited.done():
             wanted: StopReason | None = "cancel" if self._cancel_requested else "drain" if self._stop.is_set() else None
             if wanted and wanted != self._asked:
@@ -131,7 +131,9 @@ class Attempt:
                 self._asked = wanted
             if deadline is None and (self._asked or workspace.outcome()):
                 deadline = now() + self._settings.stop_grace_s
-            self._is_hung = self._is_hung or time.monotonic() - self._last_word_time > self._settings.silence_s
+            if (said_bytes := workspace.said_bytes()) != heard_bytes:
+                heard_bytes, last_word = said_bytes, now()
+            self._is_hung = self._is_hung or now() - last_word > self._settings.silence_s
             if self._is_hung or (deadline is not None and now() >= deadline):
                 child.kill()
             await asyncio.wait({child.exited}, timeout=self._settings.poll_s)
@@ -146,7 +148,6 @@ class Attempt:
                     self._phase = event.phase
                     self._metrics.observe(self._claim.job, event)
             if events:
-                self._last_word_time = time.monotonic()
                 await self._publish(events)
             elif ended:
                 return
@@ -183,18 +184,38 @@ class Attempt:
 
     async def _store_is_away(self) -> bool:
         """Whether the store does not answer; if so, once it does again: until then any attempt would end likewise."""
+        failure = await self._check_store()
+        if failure is None:
+            return False
+        await self._publish([LogLine(f"the run ended while the object store was away; waiting for it: {failure}")])
+        drain_until: float | None = None
+        while not await self._is_cancelled() and (failure := await self._check_store()) is not None:
+            now = asyncio.get_running_loop().time()
+            if self._stop.is_set():
+                drain_until = drain_until or now + self._settings.stop_grace_s
+                if now >= drain_until:
+                    break  # given back all the same: whoever takes it next waits in its place
+            await asyncio.sleep(RETRY_S)
+        return True
+
+    async def _check_store(self) -> MadpoError | None:
+        """Why the store cannot be reached; None where it can, or where something else is wrong with it."""
         try:
             await asyncio.to_thread(self._store.check)
         except AWAY_ERRORS as error:
-            await self._publish([LogLine(f"the run ended while the object store was away; waiting for it: {error}")])
-            await self._answer(lambda: asyncio.to_thread(self._store.check))
-            return True
-        return False
+            return error
+        except MadpoError:
+            return None
+        return None
+
+    async def _is_cancelled(self) -> bool:
+        job = await self._answer(lambda: self._queue.get(self._claim.job.job_id))
+        return job.cancel_requested
 
     def _describe_silence(self) -> str:
         return (
             f"the run said nothing for {self._settings.silence_s:g} s and was killed as hung; it was at: "
-            f"{self._phase or 'its start'} (raise silence_s if that may take longer)"
+            f"{self._phase or 'its start'} (set {self._settings.variable('silence_s')} if that may take longer)"
         )
 
     async def _succeed(self, result: JobResult) -> None:

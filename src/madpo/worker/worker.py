@@ -102,6 +102,10 @@ class JobWorker:
             outcome = await attempt.run()
         except* StaleAttemptError as errors:
             logger.warning("job lost to another attempt", extra=fields | {"error": str(errors.exceptions[0])})
+        except* AWAY_ERRORS as errors:
+            outcome = "given_back"
+            logger.warning("queue or store away while draining", extra=fields | {"error": str(errors.exceptions[0])})
+            await self._give_back(claim, crash_reason=None)
         except* Exception as errors:
             outcome = "crashed"
             logger.exception("the worker failed at a job", extra=fields)

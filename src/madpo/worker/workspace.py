@@ -169,6 +169,11 @@ class Workspace:
         """Ask the run to end; `cancel` overrules an earlier `drain`."""
         _write_whole(self.directory / "stop", reason)
 
+    def said_bytes(self) -> int:
+        """How much the run has said so far, in reports and print: it grows while the run is alive."""
+        sizes = (path.stat().st_size for path in (self.directory / "events.jsonl", self.log_path) if path.exists())
+        return sum(sizes)
+
     def outcome(self) -> Outcome | None:
         """The run's last word, if it has spoken."""
         try:

@@ -63,6 +63,13 @@ RUN = """
             print(child.pid, file=file)
         work()
 
+    def talk():
+        run.log("talking")
+        while not os.path.exists(spec["file"]):
+            print("still here", flush=True)
+            time.sleep(0.5)
+        work()
+
     def until_file():
         run.log("waiting")
         while not os.path.exists(spec["file"]):
@@ -75,6 +82,7 @@ RUN = """
         "fail": lambda: run.fail("column chosen is missing"),
         "silent": lambda: None,
         "hang_once": lambda: once(ignore),
+        "talk": talk,
         "crash_after_success": lambda: (work(), sys.exit(1)),
         "die_once": lambda: once(die),
         "wait_once": lambda: once(wait),

@@ -1,7 +1,9 @@
 """Runs of a worker: what they say is passed on, and how they end."""
 
+import asyncio
 import subprocess
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from madpo.config import WorkerSettings
-from madpo.errors import InvalidArgumentError
+from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.ports import Claim, ObjectStore
 from madpo.queue.queue import RedisJobQueue
+from madpo.storage.local import LocalStore
 from madpo.storage.results import read_result
 from madpo.types import CheckpointPublished, Job, JobProgress, JobResult, JobState, LogLine, StateChange
 from madpo.worker.worker import JobWorker
@@ -173,3 +176,63 @@ def test_leases_must_outlast_two_renewals(queue: RedisJobQueue, store: ObjectSto
 def test_a_worker_does_not_load_torch() -> None:
     check = "import sys, madpo.worker.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+async def test_a_run_that_keeps_talking_is_not_hung_however_long_the_queue_is_away(
+    queue: RedisJobQueue, settings: WorkerSettings, registry: CollectorRegistry, working: Any, tmp_path: Path
+) -> None:
+    """The queue answers nothing for longer than a run may be silent; the run prints all the while."""
+
+    class AbsentQueue(RedisJobQueue):
+        away = False
+
+        async def _answer(self, call: Awaitable[Any]) -> Any:
+            if self.away:
+                call.close()  # type: ignore[attr-defined]
+                raise UnavailableError("no queue")
+            return await super()._answer(call)
+
+    absent = AbsentQueue(queue._client, namespace=settings.redis_namespace)
+    job_id = await create(queue, "talk", file=str(tmp_path / "go"))
+    async with working(queue=absent, settings=settings.model_copy(update={"silence_s": 4})):
+        await logged(queue, job_id, "talking")
+        absent.away = True
+        await asyncio.sleep(6)
+        absent.away = False
+        (tmp_path / "go").touch()
+        assert (await ended(queue, job_id)).state == JobState.SUCCEEDED
+    assert outcomes(registry) == {"succeeded": 1}
+
+
+class AwayStore(LocalStore):
+    """A store that does not answer until it is told to."""
+
+    is_away = True
+
+    def check(self) -> None:
+        if self.is_away:
+            raise UnavailableError("no store")
+
+
+async def test_a_job_cancelled_while_its_worker_waits_for_the_store_is_over(
+    queue: RedisJobQueue, registry: CollectorRegistry, tmp_path: Path, working: Any
+) -> None:
+    job_id = await create(queue, "die")
+    async with working(store=AwayStore(tmp_path / "store")):
+        await logged(queue, job_id, "the run ended while the object store was away; waiting for it: no store")
+        await queue.cancel(job_id)
+        assert (await ended(queue, job_id)).state == JobState.CANCELLED
+
+
+async def test_a_worker_drained_while_it_waits_for_the_store_gives_its_job_back_without_a_crash(
+    queue: RedisJobQueue, registry: CollectorRegistry, settings: WorkerSettings, tmp_path: Path, working: Any
+) -> None:
+    store = AwayStore(tmp_path / "store")
+    job_id = await create(queue, "die_once", max_attempts=1)
+    async with working(store=store, settings=settings.model_copy(update={"stop_grace_s": 0.1})):
+        await logged(queue, job_id, "the run ended while the object store was away; waiting for it: no store")
+    assert (await queue.get(job_id)).state == JobState.PENDING
+    assert outcomes(registry) == {"given_back": 1}
+    store.is_away = False
+    async with working(store=store, registry=CollectorRegistry()):
+        assert (await ended(queue, job_id)).state == JobState.SUCCEEDED

@@ -9,6 +9,7 @@ from rich.console import Console
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import ModelReference, Spec
 from madpo.jobs.calibration import CalibrationSpec
+from madpo.jobs.reward_training import RewardTrainingSpec
 from madpo.jobs.training import OptimizerParameters, TrainingParameters
 from madpo.rpc.convert import spec_from_proto, spec_to_proto
 from madpo.types import (
@@ -106,6 +107,33 @@ def test_a_calibration_carries_rules_and_numbers(jobs: Jobs, session: RecordingS
     assert isinstance(spec, CalibrationSpec)
     assert (spec.method.name, spec.method.params, spec.temperature) == ("madpo", {"tau": "auto"}, "fit")
     assert (spec.reward_model, spec.dataset) == (ModelReference(job_id=JOB_ID), None)
+
+
+OTHER_ID = "dataset-" + "9" * 32
+
+
+def test_the_old_arguments_of_a_calibration_are_taken_and_none_dropped(jobs: Jobs, session: RecordingSession) -> None:
+    given = [
+        {"dataset": DATASET_ID, "training_dataset": OTHER_ID},
+        {"eval_dataset": DATASET_ID, "training_dataset": OTHER_ID},
+        {"eval_dataset": DATASET_ID, "dataset": OTHER_ID},
+    ]
+    for arguments in given:
+        jobs.calibrate(**arguments)
+        spec = on_the_wire(session)
+        assert isinstance(spec, CalibrationSpec)
+        assert (spec.eval_dataset.dataset_id, spec.dataset and spec.dataset.dataset_id) == (DATASET_ID, OTHER_ID)
+    with pytest.raises(InvalidArgumentError, match="training_dataset is the old name of dataset"):
+        jobs.calibrate(eval_dataset=DATASET_ID, dataset=DATASET_ID, training_dataset=OTHER_ID)
+    with pytest.raises(InvalidArgumentError, match="give eval_dataset"):
+        jobs.calibrate()
+
+
+def test_a_kind_may_be_named_by_text_and_an_unknown_one_is_refused(jobs: Jobs, session: RecordingSession) -> None:
+    jobs.create("reward_training", {"model": MODEL_ID, "dataset": DATASET_ID})
+    assert isinstance(on_the_wire(session), RewardTrainingSpec)
+    with pytest.raises(InvalidArgumentError, match="there is no job kind 'pruning'; kinds: supervised_training"):
+        jobs.create("pruning", {})
 
 
 def test_every_job_gets_a_request_id_of_its_own(jobs: Jobs, session: RecordingSession) -> None:

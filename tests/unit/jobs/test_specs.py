@@ -5,11 +5,11 @@ from google.protobuf.descriptor import Descriptor
 from pydantic import BaseModel
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs.base import DatasetReference, ModelReference, awaited_job_ids
+from madpo.jobs.base import DatasetReference, ModelReference, _warn_once, awaited_job_ids
 from madpo.jobs.policy_training import PolicyTrainingSpec
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.rpc import convert
-from madpo.types import JobKind
+from madpo.types import Job, JobKind, JobState
 from madpo.v1 import job_service_pb2
 
 MODEL, DATASET, JOB = "model-" + "a" * 32, "dataset-" + "b" * 32, "job-" + "c" * 32
@@ -152,6 +152,7 @@ OTHER = "dataset-" + "d" * 32
 def test_the_old_names_of_datasets_are_read_from_json_and_from_the_wire_and_said_to_be_old(kind, caplog):
     reference = {"reference": {"model_id": MODEL}} if kind is JobKind.EVALUATION else {}
     rest = {name: value for name, value in SPECS[kind].items() if not name.endswith("dataset")} | reference
+    _warn_once.cache_clear()
     ids = dict(zip(OLD_NAMES[kind], (DATASET, OTHER), strict=True))
 
     spec = parse_spec(kind, rest | ids)
@@ -165,6 +166,21 @@ def test_the_old_names_of_datasets_are_read_from_json_and_from_the_wire_and_said
 def test_an_old_name_beside_the_new_one_is_refused():
     with pytest.raises(InvalidArgumentError, match="dataset_id is the old name of dataset: give dataset alone"):
         parse_spec(JobKind.REWARD_TRAINING, SPECS[JobKind.REWARD_TRAINING] | {"dataset_id": DATASET})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_of_the_version_before_finds_the_old_names_in_a_job_and_a_new_one_does_not(kind):
+    spec = parse_spec(kind, SPECS[kind]).model_dump(mode="json")
+    job = Job(JOB, kind, JobState.RUNNING, spec)
+
+    message = convert.job_to_proto(job)
+
+    wire = getattr(message.spec, kind.value)
+    for old, new in OLD_NAMES[kind].items():
+        assert getattr(wire, old) == ((spec[new] or {}).get("dataset_id") or "")
+    again = convert.job_from_proto(message)
+    assert not set(again.spec) & set(OLD_NAMES[kind])
+    assert parse_spec(kind, again.spec) == parse_spec(kind, SPECS[kind])
 
 
 def test_references_may_be_written_as_text():

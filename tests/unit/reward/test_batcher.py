@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from madpo.errors import OverloadedError
+from madpo.errors import InternalError, OverloadedError
 from madpo_reward.batcher import Admission, Batcher, BatchShape, Unit
 from madpo_reward.metrics import RewardMetrics
 
@@ -237,7 +237,7 @@ async def test_an_answer_that_does_not_fit_fails_its_callers_and_the_queue_goes_
         def forward(self, units: Sequence[Unit[Ids]]) -> list[list[float]]:
             return super().forward(units)[1:]
 
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(InternalError, match="as many rewards"):
         await batcher.score(Forgetful(), padded([[1], [2]]))
 
     assert list((await batcher.score(Recorder(), padded([[3]]))).rewards) == [3.0]

@@ -338,11 +338,11 @@ def test_margins_wait_for_a_store_that_is_away_whatever_the_outage_policy(tmp_pa
 
 
 @pytest.mark.timeout(30)
-def test_a_store_that_stays_away_ends_the_run_and_is_named(tmp_path):
+def test_a_store_that_stays_away_ends_the_run_as_an_outage(tmp_path):
     store = AbsentStore(tmp_path)
     store.failures = 10**6
 
-    with pytest.raises(FailedPreconditionError, match="object store"):
+    with pytest.raises(UnavailableError, match="no store"):  # which the supervisor waits for
         take_all(remote(store, Scorer(), outage_budget_s=0.01, lookahead_batches=1))
 
 
@@ -355,3 +355,33 @@ def test_a_look_ahead_that_ended_without_a_word_is_noticed(store):
 
     with pytest.raises(InternalError, match="step 1"):
         source.take(0)
+
+
+@pytest.mark.timeout(30)
+def test_a_stop_request_is_noticed_though_answers_keep_coming(store, monkeypatch):
+    monkeypatch.setattr("madpo_trainer.margins.remote._PAIRS_PER_REQUEST", 1)
+    asked = []
+
+    class Steady(Scorer):
+        async def score_pairs(self, model_id, pairs, *, revision=None):
+            await asyncio.sleep(0.05)
+            asked.extend(pairs)
+            return await super().score_pairs(model_id, pairs, revision=revision)
+
+    with pytest.raises(Interrupted):
+        remote(store, Steady(margins=UNSEEN), interrupted=lambda: True).of(HELD_OUT)
+    assert len(asked) < len(HELD_OUT)
+
+
+@pytest.mark.timeout(30)
+def test_closing_ends_requests_on_their_way(store):
+    class Never(Scorer):
+        async def score_pairs(self, model_id, pairs, *, revision=None):
+            await asyncio.sleep(600)
+
+    source = remote(store, Never())
+    source.start(0)
+    time.sleep(0.2)
+    source.close()
+
+    assert not source._thread.is_alive()

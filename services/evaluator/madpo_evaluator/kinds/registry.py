@@ -6,13 +6,13 @@ To add one, write `madpo_evaluator/kinds/<kind>.py` with its `EvaluatorKind`; ev
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from madpo.discovery import declarations
+from madpo.discovery import declared_by_name
 from madpo.errors import InvalidArgumentError
 from madpo.types import JobKind
 from madpo_evaluator.kinds.base import EvaluatorKind
 
 EVALUATOR_KINDS: Mapping[JobKind, EvaluatorKind] = MappingProxyType(
-    {kind.name: kind for kind in declarations("madpo_evaluator.kinds", EvaluatorKind, besides=["registry"])}
+    declared_by_name("madpo_evaluator.kinds", EvaluatorKind, besides=["registry"])
 )
 
 

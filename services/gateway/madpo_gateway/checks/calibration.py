@@ -14,7 +14,7 @@ def look(spec: CalibrationSpec, findings: Findings) -> None:
     if spec.reward_model is not None:
         return
     for name, dataset in findings.datasets.items():
-        if "reward_margin" not in dataset.columns:
+        if not dataset.has_margins:
             findings.add(name, "not every row of it has a margin; give reward_model")
 
 

@@ -34,7 +34,7 @@ def _missing_margins(spec: PolicyTrainingSpec, dataset: Dataset | None, *, neede
                 f"{spec.method.name} needs reward margins: give reward_model, or source=dataset with a dataset "
                 "that has a margin column",
             )
-    elif spec.margin.source == "dataset" and _lacks_margins(dataset):
+    elif spec.margin.source == "dataset" and dataset is not None and not dataset.has_margins:
         yield "margin.source", f"not every row of {spec.dataset} has a margin; give reward_model"
 
 
@@ -52,13 +52,8 @@ def _missing_held_out_margins(
             f"{names} would be found on held-out pairs, and none are given; give a dataset the reward model was "
             'not trained on, or a number (for tau also {"quantile": q})',
         )
-    elif spec.margin is not None and spec.margin.source == "dataset" and _lacks_margins(held_out):
+    elif spec.margin is not None and spec.margin.source == "dataset" and held_out and not held_out.has_margins:
         yield "eval_dataset", f"{names} would be found on its margins, and not every row of it has one"
-
-
-def _lacks_margins(dataset: Dataset | None) -> bool:
-    """Whether a dataset that was found has rows without a margin."""
-    return dataset is not None and "reward_margin" not in dataset.columns
 
 
 def missing_inputs(

@@ -66,6 +66,8 @@ class ReferenceCheck:
                     job = await self.job(path, job_id)
                     if job is not None and job.kind is not kind:
                         self._add(path, f"{job_id} is a {job.kind} job; give {kind} jobs")
+                case _:
+                    raise AssertionError(f"{reference.path} refers to another thing than it says it needs")
 
     async def job(self, field_name: str, job_id: str) -> Job | None:
         """A job; an unknown one is named once, however often the spec does."""

@@ -121,6 +121,8 @@ class DatasetServicer(DatasetServiceServicer):
         """Read the rows again and report on them."""
         rows = await asyncio.to_thread(self._datasets.read, _dataset_id(request.dataset_id))
         held_out = None
+        if request.eval_dataset_id and request.held_out_dataset_id:
+            raise violation("held_out_dataset_id", "is the old name of eval_dataset_id: give eval_dataset_id alone")
         if held_out_id := request.eval_dataset_id or request.held_out_dataset_id:
             require_match(held_out_id, DATASET_ID_PATTERN, field="eval_dataset_id")
             held_out = await asyncio.to_thread(self._datasets.read, held_out_id)
@@ -185,11 +187,16 @@ class DatasetServicer(DatasetServiceServicer):
             if isinstance(target, DatasetReference):
                 if target.dataset_id == dataset_id:
                     return True
-                if target.job_id is not None:
-                    result = (await self._queue.get(target.job_id)).result
-                    if result is not None and result.dataset_id == dataset_id:
-                        return True
+                if target.job_id is not None and await self._has_left(target.job_id, dataset_id):
+                    return True
         return False
+
+    async def _has_left(self, job_id: str, dataset_id: str) -> bool:
+        try:
+            result = (await self._queue.get(job_id)).result
+        except NotFoundError:
+            return False
+        return result is not None and result.dataset_id == dataset_id
 
     async def _unfinished_jobs(self) -> AsyncIterator[Job]:
         token = ""

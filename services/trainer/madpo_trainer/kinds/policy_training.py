@@ -129,6 +129,7 @@ class PolicyTraining:
             ),
             parameters=parameters,
             interrupted=self._stop_requested,
+            say=self._inputs.phase,
         )
 
     async def _pin_revision(self, model_id: str, parameters: MarginParameters) -> str:

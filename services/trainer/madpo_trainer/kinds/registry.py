@@ -6,13 +6,13 @@ To add one, write `madpo_trainer/kinds/<kind>.py` with its `TrainingKind`; every
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from madpo.discovery import declarations
+from madpo.discovery import declared_by_name
 from madpo.errors import InvalidArgumentError
 from madpo.types import JobKind
 from madpo_trainer.kinds.base import TrainingKind
 
 TRAINING_KINDS: Mapping[JobKind, TrainingKind] = MappingProxyType(
-    {kind.name: kind for kind in declarations("madpo_trainer.kinds", TrainingKind, besides=["registry"])}
+    declared_by_name("madpo_trainer.kinds", TrainingKind, besides=["registry"])
 )
 
 

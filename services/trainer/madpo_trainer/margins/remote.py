@@ -14,9 +14,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from madpo.data.order import Schedule
-from madpo.errors import InternalError, NonFiniteError
+from madpo.errors import FailedPreconditionError, InternalError, NonFiniteError
 from madpo.jobs.methods import MarginParameters
 from madpo.ports import RewardScorer
+from madpo.scoring.connection import REQUESTS_IN_FLIGHT
 from madpo.scoring.outage import OUTAGE, call_until_answered
 from madpo.types import PreferencePair, ScoredPair
 from madpo_trainer.margins.journal import MarginJournal
@@ -49,6 +50,7 @@ class RemoteMargins:
         model_id: The reward model.
         revision: The only revision whose scores are taken.
         interrupted: Whether the run was asked to stop; looked at while waiting.
+        say: Told how far the margins asked for outside the schedule are.
     """
 
     def __init__(
@@ -62,10 +64,11 @@ class RemoteMargins:
         journal: MarginJournal,
         parameters: MarginParameters,
         interrupted: Callable[[], bool],
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._pairs, self._schedule = pairs, schedule
         self._connect, self._model_id, self._revision = connect, model_id, revision
-        self._journal, self._parameters, self._interrupted = journal, parameters, interrupted
+        self._journal, self._parameters, self._interrupted, self._say = journal, parameters, interrupted, say
         self._pair_ids = [pair.pair_id for pair in pairs]
         self._training_ids = frozenset(self._pair_ids)
         self._known = journal.load(revision)
@@ -81,6 +84,7 @@ class RemoteMargins:
         self._scored_live = 0
         self._wait_s = 0.0
         self._wake: Callable[[], object] = lambda: None
+        self._cancel: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="margins", daemon=True)
 
     def of(self, pairs: Sequence[PreferencePair]) -> list[float | None]:
@@ -128,7 +132,7 @@ class RemoteMargins:
         """Stop looking ahead."""
         with self._condition:
             self._closed = True
-            self._wake()
+            self._cancel()
         if self._thread.is_alive():
             self._thread.join(timeout=_CLOSE_S)
 
@@ -148,11 +152,16 @@ class RemoteMargins:
     async def _look_ahead(self) -> None:
         loop, self._due = asyncio.get_running_loop(), asyncio.Event()
 
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to wake
-                loop.call_soon_threadsafe(self._due.set)
+        def soon(act: Callable[[], object]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
+                loop.call_soon_threadsafe(act)
 
-        self._wake = wake
+        task = asyncio.current_task()
+        assert task is not None
+        with self._condition:
+            if self._closed:
+                return
+            self._wake, self._cancel = lambda: soon(self._due.set), lambda: soon(task.cancel)
         try:
             await self._ask_ahead(self._connect())
         except BaseException as error:
@@ -168,19 +177,18 @@ class RemoteMargins:
 
     async def _ask_ahead(self, scorer: RewardScorer) -> None:
         asked: set[str] = set()
+        # No more than the client lets through: what waits in its queue would look like a slow scorer.
+        slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
         async with asyncio.TaskGroup() as requests:
             step, end = self._step, self._step + 1  # the first step waits for nobody else
-            tasks: list[asyncio.Task[None]] = []
             while step < self._schedule.total_steps:
-                batches = self._unasked(range(step, end), asked)
-                tasks.extend(requests.create_task(self._score(scorer, batch)) for batch in batches)
+                for batch in self._unasked(range(step, end), asked):
+                    await slots.acquire()
+                    task = requests.create_task(self._score(scorer, batch))
+                    task.add_done_callback(lambda _: slots.release())
                 if self._training_ids <= self._known.keys():
                     return
                 step, end = end, await self._until_due(end)
-                if self._closed:
-                    break
-            for task in tasks if self._closed else ():
-                task.cancel()
 
     def _unasked(self, steps: range, asked: set[str]) -> Iterator[dict[str, PreferencePair]]:
         """Pairs of these steps that nobody was asked for, a request at a time; notes them in `asked`.
@@ -208,16 +216,23 @@ class RemoteMargins:
         while True:
             self._due.clear()
             with self._condition:
-                if self._closed or asked_until < self._step + self._ahead.least:
+                if asked_until < self._step + self._ahead.least:
                     return min(max(self._step + self._ahead.most, asked_until + 1), self._schedule.total_steps)
             await self._due.wait()
 
     async def _score_now(self, pairs: dict[str, PreferencePair]) -> None:
         """Score pairs, a few requests in flight."""
-        scorer = self._connect()
-        entries = list(pairs.items())
+        scorer, entries, done = self._connect(), list(pairs.items()), 0
         batches = (entries[first : first + _PAIRS_PER_REQUEST] for first in range(0, len(entries), _PAIRS_PER_REQUEST))
-        await unless_interrupted([self._score(scorer, dict(batch)) for batch in batches], self._interrupted)
+
+        async def work() -> None:
+            nonlocal done
+            for batch in batches:  # shared: each worker takes the next one
+                await self._score(scorer, dict(batch))
+                done += len(batch)
+                self._say(f"reward margins: {done:,} of {len(entries):,} pairs")
+
+        await unless_interrupted([work() for _ in range(REQUESTS_IN_FLIGHT)], self._interrupted)
 
     async def _score(self, scorer: RewardScorer, batch: dict[str, PreferencePair]) -> None:
         start = time.monotonic()
@@ -238,7 +253,6 @@ class RemoteMargins:
             lambda: asyncio.to_thread(self._journal.append, part, margins, self._revision),
             budget_s=self._parameters.outage_budget_s,
             neighbour="the object store, to journal margins",
-            advice="bring it back, or raise margin.outage_budget_s",
         )
 
     async def _ask(self, scorer: RewardScorer, batch: dict[str, PreferencePair]) -> dict[str, float | None]:
@@ -267,12 +281,13 @@ async def ask_scorer(call: Callable[[], Awaitable[T]], parameters: MarginParamet
     """
     if parameters.outage_policy != "pause":
         return await call()
-    return await call_until_answered(
-        call,
-        budget_s=parameters.outage_budget_s,
-        neighbour="a scorer",
-        advice="start a reward service, or raise margin.outage_budget_s",
-    )
+    try:
+        return await call_until_answered(call, budget_s=parameters.outage_budget_s, neighbour="a scorer")
+    except OUTAGE as error:
+        raise FailedPreconditionError(
+            f"no scorer answered for {parameters.outage_budget_s:.0f} s: {error} "
+            "(start a reward service, or raise margin.outage_budget_s)"
+        ) from error
 
 
 async def unless_interrupted(calls: Sequence[Coroutine[Any, Any, None]], interrupted: Callable[[], bool]) -> None:
@@ -285,10 +300,10 @@ async def unless_interrupted(calls: Sequence[Coroutine[Any, Any, None]], interru
     try:
         waiting: set[asyncio.Task[None]] = set(tasks)
         while waiting:
-            done, waiting = await asyncio.wait(waiting, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            done, waiting = await asyncio.wait(waiting, timeout=_POLL_S, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()
-            if not done and interrupted():
+            if waiting and interrupted():
                 raise Interrupted
     finally:
         for task in tasks:

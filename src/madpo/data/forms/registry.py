@@ -10,7 +10,7 @@ from typing import NoReturn
 from madpo.data.columns import PAIR_COLUMNS, ROW_COLUMNS
 from madpo.data.forms.form import Form
 from madpo.data.raw_row import RawRow
-from madpo.discovery import declarations
+from madpo.discovery import declared_by_name
 
 _OTHER_MODULES = ("form", "implicit", "registry", "system")
 
@@ -29,7 +29,7 @@ _UNSUPPORTED = (
 _PROMPTS = frozenset({"prompt", "question", "instruction", "input", "context", "conversations"})
 
 
-_FOUND = {form.name: form for form in declarations("madpo.data.forms", Form, besides=_OTHER_MODULES)}
+_FOUND = declared_by_name("madpo.data.forms", Form, besides=_OTHER_MODULES)
 
 FORMS: Mapping[str, Form] = MappingProxyType(dict(sorted(_FOUND.items())))
 

@@ -48,6 +48,22 @@ def _without_none(value: Any) -> Any:
     return value
 
 
+def _with_old_names(kind: types.JobKind, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec for clients of the version before, who read its fields by their old names."""
+    old: dict[str, Any] = {}
+    for old_name, name in KINDS[kind].spec.renamed.items():
+        value = spec.get(name)
+        value = value.get("dataset_id") if isinstance(value, Mapping) else value
+        if value is not None:
+            old[old_name] = value
+    return {**spec, **old}
+
+
+def _without_old_names(kind: types.JobKind, spec: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = KINDS[kind].spec.renamed
+    return {name: value for name, value in spec.items() if renamed.get(name) not in spec}
+
+
 def state_to_proto(state: types.JobState) -> jobs.JobState:
     """By name."""
     return cast(jobs.JobState, jobs.JobState.Value(f"JOB_STATE_{state.value}"))
@@ -85,7 +101,7 @@ def job_to_proto(job: types.Job) -> jobs.Job:
     message = jobs.Job(
         job_id=job.job_id,
         state=state_to_proto(job.state),
-        spec=spec_to_proto(job.kind, job.spec),
+        spec=spec_to_proto(job.kind, _with_old_names(job.kind, job.spec)),
         display_name=job.display_name,
         depends_on=job.depends_on,
         attempt=job.attempt,
@@ -115,7 +131,7 @@ def job_from_proto(job: jobs.Job) -> types.Job:
         job_id=job.job_id,
         kind=kind,
         state=state_from_proto(job.state),
-        spec=MessageToDict(getattr(job.spec, kind.value), preserving_proto_field_name=True),
+        spec=_without_old_names(kind, MessageToDict(getattr(job.spec, kind.value), preserving_proto_field_name=True)),
         display_name=job.display_name,
         depends_on=tuple(job.depends_on),
         attempt=job.attempt,
