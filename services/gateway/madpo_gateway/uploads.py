@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import Counter
 
@@ -103,7 +102,7 @@ class Upload:
         for path in self._paths:
             path.touch()
         self.received_bytes = sum(path.stat().st_size for path in self._paths)
-        self._digest: Any = None
+        self._digest: hashlib._Hash | None = None
         """Of the bytes so far; None where some came before this object was made."""
 
     @property

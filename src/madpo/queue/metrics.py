@@ -13,11 +13,7 @@ from madpo.jobs.registry import QUEUES
 from madpo.ports import JobQueue, QueueStatus
 
 logger = logging.getLogger(__name__)
-
-
 _ANSWER_TIMEOUT_S = 3.0
-
-
 _STATUS = {
     "pending": ("madpo_queue_depth", "Jobs pending"),
     "waiting": ("madpo_queue_waiting", "Jobs that wait for other jobs"),

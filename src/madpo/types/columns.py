@@ -87,8 +87,6 @@ OPTIONAL = (
     *NAMES,
 )
 """Columns of which a dataset says whether all of its rows have them."""
-
-
 REQUIREMENTS = tuple(dict.fromkeys(column.requirement for column in COLUMNS if column.requirement))
 """Flags of `madpo.losses.method.Requirements` that columns meet."""
 

@@ -20,16 +20,11 @@ from madpo.worker.metrics import WorkerMetrics
 from madpo.worker.workspace import Outcome, StopReason, Workspace
 
 logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
-
-
 AWAY_ERRORS = (UnavailableError, OverloadedError)
 """The queue or the store cannot be used now; asking again may help."""
-
-
 RETRY_S = 1.0
-
-
 _LOG_LINES_PER_POLL = 100
 
 
@@ -118,7 +113,7 @@ class Attempt:
         await relay
         return exit_code
 
-    async def _until_exit(self, workspace: Workspace, child: "Child") -> None:
+    async def _until_exit(self, workspace: Workspace, child: Child) -> None:
         """Pass on the wish to stop; kill what outlives its grace, also after its last word, and what fell silent."""
         now = asyncio.get_running_loop().time
         deadline: float | None = None

@@ -9,8 +9,6 @@ from madpo.types import Job, JobProgress
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "given_back", "crashed", "lost")
 """How an attempt ends."""
-
-
 TRAINING_FIGURES = {
     "loss": ("madpo_training_loss", "Loss of the last reported step"),
     "rewards/implicit_margin": ("madpo_training_implicit_margin_nats", "Mean implicit margin, beta times nats"),

@@ -27,8 +27,6 @@ _UNSUPPORTED = (
 """Columns that some trainers read and we do not: to leave them out in silence would train on something else."""
 
 _PROMPTS = frozenset({"prompt", "question", "instruction", "input", "context", "conversations"})
-
-
 _FOUND = declared_by_name("madpo.data.forms", Form, besides=_OTHER_MODULES)
 
 FORMS: Mapping[str, Form] = MappingProxyType(dict(sorted(_FOUND.items())))
