@@ -11,6 +11,7 @@ import yaml
 from madpo.errors import InvalidArgumentError
 
 _TAG = "tag:yaml.org,2002:"
+_NULLS = ("~", "null", "Null", "NULL")
 _NOUNS = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
 
 
@@ -42,7 +43,7 @@ class SpecLoader(yaml.SafeLoader):  # type: ignore[misc]
 SpecLoader.add_constructor(f"{_TAG}seq", SpecLoader.read_list)
 SpecLoader.add_constructor(f"{_TAG}map", SpecLoader.read_mapping)
 for _name, _pattern in {
-    "null": r"~|null|Null|NULL|",
+    "null": f"{'|'.join(_NULLS)}|",
     "bool": r"true|True|TRUE|false|False|FALSE",
     "int": r"[-+]?(?:0|[1-9][0-9]*)",
     "float": r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?",
@@ -53,10 +54,9 @@ for _name, _pattern in {
 def parse_value(text: str) -> Any:
     """A value of the command line: JSON, a YAML scalar, or a YAML list or mapping in brackets; else the text itself.
 
-    Nothing at all is empty text, not null: a shell variable that is not set shall not take a field away.
+    Only a word for null is null, not what is nothing to YAML: a shell variable that is not set, or text that looks like
+    a comment, shall not take a field away.
     """
-    if not text:
-        return text
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -66,6 +66,8 @@ def parse_value(text: str) -> Any:
     except yaml.YAMLError:
         return text
     is_plain = not text.startswith(("[", "{", '"', "'"))
+    if value is None:
+        return None if text.strip() in _NULLS else text
     return text if is_plain and isinstance(value, (str, list, dict)) else value
 
 
