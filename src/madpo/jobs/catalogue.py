@@ -4,13 +4,41 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-from madpo.jobs.base import Spec
+from madpo.jobs.base import DatasetReference, Spec
 from madpo.jobs.fields import SpecField, fields_of, is_reference
 from madpo.jobs.kind import Kind
 from madpo.jobs.registry import KINDS
+from madpo.types import JobKind
 
-Places = Mapping[type[Spec], tuple[str, ...]]
-"""Where each shared part stands in specs."""
+Places = Mapping[JobKind, tuple[str, ...]]
+"""Where a shared part stands in the specs of each kind."""
+
+_ARTICLES = {"integer": "an"} | dict.fromkeys(("number", "mapping", "list", "MODEL_ID", "DATASET_ID", "JOB_ID"), "a")
+
+
+def expected(field: SpecField, *, is_item: bool = False) -> str:
+    """What is to be given for a field, or for an item of the list that it is: `a number > 0`, `a DATASET_ID`."""
+    if field.part is not None and is_reference(field.part):
+        return forms_of_reference(field.part, article="a ")
+    if field.part is not None:
+        first = next(fields_of(field.part))
+        return f"a mapping such as {{{first.name}: {first.default}}}"
+    allowed = field.allowed.removesuffix(" or null")
+    if is_item:
+        allowed = allowed.removeprefix("list of ")
+    article = _ARTICLES.get(allowed.partition(" ")[0])
+    return f"{article} {allowed}" if article else allowed
+
+
+def forms_of_reference(part: type[Spec], *, article: str = "") -> str:
+    """What a reference may be as text. A job is named in place of a dataset only if there are jobs that leave one."""
+    if not issubclass(part, DatasetReference):
+        return f"{article}MODEL_ID, {article}JOB_ID or JOB_ID@STEP"
+    return f"{article}DATASET_ID" + (f" or {article}JOB_ID" if _leave_datasets() else "")
+
+
+def _leave_datasets() -> bool:
+    return any(kind.leaves_dataset for kind in KINDS.values())
 
 
 def to_markdown() -> str:
@@ -19,7 +47,7 @@ def to_markdown() -> str:
 
 
 def _page() -> Iterator[str]:
-    yield _INTRODUCTION
+    yield _INTRODUCTION.format(leaves="a model or a dataset" if _leave_datasets() else "a model")
     yield "| kind | queue | trains | leaves | |\n|---|---|---|---|---|"
     for kind in KINDS.values():
         link = f"[`{kind.name}`](#{kind.name})"
@@ -27,8 +55,7 @@ def _page() -> Iterator[str]:
     for kind in KINDS.values():
         yield from _kind_section(kind)
     yield _SHARED
-    places = _places()
-    for part in places:
+    for part, places in _parts().items():
         yield from _part_section(part, places)
 
 
@@ -43,22 +70,27 @@ def _kind_section(kind: Kind) -> Iterator[str]:
 
 def _part_section(part: type[Spec], places: Places) -> Iterator[str]:
     """Names are those to write where the part stands in one place only, else those within it."""
-    where = places[part]
-    prefix = f"{where[0]}." if len(where) == 1 else ""
-    kinds = [kind.name for kind in KINDS.values() if any(field.part is part for field in fields_of(kind.spec))]
-    yield f"\n### {part.__name__}\n\n{inspect.getdoc(part)}\n"
-    yield f"In {_listed(where)} of {_listed(kinds)}.\n"
+    kinds: dict[tuple[str, ...], list[JobKind]] = {}
+    for kind, names in places.items():
+        kinds.setdefault(names, []).append(kind)
+    where = {name for names in kinds for name in names}
+    prefix = f"{next(iter(where))}." if len(where) == 1 else ""
+    yield f"\n### {part.__name__}\n\n{inspect.getdoc(part)}"
+    if part is DatasetReference and not _leave_datasets():
+        yield "No kind of job leaves a dataset yet, so that `DATASET_ID` alone leads to one."
+    yield f"\nIn {'; '.join(f'{_listed(names)} of {_listed(those)}' for names, those in kinds.items())}.\n"
     yield from _table([field for field in fields_of(part, prefix=prefix) if field.owner is part])
 
 
-def _places() -> Places:
-    found: dict[type[Spec], list[str]] = {}
+def _parts() -> Mapping[type[Spec], Places]:
+    """The shared parts, references last, and where they stand."""
+    found: dict[type[Spec], dict[JobKind, tuple[str, ...]]] = {}
     for kind in KINDS.values():
         for field in fields_of(kind.spec):
-            if field.part is not None and field.name not in found.setdefault(field.part, []):
-                found[field.part].append(field.name)
-    in_order = sorted(found, key=is_reference)
-    return {part: tuple(found[part]) for part in in_order}
+            if field.part is not None:
+                places = found.setdefault(field.part, {})
+                places[kind.name] = (*places.get(kind.name, ()), field.name)
+    return {part: found[part] for part in sorted(found, key=is_reference)}
 
 
 def _table(listed: list[SpecField]) -> Iterator[str]:
@@ -119,10 +151,10 @@ a job of any kind. `--spec` reads a YAML or JSON file, over which `--set` has th
 ```yaml
 model: model-0123456789abcdef0123456789abcdef
 dataset: dataset-0123456789abcdef0123456789abcdef
-method: {name: dpo, params: {beta: 0.05}}
+method: {{name: dpo, params: {{beta: 0.05}}}}
 training:
   epochs: 2
-  optimizer: {learning_rate: 5e-6}
+  optimizer: {{learning_rate: 5e-6}}
 ```
 
 From Python it is `client.jobs.create(kind, spec)` with the same mapping, or a method such as
@@ -130,7 +162,7 @@ From Python it is `client.jobs.create(kind, spec)` with the same mapping, or a m
 --install-completion` the shell completes the names of fields.
 
 A job that *trains* makes optimizer steps, and its checkpoints can be used as models. What a job *leaves* is used by
-naming the job where a model or a dataset is asked for; the new job waits for it. Reports and figures are artifacts
+naming the job where {leaves} is asked for; the new job waits for it. Reports and figures are artifacts
 (`madpo job artifacts`). The parameters of methods are listed in [methods.md](methods.md).
 """
 

@@ -61,8 +61,9 @@ class TrainingParameters(Spec):
     max_tokens: int = Field(default=1024, ge=2)
     """Longest prompt plus response."""
     overlong: Overlong = "error"
-    """What becomes of longer rows. They are refused by their numbers before training; or counted in the job's summary.
-    At least one token of every response is left, or the row is dropped."""
+    """What becomes of longer rows: refuse the training and name them; leave them out; cut the beginning of the prompt;
+    cut the end of the responses. Rows left out or cut are counted in the job's summary. A row of which no token of a
+    response would be left is left out."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Where chance starts: the order of the rows, dropout and new weights."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -1,14 +1,17 @@
 """The page about jobs is that of the specs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from madpo.jobs.catalogue import to_markdown
+from madpo.jobs import catalogue
+from madpo.jobs.catalogue import expected, to_markdown
+from madpo.jobs.dataset_check import DatasetCheckSpec
 from madpo.jobs.fields import fields_of
 from madpo.jobs.kind import Kind
 from madpo.jobs.registry import KINDS, parse_spec
-from madpo.types import JobKind
+from madpo.types import DatasetKind, JobKind
 from madpo_client.cli.spec_values import read_spec
 
 PAGE = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
@@ -42,6 +45,32 @@ def test_shared_parts_stand_once_under_the_names_to_write_and_are_linked() -> No
     assert "| `training.optimizer.weight_decay` | number >= 0 | 0.01 | Share of a weight" in found
     assert "`training.optimizer` of `supervised_training`, `reward_training` and `policy_training`" in found
     assert "| `step` | integer >= 0 or null | null |" in section("### ModelReference")
+
+
+def test_a_shared_part_stands_where_each_kind_has_it() -> None:
+    found = section("### ModelReference")
+    listed = {
+        part.split(" of ")[1]: part.split(" of ")[0] for part in found.split("In ")[1].split(".\n")[0].split("; ")
+    }
+    assert listed == {
+        "`supervised_training`, `reward_training` and `dataset_check`": "`model`",
+        "`policy_training`": "`model` and `margin.reward_model`",
+        "`evaluation`": "`model`, `reference` and `reward_model`",
+        "`calibration`": "`reward_model`",
+    }
+
+
+def test_a_job_is_named_in_place_of_a_dataset_once_there_are_jobs_that_leave_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    note, field = "No kind of job leaves a dataset yet", next(fields_of(DatasetCheckSpec))
+    for leaves in (frozenset[DatasetKind](), frozenset({DatasetKind.PREFERENCE})):
+        changed = {name: replace(kind, leaves_dataset=leaves) for name, kind in KINDS.items()}
+        monkeypatch.setattr(catalogue, "KINDS", changed)
+        page = to_markdown()
+        assert (note in page) == (not leaves)
+        assert ("where a model or a dataset is asked for" in page) == bool(leaves)
+        assert expected(field) == ("a DATASET_ID or a JOB_ID" if leaves else "a DATASET_ID")
 
 
 def test_the_file_that_the_page_shows_is_a_spec(tmp_path: Path) -> None:
