@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
@@ -40,36 +40,60 @@ class AskedJob:
     required: Mapping[str, str] = field(default_factory=dict)
     """Fields that must be given, and the options to give them by."""
 
-    def create(self, client: "Client", *, name: str, after: Sequence[str]) -> "JobHandle":
-        """Create it.
+    def checked(self) -> Self:
+        """It, with a spec that is right as far as can be told without a gateway.
 
         Raises:
             BadParameter: What must be given is missing.
             InvalidArgumentError: With one violation per wrong field, named as it was written.
         """
-        present = {spec_of(self.kind).renamed.get(given, given) for given in self.spec}
+        from madpo_client.cli.spec_errors import checked_spec
+
+        spec_type = spec_of(self.kind)
+        present = {spec_type.renamed.get(given, given) for given in self.spec}
         missing = [option for name, option in self.required.items() if name not in present]
         if missing:
             raise typer.BadParameter(f"give {' and '.join(missing)}, or --spec")
+        given = {name: value for name, value in self.spec.items() if value is not None}
+        try:
+            return replace(self, spec=checked_spec(spec_type, given, path=self._path))
+        except InvalidArgumentError as error:
+            raise self._as_written(error) from error
+
+    def create(self, client: "Client", *, name: str, after: Sequence[str]) -> "JobHandle":
+        """Create it.
+
+        Raises:
+            InvalidArgumentError: With one violation per wrong field, named as it was written.
+        """
         try:
             return client.jobs.create(self.kind, self.spec, name=name, depends_on=after)
         except InvalidArgumentError as error:
             if not error.violations:
                 raise
-            violations = [FieldViolation(self._written(each.field), each.description) for each in error.violations]
-            raise InvalidArgumentError.of(violations) from error
+            raise self._as_written(error) from error
+
+    @property
+    def _path(self) -> str:
+        """Where its spec stands in a request."""
+        return f"spec.{self.kind.value}"
+
+    def _as_written(self, error: InvalidArgumentError) -> InvalidArgumentError:
+        return InvalidArgumentError.of(
+            [FieldViolation(self._written(each.field), each.description) for each in error.violations]
+        )
 
     def _written(self, path: str) -> str:
         """A field of the spec as the user knows it: by the option, or with the file, that gives it."""
-        of_spec = f"spec.{self.kind.value}"
-        if not f"{path}.".startswith(f"{of_spec}."):
+        if not f"{path}.".startswith(f"{self._path}."):
             return path
-        name = path.removeprefix(of_spec).removeprefix(".")
+        name = path.removeprefix(self._path).removeprefix(".")
         around = [setting for setting in self.settings if f"{name}.".startswith(f"{setting.field}.")]
         if around:
             nearest = max(around, key=lambda setting: len(setting.field))
-            # Text stands for a whole reference, whose parts were not written.
-            return nearest.written + ("" if isinstance(nearest.value, str) else name.removeprefix(nearest.field))
+            # Text stands for a whole reference, whose parts were not written; nor were the numbers of items.
+            is_whole = isinstance(nearest.value, str if nearest.written == nearest.field else (str, list))
+            return nearest.written + ("" if is_whole else name.removeprefix(nearest.field))
         if self.file is not None:
             return f"{name} in {self.file}" if name else str(self.file)
         return name or self.kind.value

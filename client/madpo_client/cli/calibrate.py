@@ -1,6 +1,6 @@
 """`madpo calibrate`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from madpo.types import JobKind
-from madpo_client.cli.asked_job import AskedJob
+from madpo_client.cli.asked_job import AskedJob, Setting
 from madpo_client.cli.context import open_client
 from madpo_client.cli.field_options import FieldOption, spec_command
 from madpo_client.cli.output import AsJson, console
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from madpo.calibration.report import CalibrationReport
 
 app = typer.Typer()
-
 
 CALIBRATION = (
     FieldOption("--eval-dataset", "eval_dataset"),
@@ -45,8 +44,9 @@ def calibrate(
     """Measure how far a reward model's margins are log-odds, and what weights follow, before training."""
     if not wait and (out is not None or as_json):
         raise typer.BadParameter("--out and --json need the result; leave out --no-wait")
+    checked = _in_new_words(job).checked()
     with open_client(context) as client:
-        created = _in_new_words(job).create(client, name=name, after=after)
+        created = checked.create(client, name=name, after=after)
         if wait_for(created, wait=wait, quiet=as_json) is None:
             return
         report = created.calibration()
@@ -59,13 +59,21 @@ def calibrate(
 
 
 def _in_new_words(job: AskedJob) -> AskedJob:
-    """A job as asked for in the version before, when --dataset named the held-out pairs."""
-    if job.file is not None or "dataset" not in job.spec or "eval_dataset" in job.spec:
-        return job
-    warn_renamed("--dataset and --training-dataset", "--eval-dataset and --dataset")
-    spec = {**job.spec, "eval_dataset": job.spec["dataset"], "dataset": job.spec.get("training_dataset_id")}
-    spec.pop("training_dataset_id", None)
-    return replace(job, spec=spec)
+    """A job as asked for in the version before, when --dataset named the held-out pairs. Goes with the next version."""
+    now: dict[str, str] = {}
+    if job.file is None and "dataset" in job.spec and "eval_dataset" not in job.spec:
+        warn_renamed("--dataset for the held-out pairs", "--eval-dataset")
+        now["dataset"] = "eval_dataset"
+    if "training_dataset_id" in job.spec and ("dataset" not in job.spec or "dataset" in now):
+        warn_renamed("--training-dataset", "--dataset")
+        now["training_dataset_id"] = "dataset"
+    spec = {now.get(name, name): value for name, value in job.spec.items()}
+    return replace(job, spec=spec, settings=tuple(_in_new_place(setting, now) for setting in job.settings))
+
+
+def _in_new_place(setting: Setting, now: Mapping[str, str]) -> Setting:
+    name, dot, rest = setting.field.partition(".")
+    return replace(setting, field=f"{now.get(name, name)}{dot}{rest}")
 
 
 def show_report(report: "CalibrationReport") -> None:

@@ -4,14 +4,17 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from madpo.types import JobKind
+from madpo_client.cli.asked_job import AskedJob, Setting, asked_job
 from madpo_client.cli.context import open_client
+from madpo_client.cli.field_options import FieldOption, command_class
 from madpo_client.cli.forms import ColumnMapping, Lists, parse_columns
 from madpo_client.cli.output import AsJson, console
 from madpo_client.deprecation import renamed
@@ -21,11 +24,16 @@ if TYPE_CHECKING:
 
     from madpo.data.check.report import CheckReport, Distribution, Finding, LengthBias, RenderedExample, TokenFigures
     from madpo_client.check import TokenView
-    from madpo_client.client import Client
 
 REFUSED, WARNED = 2, 1
 """Exit codes; 0 is a dataset without errors, and with `--strict` without warnings."""
 
+_KIND = JobKind.DATASET_CHECK
+LIMITS = (
+    FieldOption("--max-tokens", "max_tokens", help="With --model: longest prompt plus response."),
+    FieldOption("--overlong", "overlong", help="With --model: what a training would do with longer rows."),
+)
+CheckCommand = command_class(_KIND, LIMITS)
 _DATASET_ID = re.compile(r"dataset-[0-9a-f]{32}")
 _STYLES = {
     "error": "red",
@@ -54,10 +62,8 @@ def check_dataset(
             metavar="DIR|MODEL_ID|JOB_ID", help="Whose tokenizer and chat template to look through: here, or stored."
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="With --model: longest prompt plus response.")] = 1024,
-    overlong: Annotated[
-        str, typer.Option(help="With --model: error, drop, truncate_prompt or truncate_response longer rows.")
-    ] = "error",
+    max_tokens: Annotated[str | None, typer.Option()] = None,
+    overlong: Annotated[str | None, typer.Option()] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page here.")] = None,
     rows: Annotated[Path | None, typer.Option(help="Write a JSON line for each row of each finding here.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings.")] = False,
@@ -66,29 +72,26 @@ def check_dataset(
     """Find what is wrong with rows before they cost a training. Exit code 2 when they cannot be trained on."""
     start = time.monotonic()
     eval_dataset = renamed("--held-out", held_out, "--eval-dataset", eval_dataset)
+    given = {"max_tokens": max_tokens, "overlong": overlong}
+    limits = [setting for option in LIMITS for setting in option.settings(given)]
     if _DATASET_ID.fullmatch(data):
         if columns or lists:
             raise typer.BadParameter("--map and --lists say how to read a file; a stored dataset has been read")
-        with open_client(context) as client:
-            if model is None:
+        if model is None:
+            with open_client(context) as client:
                 report = client.datasets.check(data, eval_dataset=eval_dataset, rows_file=rows, progress=not as_json)
-            else:
-                report = _check_on_worker(
-                    client,
-                    dataset=data,
-                    model=model,
-                    eval_dataset=eval_dataset,
-                    max_tokens=max_tokens,
-                    overlong=overlong,
-                    rows=rows,
-                    quiet=as_json,
-                )
+        else:
+            named = {"dataset": (data, "DATASET_ID"), "model": (model, "--model")}
+            if eval_dataset is not None:
+                named["eval_dataset"] = (eval_dataset, "--eval-dataset")
+            settings = [*(Setting(field, *value) for field, value in named.items()), *limits]
+            report = _check_on_worker(context, asked_job(_KIND, settings).checked(), rows=rows, quiet=as_json)
     else:
         from madpo_client.check import check_file
         from madpo_client.progress import row_progress
 
         with (
-            _view(context, model, max_tokens, overlong) as view,
+            _view(context, model, limits) as view,
             row_progress("Checking", shown=not as_json) as on_rows,
         ):
             report = check_file(
@@ -119,44 +122,34 @@ def _say_speed(report: "CheckReport", span_s: float) -> None:
     print(f"{report.rows.read:,} {what} in {span_s:.1f} s: {rate:,.0f} a minute", file=sys.stderr)
 
 
-def _check_on_worker(
-    client: "Client",
-    *,
-    dataset: str,
-    model: str,
-    eval_dataset: str | None,
-    max_tokens: int,
-    overlong: str,
-    rows: Path | None,
-    quiet: bool,
-) -> "CheckReport":
+def _check_on_worker(context: typer.Context, asked: AskedJob, *, rows: Path | None, quiet: bool) -> "CheckReport":
     """A job: stored rows through the tokenizer of a stored model."""
-    job = client.jobs.check_dataset(
-        dataset=dataset, model=model, eval_dataset=eval_dataset, max_tokens=max_tokens, overlong=overlong
-    )
-    job.wait(progress=not quiet)
-    if rows is not None:
-        rows.write_bytes(job.read_artifact("rows.jsonl"))
-    return job.dataset_check()
+    with open_client(context) as client:
+        job = asked.create(client, name="", after=())
+        job.wait(progress=not quiet)
+        if rows is not None:
+            rows.write_bytes(job.read_artifact("rows.jsonl"))
+        return job.dataset_check()
 
 
 @contextmanager
-def _view(context: typer.Context, model: str | None, max_tokens: int, overlong: str) -> "Iterator[TokenView | None]":
+def _view(context: typer.Context, model: str | None, limits: Sequence[Setting]) -> "Iterator[TokenView | None]":
     """The tokenizer to look through; that of a stored model is fetched, without its weights."""
-    from madpo.jobs.base import validate
-    from madpo.jobs.training import Overlong
+    from madpo.jobs.dataset_check import DatasetCheckSpec
     from madpo_client.check import TokenView
 
     if model is None:
         yield None
         return
-    policy: Overlong = validate(Overlong, overlong, path="overlong")  # type: ignore[arg-type]
+    # The limits are those of a job, whose spec judges them and has their defaults; what it would look at is here.
+    ids = (Setting("dataset", f"dataset-{0:032}", "FILE"), Setting("model", f"model-{0:032}", "--model"))
+    spec = DatasetCheckSpec.model_validate(asked_job(_KIND, [*ids, *limits]).checked().spec)
     if not re.fullmatch(r"(model|job)-[0-9a-f]{32}", model):
-        yield TokenView(Path(model), max_tokens=max_tokens, overlong=policy)
+        yield TokenView(Path(model), max_tokens=spec.max_tokens, overlong=spec.overlong)
         return
     with tempfile.TemporaryDirectory(prefix="madpo-") as directory, open_client(context) as client:
         fetched = client.models.download(model, Path(directory) / "model", weights=False)
-        yield TokenView(fetched, name=model, max_tokens=max_tokens, overlong=policy)
+        yield TokenView(fetched, name=model, max_tokens=spec.max_tokens, overlong=spec.overlong)
 
 
 def show_report(report: "CheckReport") -> None:
@@ -239,8 +232,8 @@ def _figures(report: "CheckReport") -> Iterator[tuple[str, str]]:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in rows.kinds.items())
     yield "rows", f"{rows.read:,} read, {rows.kept:,} kept ({kinds or 'none'}), {rows.refused:,} refused"
     for form in rows.forms:
-        renamed = ", ".join(f"{ours} from {theirs}" for ours, theirs in form.columns.items() if ours != theirs)
-        yield "form", f"{form.name} in {form.rows:,} rows{': ' + renamed if renamed else ''}"
+        columns = ", ".join(f"{ours} from {theirs}" for ours, theirs in form.columns.items() if ours != theirs)
+        yield "form", f"{form.name} in {form.rows:,} rows{': ' + columns if columns else ''}"
     yield (
         "repeated",
         f"{duplicates.exact:,} duplicates, {duplicates.near:,} near-duplicates, "

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from madpo.data.file_formats import FORMATS
-from madpo_client.cli.check import check_dataset
+from madpo_client.cli.check import CheckCommand, check_dataset
 from madpo_client.cli.context import open_client
 from madpo_client.cli.forms import ColumnMapping, Lists, parse_columns, show_forms
 from madpo_client.cli.output import AsJson, Quiet, table
@@ -78,7 +78,7 @@ def show_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = Fals
         show_forms(client.datasets.get(dataset_id), as_json=as_json)
 
 
-app.command("check")(check_dataset)
+app.command("check", cls=CheckCommand)(check_dataset)
 
 
 @app.command("delete")

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 SPEC_HELP = "YAML or JSON file with the whole spec, which only --set changes; - reads standard input."
 SET_HELP = "Any field of the spec; repeatable."
-EPILOG = (
-    "A model is given as MODEL_ID, JOB_ID or JOB_ID@STEP, a dataset as DATASET_ID or JOB_ID. "
-    "`madpo job fields {kind}` lists all fields of the spec."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +33,8 @@ class FieldOption:
     """The field; an item of the list that it is; or NAME=VALUE of the mapping that it is. The last two repeat."""
     help: str = ""
     """In place of what the field says."""
+    shows_default: bool = True
+    """Whether help says the default of the field, which counts for nothing while its part is null."""
     old_name: str | None = None
     is_hidden: bool = False
 
@@ -97,8 +95,7 @@ def spec_command(
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in taken]
         )
-        epilog = EPILOG.format(kind=kind.value)
-        return app.command(name, cls=_command_class(kind, options), help=help, epilog=epilog)(run)
+        return app.command(name, cls=command_class(kind, options, epilog=_epilog), help=help)(run)
 
     return decorate
 
@@ -152,15 +149,30 @@ def _key(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
 
 
-def _command_class(kind: JobKind, options: Sequence[FieldOption]) -> type[TyperCommand]:
-    class SpecCommand(TyperCommand):
-        """Its options are described by their fields; the spec is loaded when help is asked for."""
+def command_class(
+    kind: JobKind, options: Sequence[FieldOption], *, epilog: Callable[[JobKind], str] | None = None
+) -> type[TyperCommand]:
+    """A command whose options are described by their fields; the spec is loaded when help is asked for."""
 
+    class SpecCommand(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
+            if epilog is not None:
+                self.epilog = epilog(kind)
             _describe(self.params, kind, options, has_markup=self.rich_markup_mode == "rich")
             super().format_help(ctx, formatter)
 
     return SpecCommand
+
+
+def _epilog(kind: JobKind) -> str:
+    from madpo.jobs.base import DatasetReference, ModelReference
+    from madpo.jobs.catalogue import forms_of_reference
+
+    model, dataset = forms_of_reference(ModelReference), forms_of_reference(DatasetReference)
+    return (
+        f"A model is given as {model}, a dataset as {dataset}. "
+        f"`madpo job fields {kind.value}` lists all fields of the spec."
+    )
 
 
 def _describe(parameters: Sequence[Any], kind: JobKind, options: Sequence[FieldOption], *, has_markup: bool) -> None:
@@ -175,7 +187,7 @@ def _describe(parameters: Sequence[Any], kind: JobKind, options: Sequence[FieldO
         if parameter.name in named:
             option = named[parameter.name]
             parameter.metavar = _metavar(option, fields[option.field])
-            meaning = option.help or _meaning(option, fields[option.field])
+            meaning = _meaning(option, fields[option.field])
             parameter.help = escape(meaning) if has_markup else meaning
 
 
@@ -186,11 +198,11 @@ def _metavar(option: FieldOption, field: "SpecField") -> str:
 
 
 def _meaning(option: FieldOption, field: "SpecField") -> str:
-    """What the field says, and its default unless that is nothing."""
+    """What the option or its field says, and the default unless that is nothing."""
     repeats = "" if option.gives == "value" else " Repeatable."
     if field.is_required:
         note = " [required]"
     else:
         default = field.default.strip('"')
-        note = "" if default in ("null", "[]", "{}") else f" [default: {default}]"
-    return f"{field.description}{repeats}{note}"
+        note = "" if default in ("null", "[]", "{}") or not option.shows_default else f" [default: {default}]"
+    return f"{option.help or field.description}{repeats}{note}"

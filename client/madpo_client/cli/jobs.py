@@ -76,8 +76,9 @@ def create_job(
         raise typer.BadParameter("give --spec, --set, or both")
     given = parse_settings(kind, settings or ())
     job = asked_job(kind, given, file=spec, spec=None if spec is None else read_spec(spec))
+    checked = job.checked()
     with open_client(context) as client:
-        follow(job.create(client, name=name, after=after), wait=wait)
+        follow(checked.create(client, name=name, after=after), wait=wait)
 
 
 @app.command("fields")

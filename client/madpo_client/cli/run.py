@@ -1,6 +1,10 @@
 """`madpo train` and `madpo evaluate`."""
 
+import shlex
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from madpo.types import JobKind
 from madpo_client.cli.asked_job import AskedJob
@@ -8,8 +12,22 @@ from madpo_client.cli.context import open_client
 from madpo_client.cli.field_options import FieldOption, spec_command
 from madpo_client.cli.waiting import After, Name, Wait, follow
 
+
+class _KindFirst(TyperGroup):
+    """Says where options stand to those who write them as in the version before. Goes with the next version."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names and not ctx.resilient_parsing:
+            kind = next((word for word in args if word in self.commands), None)
+            rest = list(args)
+            if kind is not None:
+                rest.remove(kind)
+            ctx.fail(f"options stand behind the kind: madpo train {kind or 'KIND'} {shlex.join(rest)}")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer()
-train = typer.Typer(no_args_is_help=True, help="Train a model: supervised, reward or policy.")
+train = typer.Typer(no_args_is_help=True, cls=_KindFirst, help="Train a model: supervised, reward or policy.")
 
 TRAINING = (
     FieldOption("--model", "model"),
@@ -21,10 +39,14 @@ TRAINING = (
     FieldOption("--batch-size", "training.global_batch_size"),
     FieldOption("--micro-batch-tokens", "training.micro_batch_tokens"),
     FieldOption("--max-tokens", "training.max_tokens"),
-    FieldOption("--overlong", "training.overlong"),
+    FieldOption(
+        "--overlong",
+        "training.overlong",
+        help="Longer rows: refuse to train, leave them out, or cut the prompt's beginning or the responses' end.",
+    ),
     FieldOption("--seed", "training.seed"),
     FieldOption("--precision", "training.precision"),
-    FieldOption("--lora-rank", "training.lora.rank", help="Train low-rank adapters of this rank."),
+    FieldOption("--lora-rank", "training.lora.rank", help="Train low-rank adapters of this rank.", shows_default=False),
     FieldOption("--checkpoint-every", "training.checkpoint_every_steps"),
 )
 PREFERENCES = (
@@ -58,8 +80,9 @@ def start(
     wait: Wait = True,
 ) -> None:
     """Create the job, and follow it to its end."""
+    checked = job.checked()
     with open_client(context) as client:
-        follow(job.create(client, name=name, after=after), wait=wait)
+        follow(checked.create(client, name=name, after=after), wait=wait)
 
 
 def _add(group: typer.Typer, verb: str, kind: JobKind, options: tuple[FieldOption, ...], summary: str) -> None:

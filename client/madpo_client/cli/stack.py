@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 DEFAULT_DEMO = "toy-reviews"
-
 Home = Annotated[Path | None, typer.Option(help="State of the stack (MADPO_HOME, else ~/.madpo).")]
 
 

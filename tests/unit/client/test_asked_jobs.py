@@ -224,24 +224,37 @@ def test_a_wrong_setting_is_a_usage_error(
     [
         (
             ("--set", "training.optimizer.weight_decay=-1"),
-            "training.optimizer.weight_decay: Input should be greater than or equal to 0, got -1",
+            "training.optimizer.weight_decay: must be a number >= 0, got -1",
         ),
         (
             ("--set", "training.lora.target_modules=[q_proj, 2]"),
-            "training.lora.target_modules.1: Input should be a val",
+            "training.lora.target_modules.1: must be text, got 2",
         ),
-        (("--set", "training={epochs: 0}"), "training.epochs: Input should be greater than 0, got 0"),
+        (("--set", "training={epochs: 0}"), "training.epochs: must be a number > 0, got 0"),
         (("--set", "margin.outage_policy=fail"), "margin: reward_service needs reward_model"),
-        (("--set", "eval_dataset=pairs.jsonl"), "eval_dataset: String should match pattern"),
-        (("--batch-size", "0"), "--batch-size: Input should be greater than or equal to 1, got 0"),
-        (("--reward-model", "gpt2"), "--reward-model: String should match pattern"),
-        (("--set", "training.max_steps=2", "--seed", "-1"), "--seed: Input should be greater than or equal to 0"),
+        (("--set", "eval_dataset=pairs.jsonl"), "eval_dataset: must be a DATASET_ID, got 'pairs.jsonl'"),
+        (("--batch-size", "0"), "--batch-size: must be an integer >= 1, got 0"),
+        (("--reward-model", "gpt2"), "--reward-model: must be a MODEL_ID, a JOB_ID or JOB_ID@STEP, got 'gpt2'"),
+        (("--reward-model", "job-1@x"), "--reward-model: must be a MODEL_ID, a JOB_ID or JOB_ID@STEP, got 'job-1@x'\n"),
+        (("--set", "training.lora=x"), "training.lora: must be a mapping such as {rank: 16}, got 'x'"),
+        (("--set", "training.compile=perhaps"), "training.compile: must be true or false, got 'perhaps'"),
+        (("--precision", "fp8"), "--precision: must be fp32 or bf16, got 'fp8'"),
+        (("--overlong", "cut"), "--overlong: must be error, drop, truncate_prompt or truncate_response, got 'cut'"),
+        (("--set", "training.max_steps=many"), "training.max_steps: must be an integer >= 1, got 'many'"),
+        (("--method", "5"), "--method: must be text, got 5"),
+        (("--set", "method.params=3"), "method.params: must be a mapping, got 3"),
+        (
+            ("--set", "margin={reward_model: {model_id: x}}"),
+            "margin.reward_model.model_id: must be a MODEL_ID, got 'x'",
+        ),
+        (("--set", "eval_dataset={}"), "eval_dataset: give exactly one of dataset_id and job_id"),
+        (("--set", "training.max_steps=2", "--seed", "-1"), "--seed: must be an integer in [0, 2147483648), got -1"),
     ],
 )
 def test_a_value_that_the_spec_refuses_is_named_as_it_was_written(
-    madpo: Command, closed: str, arguments: tuple[str, ...], message: str
+    madpo: Command, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = madpo("--server", closed, "train", "policy", *GIVEN, *arguments)
+    done = madpo("train", "policy", *GIVEN, *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
@@ -253,20 +266,101 @@ def test_a_value_that_the_spec_refuses_is_named_as_it_was_written(
         ("traning: {epochs: 1}", "{file}: policy_training has no field traning; did you mean training?"),
         (
             "training: {epochs: 0}",
-            "model in {file}: Field required; dataset in {file}: Field required; training.epochs in",
+            "model in {file}: must be given; dataset in {file}: must be given; training.epochs in {file}: must be",
         ),
-        (f"model: {MODEL}\ndataset: pairs", "dataset.dataset_id in {file}: String should match pattern"),
+        (f"model: {MODEL}\ndataset: pairs", "dataset in {file}: must be a DATASET_ID, got 'pairs'"),
+        (f"model: {MODEL}\ndataset_id: pairs", "dataset in {file}: must be a DATASET_ID, got 'pairs'"),
+        (f"model: {{id: x}}\ndataset: {DATASET}", "{file}: policy_training has no field model.id"),
         (f"model: {MODEL}\ndataset: {DATASET}\nmodel: x", "{file} is no YAML: line 3: model is given twice"),
     ],
 )
 def test_a_wrong_field_of_a_file_is_named_with_the_file(
-    madpo: Command, closed: str, tmp_path: Path, content: str, message: str
+    madpo: Command, tmp_path: Path, content: str, message: str
 ) -> None:
     file = tmp_path / "spec.yaml"
     file.write_text(content)
-    done = madpo("--server", closed, "job", "create", "policy_training", "--spec", str(file))
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith(f"error: {message.format(file=file)}")
+    done = madpo("job", "create", "policy_training", "--spec", str(file))
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith("error: ")) == (1, True)
+    assert f"error: {message.format(file=file)}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            ("job", "create", "evaluation", "--set", "model=x"),
+            "model: must be a MODEL_ID, a JOB_ID or JOB_ID@STEP, got",
+        ),
+        (("evaluate", "--model", MODEL, "--prompts", "x"), "--prompts: must be a DATASET_ID, got 'x'"),
+        (
+            ("evaluate", "--model", MODEL, "--prompts", DATASET, "--baseline", "x"),
+            "--baseline: must be a JOB_ID, got 'x'",
+        ),
+        (
+            ("evaluate", "--model", MODEL, "--prompts", DATASET, "--temperature", "11"),
+            "--temperature: must be a number in (0, 10], got 11",
+        ),
+        (("calibrate", "--eval-dataset", "x"), "--eval-dataset: must be a DATASET_ID, got 'x'"),
+        (("calibrate", "--dataset", "x"), "--dataset: must be a DATASET_ID, got 'x'"),
+        (
+            ("calibrate", "--dataset", DATASET, "--training-dataset", "x"),
+            "--training-dataset: must be a DATASET_ID, got",
+        ),
+        (("dataset", "check", DATASET, "--model", "dir"), "--model: must be a MODEL_ID, a JOB_ID or JOB_ID@STEP, got"),
+        (
+            ("dataset", "check", DATASET, "--model", MODEL, "--eval-dataset", "x"),
+            "--eval-dataset: must be a DATASET_ID",
+        ),
+        (("dataset", "check", DATASET, "--model", MODEL, "--max-tokens", "1"), "--max-tokens: must be an integer >= 2"),
+        (("dataset", "check", "rows.jsonl", "--model", "dir", "--overlong", "cut"), "--overlong: must be error, drop,"),
+    ],
+)
+def test_every_command_about_a_job_looks_at_its_spec_before_it_looks_for_a_gateway(
+    madpo: Command, command: tuple[str, ...], message: str
+) -> None:
+    done = madpo(*command)
+    assert (done.returncode, message in done.stderr) == (1, True), done.stderr
+    assert "gateway" not in done.stderr
+
+
+def test_a_spec_that_is_right_needs_a_gateway(madpo: Command) -> None:
+    assert "no madpo gateway is known" in madpo("train", "reward", *GIVEN).stderr
+
+
+def test_old_names_of_a_calibration_are_told_one_by_one(
+    session: RecordingSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked(session, "calibrate", "--dataset", HELD_OUT)
+    assert caplog.messages == [
+        "--dataset for the held-out pairs is deprecated and goes with the next version: write --eval-dataset"
+    ]
+    caplog.clear()
+    asked(session, "calibrate", "--eval-dataset", HELD_OUT, "--training-dataset", DATASET)
+    assert caplog.messages == ["--training-dataset is deprecated and goes with the next version: write --dataset"]
+
+
+def test_a_check_leaves_to_the_spec_what_is_not_given(session: RecordingSession) -> None:
+    command = ("dataset", "check", DATASET, "--model", JOB_ID)
+    CliRunner().invoke(app, [*command])
+    CliRunner().invoke(app, [*command, "--max-tokens", "64", "--overlong", "drop"])
+
+    (_, default, _), (_, given, _) = session.gateway.requests[-2:]
+    assert default == {"dataset": DATASET_REF, "model": {"job_id": JOB_ID, "step": None}}
+    assert given == {**default, "max_tokens": 64, "overlong": "drop"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (("--model", "x", "policy"), "madpo train policy --model x"),
+        (("--model", "x", "reward", "--name", "a b"), "madpo train reward --model x --name 'a b'"),
+        (("--model", "x"), "madpo train KIND --model x"),
+    ],
+)
+def test_options_before_the_kind_are_told_where_they_stand_now(madpo: Command, old: tuple[str, ...], new: str) -> None:
+    done = madpo("train", *old)
+    assert (done.returncode, f"options stand behind the kind: {new}" in said(done)) == (2, True), done.stderr
+    assert "supervised" in madpo("train", "--help").stdout
 
 
 def test_a_part_of_what_the_file_gives_as_text_cannot_be_set(madpo: Command, closed: str, tmp_path: Path) -> None:
@@ -323,11 +417,18 @@ def test_a_listed_default_is_a_value(madpo: Command) -> None:
             ("train", "policy"),
             ("--learning-rate number > 0 Peak learning rate. [default: 1e-05]", "--method text", "[required]",
              "--precision fp32 or bf16", "--lora-rank integer >= 1 Train low-rank adapters of this rank. --checkpoint",
-             "--param NAME=VALUE", "--set FIELD=VALUE", "`madpo job fields policy_training` lists all fields"),
+             "leave them out, or cut the prompt's beginning or the responses' end. [default: error]",
+             "a dataset as DATASET_ID. `madpo job fields", "--param NAME=VALUE", "--set FIELD=VALUE",
+             "`madpo job fields policy_training` lists all fields"),
             ("null", "--pairs"),
         ),
         (("train", "reward"), ("--model model (causal_lm, reward) The model to start from",), ("--method", "--param")),
-        (("evaluate",), ("--samples integer in [1, 64]", "[default: [1.0]]", "--baseline JOB_ID"), ("--pairs",)),
+        (
+            ("evaluate",),
+            ("--samples integer in [1, 64]", "--temperature number in (0, 10] S", "[1.0]]", "--baseline JOB_ID"),
+            ("--pairs",),
+        ),
+        (("dataset", "check"), ("--max-tokens integer >= 2", "[default: 1024]", "[default: error]"), ("lists all",)),
         (("calibrate",), ('--temperature number > 0 or "fit"', "--eval-dataset"), ("--training-dataset",)),
     ],
 )  # fmt: skip

@@ -1,0 +1,79 @@
+"""What is wrong with a spec, in the words of those who write one."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from madpo.errors import FieldViolation, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+    from madpo.jobs.base import Spec
+    from madpo.jobs.fields import SpecField
+
+_OURS = "Value error, "
+"""How pydantic begins the messages that are the specs' own."""
+
+
+def checked_spec(spec: "type[Spec]", given: Mapping[str, Any], *, path: str) -> dict[str, Any]:
+    """The JSON form of a spec in its own words: new names, and references that are no text.
+
+    Raises:
+        InvalidArgumentError: With one violation per wrong field, under `path`.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return spec.model_validate(given).model_dump(mode="json", exclude_unset=True)
+    except ValidationError as error:
+        # A reference that is given as text may be wrong in several of its parts.
+        found = dict.fromkeys(_violations(spec, given, error))
+        raise InvalidArgumentError.of(
+            [FieldViolation(f"{path}.{each.field}".removesuffix("."), each.description) for each in found]
+        ) from error
+
+
+def _violations(spec: "type[Spec]", given: Mapping[str, Any], error: "ValidationError") -> Iterator[FieldViolation]:
+    from madpo.jobs.fields import fields_of, is_reference
+
+    fields: dict[str, SpecField] = {}
+    for each in fields_of(spec):
+        fields[each.name] = each
+        if each.part is not None and is_reference(each.part):
+            fields |= {part.name: part for part in fields_of(each.part, prefix=f"{each.name}.")}
+    for detail in error.errors(include_url=False):
+        names = [str(name) for name in detail["loc"]]
+        path, value = _written_at(spec, given, names)
+        if path == names:
+            value = detail["input"]
+        field = fields.get(".".join(path)) or fields.get(".".join(path[:-1]))
+        name = ".".join(path)
+        yield FieldViolation(name, _describe(detail, field, value, is_item=field is not None and field.name != name))
+
+
+def _written_at(spec: "type[Spec]", given: Mapping[str, Any], names: list[str]) -> tuple[list[str], Any]:
+    """As much of the way to a field as was written down, and what was: text stands for a whole reference."""
+    place: Any = given
+    for index, name in enumerate(names):
+        if isinstance(place, str):
+            return names[:index], place
+        if not isinstance(place, Mapping):
+            break
+        old = next((old for old, new in spec.renamed.items() if index == 0 and new == name and old in place), name)
+        place = place.get(name, place.get(old))
+    return names, place
+
+
+def _describe(detail: "ErrorDetails", field: "SpecField | None", value: Any, *, is_item: bool) -> str:
+    from madpo.jobs.catalogue import expected
+
+    if detail["type"] == "missing":
+        return "must be given"
+    if detail["type"] == "extra_forbidden":
+        return "there is no such field"
+    if detail["type"] == "value_error" or field is None:
+        text = detail["msg"].removeprefix(_OURS)
+    else:
+        text = f"must be {expected(field, is_item=is_item)}"
+    return text if isinstance(value, Mapping) else f"{text}, got {value!r:.80}"
