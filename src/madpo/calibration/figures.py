@@ -3,6 +3,7 @@
 A margin is the chosen minus the rejected reward in reward-model logits, so a positive one agrees with the label.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,14 +89,16 @@ def fit_temperature(margins: ArrayLike) -> Temperature:
     low, high = -np.log(_MAX_TEMPERATURE), -np.log(_MIN_TEMPERATURE)
     if rises(low):
         return Temperature(_MAX_TEMPERATURE, _MAX_TEMPERATURE, None, fitted=False)
-    if not rises(high):
+    # Without a pair ordered wrongly the loss falls for ever; far out its slope is too small to be told from 0.
+    if (margins >= 0).all() or not rises(high):
         return Temperature(_MIN_TEMPERATURE, 0.0, _MIN_TEMPERATURE, fitted=False)
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if rises(middle) else (middle, high)
     inverse = float(np.exp((low + high) / 2))
     probability = _sigmoid(inverse * margins)
-    half_width = _Z / float(np.sqrt((margins**2 * probability * (1 - probability)).sum()))
+    information = float((margins**2 * probability * (1 - probability)).sum())
+    half_width = _Z / math.sqrt(information) if information > 0 else math.inf
     return Temperature(
         1 / inverse,
         1 / (inverse + half_width),

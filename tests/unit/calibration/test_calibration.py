@@ -83,6 +83,35 @@ def test_the_report_states_accuracy_with_ties_as_half_and_the_loss():
     assert report["pairs"] == 4
 
 
+@pytest.mark.parametrize(
+    "margins",
+    [
+        [1.9, 2.0, 30.0],  # at the coldest temperature sigmoid(margin / 0.05) is 1, to the last bit
+        [5.0, 5.0],
+        [0.0, 4.0],
+        [1e6, 2e6],
+        [-1e-18, 1000.0],
+        [-50.0, 1e4],
+        [-1e6, -2.0],
+        [0.0, 0.0],
+        [3.0],
+        [-3.0],
+    ],
+)
+def test_a_temperature_is_found_or_refused_for_margins_of_any_size(margins):
+    fitted = fit_temperature(margins)
+
+    assert 0.05 <= fitted.value <= 20
+    assert 0 <= fitted.low <= fitted.value
+    assert fitted.high is None or fitted.high >= fitted.value
+    assert fitted.fitted is False or min(margins) < 0 < max(margins)
+
+
+def test_a_reward_model_that_orders_every_held_out_pair_far_apart_has_a_report():
+    report = reward_report([9.0, 8.0, 7.5], [1.0, 0.5, -2.0])
+    assert (report["accuracy"], report["temperature"]) == (1.0, 0.05)
+
+
 @pytest.mark.parametrize("method", ["madpo", "madpo_posterior"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_a_quantile_is_numpys_over_the_training_margins(method, temperature):
