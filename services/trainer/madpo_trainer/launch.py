@@ -21,7 +21,9 @@ def main(workspace: Path) -> None:
     """Run the ranks of this host to their end; exits with torchrun's code."""
     watch_lifeline(workspace)
     arguments = torchrun_arguments(load_settings(TrainerSettings), gpus=torch.cuda.device_count())
-    torchrun.main([*arguments, "-m", "madpo_trainer.run", str(workspace)])
+    # Its logs would else stay in the temporary folder, which is memory in a container.
+    logs = ["--log-dir", str(workspace / "torchrun")]
+    torchrun.main([*arguments, *logs, "-m", "madpo_trainer.run", str(workspace)])
 
 
 def torchrun_arguments(settings: TrainerSettings, *, gpus: int) -> list[str]:

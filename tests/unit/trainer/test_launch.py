@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from madpo.config import load_settings
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.worker.service import WorkerService
+from madpo_trainer import launch
 from madpo_trainer.follower import FollowerService
 from madpo_trainer.launch import torchrun_arguments
 from madpo_trainer.service import build
@@ -65,3 +66,16 @@ def test_host_0_serves_the_queue_and_the_others_follow():
     hosts = [build(settings(nnodes=2, node_rank=rank, **MASTER), CollectorRegistry()) for rank in (0, 1)]
 
     assert [type(host) for host in hosts] == [WorkerService, FollowerService]
+
+
+def test_what_torchrun_writes_goes_with_the_workspace(tmp_path, monkeypatch):
+    started = []
+    for name in ("STORE_URL", "REDIS_URL", "WORKSPACE"):
+        monkeypatch.setenv(f"MADPO_TRAINER_{name}", "redis://127.0.0.1:1/0" if name == "REDIS_URL" else "file:///none")
+    monkeypatch.setattr(launch, "watch_lifeline", lambda workspace: None)
+    monkeypatch.setattr(launch.torchrun, "main", started.extend)
+
+    launch.main(tmp_path)
+
+    assert started[started.index("--log-dir") + 1] == str(tmp_path / "torchrun")
+    assert started[-3:] == ["-m", "madpo_trainer.run", str(tmp_path)]
