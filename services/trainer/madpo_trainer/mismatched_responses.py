@@ -37,7 +37,7 @@ class Mismatched:
         places = {row: place for place, row in enumerate(batch)}
         partners = (_partner(batch, places[row], self._rows, max_tokens=self._max_tokens) for row in rows)
         return [
-            ResponseGroup(self._rows[row].prompt_ids, (_chosen(self._rows[partner]),))
+            self._rows[partner].chosen._replace(prompt_ids=self._rows[row].prompt_ids)
             for row, partner in zip(rows, partners, strict=True)
         ]
 
@@ -59,13 +59,9 @@ def _partner(batch: Sequence[int], place: int, rows: Sequence[PolicyRow], *, max
     room = max_tokens - len(rows[row].prompt_ids)
     after: list[int] = [*batch[place + 1 :], *batch[:place], *range(row + 1, len(rows)), *range(row)]
     for other in after:
-        if other != row and len(_chosen(rows[other])) <= room:
+        if other != row and len(rows[other].chosen.responses[0]) <= room:
             return other
     raise InvalidPairError(
         f"row {rows[row].pair.row}: no chosen response of another row fits behind its prompt within "
         f"training.max_tokens={max_tokens} (raise max_tokens, or remove this row)"
     )
-
-
-def _chosen(row: PolicyRow) -> list[int]:
-    return row.responses[row.chosen_and_rejected[0]]

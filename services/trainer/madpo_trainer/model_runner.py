@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from madpo.data.collate import collate_responses
-from madpo.data.tokenize import Encoded
 from madpo.jobs.training import TrainingParameters
 from madpo.models.load import inner_model, reward_scores
 from madpo.models.logps import ResponseGroup, ResponseLogps, padded_logps
@@ -119,7 +118,7 @@ def choose_layout(model: Any, parameters: TrainingParameters, *, needs_head: boo
 
 
 def _padded_scores(model: Any, groups: Sequence[ResponseGroup]) -> Tensor:
-    rows = [Encoded(list(group.prompt_ids), list(ids)) for group in groups for ids in group.responses]
+    rows = [sequence for group in groups for sequence in group.sequences]
     pad_id = inner_model(model).config.get_text_config().pad_token_id or 0
     batch = collate_responses(rows, pad_id=pad_id).to(next(model.parameters()).device)
     return reward_scores(model, batch.input_ids, batch.attention_mask)

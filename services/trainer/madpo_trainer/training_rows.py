@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
+from madpo.data.loss_mask import LossMask
 from madpo.data.overlong import fit, length
 from madpo.data.tokenize import Encoded
 from madpo.errors import InvalidPairError
@@ -44,15 +45,27 @@ class PolicyRow:
     """Of the list's responses, higher is better; none for a pair."""
     gold_ids: list[int] | None = None
     """Tokens of the gold response, where it is asked for."""
+    masks: tuple[LossMask, ...] = ()
+    """Which tokens of each response count; none where all of all do."""
+    gold_mask: LossMask = ()
 
     @property
     def group(self) -> ResponseGroup:
         """The responses behind their prompt, without the gold one."""
-        return ResponseGroup(self.prompt_ids, self.responses)
+        return ResponseGroup(self.prompt_ids, self.responses, self.masks)
+
+    @property
+    def chosen(self) -> ResponseGroup:
+        """The chosen response alone behind the prompt."""
+        place = self.chosen_and_rejected[0]
+        return ResponseGroup(self.prompt_ids, (self.responses[place],), self.masks[place : place + 1])
 
     def asked(self, *, gold: bool) -> ResponseGroup:
         """The responses behind their prompt, and behind them the gold one where it is wanted."""
-        return ResponseGroup(self.prompt_ids, (*self.responses, self.gold_ids or ())) if gold else self.group
+        if not gold:
+            return self.group
+        masks = (*(self.masks or [()] * len(self.responses)), self.gold_mask)
+        return ResponseGroup(self.prompt_ids, (*self.responses, self.gold_ids or ()), masks)
 
 
 @dataclass(slots=True)
@@ -123,7 +136,7 @@ class TrainingRows:
             InvalidPairError: Rows are longer than `max_tokens`, and `overlong` is `error`; or none is left.
         """
         return [
-            (row, Encoded(ids.prompt_ids, ids.responses[0]))
+            (row, ids.sequence(0))
             for row, ids in self._fitted(dataset_id, lambda row, ids: ids)
             if isinstance(row, Completion)
         ]
@@ -131,8 +144,8 @@ class TrainingRows:
     def pairs(self, dataset_id: str | None) -> list[EncodedPair]:
         """The rows of a preference dataset; none without an id. Raises as `completions` does."""
         return [
-            (row, Encoded(ids.prompt_ids, ids.responses[0]), Encoded(ids.prompt_ids, ids.responses[1]))
-            for row, ids in self._fitted(dataset_id, lambda row, ids: replace(ids, responses=ids.responses[:2]))
+            (row, ids.sequence(0), ids.sequence(1))
+            for row, ids in self._fitted(dataset_id, lambda row, ids: ids.only((0, 1)))
             if isinstance(row, PreferencePair)
         ]
 
@@ -150,11 +163,10 @@ class TrainingRows:
 
         def choose(row: DatasetRow, ids: EncodedRow) -> EncodedRow:
             if isinstance(row, ResponseList):
-                best, worst = row.best_and_worst
-                return ids if lists else replace(ids, responses=(ids.responses[best], ids.responses[worst]))
+                return ids if lists else ids.only(row.best_and_worst)
             if gold and len(ids.responses) < 3:
                 raise InvalidPairError(f"row {row.row}.gold is missing (give every row a gold response)")
-            return ids if gold else replace(ids, responses=ids.responses[:2])
+            return ids if gold else ids.only((0, 1))
 
         return [_policy_row(row, ids, lists=lists) for row, ids in self._fitted(dataset_id, choose)]
 
@@ -224,8 +236,19 @@ def token_count(*sequences: Encoded) -> int:
 
 def _policy_row(row: DatasetRow, ids: EncodedRow, *, lists: bool) -> PolicyRow:
     if isinstance(row, ResponseList) and lists:
-        return PolicyRow(row.list_id, row.as_pair(), ids.prompt_ids, ids.responses, row.best_and_worst, row.scores)
+        best_and_worst = row.best_and_worst
+        return PolicyRow(
+            row.list_id, row.as_pair(), ids.prompt_ids, ids.responses, best_and_worst, row.scores, masks=ids.masks
+        )
     pair = row.as_pair() if isinstance(row, ResponseList) else row
     assert isinstance(pair, PreferencePair)
-    chosen, rejected, *rest = ids.responses
-    return PolicyRow(pair.pair_id, pair, ids.prompt_ids, (chosen, rejected), gold_ids=rest[0] if rest else None)
+    two, has_gold = ids.only((0, 1)), len(ids.responses) > 2
+    return PolicyRow(
+        pair.pair_id,
+        pair,
+        ids.prompt_ids,
+        two.responses,
+        gold_ids=ids.responses[2] if has_gold else None,
+        masks=two.masks,
+        gold_mask=ids.mask(2) if has_gold else (),
+    )

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from madpo.data.loss_mask import counted_places
 from madpo.data.tokenize import Encoded
 
 
@@ -19,7 +20,7 @@ class ResponseBatch:
     attention_mask: Tensor
     """int64, 1 on tokens."""
     response_mask: Tensor
-    """bool, True on the response's tokens."""
+    """bool, True on the response's tokens that count."""
 
     @property
     def size(self) -> int:
@@ -65,5 +66,6 @@ def _pad(rows: Sequence[Encoded], *, pad_id: int) -> tuple[Tensor, Tensor, Tenso
     for index, row in enumerate(rows):
         input_ids[index, : len(row)] = torch.tensor(row.prompt_ids + row.response_ids)
         attention_mask[index, : len(row)] = 1
-        response_mask[index, len(row.prompt_ids) : len(row)] = True
+        counted = torch.tensor(counted_places(row.mask, len(row.response_ids)), dtype=torch.int64)
+        response_mask[index, len(row.prompt_ids) + counted] = True
     return input_ids, attention_mask, response_mask

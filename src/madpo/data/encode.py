@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
-from madpo.data.tokenize import encode_texts, finish_prompt, finish_response, render_chat, split
+from madpo.data.assistant_turns import assistant_spans, turn_mask
+from madpo.data.loss_mask import LossMask
+from madpo.data.tokenize import Encoded, encode_texts, finish_prompt, finish_response, render_chat, split
 from madpo.errors import InvalidPairError
 from madpo.types import Completion, Content, DatasetRow, PreferencePair, ResponseList
 
@@ -19,6 +22,21 @@ class EncodedRow:
     row: int
     prompt_ids: list[int]
     responses: tuple[list[int], ...]
+    masks: tuple[LossMask, ...] = ()
+    """Which tokens of each response count; none where all of all do."""
+
+    def mask(self, place: int) -> LossMask:
+        """Of the response at a place."""
+        return self.masks[place] if self.masks else ()
+
+    def sequence(self, place: int) -> Encoded:
+        """The prompt with the response at a place."""
+        return Encoded(self.prompt_ids, self.responses[place], self.mask(place))
+
+    def only(self, places: Sequence[int]) -> Self:
+        """The row with some of its responses."""
+        masks = tuple(self.masks[place] for place in places) if self.masks else ()
+        return type(self)(self.row, self.prompt_ids, tuple(self.responses[place] for place in places), masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +45,9 @@ class RenderedRow:
 
     prompt: str = ""
     sequences: tuple[str, ...] = ()
+    spans: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Of each sequence, where the assistant's turns of its response are, in characters; none where the response is one
+    turn."""
 
 
 Outcome = EncodedRow | InvalidPairError
@@ -48,6 +69,8 @@ def row_responses(row: DatasetRow) -> tuple[Content, ...]:
 def encode_rows(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[DatasetRow]) -> list[tuple[Outcome, RenderedRow]]:
     """Ids of rows, the same as `encode_prompt` and `encode_response` give, and the text of those with messages.
 
+    Of a response of several turns the tokens of the assistant's count: what it says, and the end of its turn.
+
     Raises:
         InvalidArgumentError: Messages, but the tokenizer has no chat template.
     """
@@ -65,7 +88,9 @@ def encode_rows(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[DatasetRow]
     plain.encode()
     marked.encode()
     return [
-        (chat, RenderedRow()) if isinstance(chat, InvalidPairError) else (_outcome(tokenizer, row, plain, marked), chat)
+        (chat, RenderedRow())
+        if isinstance(chat, InvalidPairError)
+        else (_outcome(tokenizer, row, chat, plain, marked), chat)
         for row, chat in zip(rows, rendered, strict=True)
     ]
 
@@ -91,20 +116,23 @@ def _render(tokenizer: "PreTrainedTokenizerBase", row: DatasetRow) -> RenderedRo
     if isinstance(row.prompt, str):
         return RenderedRow()
     try:
-        prompt = render_chat(tokenizer, row.prompt, row.options, add_generation_prompt=True)
-        return RenderedRow(
-            prompt,
-            tuple(
-                render_chat(tokenizer, (*row.prompt, *response), row.options, add_generation_prompt=False)
-                for response in row_responses(row)
-                if not isinstance(response, str)
-            ),
-        )
+        render = partial(render_chat, tokenizer, options=row.options)
+        prompt = render(row.prompt, add_generation_prompt=True)
+        wholes = [(*row.prompt, *response) for response in row_responses(row) if not isinstance(response, str)]
+        sequences = [render(messages, add_generation_prompt=False) for messages in wholes]
+        first = len(row.prompt)
+        spans = [
+            tuple(assistant_spans(render, messages, first, text)) if len(messages) > first + 1 else ()
+            for messages, text in zip(wholes, sequences, strict=True)
+        ]
+        return RenderedRow(prompt, tuple(sequences), tuple(spans))
     except InvalidPairError as error:
         return _named(row, error)
 
 
-def _outcome(tokenizer: "PreTrainedTokenizerBase", row: DatasetRow, plain: _Queue, marked: _Queue) -> Outcome:
+def _outcome(
+    tokenizer: "PreTrainedTokenizerBase", row: DatasetRow, chat: RenderedRow, plain: _Queue, marked: _Queue
+) -> Outcome:
     count = len(row_responses(row))
     if isinstance(row.prompt, str):
         prompt_ids = finish_prompt(tokenizer, marked.take())
@@ -112,9 +140,21 @@ def _outcome(tokenizer: "PreTrainedTokenizerBase", row: DatasetRow, plain: _Queu
     prompt_ids, *sequences = (plain.take() for _ in range(1 + count))
     try:
         responses = tuple(split(tokenizer, prompt_ids, ids).response_ids for ids in sequences)
+        masks = tuple(_mask(tokenizer, chat, place, behind=len(prompt_ids)) for place in range(count))
     except InvalidPairError as error:
         return _named(row, error)
-    return EncodedRow(row.row, prompt_ids, responses)
+    return EncodedRow(row.row, prompt_ids, responses, masks if any(masks) else ())
+
+
+def _mask(tokenizer: "PreTrainedTokenizerBase", chat: RenderedRow, place: int, *, behind: int) -> LossMask:
+    """The mask of a sequence's tokens behind its prompt's."""
+    if not chat.spans[place]:
+        return ()
+    encoding = tokenizer.backend_tokenizer.encode(chat.sequences[place], add_special_tokens=False)
+    mask = turn_mask(encoding.offsets[behind:], chat.spans[place])
+    if mask[:1] == (0,) and len(mask) == 2:
+        raise InvalidPairError("no token of the response is an assistant's")
+    return mask
 
 
 def _named(row: DatasetRow, error: InvalidPairError) -> InvalidPairError:

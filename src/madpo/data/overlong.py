@@ -1,8 +1,10 @@
 """What becomes of rows that are longer than a training allows."""
 
+from dataclasses import replace
 from typing import get_args
 
 from madpo.data.encode import EncodedRow
+from madpo.data.loss_mask import counted_tokens, cut_mask
 from madpo.jobs.training import Overlong
 
 POLICIES: tuple[Overlong, ...] = get_args(Overlong)
@@ -18,7 +20,7 @@ def fit(row: EncodedRow, max_tokens: int, overlong: Overlong, *, bos_id: int | N
 
     `truncate_prompt` keeps the end of the prompt, which the responses answer, and its BOS; every response stays whole.
     `truncate_response` keeps the prompt whole and at least one token of every response; what was cut has no EOS, so no
-    end is learned where there was none. Responses that become equal say nothing any more.
+    end is learned where there was none. Responses that become equal, or of which no token counts, say nothing any more.
 
     Args:
         row: Of any length.
@@ -30,13 +32,19 @@ def fit(row: EncodedRow, max_tokens: int, overlong: Overlong, *, bos_id: int | N
         return row
     if overlong == "truncate_prompt":
         room = max_tokens - max(map(len, row.responses), default=0)
-        return EncodedRow(row.row, _end_of_prompt(row.prompt_ids, room, bos_id), row.responses) if room >= 1 else None
+        return replace(row, prompt_ids=_end_of_prompt(row.prompt_ids, room, bos_id)) if room >= 1 else None
     if overlong == "truncate_response":
-        room = max_tokens - len(row.prompt_ids)
-        responses = tuple(ids[:room] for ids in row.responses) if room >= 1 else ()
-        is_informative = len(set(map(tuple, responses))) == len(set(map(tuple, row.responses)))
-        return EncodedRow(row.row, row.prompt_ids, responses) if responses and is_informative else None
+        return _cut_responses(row, max_tokens - len(row.prompt_ids))
     return None
+
+
+def _cut_responses(row: EncodedRow, room: int) -> EncodedRow | None:
+    responses = tuple(ids[:room] for ids in row.responses) if room >= 1 else ()
+    masks = tuple(cut_mask(mask, room) for mask in row.masks)
+    cut = replace(row, responses=responses, masks=masks if any(masks) else ())
+    counts = all(counted_tokens(cut.mask(place), len(ids)) for place, ids in enumerate(responses))
+    is_informative = len(set(map(tuple, responses))) == len(set(map(tuple, row.responses)))
+    return cut if responses and counts and is_informative else None
 
 
 def _end_of_prompt(ids: list[int], room: int, bos_id: int | None) -> list[int]:

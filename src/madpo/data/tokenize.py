@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from madpo.data.loss_mask import LossMask, counted_tokens
 from madpo.errors import InvalidArgumentError, InvalidPairError
 from madpo.types import NO_OPTIONS, ChatOptions, Content, Message, content_to_json
 
@@ -19,6 +20,13 @@ class Encoded:
 
     prompt_ids: list[int]
     response_ids: list[int]
+    mask: LossMask = ()
+    """Which of the response's tokens count, where not all do."""
+
+    @property
+    def counted(self) -> int:
+        """Number of response tokens that count."""
+        return counted_tokens(self.mask, len(self.response_ids))
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
@@ -74,7 +82,8 @@ def encode_response(
     """Token ids of a prompt and a response, both text or both messages.
 
     A text response ends with EOS, appended where the text does not bring it; for messages the chat template alone
-    decides. The response is never empty, nothing is truncated. `prompt_ids` are those of `encode_prompt`, where they
+    decides. The response is never empty, nothing is truncated; which tokens of several turns count is for
+    `madpo.data.encode.encode_rows` to say. `prompt_ids` are those of `encode_prompt`, where they
     are known already.
 
     Raises:
@@ -110,6 +119,12 @@ def split(tokenizer: "PreTrainedTokenizerBase", prompt_ids: list[int], ids: list
     if len(ids) == len(prompt_ids):
         raise InvalidPairError("the chat template renders nothing for the response")
     return Encoded(prompt_ids, ids[len(prompt_ids) :])
+
+
+def shared_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many elements two sequences have in common before they part."""
+    shortest = min(len(first), len(second))
+    return next((index for index in range(shortest) if first[index] != second[index]), shortest)
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -177,7 +192,7 @@ def render_chat(
 
 
 def _prefix_mismatch(tokenizer: Any, prompt_ids: list[int], ids: list[int]) -> str:
-    same = next((i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), len(ids))
+    same = shared_length(prompt_ids, ids)
     before, expected, found = (
         tokenizer.decode(part)
         for part in (ids[max(0, same - 8) : same], prompt_ids[same : same + 8], ids[same : same + 8])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from madpo.data.collate import collate_responses
+from madpo.data.loss_mask import LossMask, counted_tokens
 from madpo.data.tokenize import Encoded
 
 
@@ -21,13 +22,32 @@ class ResponseGroup(NamedTuple):
 
     prompt_ids: Sequence[int]
     responses: Sequence[Sequence[int]]
+    masks: Sequence[LossMask] = ()
+    """Which tokens of each response count; none where all of all do."""
+
+    @property
+    def sequences(self) -> list[Encoded]:
+        """The prompt with each response."""
+        prompt_ids = list(self.prompt_ids)
+        return [Encoded(prompt_ids, list(ids), mask) for ids, mask in self.masked]
+
+    @property
+    def masked(self) -> list[tuple[Sequence[int], LossMask]]:
+        """Each response with its mask."""
+        return list(zip(self.responses, self.masks or [()] * len(self.responses), strict=True))
+
+    @property
+    def counted(self) -> list[int]:
+        """Number of tokens of each response that count."""
+        return [counted_tokens(mask, len(ids)) for ids, mask in self.masked]
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseLogps:
     """Log-probs of R responses: all of the first group in their order, then those of the second, and so on.
 
-    In nats and float32 or better, whatever the model computes in.
+    Response tokens are those that count, by the masks of the groups. In nats and float32 or better, whatever the model
+    computes in.
     """
 
     token_logps: Tensor
@@ -84,13 +104,13 @@ class TokenRows(Protocol):
 
     @property
     def response_mask(self) -> Tensor:
-        """True on the response's tokens."""
+        """True on the response's tokens that count."""
         ...
 
 
 def padded_logps(model: Any, groups: Sequence[ResponseGroup], *, vocabulary: bool = False) -> ResponseLogps:
     """Each response a row of its own behind its prompt, padded to the longest. A `LogpsFunction`."""
-    rows = [Encoded(list(group.prompt_ids), list(ids)) for group in groups for ids in group.responses]
+    rows = [sequence for group in groups for sequence in group.sequences]
     # Padding is masked, so any id will do.
     batch = collate_responses(rows, pad_id=0).to(next(model.parameters()).device)
     return row_logps(model, batch, vocabulary=vocabulary)

@@ -5,7 +5,8 @@ with long rows (`overlong`, `max_tokens`) is not part of the name: ids are kept 
 read, which costs next to nothing, so that one file serves all lengths and policies.
 
 Parquet, one row for each of the dataset in its order: row (int64), prompt_ids (list of int32), responses (list of lists
-of int32), in the order of `madpo.data.encode.row_responses`.
+of int32), in the order of `madpo.data.encode.row_responses`, and their masks (list of lists of int32, as
+`madpo.data.loss_mask` has them; null where all tokens of all responses count).
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from madpo.storage import bundle, documents, keys
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORM = 1
+_FORM = 2
 """Counts up when the same rows get other ids, or the files another form."""
 
 _PART_ROWS = 20_000
@@ -38,6 +39,7 @@ _SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("responses", pa.list_(pa.list_(pa.int32()))),
+        ("masks", pa.list_(pa.list_(pa.int32()))),
     ]
 )
 
@@ -113,9 +115,10 @@ def _table(rows: list[EncodedRow]) -> pa.Table:
         [row.row for row in rows],
         [row.prompt_ids for row in rows],
         [list(row.responses) for row in rows],
+        [[list(mask) for mask in row.masks] or None for row in rows],
     ]
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
 
 
-def _encoded(row: int, prompt_ids: list[int], responses: list[list[int]]) -> EncodedRow:
-    return EncodedRow(row, prompt_ids, tuple(responses))
+def _encoded(row: int, prompt_ids: list[int], responses: list[list[int]], masks: list[list[int]] | None) -> EncodedRow:
+    return EncodedRow(row, prompt_ids, tuple(responses), tuple(map(tuple, masks or ())))

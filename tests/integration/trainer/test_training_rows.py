@@ -140,6 +140,7 @@ def test_a_store_gives_back_the_tokens_it_was_given(
     monkeypatch.setattr(tokens, "_PART_ROWS", 4)
     store, tokenizer, dataset_id = TokenStore(object_store), make_toy_tokenizer(), "dataset-" + "1" * 32
     rows = [EncodedRow(n + 1, list(range(n)), tuple([n] * k for k in range(1, n % 3 + 1))) for n in range(10)]
+    rows.append(EncodedRow(11, [1], ([5, 6, 7], [8]), ((1, 1, 1), ())))
     assert not store.has(dataset_id, tokenizer)
 
     store.write(dataset_id, tokenizer, rows, scratch=tmp_path)

@@ -11,10 +11,11 @@ from madpo.models.logps import ResponseGroup, ResponseLogps, log_sum_p2, padded_
 PROMPT = [1, 6]
 GROUPS = [
     ResponseGroup(PROMPT, ([8, 9, 2], [10, 2])),
+    ResponseGroup(PROMPT, ([8, 9, 2, 4, 2], [10, 2]), ((1, 2, 2), ())),
     ResponseGroup([1], ([7, 2], [2], [5, 5, 5, 2])),
     ResponseGroup([1, 6, 3], ([2],)),
 ]
-"""Pairs, lists and single responses in one call."""
+"""Pairs, lists and single responses in one call; of one response the second and the third token do not count."""
 
 
 def tiny_policy(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
@@ -29,11 +30,14 @@ def tiny_policy(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
 def one_by_one(model: LlamaForCausalLM) -> list[list[tuple[float, float]]]:
     """Log-prob and log of the sum of squared probabilities, one response and one token at a time, without padding."""
     found = []
-    for prompt, responses in GROUPS:
-        for response in responses:
+    for group in GROUPS:
+        for response, mask in group.masked:
+            prompt = group.prompt_ids
             ids = [*prompt, *response]
             rows = []
             for position in range(len(prompt), len(ids)):
+                if mask and position - len(prompt) in (1, 2):
+                    continue
                 probabilities = model(torch.tensor([ids[:position]])).logits[0, -1].double().softmax(0)
                 rows.append((float(probabilities[ids[position]].log()), float(probabilities.square().sum().log())))
             found.append(rows)
@@ -46,7 +50,7 @@ def test_every_token_of_every_response_equals_scoring_it_alone() -> None:
     responses = padded_logps(model, GROUPS, vocabulary=True)
 
     expected = one_by_one(model)
-    assert responses.tokens.tolist() == [3, 2, 2, 1, 4, 1]
+    assert responses.tokens.tolist() == [3, 2, 3, 2, 2, 1, 4, 1]
     assert responses.log_sum_p2 is not None
     assert not responses.log_sum_p2.requires_grad
     found = zip(responses.token_logps.tolist(), responses.log_sum_p2.tolist(), strict=True)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from madpo.data.loss_mask import counted_places
 from madpo.data.order import Schedule
 from madpo.jobs.training import TrainingParameters
 from madpo.losses.method import Requirements
@@ -125,6 +127,34 @@ def test_single_tokens_beside_a_longer_gold_response(models, gold: bool):
                 getattr(batch, f"ref_{side}_token_logps")[position][mask],
                 alone(models[1], PAIRS[row].prompt_ids, ids)[1],
             )
+
+
+def test_tokens_that_do_not_count_are_read_and_left_out_of_sums_and_lengths(models):
+    masked = [replace(PAIRS[0], masks=((), (1, 1, 1))), replace(PAIRS[1], masks=((2, 1, 1), ()))]
+    needs = Requirements(reference=True, token_logps=True, mismatched=True)
+    schedule = Schedule(rows=2, batch_size=2, seed=0, total_rows=2)
+    mismatched = Mismatched(masked, schedule, max_tokens=9)
+
+    batch = maker(models, masked, needs).batch([0, 1], {})
+    (first, second) = mismatched.groups(0, schedule.batch(0))
+
+    counted = [row.counted for row in (masked[0].group, masked[1].group)]
+    assert counted == [[2, 2], [3, 1]]
+    for place, side in enumerate(("chosen", "rejected")):
+        assert getattr(batch, f"{side}_tokens").tolist() == [counts[place] for counts in counted]
+        for position, row in enumerate(masked):
+            _, token_logps, _ = alone(models[0], row.prompt_ids, row.responses[place])
+            kept = [token_logps[token] for token in counted_places(row.masks[place], len(token_logps))]
+            equal(getattr(batch, f"policy_{side}_logps")[position], sum(kept))
+            equal(getattr(batch, f"{side}_token_logps")[position][: len(kept)], kept)
+            equal(getattr(batch, f"ref_{side}_logps")[position], runner_logp(models[1], row, place))
+    assert sorted([first.masks, second.masks]) == [((),), ((2, 1, 1),)]
+
+
+def runner_logp(model, row: PolicyRow, place: int) -> float:
+    group = ResponseGroup(row.prompt_ids, (row.responses[place],), (row.masks[place],))
+    with torch.no_grad():
+        return float(padded_logps(model, [group]).logps)
 
 
 def test_lists_of_unequal_length(models):

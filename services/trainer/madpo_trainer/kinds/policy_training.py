@@ -243,6 +243,8 @@ class PolicyTraining:
         training = self._spec.training
         if training.overlong != "error":  # rows may be cut or gone, also for their gold response
             parts |= {"overlong": training.overlong, "max_tokens": training.max_tokens, "gold": gold}
+        if any(any(group.masks) for group in groups):
+            parts |= {"counted": "assistant turns"}
         digest = stored_reference.reference_digest(
             model=self._inputs.initial_model_id,
             tokenizer=tokenizer_sha256(self._inputs.tokenizer),

@@ -1,16 +1,15 @@
 """Supervised training: completions, and their negative log-likelihood."""
 
 from madpo.data.order import Schedule
-from madpo.models.logps import ResponseGroup
 from madpo.types import JobKind
 from madpo_trainer.kinds.base import TrainingInputs, TrainingKind
-from madpo_trainer.objectives.supervised import SupervisedObjective
+from madpo_trainer.objectives.supervised import SupervisedObjective, sequence_group
 
 
 def build(inputs: TrainingInputs) -> tuple[SupervisedObjective, Schedule]:
     """The objective over completions."""
     rows, held_out = inputs.read(inputs.rows.completions)
-    inputs.runner.prove_layout([ResponseGroup(each.prompt_ids, (each.response_ids,)) for _, each in rows])
+    inputs.runner.prove_layout([sequence_group(each) for _, each in rows])
     return SupervisedObjective(inputs.runner, rows=rows, held_out=held_out), inputs.schedule(len(rows))
 
 

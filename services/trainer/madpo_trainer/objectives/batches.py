@@ -58,7 +58,7 @@ class BatchMaker:
         return self._runner.logps(self._groups(rows), vocabulary=self._requirements.vocabulary)
 
     def _unknown(self, rows: Sequence[int]) -> ResponseLogps:
-        lengths = [len(ids) for group in self._groups(rows) for ids in group.responses]
+        lengths = [tokens for group in self._groups(rows) for tokens in group.counted]
         nothing = torch.full((sum(lengths),), torch.nan, device=self._runner.device)
         return ResponseLogps(nothing, torch.tensor(lengths, device=self._runner.device), nothing)
 

@@ -112,6 +112,6 @@ class RewardStep:
 
 
 def pair_group(pair: EncodedPair) -> ResponseGroup:
-    """Chosen and rejected response behind their prompt."""
+    """Chosen and rejected response behind their prompt; a reward is read off their end, so no mask matters."""
     _, chosen, rejected = pair
     return ResponseGroup(chosen.prompt_ids, (chosen.response_ids, rejected.response_ids))

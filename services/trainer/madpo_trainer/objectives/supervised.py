@@ -14,7 +14,7 @@ from madpo_trainer.training_rows import EncodedCompletion
 
 
 class SupervisedObjective:
-    """NLL per response token, averaged over the tokens of the global batch.
+    """NLL per response token that counts, averaged over those of the global batch.
 
     Args:
         runner: The model, and how it is run.
@@ -26,7 +26,7 @@ class SupervisedObjective:
         self, runner: ModelRunner, *, rows: Sequence[EncodedCompletion], held_out: Sequence[EncodedCompletion]
     ) -> None:
         self.runner, self._rows, self._held_out = runner, rows, [encoded for _, encoded in held_out]
-        self.lengths = [runner.micro_batches.length(_group(encoded)) for _, encoded in rows]
+        self.lengths = [runner.micro_batches.length(sequence_group(encoded)) for _, encoded in rows]
 
     @property
     def model(self) -> nn.Module:
@@ -37,7 +37,7 @@ class SupervisedObjective:
         """Nothing to prepare."""
 
     def begin(self, step: int, rows: Sequence[int]) -> "SupervisedStep":
-        """A step's denominator is the number of its response tokens."""
+        """A step's denominator is the number of its response tokens that count."""
         return SupervisedStep(self, rows)
 
     def idle(self) -> Tensor:
@@ -49,7 +49,9 @@ class SupervisedObjective:
         if not self._held_out:
             return {}
         with torch.no_grad():
-            sums = self.runner.ranks.map(self._sums, self.runner.split([_group(each) for each in self._held_out]))
+            sums = self.runner.ranks.map(
+                self._sums, self.runner.split([sequence_group(each) for each in self._held_out])
+            )
         logps, tokens = (sum(column) for column in zip(*sums, strict=True))
         return {"loss": -logps / tokens}
 
@@ -66,7 +68,7 @@ class SupervisedObjective:
 
     def logps(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         """Summed response log-probs [B] and token counts [B]."""
-        responses = self.runner.logps([_group(each) for each in encoded])
+        responses = self.runner.logps([sequence_group(each) for each in encoded])
         return responses.logps, responses.tokens
 
     def _sums(self, places: Sequence[int]) -> tuple[float, int]:
@@ -84,7 +86,7 @@ class SupervisedStep:
 
     def __init__(self, objective: SupervisedObjective, rows: Sequence[int]) -> None:
         self._objective, self._rows = objective, rows
-        self._tokens = sum(len(objective.row(index)[1].response_ids) for index in rows)
+        self._tokens = sum(objective.row(index)[1].counted for index in rows)
         self._nll = 0.0
         self._row_nll: dict[int, float] = {}
         """By place."""
@@ -107,5 +109,6 @@ class SupervisedStep:
         return [f"row {self._objective.row(self._rows[place])[0].row}" for place in ordered]
 
 
-def _group(encoded: Encoded) -> ResponseGroup:
-    return ResponseGroup(encoded.prompt_ids, (encoded.response_ids,))
+def sequence_group(encoded: Encoded) -> ResponseGroup:
+    """One response behind its prompt."""
+    return ResponseGroup(encoded.prompt_ids, (encoded.response_ids,), (encoded.mask,))

@@ -6,9 +6,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from madpo.data.check.report import Severity
-from madpo.data.check.row_texts import shared_length, turns
+from madpo.data.check.row_texts import turns
 from madpo.data.encode import EncodedRow, Outcome, RenderedRow, row_responses
-from madpo.data.tokenize import encode_texts, render_chat
+from madpo.data.tokenize import encode_texts, render_chat, shared_length
 from madpo.errors import InvalidPairError
 from madpo.types import ChatOptions, DatasetRow, Message
 

@@ -1,6 +1,6 @@
 """The texts of dataset rows, by what they are in the row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from madpo.types import Completion, Content, DatasetRow, Message, PreferencePair, ResponseList
 
@@ -42,12 +42,6 @@ def texts(content: Content) -> Iterator[str]:
 def text(content: Content) -> str:
     """The text of a content, messages joined by line breaks."""
     return content if isinstance(content, str) else "\n".join(texts(content))
-
-
-def shared_length(first: Sequence[object], second: Sequence[object]) -> int:
-    """How many elements two sequences have in common before they part."""
-    shortest = min(len(first), len(second))
-    return next((index for index in range(shortest) if first[index] != second[index]), shortest)
 
 
 def squeezed(content: Content) -> str:

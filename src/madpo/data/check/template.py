@@ -4,8 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from madpo.data.check.report import TemplateCheck
-from madpo.data.check.row_texts import shared_length
-from madpo.data.tokenize import encode_texts, render_chat
+from madpo.data.tokenize import encode_texts, render_chat, shared_length
 from madpo.errors import InvalidPairError
 from madpo.types import ChatOptions, Message
 

@@ -13,8 +13,9 @@ from madpo.data.check.template import check_template
 from madpo.data.check.text import LengthComparison
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
+from madpo.data.loss_mask import spans
 from madpo.data.overlong import POLICIES, fit, length
-from madpo.data.tokenize import template_sha256, tokenizer_sha256
+from madpo.data.tokenize import Encoded, shared_length, template_sha256, tokenizer_sha256
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong
@@ -132,7 +133,7 @@ class TokenCheck:
         if isinstance(row, PreferencePair):
             chosen, rejected = encoded.responses[:2]
             self._comparison.add(len(chosen), len(rejected))
-            self._shared.add(parts.shared_length(chosen, rejected))
+            self._shared.add(shared_length(chosen, rejected))
         self._examples.add(names, encoded)
         self._measure_overlong(encoded)
 
@@ -201,23 +202,22 @@ class _Examples:
             if example is not None and example[1].row not in seen:
                 seen.add(example[1].row)
                 names, row = example
-                for name, ids in zip(names, row.responses, strict=False):
-                    yield _render(tokenizer, row, name, ids)
+                for place, name in enumerate(names):
+                    yield _render(tokenizer, row.row, name, row.sequence(place))
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", row: EncodedRow, side: str, ids: list[int]) -> RenderedExample:
-    prompt, response = row.prompt_ids[-_PROMPT_TOKENS:], ids[:_RESPONSE_TOKENS]
-    before, after = len(row.prompt_ids) - len(prompt), len(ids) - len(response)
-    return RenderedExample(
-        row=row.row,
-        side=side,
-        tokens=len(row.prompt_ids) + len(ids),
-        loss_tokens=len(ids),
-        spans=(
-            Span(text=(f"[{before} tokens] " if before else "") + _decode(tokenizer, prompt), in_loss=False),
-            Span(text=_decode(tokenizer, response) + (f" [{after} tokens]" if after else ""), in_loss=True),
-        ),
-    )
+def _render(tokenizer: "PreTrainedTokenizerBase", row: int, side: str, sequence: Encoded) -> RenderedExample:
+    prompt, ids = sequence.prompt_ids[-_PROMPT_TOKENS:], sequence.response_ids
+    before, after = len(sequence.prompt_ids) - len(prompt), len(ids) - _RESPONSE_TOKENS
+    shown = [Span(text=(f"[{before} tokens] " if before else "") + _decode(tokenizer, prompt), in_loss=False)]
+    shown += [
+        Span(text=_decode(tokenizer, ids[start:end]), in_loss=counts)
+        for start, end, counts in spans(sequence.mask, min(len(ids), _RESPONSE_TOKENS))
+        if end > start
+    ]
+    if after > 0:
+        shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text} [{after} tokens]"})
+    return RenderedExample(row=row, side=side, tokens=len(sequence), loss_tokens=sequence.counted, spans=tuple(shown))
 
 
 def _decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from madpo.data.loss_mask import cut_mask
 from madpo.models.load import inner_model
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.attention import use_packed_attention
@@ -126,5 +127,7 @@ def _has_dropout(model: Any) -> bool:
 
 def _cut(group: ResponseGroup) -> ResponseGroup:
     return ResponseGroup(
-        group.prompt_ids[-_PROOF_TOKENS:], tuple(response[:_PROOF_TOKENS] for response in group.responses)
+        group.prompt_ids[-_PROOF_TOKENS:],
+        tuple(response[:_PROOF_TOKENS] for response in group.responses),
+        tuple(cut_mask(mask, _PROOF_TOKENS) for mask in group.masks),
     )

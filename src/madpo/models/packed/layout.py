@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from madpo.data.loss_mask import counted_places
 from madpo.models.logps import ResponseGroup
 
 
@@ -56,7 +57,7 @@ class SegmentTable:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """A row of T tokens, with what is to be read off it for R responses of N tokens together."""
+    """A row of T tokens, with what is to be read off it for R responses of N tokens that count."""
 
     input_ids: Tensor
     """int64 [1, T]."""
@@ -64,11 +65,11 @@ class PackedRow:
     """int64 [1, T]."""
     segments: SegmentTable
     predictors: Tensor
-    """Place in the row of the token before each response token, int64 [N], response by response."""
+    """Place in the row of the token before each response token that counts, int64 [N], response by response."""
     targets: Tensor
-    """The response tokens, int64 [N]."""
+    """Those response tokens, int64 [N]."""
     tokens: Tensor
-    """Number of each response's tokens, int64 [R]."""
+    """Number of each response's, int64 [R]."""
     ends: Tensor
     """Place in the row of each response's last token, int64 [R]."""
 
@@ -89,40 +90,45 @@ def pack(groups: Sequence[ResponseGroup], *, share: bool = True) -> PackedRow:
         share: Lay prompts out once; else once for each response. The order of responses is the same either way.
     """
     if not share:
-        groups = [ResponseGroup(prompt, (response,)) for prompt, responses in groups for response in responses]
+        groups = [
+            ResponseGroup(group.prompt_ids, (response,), (mask,)) for group in groups for response, mask in group.masked
+        ]
     input_ids: list[int] = []
     position_ids: list[int] = []
     segments: list[Segment] = []
     predictors: list[int] = []
+    targets: list[int] = []
     ends: list[int] = []
-    for prompt, responses in groups:
+    for group in groups:
+        prompt, responses = group.prompt_ids, group.responses
         start, common = len(input_ids), common_prefix(responses)
         shared = len(prompt) + common
         segments.append(Segment(start, shared, tuple(len(response) - common for response in responses)))
         input_ids += (*prompt, *responses[0][:common])
         position_ids += range(shared)
-        for response in responses:
+        for response, mask in group.masked:
             first = len(input_ids)
             input_ids += response[common:]
             position_ids += range(shared, len(prompt) + len(response))
-            predictors += range(start + len(prompt) - 1, start + shared)
-            predictors += range(first, len(input_ids) - 1)
+            before = [*range(start + len(prompt) - 1, start + shared), *range(first, len(input_ids) - 1)]
+            counted = counted_places(mask, len(response))
+            predictors += [before[place] for place in counted]
+            targets += [response[place] for place in counted]
             ends.append(len(input_ids) - 1)
-    responses = [response for _, responses in groups for response in responses]
     return PackedRow(
         input_ids=torch.tensor([input_ids]),
         position_ids=torch.tensor([position_ids]),
         segments=SegmentTable(tuple(segments)),
         predictors=torch.tensor(predictors),
-        targets=torch.tensor([token for response in responses for token in response]),
-        tokens=torch.tensor([len(response) for response in responses]),
+        targets=torch.tensor(targets),
+        tokens=torch.tensor([tokens for group in groups for tokens in group.counted]),
         ends=torch.tensor(ends),
     )
 
 
 def packed_length(group: ResponseGroup, *, share: bool = True) -> int:
     """Tokens a group takes in a row."""
-    prompt, responses = group
+    prompt, responses = group.prompt_ids, group.responses
     tokens = sum(map(len, responses))
     if not share:
         return len(prompt) * len(responses) + tokens

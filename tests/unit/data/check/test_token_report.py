@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from madpo.data.check.check import DatasetCheck
 from madpo.data.check.report import CheckReport
 from madpo.data.check.tokens import TokenCheck
-from madpo.types import ChatOptions, DatasetRow, Message, PreferencePair
+from madpo.types import ChatOptions, Completion, DatasetRow, Message, PreferencePair
 from madpo_client.cli import app
 
 pytestmark = pytest.mark.data
@@ -210,6 +210,22 @@ def test_examples_show_where_the_loss_is_taken(tokenizer_directory: Save) -> Non
         ("<s> <user> the film </s> <assistant>", False),
         ("was good </s>", True),
     ]
+
+
+def test_examples_show_that_the_loss_is_on_the_assistants_turns_of_a_response(tokenizer_directory: Save) -> None:
+    said = (assistant("was good"), user("the"), assistant("was bad"))
+
+    report = check(tokenizer_directory(), Completion((user(),), said, row=1))
+
+    assert report.tokens is not None
+    (example,) = report.tokens.examples
+    assert [(span.text, span.in_loss) for span in example.spans] == [
+        ("<s> <user> the film </s> <assistant>", False),
+        ("was good </s>", True),
+        ("<user> the </s> <assistant>", False),
+        ("was bad </s>", True),
+    ]
+    assert (example.tokens, example.loss_tokens) == (16, 6)
 
 
 def test_the_command_looks_through_a_model(tokenizer_directory: Save, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def make_model(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) 
 
 
 def make_groups(seed: int = 0, *, responses: tuple[int, ...] = (2, 2, 2, 3, 1)) -> list[ResponseGroup]:
-    """Prompts with several responses each; those of the second prompt begin alike."""
+    """Prompts with several responses each; those of the second prompt begin alike, and a token in the middle of
+    them does not count."""
     generator = torch.Generator().manual_seed(seed)
 
     def tokens(least: int, most: int) -> list[int]:
@@ -67,5 +68,8 @@ def make_groups(seed: int = 0, *, responses: tuple[int, ...] = (2, 2, 2, 3, 1)) 
         return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
 
     groups = [ResponseGroup(tokens(1, 12), [[*tokens(1, 9), 2] for _ in range(count)]) for count in responses]
-    groups[1] = groups[1]._replace(responses=[[5, 6, 7, *response] for response in groups[1].responses])
+    groups[1] = groups[1]._replace(
+        responses=[[5, 6, 7, *response] for response in groups[1].responses],
+        masks=[(2, 1, len(response)) for response in groups[1].responses],
+    )
     return groups

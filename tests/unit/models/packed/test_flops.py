@@ -61,7 +61,7 @@ def make_model() -> LlamaForCausalLM:
 def minimum(pairs: list[ResponseGroup]) -> int:
     """Forward and backward pass with each prompt once, and the head on response tokens, computed once more."""
     flops = 0
-    for prompt, (chosen, rejected) in pairs:
+    for prompt, (chosen, rejected), _ in pairs:
         p, c, r = len(prompt), len(chosen), len(rejected)
         layer = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE) * (p + c + r)
         attention = 4 * HIDDEN * (p * p + (c + r) * p + c * c + r * r)
@@ -105,4 +105,4 @@ def test_every_token_is_run_through_the_blocks_once():
 
     PackedLogps()(model, pairs)
 
-    assert seen == [sum(len(prompt) + sum(map(len, responses)) for prompt, responses in pairs)]
+    assert seen == [sum(len(prompt) + sum(map(len, responses)) for prompt, responses, _ in pairs)]
