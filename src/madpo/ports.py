@@ -3,7 +3,7 @@
 Every implementation of a port passes one contract suite under `tests/contract`.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +79,8 @@ class ObjectStore(Protocol):
         """Write a local file of any size (multipart where needed); returns the etag."""
         ...
 
-    def get_file(self, key: str, path: Path) -> None:
-        """Copy to a local file, atomically. Raises NotFoundError."""
+    def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> None:
+        """Copy to a local file, atomically; `passed` is told of bytes, and may raise. Raises NotFoundError."""
         ...
 
     def head(self, key: str) -> ObjectInfo | None:

@@ -9,7 +9,7 @@ import torch
 from madpo.config import load_settings
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.telemetry.logging import configure_logging
-from madpo.worker.phase import StopRequestedError
+from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Run
 from madpo_evaluator.kinds.base import JobInputs
 from madpo_evaluator.kinds.registry import evaluator_kind
@@ -32,7 +32,7 @@ def main(workspace: Path) -> None:
     try:
         kind = evaluator_kind(run.job.kind)
         run.succeed(kind.execute(JobInputs.open(run, settings)))
-    except StopRequestedError:
+    except Interrupted:
         run.stop()
     except RETRYABLE:
         raise

@@ -24,11 +24,12 @@ from madpo.jobs.training import TrainingParameters
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.ledger import LEDGER_PARTS
 from madpo.types import JobProgress
+from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Run
 from madpo_trainer import memory
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective, StepWork
-from madpo_trainer.ranks import Interrupted, OutOfMemory, Ranks
+from madpo_trainer.ranks import OutOfMemory, Ranks
 from madpo_trainer.sharding import by_layout, clip_grad_norm, whole_state
 from madpo_trainer.state import (
     TrainingState,

@@ -14,6 +14,7 @@ from madpo.models.load import inner_model, reward_scores
 from madpo.models.logps import ResponseGroup, ResponseLogps, padded_logps
 from madpo.models.packed.capability import Layout, prepare_layout, prove
 from madpo.models.packed.logps import PackedLogps, packed_scores
+from madpo.worker.phase import Phase
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.stored_reference import ReferenceLogps, StoredLogps, assemble
@@ -91,11 +92,14 @@ class ModelRunner:
         """Places of many groups by forward pass."""
         return self.micro_batches.split(range(len(groups)), [self.micro_batches.length(group) for group in groups])
 
-    def all_logps(self, groups: Sequence[ResponseGroup], *, tokens: bool = False) -> StoredLogps:
+    def all_logps(
+        self, groups: Sequence[ResponseGroup], phase: Phase | None = None, *, tokens: bool = False
+    ) -> StoredLogps:
         """Log-probs of the present weights for many rows, without gradient or dropout; all ranks must call.
 
         Args:
             groups: One per row.
+            phase: Counts rows.
             tokens: Give those of single tokens as well.
         """
 
@@ -107,7 +111,7 @@ class ModelRunner:
             return indices, [len(group.responses) for group in asked], logps, found.tokens.cpu()
 
         with torch.no_grad(), evaluating(self.model, self.precision):
-            return assemble(self.ranks.map(compute, self.split(groups)))
+            return assemble(self.ranks.map_rows(compute, self.split(groups), phase))
 
 
 def choose_layout(model: Any, parameters: TrainingParameters, *, needs_head: bool) -> Layout:

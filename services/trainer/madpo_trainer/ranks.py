@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -27,18 +26,14 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from madpo.errors import MadpoError
+from madpo.worker.phase import Interrupted, Phase
 from madpo_trainer.settings import RankEnvironment
 
 T = TypeVar("T")
 V = TypeVar("V")
 
-_COUNT_PERIOD_S = 10.0
 _LONGEST_SILENCE_S = 5.0
 """While the leader works alone, the others hear from it this often, so that no collective of theirs times out."""
-
-
-class Interrupted(Exception):  # noqa: N818 - control flow, not an error
-    """The run was asked to stop while it waited."""
 
 
 class OutOfMemory(Exception):  # noqa: N818 - the step is done again in smaller pieces
@@ -57,14 +52,12 @@ class Ranks(ABC):
         size: How many there are.
         local_rank: Number of this process on its host, and of its GPU.
         in_step: Whether all ranks must run the model equally often, as they must once it is sharded over them.
-        count: Told now and then, on the leader, how many of how many items of long work are done.
     """
 
     rank: int
     size: int
     local_rank: int
     in_step: bool = False
-    count: Callable[[int, int], None] = staticmethod(lambda done, total: None)
 
     @property
     def is_leader(self) -> bool:
@@ -88,17 +81,39 @@ class Ranks(ABC):
             items: The same on all ranks.
         """
         mine = [*self.share(items), *items[: self.idle(items)]]
-        parts = self.gather(self.together(lambda: [compute(item) for item in self._counted(mine)]))
-        return [parts[index % self.size][index // self.size] for index in range(len(items))]
+        return self._dealt(self.together(lambda: [compute(item) for item in mine]), len(items))
 
-    def _counted(self, items: Sequence[T]) -> Iterator[T]:
-        """The items; the leader says now and then how many are done, so that long work is not taken for hung."""
-        said = time.monotonic()
-        for done, item in enumerate(items):
-            yield item
-            if self.is_leader and time.monotonic() - said > _COUNT_PERIOD_S:
-                said = time.monotonic()
-                self.count(done + 1, len(items))
+    def map_rows(
+        self, compute: Callable[[list[int]], V], micro_batches: Sequence[list[int]], phase: Phase | None
+    ) -> list[V]:
+        """`map` over micro-batches of rows, as long work: the ranks count rows as they go, and stop together.
+
+        Args:
+            compute: See `map`.
+            micro_batches: Places of rows, the same on all ranks.
+            phase: This rank's, which is told of the rows of all ranks; None for work that is not long.
+
+        Raises:
+            Interrupted: A rank saw that the run is asked to stop; on all ranks, between the same micro-batches.
+        """
+        if phase is None:
+            return self.map(compute, micro_batches)
+        mine = [*self.share(micro_batches), *micro_batches[: self.idle(micro_batches)]]
+        found: list[V] = []
+        for first in range(0, len(micro_batches), self.size):
+            rows = sum(map(len, micro_batches[first : first + self.size]))
+
+            def work(place: int = first // self.size, rows: int = rows) -> None:
+                found.extend(compute(each) for each in mine[place : place + 1])
+                phase.advance(rows)  # after the forward pass: sharded ranks take part in those of one another
+
+            self.together(work)
+        return self._dealt(found, len(micro_batches))
+
+    def _dealt(self, mine: list[V], count: int) -> list[V]:
+        """Results of all ranks in the order in which items were dealt."""
+        parts = self.gather(mine)
+        return [parts[index % self.size][index // self.size] for index in range(count)]
 
     @abstractmethod
     def lead(self, work: Callable[[], T]) -> T:

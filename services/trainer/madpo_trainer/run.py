@@ -34,7 +34,8 @@ from madpo.storage.open import open_store
 from madpo.storage.references import resolve_dataset_id, resolve_model
 from madpo.storage.tokens import TokenStore
 from madpo.telemetry.logging import configure_logging
-from madpo.types import Checkpoint, JobKind, JobProgress, JobResult
+from madpo.types import Checkpoint, JobKind, JobResult
+from madpo.worker.phase import Interrupted, Phase, transfers
 from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.blocks import prepare_blocks
 from madpo_trainer.initial_model import InitialModel, load_trainable, prepare_initial, save_trained
@@ -46,7 +47,7 @@ from madpo_trainer.margins.calibration import write_artifacts
 from madpo_trainer.memory import note_shortage, noted_shortage, shortage_error
 from madpo_trainer.model_runner import ModelRunner, choose_layout, evaluating
 from madpo_trainer.objectives.base import Objective
-from madpo_trainer.ranks import Interrupted, Ranks, open_ranks, run_rank
+from madpo_trainer.ranks import Ranks, open_ranks, run_rank
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.sharding import shard, whole_state
 from madpo_trainer.state import TrainingState, load_state
@@ -101,7 +102,7 @@ class TrainingRun:
     def __init__(self, run: Run, settings: TrainerSettings, ranks: Ranks) -> None:
         self._run, self._settings, self._ranks = run, settings, ranks
         self._store: ObjectStore = open_store(settings)
-        self._models = ModelStore(self._store, settings.workspace / "cache")
+        self._models = ModelStore(self._store, settings.workspace / "cache", transfer=transfers(self._phase))
         self._datasets = DatasetStore(self._store)
         self._kind = training_kind(run.job.kind)
         self._model_kind = _model_kind(run.job.kind)
@@ -110,23 +111,23 @@ class TrainingRun:
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
         self._device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._state = TrainingState(seed=self._parameters.seed)
-        self._at = ""
-        ranks.count = self._count
         self._metrics: list[dict[str, Any]] = []
         self._tensors: Mapping[str, Mapping[str, torch.Tensor]] = {}
 
     def execute(self) -> None:
         """Train to the end, or to the point where the run was asked to stop."""
+        try:
+            self._execute()
+        except Interrupted:
+            self._stop()
+
+    def _execute(self) -> None:
         self._phase("loading")
         checkpoint = self._resume()
         self._apply_shortage()
         initial = self._initial()
         inputs = self._inputs(initial, checkpoint)
-        try:
-            objective, schedule = self._kind.build(inputs)
-        except Interrupted:
-            self._stop()
-            return
+        objective, schedule = self._kind.build(inputs)
         lora = self._parameters.lora is not None
 
         def save(directory: Path, state: Mapping[str, torch.Tensor]) -> None:
@@ -157,8 +158,7 @@ class TrainingRun:
                 self._state.initial_eval = self._evaluate(objective)
             self._ranks.together(loop.estimate_memory)
             if not loop.execute():
-                self._stop()
-                return
+                raise Interrupted
             self._finish(objective, inputs, save, {**inputs.runner.micro_batches.summary(), **loop.summary()})
         finally:
             objective.close()
@@ -254,7 +254,7 @@ class TrainingRun:
 
         def tokenize() -> None:
             for each in filter(None, (dataset_id, eval_dataset_id)):
-                rows.prepare(each, scratch=self._run.directory / "tokens", say=self._phase)
+                rows.prepare(each, scratch=self._run.directory / "tokens", phase=self._phase)
 
         self._phase("tokenizing")
         self._ranks.lead(tokenize)
@@ -281,9 +281,9 @@ class TrainingRun:
         )
 
     def _evaluate(self, objective: Objective) -> dict[str, float]:
-        self._phase("held-out evaluation")
+        phase = self._phase("held-out evaluation", objective.held_out_rows, unit="rows")
         with evaluating(objective.model, self._parameters.precision):
-            return objective.evaluate()
+            return objective.evaluate(phase)
 
     def _finish(
         self,
@@ -347,15 +347,9 @@ class TrainingRun:
         publish_artifacts(self._store, self._run.job.job_id, artifacts, attempt=self._run.attempt)
         self._run.succeed(JobResult(model_id=model.model_id, summary=summary))
 
-    def _phase(self, phase: str) -> None:
-        self._at = phase
-        if self._ranks.is_leader:
-            self._run.progress(JobProgress(step=self._state.step, phase=phase))
-            logger.info(phase)
-
-    def _count(self, done: int, total: int) -> None:
-        """How far long work over rows is."""
-        self._run.progress(JobProgress(step=self._state.step, phase=f"{self._at}: {done:,} of {total:,} parts"))
+    def _phase(self, name: str, total: int = 0, *, unit: str = "", done: int = 0) -> Phase:
+        leads = self._ranks.is_leader
+        return Phase(self._run, name, total, unit=unit, done=done, step=self._state.step, reports=leads)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Training rows with their tokens. What becomes of rows that do not fit is the job's to say, and counted."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,11 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.tokens import TokenStore
 from madpo.types import Completion, DatasetRow, PreferencePair, ResponseList
 from madpo.types.columns import required_columns
+from madpo.worker.phase import BeginPhase, Phase
 
-_SAY_EVERY_S = 5.0
 _NAMED_ROWS = 20
+_PHASE_ROWS = 64
+"""Rows between two looks at whether the run should end."""
 
 EncodedCompletion = tuple[Completion, Encoded]
 EncodedPair = tuple[PreferencePair, Encoded, Encoded]
@@ -113,20 +114,20 @@ class TrainingRows:
         self._max_tokens, self._overlong = max_tokens, overlong
         self.counts: dict[str, RowCounts] = {}
 
-    def prepare(self, dataset_id: str, *, scratch: Path, say: Callable[[str], None]) -> None:
+    def prepare(self, dataset_id: str, *, scratch: Path, phase: BeginPhase) -> None:
         """Make the ids of a dataset, unless they are there from another training or attempt.
 
         Args:
             dataset_id: Which.
             scratch: Local directory for files on their way; emptied again.
-            say: Told from time to time how far it is.
+            phase: Counts rows.
 
         Raises:
             InvalidPairError: The chat template cannot read rows; names up to twenty.
         """
         if not self._tokens.has(dataset_id, self._tokenizer):
             total = self._datasets.get(dataset_id).rows
-            encoded = self._encode(self._datasets.read(dataset_id), total=total, say=say)
+            encoded = self._encode(self._datasets.read(dataset_id), phase("tokenizing", total, unit="rows"))
             self._tokens.write(dataset_id, self._tokenizer, encoded, scratch=scratch)
 
     def completions(self, dataset_id: str | None) -> list[EncodedCompletion]:
@@ -200,15 +201,12 @@ class TrainingRows:
             "left then)"
         )
 
-    def _encode(self, rows: Iterable[DatasetRow], *, total: int, say: Callable[[str], None]) -> Iterator[EncodedRow]:
-        start = last = time.monotonic()
+    def _encode(self, rows: Iterable[DatasetRow], phase: Phase) -> Iterator[EncodedRow]:
         errors: list[InvalidPairError] = []
         encoder = RowEncoder(self._directory, self._tokenizer)
         for count, (_, outcome, _) in enumerate(encoder.encode(rows), start=1):
-            now = time.monotonic()
-            if now - last > _SAY_EVERY_S:
-                last = now
-                say(f"tokenizing: {count:,} of {total:,} rows, {count / (now - start) * 60:,.0f} a minute")
+            if count % _PHASE_ROWS == 0:
+                phase.advance(_PHASE_ROWS)
             if isinstance(outcome, InvalidPairError):
                 errors.append(outcome)
                 if len(errors) == _NAMED_ROWS:
@@ -218,7 +216,6 @@ class TrainingRows:
         if errors:
             violations = [violation for error in errors for violation in error.violations]
             raise InvalidPairError(f"{len(errors)} rows have no tokens, the first: {errors[0]}", violations)
-        say(f"tokenized {total:,} rows, {total / max(time.monotonic() - start, 1e-3) * 60:,.0f} a minute")
 
 
 def require_columns(rows: Sequence[PolicyRow], requirements: Requirements) -> None:

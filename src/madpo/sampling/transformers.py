@@ -1,6 +1,6 @@
 """Responses drawn from a policy's own distribution, with randomness that depends on nothing but the seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,18 @@ class TransformersEngine:
         model: In evaluation mode.
         tokenizer: The model's own.
         batch_size: Sequences per batch.
+        check: Called before each token; it may raise to end the sampling.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int) -> None:
-        self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._model, self._tokenizer, self._batch_size, self._check = model, tokenizer, batch_size, check
 
     def encode(self, prompts: Sequence[PromptOnly], *, max_new_tokens: int) -> list[list[int]]:
         """See `encode_prompts`."""
@@ -48,6 +56,7 @@ class TransformersEngine:
             sampling=sampling,
             temperature=temperature,
             batch_size=self._batch_size,
+            check=self._check,
         )
 
 
@@ -85,6 +94,7 @@ def generate(
     sampling: SamplingParameters,
     temperature: float,
     batch_size: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Response]]:
     """Draw `samples_per_prompt` responses to every prompt, batch by batch, in the order of prompts, then samples.
 
@@ -100,13 +110,14 @@ def generate(
         sampling: Seed, samples per prompt and token limit; its `temperatures` are not looked at.
         temperature: Positive divisor of the logits.
         batch_size: Sequences per batch.
+        check: Called before each token; it may raise to end the sampling.
     """
     rows = [(index, sample) for index in range(len(prompts)) for sample in range(sampling.samples_per_prompt)]
     config = _plain_generation(model, tokenizer)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         seeds = [np.random.SeedSequence((sampling.seed, *row)) for row in batch]
-        draw = _SeededDraw(seeds, temperature=temperature, device=model.device)
+        draw = _SeededDraw(seeds, temperature=temperature, device=model.device, check=check)
         tokens = _continue(
             model, [prompts[index] for index, _ in batch], config, draw, max_new_tokens=sampling.max_new_tokens
         )
@@ -119,13 +130,21 @@ def generate(
 class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
     """Turns greedy search into sampling: the argmax of its output is a draw from softmax(logits / temperature)."""
 
-    def __init__(self, seeds: Sequence[np.random.SeedSequence], *, temperature: float, device: torch.device) -> None:
-        self._temperature = temperature
+    def __init__(
+        self,
+        seeds: Sequence[np.random.SeedSequence],
+        *,
+        temperature: float,
+        device: torch.device,
+        check: Callable[[], None],
+    ) -> None:
+        self._temperature, self._check = temperature, check
         self._generators = [
             torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0])) for seed in seeds
         ]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._check()
         exponential = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(exponential, self._generators, strict=True):
             row.exponential_(generator=generator)

@@ -17,6 +17,7 @@ from typing import Any
 from madpo.errors import AlreadyExistsError, CorruptObjectError, InvalidArgumentError, NotFoundError
 from madpo.ports import ObjectInfo, ObjectStore
 from madpo.storage import documents
+from madpo.storage.files import Transfer, unwatched
 from madpo.storage.keys import MANIFEST, check_path
 from madpo.types import FileEntry
 
@@ -135,7 +136,7 @@ def find_intact(store: ObjectStore, prefix: str) -> Manifest | None:
     return None
 
 
-def fetch(store: ObjectStore, prefix: str, directory: Path, *, under: str = "") -> None:
+def fetch(store: ObjectStore, prefix: str, directory: Path, *, under: str = "", transfer: Transfer = unwatched) -> None:
     """Copy the files of a bundle to a local directory, verified.
 
     Args:
@@ -143,6 +144,7 @@ def fetch(store: ObjectStore, prefix: str, directory: Path, *, under: str = "") 
         prefix: Key prefix of the bundle.
         directory: Where to; made when missing.
         under: Only the files below this subdirectory, without it.
+        transfer: Told of it and of the bytes as they pass; may end it by raising.
 
     Raises:
         NotFoundError: There is no such bundle, or nothing below `under`.
@@ -154,12 +156,20 @@ def fetch(store: ObjectStore, prefix: str, directory: Path, *, under: str = "") 
     if under and not wanted:
         raise NotFoundError(f"{prefix} has no files below {under}/")
     directory.mkdir(parents=True, exist_ok=True)
+    passed = transfer(f"fetching {prefix.split('/')[-1]}", sum(file.size_bytes for file in wanted))
     with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
         targets = [directory / file.path.removeprefix(start) for file in wanted]
-        list(pool.map(lambda file, target: fetch_file(store, prefix, file, target), wanted, targets))
+        list(pool.map(lambda file, target: fetch_file(store, prefix, file, target, passed=passed), wanted, targets))
 
 
-def fetch_file(store: ObjectStore, prefix: str, file: FileEntry, path: Path) -> None:
+def fetch_file(
+    store: ObjectStore,
+    prefix: str,
+    file: FileEntry,
+    path: Path,
+    *,
+    passed: Callable[[int], None] = lambda count: None,
+) -> None:
     """Copy one file of a bundle to `path`, verified.
 
     Raises:
@@ -169,7 +179,7 @@ def fetch_file(store: ObjectStore, prefix: str, file: FileEntry, path: Path) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     _say("fetching", key, file)
     try:
-        store.get_file(key, path)
+        store.get_file(key, path, passed=passed)
     except NotFoundError as error:
         raise CorruptObjectError(f"{key} is missing though its manifest names it") from error
     size_bytes, sha256 = path.stat().st_size, _sha256(path)

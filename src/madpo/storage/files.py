@@ -12,6 +12,24 @@ from uuid import uuid4
 
 from madpo.errors import OverloadedError
 
+_PIECE_BYTES = 1 << 20
+
+
+Transfer = Callable[[str, int], Callable[[int], None]]
+"""Told that files of so many bytes will be moved; what it returns is told of them as they pass, and may raise."""
+
+
+def unwatched(name: str, size_bytes: int) -> Callable[[int], None]:
+    """A `Transfer` that nobody looks at."""
+    return lambda count: None
+
+
+def copy_stream(source: BinaryIO, target: BinaryIO, passed: Callable[[int], None]) -> None:
+    """Copy to the end of the source, and say how many bytes have passed, piece by piece."""
+    while piece := source.read(_PIECE_BYTES):
+        target.write(piece)
+        passed(len(piece))
+
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:

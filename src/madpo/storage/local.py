@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from madpo.errors import MadpoError, NotFoundError, UnavailableError
 from madpo.ports import ObjectInfo
-from madpo.storage.files import durable_file, locked, make_directory, replacing, sync_directory
+from madpo.storage.files import copy_stream, durable_file, locked, make_directory, replacing, sync_directory
 from madpo.storage.keys import check_path
 
 _TEMPORARY = ".tmp"  # no key starts with a dot
@@ -91,10 +91,10 @@ class LocalStore:
         assert etag is not None
         return etag
 
-    def get_file(self, key: str, path: Path) -> None:
-        """Copy to a local file, atomically. Raises NotFoundError."""
+    def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> None:
+        """Copy to a local file, atomically; `passed` is told of bytes, and may raise. Raises NotFoundError."""
         with self.open_read(key) as source, replacing(path) as file:
-            shutil.copyfileobj(source, file, 1 << 20)
+            copy_stream(source, file, passed)
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's description, or None."""

@@ -10,7 +10,7 @@ from madpo.model_files import check_files, is_adapter, model_kind
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.bundle import Manifest
-from madpo.storage.files import fetch_once
+from madpo.storage.files import Transfer, fetch_once, unwatched
 from madpo.types import Model
 
 __all__ = ["ModelStore", "model_kind"]
@@ -19,9 +19,15 @@ __all__ = ["ModelStore", "model_kind"]
 class ModelStore:
     """Publishes models and keeps verified local copies of them."""
 
-    def __init__(self, store: ObjectStore, cache: Path) -> None:
-        """Models are copied to `cache/models/{model_id}`; any number of processes may share the cache."""
-        self._store = store
+    def __init__(self, store: ObjectStore, cache: Path, *, transfer: Transfer = unwatched) -> None:
+        """Models are copied to `cache/models/{model_id}`; any number of processes may share the cache.
+
+        Args:
+            store: Where models are.
+            cache: Of the local copies.
+            transfer: Told of what is fetched; it may end a fetch by raising.
+        """
+        self._store, self._transfer = store, transfer
         self._cache = cache
 
     @property
@@ -93,7 +99,10 @@ class ModelStore:
         """
         prefix = keys.model(model_id)
         self.get(model_id)
-        return fetch_once(self._cache / prefix, lambda directory: bundle.fetch(self._store, prefix, directory))
+        return fetch_once(
+            self._cache / prefix,
+            lambda directory: bundle.fetch(self._store, prefix, directory, transfer=self._transfer),
+        )
 
     @contextmanager
     def open_file(self, model_id: str, path: str) -> Iterator[BinaryIO]:

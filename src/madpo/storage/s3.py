@@ -2,9 +2,8 @@
 
 import io
 import random
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +23,7 @@ from madpo.errors import (
     UnavailableError,
 )
 from madpo.ports import ObjectInfo
-from madpo.storage.files import replacing
+from madpo.storage.files import copy_stream, replacing
 from madpo.storage.keys import check_path
 
 _PART_BYTES = 32 << 20  # S3 takes 10,000 parts: files up to 312 GiB
@@ -151,12 +150,12 @@ class S3Store:
                 result = self._client.fput_object(self._bucket, self._name(key), str(path), part_size=_PART_BYTES)
         return str(result.etag)
 
-    def get_file(self, key: str, path: Path) -> None:
-        """Copy to a local file, atomically; a broken transfer starts again. Raises NotFoundError."""
+    def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> None:
+        """Copy to a local file, atomically; a broken transfer starts again. Else as that of other stores."""
         for download in range(1, _MAX_DOWNLOADS + 1):
             try:
                 with self.open_read(key) as source, replacing(path) as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
+                    copy_stream(source, file, passed)
                 return
             except UnavailableError:
                 if download == _MAX_DOWNLOADS:

@@ -35,13 +35,20 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """Where a running job stands. `remaining_s` is None while unknown."""
+    """Where a running job stands: its steps, and how much of its present phase is done."""
 
     step: int = 0
     total_steps: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     remaining_s: float | None = None
+    """Until the end of the phase; None while unknown."""
     phase: str = ""
+    """What the job is doing, in a few words."""
+    phase_done: int = 0
+    """Items of the phase that are done, of `phase_total`; 0 of 0 where they are not counted."""
+    phase_total: int = 0
+    phase_unit: str = ""
+    """What is counted, such as `rows` or `bytes`."""
 
 
 @dataclass(frozen=True, slots=True)

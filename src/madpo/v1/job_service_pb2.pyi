@@ -326,7 +326,7 @@ class JobResult(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., summary: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., dataset_id: _Optional[str] = ...) -> None: ...
 
 class JobProgress(_message.Message):
-    __slots__ = ("step", "total_steps", "metrics", "remaining", "phase")
+    __slots__ = ("step", "total_steps", "metrics", "remaining", "phase", "phase_done", "phase_total", "phase_unit")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -339,12 +339,18 @@ class JobProgress(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     REMAINING_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_DONE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PHASE_UNIT_FIELD_NUMBER: _ClassVar[int]
     step: int
     total_steps: int
     metrics: _containers.ScalarMap[str, float]
     remaining: _duration_pb2.Duration
     phase: str
-    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., phase: _Optional[str] = ...) -> None: ...
+    phase_done: int
+    phase_total: int
+    phase_unit: str
+    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., phase: _Optional[str] = ..., phase_done: _Optional[int] = ..., phase_total: _Optional[int] = ..., phase_unit: _Optional[str] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
     __slots__ = ("request_id", "spec", "display_name", "depends_on")

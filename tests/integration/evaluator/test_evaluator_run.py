@@ -50,7 +50,8 @@ from madpo.types import (
 )
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceServicer, add_RewardServiceServicer_to_server
-from madpo.worker.phase import StopRequestedError
+from madpo.worker import phase
+from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Outcome, Run, Workspace
 from madpo_evaluator import run
 from madpo_evaluator.kinds.base import JobInputs
@@ -385,7 +386,8 @@ async def test_a_reference_with_another_tokenizer_is_refused(
         await site.execute(job_id("foreign"), {"reference": {"model_id": foreign.model_id}})
 
 
-async def test_progress_counts_samples_and_says_what_is_being_done(site: Site) -> None:
+async def test_progress_counts_samples_and_says_what_is_being_done(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phase, "_SAY_EVERY_S", 0.0)  # else as often as time passes
     spec = {"generation_batch_size": 2, "sampling": {"max_new_tokens": 4}}
     workspace = site.workspace(job_id("progress"), spec)
 
@@ -395,9 +397,11 @@ async def test_progress_counts_samples_and_says_what_is_being_done(site: Site) -
     generating = [event for event in events if event.phase == "generating"]
     assert [event.step for event in generating] == [0, 2, 4, 6]
     assert {event.total_steps for event in generating} == {6}
+    assert [(event.phase_done, event.phase_total) for event in generating] == [(0, 6), (2, 6), (4, 6), (6, 6)]
     assert generating[0].remaining_s is None
     assert generating[-1].remaining_s == 0.0
-    assert list(dict.fromkeys(event.phase for event in events)) == ["loading", "generating", "reporting"]
+    said = [event.phase for event in events if not event.phase.startswith("fetching model-")]
+    assert list(dict.fromkeys(said)) == ["loading", "generating", "reporting"]
 
 
 async def test_only_prompts_are_needed(site: Site) -> None:
@@ -462,7 +466,7 @@ async def test_a_run_asked_to_stop_ends_between_batches_and_publishes_nothing(si
     workspace = site.workspace(job_id("drained"), SPEC)
     workspace.request_stop("drain")
 
-    with pytest.raises(StopRequestedError):
+    with pytest.raises(Interrupted):
         await site.execute(job_id("drained"), SPEC, workspace=workspace)
 
     assert list_artifacts(site.store, job_id("drained")) == []
@@ -472,7 +476,7 @@ async def test_a_run_asked_to_stop_ends_between_batches_and_publishes_nothing(si
     ("error", "outcome"),
     [
         (InvalidArgumentError("tau is wrong"), Outcome("failed", reason="tau is wrong")),
-        (StopRequestedError(), Outcome("stopped")),
+        (Interrupted(), Outcome("stopped")),
         (UnavailableError("the store is away"), None),
         (ZeroDivisionError("a defect"), None),
     ],

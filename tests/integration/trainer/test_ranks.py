@@ -17,7 +17,10 @@ PROGRAM = """
     from madpo.errors import InvalidArgumentError, NonFiniteError
     from madpo_trainer import ranks as module
     from madpo_trainer.margins.shared import SharedMargins
-    from madpo_trainer.ranks import Interrupted, open_ranks, run_rank
+    from madpo.types import Job, JobKind, JobState
+    from madpo.worker.phase import Interrupted, Phase
+    from madpo.worker.workspace import Run
+    from madpo_trainer.ranks import open_ranks, run_rank
 
     module._LONGEST_SILENCE_S = 0.2
     seen = {}
@@ -41,6 +44,32 @@ PROGRAM = """
                 raise Interrupted("asked to stop")
             return [float(step), None]
 
+    def rows_in_rounds():
+        # The second time rank 1 alone sees that its run is to stop, in the second round.
+        directory = Path(sys.argv[1], f"run-{ranks.rank}")
+        directory.mkdir()
+        job = Job("job-" + "0" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
+        phase = Phase(Run(directory, job), "reference log-probs", 12, unit="rows", reports=ranks.is_leader)
+        batches, computed = [[0, 1], [2], [3, 4, 5], [6], [7, 8, 9], [10], [11]], []
+
+        def compute(rows):
+            computed.append(rows)
+            return sum(rows)
+
+        seen["rows"] = ranks.map_rows(compute, batches, phase)
+        events = directory / "events.jsonl"
+        said = [json.loads(json.loads(line)[1]) for line in events.read_text().splitlines()] if events.exists() else []
+        seen["counted"] = [[each["phase_done"], each["phase_total"]] for each in said][-1:]
+        computed.clear()
+
+        def stops(rows):
+            if ranks.rank == 1 and rows == [7, 8, 9]:
+                (directory / "stop").write_text("cancel")
+            return compute(rows)
+
+        seen["stopped"] = refused(lambda: ranks.map_rows(stops, batches, phase))
+        seen["computed"] = list(computed)
+
     def program():
         global ranks
         with open_ranks(timeout_s=2) as ranks:
@@ -55,6 +84,7 @@ PROGRAM = """
                 refused(lambda: ranks.lead(fail_on(0, InvalidArgumentError("tau")))),
                 refused(lambda: ranks.map(lambda item: fail_on(2, InvalidArgumentError("item"))(), range(5))),
             ]
+            rows_in_rounds()
             margins = SharedMargins(Source, ranks)
             seen["margins"] = margins.take(3)
             seen["errors"].append(refused(lambda: margins.take(9)))
@@ -113,6 +143,14 @@ def test_an_error_of_one_rank_is_raised_on_all_and_they_go_on_in_step(seen):
         "Interrupted: asked to stop",
     ]
     assert all(each["errors"] == errors for each in seen)
+
+
+def test_long_work_is_counted_over_all_ranks_and_stops_on_all_between_the_same_micro_batches(seen):
+    assert all(each["rows"] == [1, 2, 12, 6, 24, 10, 11] for each in seen)
+    assert [each["counted"] for each in seen] == [[[12, 12]], [], []]
+    assert all(each["stopped"] == "Interrupted: " for each in seen)
+    # The third round, of the last micro-batch, was begun by none.
+    assert [each["computed"] for each in seen] == [[[0, 1], [6]], [[2], [7, 8, 9]], [[3, 4, 5], [10]]]
 
 
 def test_gradients_are_summed_and_those_nobody_has_stay_away(seen):

@@ -210,6 +210,40 @@ def test_without_a_terminal_a_job_is_shown_in_plain_lines() -> None:
     ]
 
 
+def test_a_phase_that_counts_is_shown_by_its_own_count() -> None:
+    events = [
+        JobProgress(step=7, phase="reference log-probs", phase_done=0, phase_total=4000, phase_unit="rows"),
+        JobProgress(
+            step=7, phase="reference log-probs", phase_done=4000, phase_total=4000, phase_unit="rows", remaining_s=0.0
+        ),
+        JobProgress(phase="fetching model", phase_done=0, phase_total=3_000_000, phase_unit="bytes"),
+        JobProgress(phase="reporting"),
+    ]
+    job = Job(JOB_ID, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, display_name="try")
+    out = StringIO()
+    with JobView(job, console=Console(file=out, width=200)) as view:
+        for event in events:
+            view.show(JobEvent("0", 0.0, event))
+    assert out.getvalue().splitlines() == [
+        "try: reference log-probs 0/4,000 rows",
+        "try: reference log-probs 4,000/4,000 rows  0:00 left",
+        "try: fetching model 0 bytes/3.0 MB",
+        "try: reporting",
+    ]
+
+
+def test_on_a_terminal_the_bar_of_a_phase_gives_way_to_that_of_the_steps() -> None:
+    console = Console(file=StringIO(), width=120, force_terminal=True)
+    job = Job(JOB_ID, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, display_name="try")
+    with JobView(job, console=console) as view:
+        phase = JobProgress(phase="tokenizing", phase_done=12, phase_total=48, phase_unit="rows")
+        view.show(JobEvent("1", 0.0, phase))
+        view._live.refresh()
+        assert "12/48" in console.file.getvalue()
+        view.show(JobEvent("2", 0.0, JobProgress(7, 50, {"loss": 0.5}, phase="training")))
+    assert "7/50" in console.file.getvalue().split("training")[-1]
+
+
 def test_on_a_terminal_the_bar_keeps_its_place_over_a_new_phase() -> None:
     console = Console(file=StringIO(), width=120, force_terminal=True)
     job = Job(JOB_ID, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, display_name="try")

@@ -16,11 +16,11 @@ from madpo.errors import (
 from madpo.jobs.methods import MarginParameters
 from madpo.storage.local import LocalStore
 from madpo.types import PreferencePair, ScoredPair
+from madpo.worker.phase import Interrupted
 from madpo_trainer.margins.journal import MarginJournal
 from madpo_trainer.margins.lookahead import LookAhead
 from madpo_trainer.margins.remote import RemoteMargins
 from madpo_trainer.margins.source import DatasetMargins
-from madpo_trainer.ranks import Interrupted
 
 MODEL = "model-" + "0" * 32
 PAIRS = [PreferencePair(f"prompt {i}", f"good {i}", f"bad {i}", row=i + 1) for i in range(20)]

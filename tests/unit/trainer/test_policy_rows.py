@@ -1,6 +1,7 @@
 """Rows of pairs and lists with their tokens; what does not fit or is missing is named by its row."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -9,9 +10,12 @@ from madpo.losses.method import Requirements
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.tokens import TokenStore
-from madpo.types import DatasetKind, PreferencePair, ResponseList
+from madpo.types import DatasetKind, Job, JobKind, JobState, PreferencePair, ResponseList
+from madpo.worker.phase import Phase
+from madpo.worker.workspace import Run
 from madpo_trainer.training_rows import TrainingRows, require_columns
 
+JOB = Job("job-" + "0" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
 PAIR = PreferencePair("the film", "was good", "was bad", row=1, gold="was good good good")
 RANKED = ResponseList("the film", ("was", "good", "bad", "the"), (0.0, 2.0, 2.0, -1.0), row=1)
 
@@ -33,7 +37,7 @@ def read(tmp_path, make_toy_tokenizer):
             max_tokens=max_tokens,
             overlong="error",
         )
-        reader.prepare(dataset.dataset_id, scratch=tmp_path / "scratch", say=lambda text: None)
+        reader.prepare(dataset.dataset_id, scratch=tmp_path / "scratch", phase=partial(Phase, Run(tmp_path, JOB)))
         return reader.policy_rows(dataset.dataset_id, lists=lists, gold=gold)
 
     return read

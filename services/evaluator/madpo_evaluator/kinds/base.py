@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,7 @@ from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
 from madpo.storage.references import resolve_dataset_id
 from madpo.types import JobKind, JobResult
+from madpo.worker.phase import Phase, transfers
 from madpo.worker.workspace import Run
 from madpo_evaluator.settings import EvaluatorSettings
 
@@ -31,7 +33,8 @@ class JobInputs:
     def open(cls, run: Run, settings: EvaluatorSettings) -> Self:
         """Everything reached by the settings."""
         store = open_store(settings)
-        return cls(run, settings, store, DatasetStore(store), ModelStore(store, settings.workspace / "cache"))
+        models = ModelStore(store, settings.workspace / "cache", transfer=transfers(partial(Phase, run)))
+        return cls(run, settings, store, DatasetStore(store), models)
 
     def dataset_id(self, reference: DatasetReference) -> str:
         """The stored dataset that a reference names."""
@@ -55,4 +58,4 @@ class EvaluatorKind:
 
     name: JobKind
     execute: Callable[[JobInputs], JobResult]
-    """Does the job. Raises StopRequestedError when the run is asked to stop."""
+    """Does the job. Raises Interrupted when the run is asked to stop."""

@@ -73,7 +73,7 @@ class CalibrationRun:
         require_scorer(self._inputs.settings)
         model_id = resolve_model_id(reference, store=self._inputs.store)
         unique = {pair.pair_id: pair for pair in pairs}
-        phase = Phase(self._run, "scoring", len(unique))
+        phase = Phase(self._run, "scoring", len(unique), unit="pairs")
 
         async def ask() -> list[float]:
             async with connect_scorer(self._inputs.settings) as client:

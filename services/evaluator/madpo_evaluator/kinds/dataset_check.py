@@ -60,7 +60,7 @@ class DatasetCheckRun:
 
     def _look(self, dataset: Dataset, check: DatasetCheck, tokens: TokenCheck) -> None:
         """Let all rows pass, and keep their tokens."""
-        phase = Phase(self._run, "checking", dataset.rows)
+        phase = Phase(self._run, "checking", dataset.rows, unit="rows")
         watched = tokens.watch(check.watch(self._inputs.datasets.read(dataset.dataset_id)))
         passed = 0
 

@@ -113,10 +113,16 @@ class EvaluationRun:
 
     def _generate(self, models: Models, prompts: Sequence[PromptOnly]) -> list[Generation]:
         sampling = self._spec.sampling
-        engine = TransformersEngine(models.policy, models.tokenizer, batch_size=self._spec.generation_batch_size)
-        encoded = engine.encode(prompts, max_new_tokens=sampling.max_new_tokens)
         temperatures = tuple(dict.fromkeys(sampling.temperatures))
-        phase = Phase(self._run, "generating", len(temperatures) * len(prompts) * sampling.samples_per_prompt)
+        count = len(temperatures) * len(prompts) * sampling.samples_per_prompt
+        phase = Phase(self._run, "generating", count, unit="responses")
+        engine = TransformersEngine(
+            models.policy,
+            models.tokenizer,
+            batch_size=self._spec.generation_batch_size,
+            check=lambda: phase.advance(0),
+        )
+        encoded = engine.encode(prompts, max_new_tokens=sampling.max_new_tokens)
         generations: list[Generation] = []
         for temperature in temperatures:
             for batch in engine.sample(encoded, sampling, temperature=temperature):
@@ -147,7 +153,7 @@ class EvaluationRun:
         """How often the policy's implicit reward orders held-out pairs as their labels do."""
         if not pairs or models.reference is None:
             return None
-        phase = Phase(self._run, "implicit reward", len(pairs))
+        phase = Phase(self._run, "implicit reward", len(pairs), unit="pairs")
         limit = context_limit(models.policy)
         diffs: list[float] = []
         for start in range(0, len(pairs), self._spec.generation_batch_size):
@@ -159,13 +165,15 @@ class EvaluationRun:
         return estimate_accuracy(diffs)
 
     def _measure(self, name: str, metric: Metric, generations: Sequence[Generation]) -> list[float]:
-        Phase(self._run, f"measuring {name}", len(generations))
+        phase = Phase(self._run, f"measuring {name}")
         prompts = [generation.prompt for generation in generations]
-        return measure(name, metric, prompts, [generation.response for generation in generations])
+        values = measure(name, metric, prompts, [generation.response for generation in generations])
+        phase.advance(0)
+        return values
 
     def _score(self, model_id: str, generations: Sequence[Generation]) -> list[float]:
         """Reward-model score of every response."""
-        phase = Phase(self._run, "scoring", len(generations))
+        phase = Phase(self._run, "scoring", len(generations), unit="responses")
         texts = [(generation.prompt, generation.content) for generation in generations]
         options = [generation.options for generation in generations]
 

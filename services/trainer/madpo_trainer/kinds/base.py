@@ -12,6 +12,7 @@ from madpo.jobs.training import TrainingParameters
 from madpo.ports import ObjectStore
 from madpo.storage.datasets import DatasetStore
 from madpo.types import JobKind
+from madpo.worker.phase import BeginPhase
 from madpo.worker.workspace import Run
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.model_runner import ModelRunner
@@ -72,8 +73,8 @@ class TrainingInputs:
     tensors: Mapping[str, Mapping[str, Tensor]]
     """What the checkpoint that the run goes on from holds beside model and optimizer; empty at the start."""
     ledger: Ledger
-    phase: Callable[[str], None]
-    """Says what the attempt is doing."""
+    phase: BeginPhase
+    """Says what the attempt is doing; every rank begins the same phases."""
 
     def read(self, read: Callable[[str | None], list[T]]) -> tuple[list[T], list[T]]:
         """Training and held-out rows, on every rank."""

@@ -129,7 +129,7 @@ class PolicyTraining:
             ),
             parameters=parameters,
             interrupted=self._stop_requested,
-            say=self._inputs.phase,
+            phase=self._inputs.phase,
         )
 
     async def _pin_revision(self, model_id: str, parameters: MarginParameters) -> str:
@@ -239,7 +239,6 @@ class PolicyTraining:
         **parts: Any,
     ) -> StoredLogps:
         """Log-probs under the initial policy: the adapter switched off, or the weights before the first step."""
-        self._inputs.phase("reference log-probs")
         training = self._spec.training
         if training.overlong != "error":  # rows may be cut or gone, also for their gold response
             parts |= {"overlong": training.overlong, "max_tokens": training.max_tokens, "gold": gold}
@@ -257,16 +256,17 @@ class PolicyTraining:
         )
 
         def compute() -> StoredLogps:
+            phase = self._inputs.phase("reference log-probs", len(groups), unit="rows")
             disable = getattr(self._inputs.runner.model, "disable_adapter", None)
             if disable is not None:
                 with disable():
-                    return self._inputs.runner.all_logps(groups, tokens=tokens)
+                    return self._inputs.runner.all_logps(groups, phase, tokens=tokens)
             if self._inputs.state.step > 0:
                 raise FailedPreconditionError(
                     f"the reference log-probs {digest} of this job are gone from the object store and the initial "
                     "weights have moved on (start a new job)"
                 )
-            return self._inputs.runner.all_logps(groups, tokens=tokens)
+            return self._inputs.runner.all_logps(groups, phase, tokens=tokens)
 
         return stored_reference.load_or_compute(
             self._inputs.store, digest, rows=len(groups), compute=compute, ranks=self._inputs.ranks

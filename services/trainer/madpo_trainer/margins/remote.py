@@ -20,9 +20,9 @@ from madpo.ports import RewardScorer
 from madpo.scoring.connection import REQUESTS_IN_FLIGHT
 from madpo.scoring.outage import OUTAGE, call_until_answered
 from madpo.types import PreferencePair, ScoredPair
+from madpo.worker.phase import BeginPhase, Interrupted
 from madpo_trainer.margins.journal import MarginJournal
 from madpo_trainer.margins.lookahead import LookAhead
-from madpo_trainer.ranks import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class RemoteMargins:
         model_id: The reward model.
         revision: The only revision whose scores are taken.
         interrupted: Whether the run was asked to stop; looked at while waiting.
-        say: Told how far the margins asked for outside the schedule are.
+        phase: Counts the margins asked for outside the schedule.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class RemoteMargins:
         journal: MarginJournal,
         parameters: MarginParameters,
         interrupted: Callable[[], bool],
-        say: Callable[[str], None] = lambda text: None,
+        phase: BeginPhase | None = None,
     ) -> None:
         self._pairs, self._schedule = pairs, schedule
         self._connect, self._model_id, self._revision = connect, model_id, revision
-        self._journal, self._parameters, self._interrupted, self._say = journal, parameters, interrupted, say
+        self._journal, self._parameters, self._interrupted, self._phase = journal, parameters, interrupted, phase
         self._pair_ids = [pair.pair_id for pair in pairs]
         self._training_ids = frozenset(self._pair_ids)
         self._known = journal.load(revision)
@@ -222,15 +222,15 @@ class RemoteMargins:
 
     async def _score_now(self, pairs: dict[str, PreferencePair]) -> None:
         """Score pairs, a few requests in flight."""
-        scorer, entries, done = self._connect(), list(pairs.items()), 0
+        scorer, entries = self._connect(), list(pairs.items())
+        phase = self._phase("reward margins", len(entries), unit="pairs") if self._phase else None
         batches = (entries[first : first + _PAIRS_PER_REQUEST] for first in range(0, len(entries), _PAIRS_PER_REQUEST))
 
         async def work() -> None:
-            nonlocal done
             for batch in batches:  # shared: each worker takes the next one
                 await self._score(scorer, dict(batch))
-                done += len(batch)
-                self._say(f"reward margins: {done:,} of {len(entries):,} pairs")
+                if phase is not None:
+                    phase.advance(len(batch))
 
         await unless_interrupted([work() for _ in range(REQUESTS_IN_FLIGHT)], self._interrupted)
 

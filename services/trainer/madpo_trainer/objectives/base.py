@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from madpo.worker.phase import Phase
+
 
 class StepWork(Protocol):
     """One optimizer step of an objective over the rows of one global batch.
@@ -57,8 +59,17 @@ class Objective(Protocol):
         """Zero, by a forward pass with gradient like those of a step: keeps a rank without work in step with others."""
         ...
 
-    def evaluate(self) -> dict[str, float]:
-        """Figures on the held-out rows; empty without any."""
+    @property
+    def held_out_rows(self) -> int:
+        """How many rows `evaluate` looks at."""
+        ...
+
+    def evaluate(self, phase: Phase) -> dict[str, float]:
+        """Figures on the held-out rows; empty without any. Raises Interrupted where the run is asked to stop.
+
+        Args:
+            phase: Counts held-out rows.
+        """
         ...
 
     def summary(self) -> dict[str, Any]:

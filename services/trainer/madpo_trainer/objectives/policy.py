@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from madpo.losses.method import LossContext, LossOutput, Method, MethodConfig
+from madpo.worker.phase import Phase
 from madpo_trainer.ledger import Ledger, LedgerRow
 from madpo_trainer.margins.source import MarginSource
 from madpo_trainer.mismatched_responses import Mismatched
@@ -97,11 +98,16 @@ class PolicyObjective:
             self.reference.logps([0])
         return 0.0 * logps.sum()
 
-    def evaluate(self) -> dict[str, float]:
+    @property
+    def held_out_rows(self) -> int:
+        """Rows for evaluation."""
+        return len(self._held_out)
+
+    def evaluate(self, phase: Phase) -> dict[str, float]:
         """Implicit-reward accuracy and margin on the held-out pairs, relative to the initial policy."""
         if not self._held_out or self._held_out_reference is None:
             return {}
-        logps = self.runner.all_logps([row.group for row in self._held_out]).values.view(-1, 2)
+        logps = self.runner.all_logps([row.group for row in self._held_out], phase).values.view(-1, 2)
         chosen, rejected = (logps - self._held_out_reference.values.view(-1, 2)).unbind(dim=1)
         log_ratio_diff = chosen - rejected
         return {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from madpo.calibration.figures import reward_report
 from madpo.models.logps import ResponseGroup
+from madpo.worker.phase import Phase
 from madpo_trainer.model_runner import ModelRunner
 from madpo_trainer.objectives.figures import wins
 from madpo_trainer.training_rows import EncodedPair
@@ -46,14 +47,19 @@ class RewardObjective:
         """Zero times the scores of the first pair."""
         return 0.0 * self.scores([self.pair(0)]).float().sum()
 
-    def evaluate(self) -> dict[str, float]:
+    @property
+    def held_out_rows(self) -> int:
+        """Rows for evaluation."""
+        return len(self._held_out)
+
+    def evaluate(self, phase: Phase) -> dict[str, float]:
         """Accuracy, loss, calibration and the scores' mean and deviation on the held-out pairs."""
         if not self._held_out:
             return {}
         split = self.runner.split([pair_group(pair) for pair in self._held_out])
         with torch.no_grad():
-            parts = self.runner.ranks.map(
-                lambda places: self.scores([self._held_out[place] for place in places]).float().cpu(), split
+            parts = self.runner.ranks.map_rows(
+                lambda places: self.scores([self._held_out[place] for place in places]).float().cpu(), split, phase
             )
         scores = torch.cat(parts)[torch.tensor([place for places in split for place in places]).argsort()]
         return reward_report(scores[:, 0].numpy(), scores[:, 1].numpy())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from madpo.data.tokenize import Encoded
 from madpo.models.logps import ResponseGroup
+from madpo.worker.phase import Phase
 from madpo_trainer.model_runner import ModelRunner
 from madpo_trainer.training_rows import EncodedCompletion
 
@@ -44,14 +45,18 @@ class SupervisedObjective:
         """Zero times the log-probs of the first row."""
         return 0.0 * self.logps([self.row(0)[1]])[0].sum()
 
-    def evaluate(self) -> dict[str, float]:
+    @property
+    def held_out_rows(self) -> int:
+        """Rows for evaluation."""
+        return len(self._held_out)
+
+    def evaluate(self, phase: Phase) -> dict[str, float]:
         """Token-mean NLL on the held-out rows, in nats."""
         if not self._held_out:
             return {}
         with torch.no_grad():
-            sums = self.runner.ranks.map(
-                self._sums, self.runner.split([sequence_group(each) for each in self._held_out])
-            )
+            split = self.runner.split([sequence_group(each) for each in self._held_out])
+            sums = self.runner.ranks.map_rows(self._sums, split, phase)
         logps, tokens = (sum(column) for column in zip(*sums, strict=True))
         return {"loss": -logps / tokens}
 

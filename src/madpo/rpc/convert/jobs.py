@@ -82,6 +82,9 @@ def progress_to_proto(progress: types.JobProgress) -> jobs.JobProgress:
         metrics=dict(progress.metrics),
         remaining=None if progress.remaining_s is None else duration(progress.remaining_s),
         phase=progress.phase,
+        phase_done=progress.phase_done,
+        phase_total=progress.phase_total,
+        phase_unit=progress.phase_unit,
     )
 
 
@@ -93,6 +96,9 @@ def progress_from_proto(progress: jobs.JobProgress) -> types.JobProgress:
         metrics=dict(progress.metrics),
         remaining_s=span_s(progress.remaining) if progress.HasField("remaining") else None,
         phase=progress.phase,
+        phase_done=progress.phase_done,
+        phase_total=progress.phase_total,
+        phase_unit=progress.phase_unit,
     )
 
 
