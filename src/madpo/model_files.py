@@ -5,6 +5,7 @@ Reads headers and configuration only; no torch.
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def model_kind(directory: Path) -> tuple[str, str]:
         "architectures in config.json must name one ...ForCausalLM (a policy) or one ...ForSequenceClassification"
         f" (a reward model), got {architectures!r}"
     )
+
+
+def weights_dtype(directory: Path) -> str:
+    """The dtype that most bytes of the weights have, as safetensors calls it: `BF16`; "" without any."""
+    sizes: Counter[str] = Counter()
+    for path in directory.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                sizes[str(entry["dtype"])] += end - begin
+    return max(sizes, key=lambda dtype: sizes[dtype], default="")
 
 
 def _check_keys(name: str, config: dict[str, Any]) -> None:

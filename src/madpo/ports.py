@@ -174,6 +174,7 @@ class JobQueue(Protocol):
         result: JobResult | None = None,
         reason: str = "",
         attempt: int = 0,
+        resumes: int = 0,
         create_time: float | None = None,
     ) -> Job:
         """Write back a job the server lost; one it knows stays as it is.
@@ -192,6 +193,34 @@ class JobQueue(Protocol):
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a waiting or pending job at once; ask a running one to stop. Terminal jobs stay as they are."""
+        ...
+
+    async def resume(self, job_id: str, *, resumes: int) -> Job:
+        """Take a job that failed or was cancelled up again: WAITING or PENDING, with no crash counted.
+
+        Attempts are counted on, and its events go on behind the earlier ones. Jobs that fell with it stay as they are.
+
+        Args:
+            job_id: Which job.
+            resumes: As often as it had been resumed when this was asked for; one resumed since stays as it is.
+
+        Raises:
+            NotFoundError: There is no such job.
+            FailedPreconditionError: It succeeded, or is not over; or a job it needs has ended otherwise, or is gone.
+        """
+        ...
+
+    async def retire(self, job_id: str) -> Job:
+        """Take a job that is over out of use, before what it left is removed: nobody can wait for it, or resume it.
+
+        Raises:
+            NotFoundError: There is no such job.
+            FailedPreconditionError: It is not over, or one that is not over depends on it.
+        """
+        ...
+
+    async def forget(self, job_id: str) -> None:
+        """Remove a retired job; any other stays as it is."""
         ...
 
     async def status(self, queue: str) -> QueueStatus:

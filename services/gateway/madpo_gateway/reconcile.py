@@ -7,7 +7,7 @@ from madpo.errors import NotFoundError
 from madpo.ports import JobQueue, JobRequest, ObjectStore
 from madpo.storage import keys
 from madpo.storage.checkpoints import owning_attempt
-from madpo.storage.results import JobOutcome, read_result, read_spec, write_result
+from madpo.storage.results import JobOutcome, read_result, read_spec, resumes_of, write_result
 from madpo.types import Job
 from madpo_gateway.requests import MAX_PAGE_SIZE
 
@@ -28,7 +28,7 @@ async def reconcile(*, store: ObjectStore, queue: JobQueue) -> int:
 async def restore_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> bool:
     """Write back one job as the store remembers it; False when the store does not know it either."""
     try:
-        job, outcome, attempt = await asyncio.to_thread(_remember, store, job_id)
+        job, outcome, attempt, resumes = await asyncio.to_thread(_remember, store, job_id)
     except NotFoundError:
         return False
     request = JobRequest("", job.kind, job.spec, display_name=job.display_name, depends_on=job.depends_on)
@@ -39,6 +39,7 @@ async def restore_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> bo
         result=outcome.result,
         reason=outcome.reason,
         attempt=attempt,
+        resumes=resumes,
         create_time=job.create_time,
     )
     return True
@@ -56,7 +57,7 @@ async def reap(*, store: ObjectStore, queue: JobQueue) -> int:
 
 def record_outcome(store: ObjectStore, job: Job) -> None:
     """Keep how a job ended."""
-    write_result(store, job.job_id, state=job.state, result=job.result, reason=job.reason)
+    write_result(store, job.job_id, state=job.state, result=job.result, reason=job.reason, resumes=job.resumes)
 
 
 async def _known_job_ids(queue: JobQueue) -> set[str]:
@@ -74,10 +75,10 @@ def _kept_job_ids(store: ObjectStore) -> list[str]:
     return [job_id for key in listed if key == keys.job_spec(job_id := key.split("/")[1])]
 
 
-def _remember(store: ObjectStore, job_id: str) -> tuple[Job, JobOutcome, int]:
+def _remember(store: ObjectStore, job_id: str) -> tuple[Job, JobOutcome, int, int]:
     job = read_spec(store, job_id)
     try:
         outcome = read_result(store, job_id)
     except NotFoundError:
         outcome = JobOutcome(job.state)
-    return job, outcome, owning_attempt(store, job_id)
+    return job, outcome, owning_attempt(store, job_id), resumes_of(store, job_id)

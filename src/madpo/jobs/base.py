@@ -5,12 +5,13 @@ what may not be deleted and what the gateway looks up follow from that, by `refe
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.types import DatasetKind, JobKind
@@ -181,6 +182,51 @@ def references(spec: Spec, *, path: str = "") -> Iterator[Reference]:
             yield Reference(place, value, need)
         elif isinstance(value, Spec):
             yield from references(value, path=f"{place}.")
+
+
+def map_references(
+    spec: type[Spec], value: Mapping[str, Any], change: Callable[[str, Any, Need], Any], *, path: str = ""
+) -> dict[str, Any]:
+    """A copy of the JSON form of a spec, right or wrong, with all references in it changed.
+
+    Args:
+        spec: Whose form it is. Old names of fields are known.
+        value: The form; each reference as it was written, as text or in its parts.
+        change: Given the path of a reference, as of `Reference`, what was written, and what it must lead to; returns
+            what shall stand there.
+        path: Where the form stands, with a dot behind it.
+    """
+    result = dict(value)
+    for name, given in value.items():
+        info = spec.model_fields.get(spec.renamed.get(name, name))
+        if info is None or given is None:
+            continue
+        place, part = f"{path}{name}", spec_part(info)
+        need = next((note for note in info.metadata if isinstance(note, Need)), None)
+        if isinstance(need, NeedsJobs):
+            if isinstance(given, (list, tuple)):
+                result[name] = [change(f"{place}.{index}", item, need) for index, item in enumerate(given)]
+        elif need is not None:
+            result[name] = change(place, given, need)
+        elif part is not None and isinstance(given, Mapping):
+            result[name] = map_references(part, given, change, path=f"{place}.")
+    return result
+
+
+def reference_fields(spec: type[Spec], *, path: str = "") -> Iterator[str]:
+    """The names of the fields of a spec that refer to something: `margin.reward_model`."""
+    for name, info in spec.model_fields.items():
+        part = spec_part(info)
+        if any(isinstance(note, Need) for note in info.metadata):
+            yield f"{path}{name}"
+        elif part is not None:
+            yield from reference_fields(part, path=f"{path}{name}.")
+
+
+def spec_part(info: FieldInfo) -> type[Spec] | None:
+    """The part of a spec that a field holds, or the kind of reference it is."""
+    options = (info.annotation, *get_args(info.annotation))
+    return next((option for option in options if isinstance(option, type) and issubclass(option, Spec)), None)
 
 
 def awaited_job_ids(spec: Spec) -> tuple[str, ...]:

@@ -28,4 +28,4 @@ class CalibrationSpec(Spec):
     """The pairs to be trained on, for quantiles and weights; without them, the held-out ones."""
 
 
-KIND = Kind(JobKind.CALIBRATION, CalibrationSpec, queue="evaluate")
+KIND = Kind(JobKind.CALIBRATION, CalibrationSpec, queue="evaluate", noun="calibration")

@@ -27,4 +27,4 @@ class DatasetCheckSpec(Spec):
     """What a training would do with longer rows; the report says what each policy would leave."""
 
 
-KIND = Kind(JobKind.DATASET_CHECK, DatasetCheckSpec, queue="evaluate")
+KIND = Kind(JobKind.DATASET_CHECK, DatasetCheckSpec, queue="evaluate", noun="check")

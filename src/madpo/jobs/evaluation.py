@@ -57,4 +57,4 @@ class EvaluationSpec(Spec):
         return self
 
 
-KIND = Kind(JobKind.EVALUATION, EvaluationSpec, queue="evaluate")
+KIND = Kind(JobKind.EVALUATION, EvaluationSpec, queue="evaluate", noun="evaluation")

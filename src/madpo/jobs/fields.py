@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -16,6 +16,7 @@ from madpo.jobs.base import (
     NeedsDataset,
     NeedsModel,
     Spec,
+    spec_part,
 )
 from madpo.types import DatasetKind
 
@@ -54,7 +55,7 @@ def fields_of(spec: type[Spec], *, prefix: str = "") -> Iterator[SpecField]:
     """All fields of a spec in the order of their declaration; behind a part its own. A reference is one field."""
     properties = spec.model_json_schema()["properties"]
     for name, info in spec.model_fields.items():
-        part = _part(info)
+        part = spec_part(info)
         yield SpecField(
             name=f"{prefix}{name}",
             allowed=_reference_type(info, part) or _type(properties[name]),
@@ -79,12 +80,7 @@ def unknown_fields(spec: type[Spec] | None, value: Mapping[str, Any], *, prefix:
         if info is None:
             yield f"{prefix}{name}"
         elif isinstance(given, Mapping) and not _is_free(info):
-            yield from unknown_fields(_part(info), given, prefix=f"{prefix}{name}.")
-
-
-def _part(info: FieldInfo) -> type[Spec] | None:
-    options = (info.annotation, *get_args(info.annotation))
-    return next((option for option in options if isinstance(option, type) and issubclass(option, Spec)), None)
+            yield from unknown_fields(spec_part(info), given, prefix=f"{prefix}{name}.")
 
 
 def _default(info: FieldInfo, schema: Mapping[str, Any]) -> str:

@@ -17,6 +17,8 @@ class Kind:
     name: JobKind
     spec: type[Spec]
     queue: Queue
+    noun: str
+    """What it makes, in the names of jobs that were given none: `reward` of `qwen-reward`."""
     is_training: bool = False
     """Whether it makes optimizer steps: these are counted, and its checkpoints are models."""
     leaves_model: Literal["causal_lm", "reward"] | None = None

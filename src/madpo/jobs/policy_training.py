@@ -34,4 +34,11 @@ class PolicyTrainingSpec(Spec):
     """Where reward margins come from, for methods that read them."""
 
 
-KIND = Kind(JobKind.POLICY_TRAINING, PolicyTrainingSpec, queue="train", is_training=True, leaves_model="causal_lm")
+KIND = Kind(
+    JobKind.POLICY_TRAINING,
+    PolicyTrainingSpec,
+    queue="train",
+    noun="policy",
+    is_training=True,
+    leaves_model="causal_lm",
+)

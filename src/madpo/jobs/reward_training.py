@@ -25,4 +25,6 @@ class RewardTrainingSpec(Spec):
     """Steps, batches, optimizer and so on."""
 
 
-KIND = Kind(JobKind.REWARD_TRAINING, RewardTrainingSpec, queue="train", is_training=True, leaves_model="reward")
+KIND = Kind(
+    JobKind.REWARD_TRAINING, RewardTrainingSpec, queue="train", noun="reward", is_training=True, leaves_model="reward"
+)

@@ -26,5 +26,10 @@ class SupervisedTrainingSpec(Spec):
 
 
 KIND = Kind(
-    JobKind.SUPERVISED_TRAINING, SupervisedTrainingSpec, queue="train", is_training=True, leaves_model="causal_lm"
+    JobKind.SUPERVISED_TRAINING,
+    SupervisedTrainingSpec,
+    queue="train",
+    noun="sft",
+    is_training=True,
+    leaves_model="causal_lm",
 )

@@ -1,7 +1,8 @@
 """Every Redis key of the job queue. Colons separate; no user text is ever part of a key.
 
     key (after the namespace)   type    TTL         written by             read by
-    jobs                        zset    -           create, restore        list: job ids by order of creation
+    jobs                        zset    -           create, restore,       list: job ids by order of creation
+                                                    forget
     job:{job_id}                hash    -           every script           every script, get, list
     job:{job_id}:events         stream  30 d after  every script           watch; about the newest 10,000 events
                                         the end

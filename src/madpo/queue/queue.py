@@ -26,17 +26,12 @@ from madpo.errors import (
     StaleAttemptError,
     UnavailableError,
 )
-from madpo.jobs.registry import KINDS
+from madpo.jobs.registry import QUEUES
 from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
 from madpo.queue.events import final_event, format_cursor, parse_cursor, read_event
 from madpo.queue.keys import Keys
-from madpo.queue.records import (
-    RunEvent,
-    canonical_json,
-    event_to_json,
-    job_from_hash,
-    result_to_json,
-)
+from madpo.queue.records import RunEvent, canonical_json, event_to_json, job_from_hash, request_record, result_to_json
+from madpo.queue.replies import accepted, job_of, pairs
 from madpo.types import Job, JobEvent, JobResult, JobState, StateChange
 
 logger = logging.getLogger(__name__)
@@ -46,7 +41,21 @@ _BLOCK_S = 2.0
 _SOCKET_TIMEOUT_S = _BLOCK_S + 5
 _EVENTS_PER_READ = 500
 _REAPED_PER_CALL = 100
-_SCRIPTS = ("cancel", "claim", "create", "finish", "give_back", "publish", "reap", "renew", "restore", "status")
+_SCRIPTS = (
+    "cancel",
+    "claim",
+    "create",
+    "finish",
+    "forget",
+    "give_back",
+    "publish",
+    "reap",
+    "renew",
+    "restore",
+    "resume",
+    "retire",
+    "status",
+)
 
 
 def job_id_of(request_id: str) -> str:
@@ -138,7 +147,7 @@ class RedisJobQueue:
     async def create(self, request: JobRequest) -> Job:
         """See `JobQueue.create`. The same request is the same kind, spec and dependencies."""
         job_id = job_id_of(request.request_id)
-        match await self._run("create", json.dumps(_record(request, job_id))):
+        match await self._run("create", json.dumps(request_record(request, job_id))):
             case ["other_spec"]:
                 raise AlreadyExistsError(
                     f"request_id {request.request_id!r} already made {job_id} from another spec; use a new request_id"
@@ -148,7 +157,7 @@ class RedisJobQueue:
             case ["ended_dependency", dependency, state]:
                 raise FailedPreconditionError(f"depends_on: {dependency} is {state}, so this job could never start")
             case reply:
-                return _job(reply)
+                return job_of(reply)
 
     async def restore(
         self,
@@ -159,6 +168,7 @@ class RedisJobQueue:
         result: JobResult | None = None,
         reason: str = "",
         attempt: int = 0,
+        resumes: int = 0,
         create_time: float | None = None,
     ) -> Job:
         """Write back a job the server lost; one it knows stays as it is.
@@ -172,14 +182,16 @@ class RedisJobQueue:
             result: What it left, if it succeeded.
             reason: Why it ended.
             attempt: The highest attempt known; the next is above it, so that older ones stay fenced.
+            resumes: How often it was resumed.
             create_time: When it was created; None is now.
         """
-        record = _record(request, job_id) | {"state": state.value, "reason": reason, "attempt": attempt}
+        record = request_record(request, job_id) | {"state": state.value, "reason": reason}
+        record |= {"attempt": attempt, "resumes": resumes}
         if result is not None:
             record["result"] = result_to_json(result)
         if create_time is not None:
             record["create_time"] = f"{create_time:.6f}"
-        return _job(await self._run("restore", json.dumps(record)))
+        return job_of(await self._run("restore", json.dumps(record)))
 
     async def get(self, job_id: str) -> Job:
         """See `JobQueue.get`."""
@@ -207,10 +219,19 @@ class RedisJobQueue:
 
     async def cancel(self, job_id: str) -> Job:
         """See `JobQueue.cancel`. Raises NotFoundError."""
-        reply = await self._run("cancel", job_id)
-        if reply[0] == "unknown":
-            raise NotFoundError(f"there is no job {job_id}")
-        return _job(reply)
+        return accepted(await self._run("cancel", job_id), job_id)
+
+    async def resume(self, job_id: str, *, resumes: int) -> Job:
+        """See `JobQueue.resume`."""
+        return accepted(await self._run("resume", job_id, resumes), job_id)
+
+    async def retire(self, job_id: str) -> Job:
+        """See `JobQueue.retire`."""
+        return accepted(await self._run("retire", job_id, *QUEUES), job_id)
+
+    async def forget(self, job_id: str) -> None:
+        """See `JobQueue.forget`."""
+        await self._run("forget", job_id)
 
     async def status(self, queue: str) -> QueueStatus:
         """See `JobQueue.status`. One round trip; of a long queue, only the first thousand jobs are asked their age."""
@@ -243,7 +264,10 @@ class RedisJobQueue:
                 position = parse_cursor(event.cursor)
                 yield event
                 if isinstance(event.event, StateChange) and event.event.state.is_terminal:
-                    return
+                    # One that was resumed since goes on.
+                    final = await self._answer(self._client.hget(self._keys.job(job_id), "final_cursor"))
+                    if final is not None and parse_cursor(final) <= position:
+                        return
             if job.state.is_terminal and not events:
                 final = await self._answer(self._client.hget(self._keys.job(job_id), "final_cursor"))
                 if parse_cursor(final) > position:
@@ -260,7 +284,7 @@ class RedisJobQueue:
             with self._token("claim", queue, worker_id) as token:
                 reply = await self._run("claim", queue, worker_id, token, self._lease_ms)
             if reply[0] == "job":
-                job = _job(reply)
+                job = job_of(reply)
                 return Claim(job=job, attempt=job.attempt, worker_id=worker_id)
             remaining_s = min(deadline - loop.time(), _BLOCK_S)
             if remaining_s <= 0:
@@ -282,24 +306,24 @@ class RedisJobQueue:
 
     async def succeed(self, claim: Claim, result: JobResult) -> Job:
         """See `JobQueue.succeed`."""
-        return _job(await self._run_as(claim, "finish", JobState.SUCCEEDED.value, "", result_to_json(result)))
+        return job_of(await self._run_as(claim, "finish", JobState.SUCCEEDED.value, "", result_to_json(result)))
 
     async def fail(self, claim: Claim, reason: str) -> Job:
         """See `JobQueue.fail`."""
-        return _job(await self._run_as(claim, "finish", JobState.FAILED.value, reason, ""))
+        return job_of(await self._run_as(claim, "finish", JobState.FAILED.value, reason, ""))
 
     async def finish_cancelled(self, claim: Claim) -> Job:
         """See `JobQueue.finish_cancelled`."""
-        return _job(await self._run_as(claim, "finish", JobState.CANCELLED.value, "", ""))
+        return job_of(await self._run_as(claim, "finish", JobState.CANCELLED.value, "", ""))
 
     async def give_back(self, claim: Claim, *, crash_reason: str | None) -> Job:
         """See `JobQueue.give_back`. A job whose cancellation was asked for ends as CANCELLED instead."""
-        return _job(await self._run_as(claim, "give_back", *([] if crash_reason is None else [crash_reason])))
+        return job_of(await self._run_as(claim, "give_back", *([] if crash_reason is None else [crash_reason])))
 
     async def reap(self) -> Sequence[Job]:
         """See `JobQueue.reap`. Any number of processes may call it."""
         _, *hashes = await self._run("reap", _REAPED_PER_CALL)
-        return [job_from_hash(_pairs(flat)) for flat in hashes]
+        return [job_from_hash(pairs(flat)) for flat in hashes]
 
     # ---- the wire
 
@@ -359,31 +383,3 @@ def _server_name(connection: Mapping[str, Any]) -> str:
     if "path" in connection:
         return f"unix://{connection['path']}"
     return f"redis://{connection.get('host', 'localhost')}:{connection.get('port', 6379)}/{connection.get('db', 0)}"
-
-
-def _record(request: JobRequest, job_id: str) -> dict[str, Any]:
-    depends_on = list(dict.fromkeys(request.depends_on))
-    spec = canonical_json(request.spec)
-    identity = canonical_json([request.kind, spec, sorted(depends_on)])
-    return {
-        "job_id": job_id,
-        "request_id": request.request_id,
-        "kind": request.kind.value,
-        "queue": KINDS[request.kind].queue,
-        "spec": spec,
-        "digest": hashlib.sha256(identity.encode()).hexdigest(),
-        "display_name": request.display_name,
-        "depends_on": depends_on,
-        "depends_on_json": json.dumps(depends_on),
-        "max_attempts": request.max_attempts,
-        "attempt": 0,
-    }
-
-
-def _pairs(flat: Sequence[str]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _job(reply: Sequence[Any]) -> Job:
-    assert reply[0] == "job", reply
-    return job_from_hash(_pairs(reply[1]))

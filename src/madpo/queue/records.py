@@ -1,11 +1,14 @@
 """Jobs and events as JSON: how they lie in Redis and in a run's workspace."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from madpo.jobs.registry import KINDS
+from madpo.ports import JobRequest
 from madpo.types import CheckpointPublished, Job, JobKind, JobProgress, JobResult, JobState, LogLine, StateChange
 
 RunEvent = JobProgress | LogLine | CheckpointPublished
@@ -77,4 +80,26 @@ def job_from_hash(fields: Mapping[str, str]) -> Job:
         result=result_from_json(fields["result"]) if "result" in fields else None,
         cancel_requested=fields.get("cancel_requested") == "1",
         progress=_EVENTS["progress"].validate_python(json.loads(progress)) if progress else None,
+        resumes=int(fields.get("resumes", 0)),
     )
+
+
+def request_record(request: JobRequest, job_id: str) -> dict[str, Any]:
+    """What the scripts that make a job are given of it."""
+    depends_on = list(dict.fromkeys(request.depends_on))
+    spec = canonical_json(request.spec)
+    identity = canonical_json([request.kind, spec, sorted(depends_on)])
+    return {
+        "job_id": job_id,
+        "request_id": request.request_id,
+        "kind": request.kind.value,
+        "queue": KINDS[request.kind].queue,
+        "spec": spec,
+        "digest": hashlib.sha256(identity.encode()).hexdigest(),
+        "display_name": request.display_name,
+        "depends_on": depends_on,
+        "depends_on_json": json.dumps(depends_on),
+        "max_attempts": request.max_attempts,
+        "attempt": 0,
+        "resumes": 0,
+    }

@@ -8,7 +8,7 @@
     models/{model_id}/manifest.json                  written last
     reference_logps/{digest}.safetensors             reference log-probs of (model, dataset, tokenisation)
     jobs/{job_id}/spec.json                          request of the job; Redis can be rebuilt from it
-    jobs/{job_id}/result.json                        how the job ended; written once
+    jobs/{job_id}/result.json                        how the job ended; again after it was resumed
     jobs/{job_id}/owner.json                         the attempt that owns the job; compare-and-swap fences older ones
     jobs/{job_id}/memory_shortage.json               what a sharded run that ran out of memory tells the next attempt
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from madpo.errors import InvalidArgumentError, NotFoundError
-from madpo.model_files import check_files, is_adapter, model_kind
+from madpo.model_files import check_files, is_adapter, model_kind, weights_dtype
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.bundle import Manifest
@@ -74,6 +74,7 @@ class ModelStore:
             "architecture": architecture,
             "base_model_id": base_model_id,
             "metadata": dict(metadata or {}),
+            "dtype": weights_dtype(directory),
         }
         manifest = bundle.publish(self._store, keys.model(model_id), directory, metadata=description)
         return _model(model_id, manifest), created
@@ -89,6 +90,16 @@ class ModelStore:
         """Newest first, with the token of the next page ("" at the end)."""
         ids, token = bundle.list_newest(self._store, keys.MODELS, page_size=page_size, page_token=page_token)
         return [self.get(model_id) for model_id in ids], token
+
+    def delete(self, model_id: str) -> None:
+        """Remove a model; absent is fine."""
+        bundle.delete(self._store, keys.model(model_id))
+
+    def adapters_of(self, model_id: str) -> Iterator[str]:
+        """The ids of the stored adapters that belong to a model."""
+        for other, _ in bundle.list_bundles(self._store, keys.MODELS):
+            if self.get(other).base_model_id == model_id:
+                yield other
 
     def fetch(self, model_id: str) -> Path:
         """A verified local copy, fetched once per host.
@@ -133,4 +144,5 @@ def _model(model_id: str, manifest: Manifest) -> Model:
         files=manifest.files,
         base_model_id=description["base_model_id"],
         metadata=description["metadata"],
+        dtype=description.get("dtype", ""),  # models of earlier versions do not say
     )

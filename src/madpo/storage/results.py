@@ -1,9 +1,11 @@
 """What a job was asked and how it ended, kept in the object store so that the queue can be rebuilt from it."""
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from madpo.errors import AlreadyExistsError
+from madpo.errors import AlreadyExistsError, NotFoundError
 from madpo.ports import ObjectStore
 from madpo.storage import documents, keys
 from madpo.types import Job, JobKind, JobResult, JobState
@@ -53,20 +55,85 @@ def read_spec(store: ObjectStore, job_id: str) -> Job:
     )
 
 
-def write_result(store: ObjectStore, job_id: str, state: JobState, result: JobResult | None, reason: str) -> None:
-    """Keep how a job ended. The first outcome stays; another one later is logged and dropped."""
+def write_result(
+    store: ObjectStore, job_id: str, state: JobState, result: JobResult | None, reason: str, *, resumes: int = 0
+) -> None:
+    """Keep how a job ended, having been resumed so often.
+
+    The first outcome stays, until the job is resumed; what comes late, from before that, is logged and dropped.
+    """
     assert state.is_terminal
+
+    def is_open(found: Mapping[str, Any]) -> bool:
+        return found["resumes"] < resumes or (found["resumes"] == resumes and found["state"] is None)
+
+    if not _replace(store, job_id, _outcome(state, result, reason, resumes), over=is_open):
+        logger.warning("job has another outcome already", extra={"job_id": job_id, "state": state.value})
+
+
+def reopen_result(store: ObjectStore, job: Job) -> None:
+    """Say of a job that has ended that it is resumed, before it is; again, it changes nothing."""
+    resumes = job.resumes + 1
+    _replace(store, job.job_id, _outcome(None, None, "", resumes), over=lambda found: found["resumes"] < resumes)
+
+
+def close_result(store: ObjectStore, job: Job) -> None:
+    """Take back `reopen_result`: the job could not be resumed."""
+    reopened = {"state": None, "resumes": job.resumes + 1}
+    body = _outcome(job.state, job.result, job.reason, job.resumes)
+    _replace(store, job.job_id, body, over=lambda found: {name: found[name] for name in reopened} == reopened)
+
+
+def _outcome(state: JobState | None, result: JobResult | None, reason: str, resumes: int) -> dict[str, Any]:
     value = None if result is None else {"model_id": result.model_id, "summary": dict(result.summary)}
     if value is not None and result is not None and result.dataset_id is not None:
         value["dataset_id"] = result.dataset_id
-    body = {"state": state.value, "result": value, "reason": reason}
-    if not store.put_if_absent(keys.job_result(job_id), documents.encode(body)):
-        logger.warning("job has another outcome already", extra={"job_id": job_id, "state": state.value})
+    return {"state": state and state.value, "result": value, "reason": reason, "resumes": resumes}
 
 
 def read_result(store: ObjectStore, job_id: str) -> JobOutcome:
     """How a job ended. Raises NotFoundError while it has not."""
+    found, _ = _read_outcome(store, job_id)
+    if found["state"] is None:
+        raise NotFoundError(f"{job_id} has not ended")
+    result = JobResult(**found["result"]) if found["result"] else None
+    return JobOutcome(JobState(found["state"]), result, found["reason"])
+
+
+def resumes_of(store: ObjectStore, job_id: str) -> int:
+    """How often a job was resumed, as far as its outcomes tell."""
+    return int(_read_outcome(store, job_id)[0]["resumes"])
+
+
+def delete_job(store: ObjectStore, job_id: str) -> None:
+    """Remove everything that is kept of a job; its request first, so that it is not taken for one the queue lost."""
+    store.delete(keys.job_spec(job_id))
+    for info in list(store.list(f"{keys.job(job_id)}/")):
+        store.delete(info.key)
+
+
+def _replace(
+    store: ObjectStore, job_id: str, body: Mapping[str, Any], *, over: Callable[[Mapping[str, Any]], bool]
+) -> bool:
+    """Write the outcome where there is none, or one that may be written over; whether it is what is stored now."""
     key = keys.job_result(job_id)
-    body = documents.decode(store.get(key), key=key)
-    result = JobResult(**body["result"]) if body["result"] else None
-    return JobOutcome(JobState(body["state"]), result, body["reason"])
+    data = documents.encode(body)
+    while True:  # a lost race means that another one was written: finite
+        found, etag = _read_outcome(store, job_id)
+        if etag is None:
+            if store.put_if_absent(key, data):
+                return True
+        elif not over(found):
+            return documents.encode(found) == data
+        elif store.put_if_match(key, data, etag) is not None:
+            return True
+
+
+def _read_outcome(store: ObjectStore, job_id: str) -> tuple[Mapping[str, Any], str | None]:
+    """What is stored, and its etag; what stands for nothing, and None, where nothing is."""
+    key = keys.job_result(job_id)
+    try:
+        data, etag = store.get_with_etag(key)
+    except NotFoundError:
+        return {"state": None, "resumes": 0}, None
+    return {"resumes": 0, **documents.decode(data, key=key)}, etag

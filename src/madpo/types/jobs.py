@@ -78,6 +78,8 @@ class Job:
     result: JobResult | None = None
     cancel_requested: bool = False
     progress: JobProgress | None = None
+    resumes: int = 0
+    """How often it was taken up again after it had failed or was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)

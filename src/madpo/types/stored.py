@@ -63,6 +63,8 @@ class Model:
     base_model_id: str | None = None
     """For an adapter: the model it belongs to."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = ""
+    """Of the weights, as safetensors calls it: `BF16`, `F32`; of several the one that most bytes have."""
 
 
 @dataclass(frozen=True, slots=True)

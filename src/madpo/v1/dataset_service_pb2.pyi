@@ -68,12 +68,14 @@ class GetUploadRequest(_message.Message):
     def __init__(self, upload_id: _Optional[str] = ...) -> None: ...
 
 class GetUploadResponse(_message.Message):
-    __slots__ = ("received_bytes", "result")
+    __slots__ = ("received_bytes", "result", "checked_rows")
     RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_ROWS_FIELD_NUMBER: _ClassVar[int]
     received_bytes: int
     result: UploadDatasetResponse
-    def __init__(self, received_bytes: _Optional[int] = ..., result: _Optional[_Union[UploadDatasetResponse, _Mapping]] = ...) -> None: ...
+    checked_rows: int
+    def __init__(self, received_bytes: _Optional[int] = ..., result: _Optional[_Union[UploadDatasetResponse, _Mapping]] = ..., checked_rows: _Optional[int] = ...) -> None: ...
 
 class ImportDatasetRequest(_message.Message):
     __slots__ = ("hub_id", "commit", "files", "format", "columns", "lists")

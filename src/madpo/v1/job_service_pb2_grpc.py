@@ -55,6 +55,16 @@ class JobServiceStub:
                 request_serializer=madpo_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/madpo.v1.JobService/ResumeJob',
+                request_serializer=madpo_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=madpo_dot_v1_dot_job__service__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/madpo.v1.JobService/DeleteJob',
+                request_serializer=madpo_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=madpo_dot_v1_dot_job__service__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/madpo.v1.JobService/WatchJob',
                 request_serializer=madpo_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
@@ -102,6 +112,22 @@ class JobServiceServicer:
 
     def CancelJob(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Takes a job that failed or was cancelled up again, as itself: it goes on from its newest checkpoint. One that is
+        already under way again stays as it is; one that succeeded, or is not over, is FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Removes a job that is over, with its checkpoints, artifacts and events; models it made stay. One that another job
+        still needs is FAILED_PRECONDITION.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -155,6 +181,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=madpo_dot_v1_dot_job__service__pb2.CancelJobRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_job__service__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=madpo_dot_v1_dot_job__service__pb2.ResumeJobRequest.FromString,
+                    response_serializer=madpo_dot_v1_dot_job__service__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=madpo_dot_v1_dot_job__service__pb2.DeleteJobRequest.FromString,
+                    response_serializer=madpo_dot_v1_dot_job__service__pb2.DeleteJobResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -286,6 +322,60 @@ class JobService:
             '/madpo.v1.JobService/CancelJob',
             madpo_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
             madpo_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/madpo.v1.JobService/ResumeJob',
+            madpo_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+            madpo_dot_v1_dot_job__service__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/madpo.v1.JobService/DeleteJob',
+            madpo_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
+            madpo_dot_v1_dot_job__service__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,7 +47,7 @@ class UploadModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("model_id", "display_name", "kind", "architecture", "size_bytes", "create_time", "files", "base_model_id", "metadata")
+    __slots__ = ("model_id", "display_name", "kind", "architecture", "size_bytes", "create_time", "files", "base_model_id", "metadata", "dtype")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Model(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     display_name: str
     kind: str
@@ -66,7 +67,8 @@ class Model(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     base_model_id: str
     metadata: _struct_pb2.Struct
-    def __init__(self, model_id: _Optional[str] = ..., display_name: _Optional[str] = ..., kind: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., base_model_id: _Optional[str] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    dtype: str
+    def __init__(self, model_id: _Optional[str] = ..., display_name: _Optional[str] = ..., kind: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., base_model_id: _Optional[str] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class ImportModelRequest(_message.Message):
     __slots__ = ("hub_id", "commit")
@@ -111,6 +113,16 @@ class ListModelsResponse(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[Model]
     next_page_token: str
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteModelRequest(_message.Message):
+    __slots__ = ("model_id",)
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    def __init__(self, model_id: _Optional[str] = ...) -> None: ...
+
+class DeleteModelResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("job_id", "step", "attempt", "create_time", "size_bytes")

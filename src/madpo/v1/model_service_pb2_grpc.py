@@ -55,6 +55,11 @@ class ModelServiceStub:
                 request_serializer=madpo_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/madpo.v1.ModelService/DeleteModel',
+                request_serializer=madpo_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=madpo_dot_v1_dot_model__service__pb2.DeleteModelResponse.FromString,
+                _registered_method=True)
         self.ListCheckpoints = channel.unary_unary(
                 '/madpo.v1.ModelService/ListCheckpoints',
                 request_serializer=madpo_dot_v1_dot_model__service__pb2.ListCheckpointsRequest.SerializeToString,
@@ -97,6 +102,13 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteModel(self, request, context):
+        """Removes a model. One that a job which is not over needs, or that an adapter belongs to, is FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListCheckpoints(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -132,6 +144,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=madpo_dot_v1_dot_model__service__pb2.ListModelsRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_model__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=madpo_dot_v1_dot_model__service__pb2.DeleteModelRequest.FromString,
+                    response_serializer=madpo_dot_v1_dot_model__service__pb2.DeleteModelResponse.SerializeToString,
             ),
             'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCheckpoints,
@@ -253,6 +270,33 @@ class ModelService:
             '/madpo.v1.ModelService/ListModels',
             madpo_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
             madpo_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/madpo.v1.ModelService/DeleteModel',
+            madpo_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
+            madpo_dot_v1_dot_model__service__pb2.DeleteModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

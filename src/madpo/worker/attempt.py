@@ -227,8 +227,10 @@ class Attempt:
             await self._record(job.state, job.result, job.reason)
 
     async def _record(self, state: JobState, result: JobResult | None, reason: str) -> None:
-        job_id = self._claim.job.job_id
-        await self._answer(lambda: asyncio.to_thread(write_result, self._store, job_id, state, result, reason))
+        job = self._claim.job
+        await self._answer(
+            lambda: asyncio.to_thread(write_result, self._store, job.job_id, state, result, reason, resumes=job.resumes)
+        )
 
     async def _answer(self, call: Callable[[], Awaitable[T]]) -> T:
         """The call's answer, however long the server is away; a draining worker waits no longer than its grace."""

@@ -144,4 +144,6 @@ class JobWorker:
 
     async def _record(self, job: Job) -> None:
         if job.state.is_terminal:
-            await asyncio.to_thread(write_result, self._store, job.job_id, job.state, job.result, job.reason)
+            await asyncio.to_thread(
+                write_result, self._store, job.job_id, job.state, job.result, job.reason, resumes=job.resumes
+            )

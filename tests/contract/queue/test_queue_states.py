@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 from redis.asyncio import Redis
 
-from madpo.errors import AlreadyExistsError, FailedPreconditionError, StaleAttemptError
+from madpo.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, StaleAttemptError
 from madpo.ports import Claim, JobRequest
 from madpo.queue.keys import Keys
 from madpo.queue.queue import connect, job_id_of
@@ -35,6 +35,9 @@ LEGAL = {
     JobState.WAITING: {JobState.PENDING, JobState.FAILED, JobState.CANCELLED},
     JobState.PENDING: {JobState.RUNNING, JobState.CANCELLED},
     JobState.RUNNING: {JobState.PENDING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED},
+    # When they are resumed.
+    JobState.FAILED: {JobState.PENDING, JobState.WAITING},
+    JobState.CANCELLED: {JobState.PENDING, JobState.WAITING},
 }
 
 
@@ -50,6 +53,7 @@ class ModelJob:
     cancel_requested: bool = False
     expired: bool = False
     ended_by: str = ""
+    resumes: int = 0
     history: list[JobState] = field(default_factory=list)
 
     def enter(self, state: JobState) -> None:
@@ -70,6 +74,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.server = Redis.from_url(self.url)
         self.jobs: dict[str, ModelJob] = {}
         self.claims: list[Claim] = []
+        self.made = 0
 
     def do(self, call: Awaitable[T]) -> T:
         async def run() -> T:
@@ -124,13 +129,14 @@ class QueueMachine(RuleBasedStateMachine):
         return JobRequest(name, JobKind.EVALUATION, spec, display_name=name, depends_on=ids, max_attempts=MAX_ATTEMPTS)
 
     def add(self, depends_on: tuple[str, ...]) -> None:
-        name = f"job {len(self.jobs)}"
+        name = f"job {self.made}"
         states = {self.jobs[dependency].state for dependency in depends_on}
         if states & {JobState.FAILED, JobState.CANCELLED}:
             with pytest.raises(FailedPreconditionError):
                 self.do(self.queue.create(self.request(depends_on, name)))
             return
         self.do(self.queue.create(self.request(depends_on, name)))
+        self.made += 1
         self.jobs[name] = job = ModelJob(name, depends_on, JobState.PENDING)
         job.enter(JobState.PENDING if states <= {JobState.SUCCEEDED} else JobState.WAITING)
 
@@ -226,6 +232,49 @@ class QueueMachine(RuleBasedStateMachine):
                 self.finish(job, JobState.CANCELLED)
         self.agree(self.do(self.queue.cancel(job_id_of(job.name))))
 
+    @precondition(lambda self: self.in_state(JobState.FAILED, JobState.CANCELLED))
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(self.in_state(JobState.FAILED, JobState.CANCELLED)))
+        states = {self.jobs[name].state if name in self.jobs else None for name in job.depends_on}
+        call = lambda: self.do(self.queue.resume(job_id_of(job.name), resumes=resumes))  # noqa: E731
+        resumes = job.resumes
+        if states & {None, JobState.FAILED, JobState.CANCELLED}:
+            with pytest.raises(FailedPreconditionError, match="needs"):
+                call()
+            return
+        job.crashes, job.cancel_requested, job.ended_by, job.resumes = 0, False, "", job.resumes + 1
+        job.enter(JobState.PENDING if states <= {JobState.SUCCEEDED} else JobState.WAITING)
+        self.agree(call())
+        self.agree(call())  # asked for again, it is done once
+
+    @precondition(lambda self: self.in_state(JobState.WAITING, JobState.PENDING, JobState.RUNNING, JobState.SUCCEEDED))
+    @rule(data=st.data())
+    def resume_what_did_not_fail(self, data: st.DataObject) -> None:
+        states = (JobState.WAITING, JobState.PENDING, JobState.RUNNING, JobState.SUCCEEDED)
+        job = data.draw(st.sampled_from(self.in_state(*states)))
+        with pytest.raises(FailedPreconditionError, match=f"{job.state}|has succeeded"):
+            self.do(self.queue.resume(job_id_of(job.name), resumes=job.resumes))
+
+    @precondition(lambda self: len(self.jobs) > 3)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(list(self.jobs.values())))
+        users = [each for each in self.jobs.values() if job.name in each.depends_on and not each.state.is_terminal]
+        if users or not job.state.is_terminal:
+            with pytest.raises(FailedPreconditionError, match="is used by" if job.state.is_terminal else job.state):
+                self.do(self.queue.retire(job_id_of(job.name)))
+            self.do(self.queue.forget(job_id_of(job.name)))  # not retired: nothing happens
+            return
+        self.do(self.queue.retire(job_id_of(job.name)))
+        with pytest.raises(NotFoundError):
+            self.do(self.queue.resume(job_id_of(job.name), resumes=job.resumes))
+        with pytest.raises(NotFoundError):
+            self.do(self.queue.create(self.request((job.name,), f"job {self.made}")))
+        self.do(self.queue.forget(job_id_of(job.name)))
+        del self.jobs[job.name]
+        self.claims = [claim for claim in self.claims if claim.job.display_name != job.name]
+
     @precondition(lambda self: self.in_state(JobState.RUNNING))
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
@@ -245,10 +294,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     def agree(self, job: Job) -> None:
         model = self.jobs[job.display_name]
-        assert (job.state, job.attempt, job.cancel_requested) == (
+        assert (job.state, job.attempt, job.cancel_requested, job.resumes) == (
             model.state,
             model.attempt,
             model.cancel_requested,
+            model.resumes,
         )
         assert (job.finish_time is not None) == job.state.is_terminal
         assert (job.result is not None) == (job.state == JobState.SUCCEEDED)

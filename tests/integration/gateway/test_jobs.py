@@ -1,17 +1,20 @@
 """Jobs over the wire: made once, waiting for what they use, cancelled, watched."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
 
+from madpo.errors import NotFoundError
 from madpo.jobs.supervised_training import SupervisedTrainingSpec
 from madpo.queue.queue import job_id_of
 from madpo.rpc import convert
 from madpo.rpc.channel import call_metadata
 from madpo.storage.results import read_result, read_spec
 from madpo.types import CheckpointPublished, JobKind, JobProgress, JobResult, JobState, LogLine
-from madpo.v1 import dataset_service_pb2, job_service_pb2
+from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
+from madpo_gateway.reconcile import reconcile, record_outcome
 from tests.integration.gateway.messages import ref
 from tests.integration.gateway.service import NO_JOB, TOKEN, Gateway, make_material, refusal
 
@@ -207,3 +210,90 @@ async def test_a_watch_sees_events_live_and_goes_on_behind_a_cursor(gateway: Gat
     assert nobody.code == "NOT_FOUND"
     nowhere = await refusal(gateway.collect(gateway.jobs.WatchJob, request(job_id=job_id, cursor="yesterday")))
     assert nowhere.code == "INVALID_ARGUMENT"
+
+
+async def resume(gateway: Gateway, job_id: str, **fields: Any) -> Any:
+    return (await gateway.ask(gateway.jobs.ResumeJob, job_service_pb2.ResumeJobRequest(job_id=job_id, **fields))).job
+
+
+async def test_a_job_is_resumed_as_itself_and_ends_anew(gateway: Gateway) -> None:
+    job_id = await gateway.ready_job()
+    claim = await gateway.queue.claim("train", "worker", timeout_s=5)
+    assert claim is not None
+    failed = await gateway.queue.fail(claim, "no luck")
+    record_outcome(gateway.store, failed)
+
+    resumed = await resume(gateway, job_id)
+    with pytest.raises(NotFoundError):
+        read_result(gateway.store, job_id)
+    repeated = await resume(gateway, job_id, resumes=0)
+    again = await gateway.queue.claim("train", "worker", timeout_s=5)
+    assert again is not None
+    record_outcome(gateway.store, failed)  # of a worker that comes late
+    done = await gateway.queue.succeed(again, JobResult("model-1"))
+    record_outcome(gateway.store, done)
+
+    assert (resumed.job_id, resumed.resumes, repeated.resumes) == (job_id, 1, 1)
+    assert convert.state_from_proto(resumed.state) is JobState.PENDING
+    assert read_result(gateway.store, job_id).state is JobState.SUCCEEDED
+    refused = await refusal(resume(gateway, job_id))
+    assert (refused.code, "has succeeded" in refused.message) == ("FAILED_PRECONDITION", True)
+    assert read_result(gateway.store, job_id).state is JobState.SUCCEEDED
+    assert (await refusal(resume(gateway, NO_JOB))).code == "NOT_FOUND"
+
+
+async def test_a_job_whose_data_is_gone_is_not_resumed(gateway: Gateway) -> None:
+    job_id = await gateway.ready_job()
+    cancelled = (await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=job_id))).job
+    dataset_id = cancelled.spec.supervised_training.dataset.dataset_id
+    await gateway.ask(gateway.datasets.DeleteDataset, dataset_service_pb2.DeleteDatasetRequest(dataset_id=dataset_id))
+
+    refused = await refusal(resume(gateway, job_id))
+
+    assert f"there is no dataset {dataset_id}" in refused.message
+    assert read_result(gateway.store, job_id).state is JobState.CANCELLED
+
+
+async def test_a_deleted_job_is_gone_from_queue_and_store(gateway: Gateway) -> None:
+    job_id, needed = await gateway.ready_job("over"), await gateway.ready_job("needed")
+    dataset = (await gateway.upload_dataset([{"prompt": "p", "completion": "c"}])).dataset.dataset_id
+    spec = {"model": {"job_id": needed}, "dataset": ref(dataset)}
+    user = (await gateway.create({"supervised_training": spec}, "user")).job_id
+    request = job_service_pb2.DeleteJobRequest
+
+    running = await refusal(gateway.ask(gateway.jobs.DeleteJob, request(job_id=job_id)))
+    await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=job_id))
+    claim = await gateway.queue.claim("train", "worker", timeout_s=5)
+    assert claim is not None
+    await gateway.queue.succeed(claim, JobResult())
+    used = await refusal(gateway.ask(gateway.jobs.DeleteJob, request(job_id=needed)))
+    await gateway.ask(gateway.jobs.DeleteJob, request(job_id=job_id))
+
+    assert (running.code, "cancel it" in running.message) == ("FAILED_PRECONDITION", True)
+    assert (used.code, f"is used by {user}, which is PENDING" in used.message) == ("FAILED_PRECONDITION", True)
+    assert not [key for key in gateway.stored() if job_id in key]
+    gone = await refusal(gateway.ask(gateway.jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job_id)))
+    assert gone.code == "NOT_FOUND"
+    assert await reconcile(store=gateway.store, queue=gateway.queue) == 0
+
+
+async def test_a_job_without_a_name_gets_that_of_its_model_and_what_it_makes(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    policy = await gateway.create(
+        {"policy_training": {"model": {"model_id": ids.policy}, "dataset": ref(ids.pairs), "method": {"name": "dpo"}}},
+        "policy",
+    )
+    look = await gateway.create(
+        {"evaluation": {"model": {"job_id": policy.job_id}, "prompt_dataset": ref(ids.prompts)}}, "look"
+    )
+    named = await gateway.create(
+        {"evaluation": {"model": {"job_id": policy.job_id}, "prompt_dataset": ref(ids.prompts)}},
+        "named",
+        display_name="mine",
+    )
+    name = (
+        await gateway.ask(gateway.models.GetModel, model_service_pb2.GetModelRequest(model_id=ids.policy))
+    ).model.display_name
+    prefix = f"{name}-" if name else ""
+    assert (policy.display_name, named.display_name) == (f"{prefix}dpo", "mine")
+    assert look.display_name == f"{prefix}dpo-evaluation"

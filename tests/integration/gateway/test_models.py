@@ -9,7 +9,7 @@ import pytest
 from madpo.rpc.channel import call_metadata
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.types import JobResult
-from madpo.v1 import model_service_pb2
+from madpo.v1 import job_service_pb2, model_service_pb2
 from tests.integration.gateway.messages import model_file, model_header, model_parts, received, safetensors
 from tests.integration.gateway.service import (
     NO_MODEL,
@@ -162,3 +162,26 @@ async def test_checkpoints_and_the_final_model_of_a_job_can_be_downloaded(gatewa
     assert "source" in nothing.violations
     confused = await refusal(gateway.collect(gateway.models.DownloadModel, request(model_id=final.model_id, step=1)))
     assert "step" in confused.violations
+
+
+async def test_a_model_in_use_is_not_deleted(gateway: Gateway) -> None:
+    job_id = await gateway.ready_job()
+    job = (await gateway.ask(gateway.jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job_id))).job
+    base = job.spec.supervised_training.model.model_id
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
+    files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": safetensors(2)}
+    adapter = (await gateway.ask(gateway.models.UploadModel, model_parts(files))).model.model_id
+
+    async def delete(model_id: str) -> Any:
+        return await gateway.ask(gateway.models.DeleteModel, model_service_pb2.DeleteModelRequest(model_id=model_id))
+
+    used = await refusal(delete(base))
+    await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=job_id))
+    belongs = await refusal(delete(base))
+    await delete(adapter)
+    await delete(base)
+
+    assert (used.code, f"is used by {job_id}, which is PENDING" in used.message) == ("FAILED_PRECONDITION", True)
+    assert f"the adapter {adapter} belongs to {base}" in belongs.message
+    assert not [key for key in gateway.stored() if key.startswith("models/")]
+    assert (await refusal(delete(base))).code == "NOT_FOUND"

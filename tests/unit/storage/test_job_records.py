@@ -14,7 +14,16 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.storage.references import resolve_model
-from madpo.storage.results import JobOutcome, read_result, read_spec, write_result, write_spec
+from madpo.storage.results import (
+    JobOutcome,
+    close_result,
+    read_result,
+    read_spec,
+    reopen_result,
+    resumes_of,
+    write_result,
+    write_spec,
+)
 from madpo.types import Job, JobKind, JobResult, JobState
 
 JOB = "job-" + "1" * 32
@@ -29,6 +38,42 @@ def store(tmp_path: Path) -> LocalStore:
 @pytest.fixture
 def models(store: LocalStore, tmp_path: Path) -> ModelStore:
     return ModelStore(store, tmp_path / "cache")
+
+
+def test_a_resumed_job_ends_anew_and_what_comes_late_from_before_is_dropped(store: LocalStore) -> None:
+    ended = make_job(state=JobState.FAILED, reason="boom")
+    write_result(store, JOB, JobState.FAILED, None, "boom")
+    reopen_result(store, ended)
+    reopen_result(store, ended)
+    with pytest.raises(NotFoundError):
+        read_result(store, JOB)
+    assert resumes_of(store, JOB) == 1
+
+    write_result(store, JOB, JobState.FAILED, None, "late")
+    with pytest.raises(NotFoundError):
+        read_result(store, JOB)
+    result = JobResult("model-1")
+    write_result(store, JOB, JobState.SUCCEEDED, result, "", resumes=1)
+    reopen_result(store, ended)  # asked for long ago
+    write_result(store, JOB, JobState.FAILED, None, "late")
+    assert read_result(store, JOB) == JobOutcome(JobState.SUCCEEDED, result, "")
+
+
+def test_a_late_outcome_of_before_cannot_come_first(store: LocalStore) -> None:
+    reopen_result(store, make_job(state=JobState.FAILED))
+    write_result(store, JOB, JobState.FAILED, None, "late")
+    with pytest.raises(NotFoundError):
+        read_result(store, JOB)
+
+
+def test_a_resumption_that_was_refused_leaves_the_outcome(store: LocalStore) -> None:
+    ended = make_job(state=JobState.FAILED, reason="boom")
+    write_result(store, JOB, JobState.FAILED, None, "boom")
+    reopen_result(store, ended)
+    close_result(store, ended)
+    assert read_result(store, JOB) == JobOutcome(JobState.FAILED, None, "boom")
+    close_result(store, make_job(state=JobState.FAILED, reason="other"))
+    assert read_result(store, JOB).reason == "boom"
 
 
 def make_job(**changes: Any) -> Job:

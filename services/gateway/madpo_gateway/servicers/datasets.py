@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
@@ -15,22 +14,22 @@ from madpo.data.file_formats import parse_format
 from madpo.data.files import DataFile, FileRows
 from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader, parse_rows, row_kind
-from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from madpo.jobs.base import DATASET_ID_PATTERN, DatasetReference, references
-from madpo.jobs.registry import parse_spec
+from madpo.errors import InvalidArgumentError, NotFoundError
+from madpo.jobs.base import DATASET_ID_PATTERN
 from madpo.ports import JobQueue
 from madpo.rpc import convert
 from madpo.rpc.channel import CHUNK_BYTES, MAX_READ_ROWS
 from madpo.storage.datasets import DatasetStore
-from madpo.types import Dataset, DatasetRow, Job
+from madpo.types import Dataset, DatasetRow
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from madpo_gateway.hub import COMMIT_PATTERN, HUB_ID_PATTERN, fetch_dataset_files
 from madpo_gateway.metrics import GatewayMetrics
-from madpo_gateway.requests import MAX_PAGE_SIZE, page_size, require_match, violation
+from madpo_gateway.requests import page_size, require_match, violation
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import run_blocking, scratch_directory
 from madpo_gateway.uploads import Upload, UploadResult, Uploads
+from madpo_gateway.usage import require_unused
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +105,7 @@ class DatasetServicer(DatasetServiceServicer):
         """Remove a dataset no unfinished job needs."""
         dataset_id = _dataset_id(request.dataset_id)
         await asyncio.to_thread(self._datasets.get, dataset_id)
-        async for job in self._unfinished_jobs():
-            if await self._uses(job, dataset_id):
-                raise FailedPreconditionError(
-                    f"{dataset_id} is used by {job.job_id}, which is {job.state}: cancel it or wait for its end"
-                )
+        await require_unused(dataset_id, self._queue)
         await asyncio.to_thread(self._datasets.delete, dataset_id)
         logger.info("dataset deleted", extra={"dataset_id": dataset_id})
         return pb.DeleteDatasetResponse()
@@ -176,37 +171,6 @@ class DatasetServicer(DatasetServiceServicer):
             },
         )
         return UploadResult(dataset.dataset_id, created, reader.forms())
-
-    async def _uses(self, job: Job, dataset_id: str) -> bool:
-        """Whether a job's spec names the dataset, or the job that left it."""
-        try:
-            targets = [reference.target for reference in references(parse_spec(job.kind, job.spec))]
-        except InvalidArgumentError:  # of another version; what cannot be read may well be in use
-            return dataset_id in json.dumps(dict(job.spec))
-        for target in targets:
-            if isinstance(target, DatasetReference):
-                if target.dataset_id == dataset_id:
-                    return True
-                if target.job_id is not None and await self._has_left(target.job_id, dataset_id):
-                    return True
-        return False
-
-    async def _has_left(self, job_id: str, dataset_id: str) -> bool:
-        try:
-            result = (await self._queue.get(job_id)).result
-        except NotFoundError:
-            return False
-        return result is not None and result.dataset_id == dataset_id
-
-    async def _unfinished_jobs(self) -> AsyncIterator[Job]:
-        token = ""
-        while True:
-            jobs, token = await self._queue.list(page_size=MAX_PAGE_SIZE, page_token=token)
-            for job in jobs:
-                if not job.state.is_terminal:
-                    yield job
-            if not token:
-                return
 
 
 def _check_messages(

@@ -7,23 +7,26 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-from madpo.errors import AlreadyExistsError, NotFoundError
+from madpo.errors import AlreadyExistsError, MadpoError, NotFoundError
 from madpo.jobs.base import JOB_ID_PATTERN
+from madpo.jobs.registry import parse_spec
 from madpo.ports import JobQueue, JobRequest, ObjectStore
 from madpo.queue.queue import job_id_of
 from madpo.rpc import convert
 from madpo.storage.artifacts import list_artifacts, open_artifact
 from madpo.storage.ledger import ledger_parts
-from madpo.storage.results import write_spec
+from madpo.storage.results import close_result, delete_job, reopen_result, write_spec
 from madpo.types import Job, JobState
 from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
 from madpo_gateway.checks.references import Shelves
 from madpo_gateway.checks.registry import all_dependencies, check_spec, with_method_defaults
 from madpo_gateway.metrics import GatewayMetrics
+from madpo_gateway.names import default_name
 from madpo_gateway.reconcile import record_outcome, restore_job
 from madpo_gateway.requests import page_size, require_display_name, require_match
 from madpo_gateway.spool import stream_chunks
+from madpo_gateway.usage import require_unused
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class JobServicer(JobServiceServicer):
             request_id=request.request_id,
             kind=kind,
             spec=spec.model_dump(mode="json"),
-            display_name=request.display_name,
+            display_name=request.display_name or await default_name(spec, self._shelves),
             depends_on=all_dependencies(spec, request.depends_on),
         )
         if not await self._is_known(job_id_of(wanted.request_id)):
@@ -72,6 +75,36 @@ class JobServicer(JobServiceServicer):
             await asyncio.to_thread(record_outcome, self._store, job)
         logger.info("job cancelled", extra={"job_id": job.job_id, "state": job.state.value})
         return pb.CancelJobResponse(job=convert.job_to_proto(job))
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:  # noqa: N802
+        """Queue a job again that failed or was cancelled, once what it refers to is found to be there still."""
+        job = await self._queue.get(_job_id(request.job_id))
+        if request.HasField("resumes") and request.resumes < job.resumes:
+            return pb.ResumeJobResponse(job=convert.job_to_proto(job))
+        may_be_resumed = job.state in (JobState.FAILED, JobState.CANCELLED)
+        if may_be_resumed:
+            await check_spec(parse_spec(job.kind, job.spec), depends_on=job.depends_on, shelves=self._shelves)
+            # First, so that no outcome of the resumed job can meet the one it had.
+            await asyncio.to_thread(reopen_result, self._store, job)
+        try:
+            resumed = await self._queue.resume(job.job_id, resumes=job.resumes)
+        except MadpoError:
+            if may_be_resumed:
+                await asyncio.to_thread(close_result, self._store, job)
+            raise
+        logger.info("job resumed", extra={"job_id": job.job_id, "state": resumed.state.value})
+        return pb.ResumeJobResponse(job=convert.job_to_proto(resumed))
+
+    async def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> pb.DeleteJobResponse:  # noqa: N802
+        """Take a job out of use, remove what it left, then forget it: broken off, it can be asked for again."""
+        job_id = _job_id(request.job_id)
+        await self._queue.get(job_id)
+        await require_unused(job_id, self._queue)
+        await self._queue.retire(job_id)
+        await asyncio.to_thread(delete_job, self._store, job_id)
+        await self._queue.forget(job_id)
+        logger.info("job deleted", extra={"job_id": job_id})
+        return pb.DeleteJobResponse()
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:  # noqa: N802
         """Events behind the cursor, then live ones, until the job is over."""

@@ -28,6 +28,7 @@ from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import Spool, run_blocking, scratch_directory, stream_chunks
+from madpo_gateway.usage import require_unused
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,18 @@ class ModelServicer(ModelServiceServicer):
             self._models.list, page_size=page_size(request.page_size), page_token=request.page_token
         )
         return pb.ListModelsResponse(models=map(convert.model_to_proto, models), next_page_token=token)
+
+    async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:  # noqa: N802
+        """Remove a model that no unfinished job needs, and no adapter."""
+        model_id = _model_id(request.model_id)
+        await asyncio.to_thread(self._models.get, model_id)
+        await require_unused(model_id, self._queue)
+        adapter = await asyncio.to_thread(lambda: next(self._models.adapters_of(model_id), None))
+        if adapter is not None:
+            raise FailedPreconditionError(f"the adapter {adapter} belongs to {model_id}: delete that one first")
+        await asyncio.to_thread(self._models.delete, model_id)
+        logger.info("model deleted", extra={"model_id": model_id})
+        return pb.DeleteModelResponse()
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Any) -> pb.ListCheckpointsResponse:  # noqa: N802
         """The whole checkpoints of a job, newest first."""

@@ -117,6 +117,14 @@ local function requeue(id, crash_reason)
   finish(id, 'FAILED', reason)
 end
 
+-- Let a job wait for those of its dependencies that have not succeeded, or for a worker.
+local function wait_or_start(id, waiting, reason)
+  for _, dependency in ipairs(waiting) do redis.call('SADD', dependents_key(dependency), id) end
+  if #waiting == 0 then return make_pending(id, reason) end
+  redis.call('SADD', waiting_key(field(id, 'queue')), id)
+  enter(id, 'WAITING', reason)
+end
+
 -- Write a job that does not exist yet. `waiting` lists the dependencies that have not succeeded.
 local function insert(request, waiting)
   local id = request.job_id
@@ -128,10 +136,7 @@ local function insert(request, waiting)
   redis.call('HSET', job_key(id), 'job_id', id, 'request_id', request.request_id, 'kind', request.kind,
     'queue', request.queue, 'spec', request.spec, 'digest', request.digest, 'display_name', request.display_name,
     'depends_on', request.depends_on_json, 'waiting_for', #waiting, 'attempt', request.attempt, 'crashes', 0,
-    'max_attempts', request.max_attempts, 'create_time', create_time, 'order', order)
+    'max_attempts', request.max_attempts, 'create_time', create_time, 'order', order, 'resumes', request.resumes)
   redis.call('ZADD', jobs, order, id)
-  for _, dependency in ipairs(waiting) do redis.call('SADD', dependents_key(dependency), id) end
-  if #waiting == 0 then return make_pending(id, '') end
-  redis.call('SADD', waiting_key(request.queue), id)
-  enter(id, 'WAITING', '')
+  wait_or_start(id, waiting, '')
 end

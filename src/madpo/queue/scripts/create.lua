@@ -10,7 +10,7 @@ end
 local waiting = {}
 for _, dependency in ipairs(request.depends_on) do
   local state = field(dependency, 'state')
-  if not state then return { 'unknown_dependency', dependency } end
+  if not state or field(dependency, 'retired') then return { 'unknown_dependency', dependency } end
   if state == 'FAILED' or state == 'CANCELLED' then return { 'ended_dependency', dependency, state } end
   if state ~= 'SUCCEEDED' then waiting[#waiting + 1] = dependency end
 end

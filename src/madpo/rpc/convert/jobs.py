@@ -116,6 +116,7 @@ def job_to_proto(job: types.Job) -> jobs.Job:
         finish_time=timestamp(job.finish_time),
         reason=job.reason,
         cancel_requested=job.cancel_requested,
+        resumes=job.resumes,
     )
     if job.progress is not None:
         message.progress.CopyFrom(progress_to_proto(job.progress))
@@ -148,6 +149,7 @@ def job_from_proto(job: jobs.Job) -> types.Job:
         result=result,
         cancel_requested=job.cancel_requested,
         progress=progress_from_proto(job.progress) if job.HasField("progress") else None,
+        resumes=job.resumes,
     )
 
 

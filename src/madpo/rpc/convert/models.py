@@ -28,6 +28,7 @@ def model_to_proto(model: types.Model) -> models.Model:
         create_time=timestamp(model.create_time),
         files=[file_to_proto(file) for file in model.files],
         base_model_id=model.base_model_id or "",
+        dtype=model.dtype,
     )
     ParseDict(dict(model.metadata), message.metadata)
     return message
@@ -45,6 +46,7 @@ def model_from_proto(model: models.Model) -> types.Model:
         files=tuple(file_from_proto(file) for file in model.files),
         base_model_id=model.base_model_id or None,
         metadata=MessageToDict(model.metadata),
+        dtype=model.dtype,
     )
 
 

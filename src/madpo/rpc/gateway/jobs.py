@@ -87,6 +87,15 @@ class JobCalls(GatewayCalls):
         response = await self.call(self._jobs.CancelJob, jobs.CancelJobRequest(job_id=job_id))
         return convert.job_from_proto(response.job)
 
+    async def resume_job(self, job_id: str, *, resumes: int | None = None) -> types.Job:
+        """Take a job up again. Raises NotFoundError, FailedPreconditionError."""
+        response = await self.call(self._jobs.ResumeJob, jobs.ResumeJobRequest(job_id=job_id, resumes=resumes))
+        return convert.job_from_proto(response.job)
+
+    async def delete_job(self, job_id: str) -> None:
+        """Remove a job that is over, and what it left. Raises NotFoundError, FailedPreconditionError."""
+        await self.call(self._jobs.DeleteJob, jobs.DeleteJobRequest(job_id=job_id), timeout_s=self.commit_timeout_s)
+
     async def watch_job(self, job_id: str, *, cursor: str = "") -> AsyncGenerator[types.JobEvent]:
         """Events after the cursor, then live ones; goes on at its place when the connection is lost.
 

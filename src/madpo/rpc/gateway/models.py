@@ -61,6 +61,10 @@ class ModelCalls(GatewayCalls):
         response = await self.call(self._models.ListModels, request)
         return [convert.model_from_proto(model) for model in response.models], response.next_page_token
 
+    async def delete_model(self, model_id: str) -> None:
+        """Raises NotFoundError, FailedPreconditionError."""
+        await self.call(self._models.DeleteModel, models.DeleteModelRequest(model_id=model_id))
+
     async def list_checkpoints(self, job_id: str) -> list[types.Checkpoint]:
         """Newest first. Raises NotFoundError."""
         response = await self.call(self._models.ListCheckpoints, models.ListCheckpointsRequest(job_id=job_id))

@@ -1,0 +1,44 @@
+"""What the queue's scripts answer: a job, or why there is none."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from madpo.errors import FailedPreconditionError, NotFoundError
+from madpo.queue.records import job_from_hash
+from madpo.types import Job
+
+
+def pairs(flat: Sequence[str]) -> dict[str, str]:
+    """A hash as Redis lists it."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def job_of(reply: Sequence[Any]) -> Job:
+    """The job of a reply that is one."""
+    assert reply[0] == "job", reply
+    return job_from_hash(pairs(reply[1]))
+
+
+def accepted(reply: Sequence[Any], job_id: str) -> Job:
+    """The job, once it has become what was asked.
+
+    Raises:
+        NotFoundError: There is no such job.
+        FailedPreconditionError: Its state, or that of a job around it, forbids it; says what to do.
+    """
+    match reply:
+        case ["unknown"]:
+            raise NotFoundError(f"there is no job {job_id}")
+        case ["not_over", state]:
+            raise FailedPreconditionError(f"{job_id} is {state}: cancel it, and wait for its end")
+        case ["in_use", user, state]:
+            raise FailedPreconditionError(f"{job_id} is used by {user}, which is {state}: cancel that one first")
+        case ["no_failure", "SUCCEEDED"]:
+            raise FailedPreconditionError(f"{job_id} has succeeded, so nothing of it is left to do: create a new job")
+        case ["no_failure", state]:
+            raise FailedPreconditionError(f"{job_id} is {state}: only a failed or cancelled job can be resumed")
+        case ["unknown_dependency", dependency]:
+            raise FailedPreconditionError(f"{job_id} needs {dependency}, which was deleted: create a new job")
+        case ["ended_dependency", dependency, state]:
+            raise FailedPreconditionError(f"{job_id} needs {dependency}, which is {state}: resume that one first")
+    return job_of(reply)
