@@ -53,6 +53,8 @@ class ClientSettings(BaseSettings):
     """Whose fields stand in for those that are not given."""
     home: Path = Path("~/.madpo")
     """State of the embedded stack."""
+    port: int | None = None
+    """Port of the embedded stack's gateway; None keeps the one it had before, 0 takes any that is free."""
 
     @property
     def expanded_home(self) -> Path:

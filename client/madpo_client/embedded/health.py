@@ -4,7 +4,8 @@ from pathlib import Path
 
 import grpc
 
-from madpo_client.embedded.plan import HOST, REDIS, read_secret
+from madpo_client.embedded.plan import REDIS, read_secret
+from madpo_client.embedded.ports import HOST
 
 _PROBE_TIMEOUT_S = 1.0
 

@@ -1,6 +1,7 @@
 """What a stack consists of: each process's command, environment, port and place in the order of starting.
 
 HOME/connection.json      where the gateway is; the processes (see `madpo_client.connection`)
+HOME/gateway_port         where the gateway listens, also after the next start
 HOME/lock                 held by the running supervisor
 HOME/secrets/             client_token, reward_token, redis_password; made once, kept
 HOME/store/               object store
@@ -12,17 +13,15 @@ HOME/logs/{process}.log   this run's log; the run before it is {process}.log.1
 
 import os
 import secrets
-import socket
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from madpo.errors import FailedPreconditionError
+from madpo_client.embedded.ports import HOST, free_ports, gateway_port
 
-HOST = "127.0.0.1"
 REDIS = "redis"
 GATEWAY = "gateway"
 
@@ -44,13 +43,14 @@ save ""
 class StackOptions:
     """How much of everything a stack has.
 
-    `threads` is for torch in each scorer and run.
+    `threads` is for torch in each scorer and run; `port` is the gateway's, None for the one it had before.
     """
 
     reward_replicas: int = 1
     trainers: int = 1
     evaluators: int = 1
     threads: int = 1
+    port: int | None = None
 
 
 def default_threads() -> int:
@@ -77,7 +77,7 @@ def make_plan(home: Path, options: StackOptions) -> list[list[ProcessSpec]]:
     Raises:
         FailedPreconditionError: A package the stack needs is not installed.
     """
-    _require_packages()
+    require_packages()
     for directory in ("store", "redis", "work", "cache/reward", "logs"):
         (home / directory).mkdir(parents=True, exist_ok=True)
     return _Planner(home, options).groups()
@@ -107,7 +107,8 @@ class _Planner:
         names += _numbered("reward", options.reward_replicas)
         names += _numbered("trainer", options.trainers)
         names += _numbered("evaluator", options.evaluators)
-        self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self._ports[GATEWAY] = gateway_port(home, options.port)
         password = read_secret(home, "redis_password")
         self._store = {"STORE_URL": (home / "store").as_uri()}
         self._queue = {**self._store, "REDIS_URL": f"redis://:{password}@{HOST}:{self._ports[REDIS]}/0"}
@@ -163,7 +164,8 @@ class _Planner:
         return ProcessSpec(name, command, self._ports[name], environment, self._home / "logs" / f"{name}.log")
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """Raises FailedPreconditionError when a package that the stack needs is not installed; names the extra."""
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
         raise FailedPreconditionError(
@@ -174,15 +176,6 @@ def _require_packages() -> None:
 
 def _numbered(service: str, count: int) -> list[str]:
     return [service] if count == 1 else [f"{service}-{number}" for number in range(1, count + 1)]
-
-
-def _free_ports(count: int) -> Sequence[int]:
-    """Ports nobody listens on; all are held until the last is chosen, so they differ."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _quoted(path: Path) -> str:

@@ -13,7 +13,7 @@ from madpo.errors import DeadlineExceededError, FailedPreconditionError, MadpoEr
 from madpo_client.connection import Connection, StackProcess, read_connection
 from madpo_client.embedded import lock
 from madpo_client.embedded.health import is_serving
-from madpo_client.embedded.plan import StackOptions, default_threads
+from madpo_client.embedded.plan import StackOptions, default_threads, require_packages
 from madpo_client.embedded.supervisor import STOP_GRACE_S, command
 from madpo_client.settings import ClientSettings
 
@@ -52,6 +52,7 @@ class EmbeddedStack:
         trainers: Trainers; each takes one job at a time.
         evaluators: Evaluators; each takes one job at a time.
         threads: Torch threads of each scorer and run; None means half of the cores.
+        port: The gateway's; None means `MADPO_PORT`, else the one it had before, and 0 any that is free.
     """
 
     def __init__(
@@ -62,9 +63,12 @@ class EmbeddedStack:
         trainers: int = 1,
         evaluators: int = 1,
         threads: int | None = None,
+        port: int | None = None,
     ) -> None:
-        self.home = ClientSettings().expanded_home if home is None else Path(home).expanduser().absolute()
-        self.options = StackOptions(reward_replicas, trainers, evaluators, threads or default_threads())
+        settings = ClientSettings()
+        self.home = settings.expanded_home if home is None else Path(home).expanduser().absolute()
+        port = settings.port if port is None else port
+        self.options = StackOptions(reward_replicas, trainers, evaluators, threads or default_threads(), port)
         self._supervisor: subprocess.Popen[bytes] | None = None
 
     def start(self, *, detached: bool = False) -> None:
@@ -78,6 +82,7 @@ class EmbeddedStack:
                 then it carries the last lines of its log.
             DeadlineExceededError: A process did not answer in time.
         """
+        require_packages()
         logs = self.home / "logs"
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         logs.mkdir(exist_ok=True)

@@ -24,7 +24,8 @@ from madpo.errors import DeadlineExceededError, FailedPreconditionError, MadpoEr
 from madpo_client.connection import Connection, StackProcess, read_connection, remove_connection, write_connection
 from madpo_client.embedded import lock
 from madpo_client.embedded.health import is_serving
-from madpo_client.embedded.plan import GATEWAY, HOST, ProcessSpec, StackOptions, make_plan, secret_path
+from madpo_client.embedded.plan import GATEWAY, ProcessSpec, StackOptions, make_plan, secret_path
+from madpo_client.embedded.ports import HOST
 
 logger = logging.getLogger(__name__)
 

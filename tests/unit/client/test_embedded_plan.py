@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import sys
 import time
@@ -51,6 +52,44 @@ def test_processes_start_queue_first_and_workers_last(tmp_path: Path) -> None:
     assert trainer["MADPO_TRAINER_STORE_URL"] == (tmp_path / "store").as_uri()
     assert trainer["MADPO_TRAINER_THREADS"] == trainer["OMP_NUM_THREADS"] == "3"
     assert trainer["MADPO_TRAINER_REWARD_TOKEN"] == specs["reward-2"].environment["MADPO_REWARD_TOKEN"]
+
+
+def gateway_of(home: Path, **options: int) -> int:
+    specs = [spec for group in make_plan(home, StackOptions(**options)) for spec in group]
+    return next(spec.port for spec in specs if spec.name == "gateway")
+
+
+def test_the_gateway_keeps_its_port_until_another_is_asked_for(tmp_path: Path, unused_tcp_port: int) -> None:
+    first = gateway_of(tmp_path)
+    assert gateway_of(tmp_path) == first
+    assert 20_000 <= first < 30_000
+    assert gateway_of(tmp_path, port=unused_tcp_port) == unused_tcp_port
+    assert gateway_of(tmp_path) == unused_tcp_port
+    assert gateway_of(tmp_path, port=0) != unused_tcp_port
+
+
+def test_a_port_that_is_taken_is_refused_with_who_has_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(FailedPreconditionError) as refused:
+            gateway_of(tmp_path, port=port)
+    assert f"port {port}, the gateway's of {tmp_path}, cannot be had" in str(refused.value)
+    assert f"(process {os.getpid()}) listens on it" in str(refused.value)
+    assert "`madpo up --port PORT`" in str(refused.value)
+
+
+def test_the_first_port_steps_aside(tmp_path: Path) -> None:
+    first = gateway_of(tmp_path)
+    (tmp_path / "gateway_port").unlink()
+    with socket.create_server(("127.0.0.1", first)):
+        assert gateway_of(tmp_path) != first
+
+
+@pytest.mark.parametrize("text", ["many\n", "70000\n"])
+def test_a_remembered_port_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "gateway_port").write_text(text)
+    with pytest.raises(InvalidArgumentError, match="port"):
+        gateway_of(tmp_path)
 
 
 def test_no_secret_is_on_a_command_line_or_readable_by_others(tmp_path: Path) -> None:
