@@ -8,8 +8,8 @@ from madpo.data.ranking import ListRule
 from madpo.types import Dataset, DatasetRow
 from madpo_client.check import writing
 from madpo_client.deprecation import renamed
+from madpo_client.lookup import References
 from madpo_client.progress import row_progress, transfer
-from madpo_client.references import dataset_id_of
 from madpo_client.session import Session
 from madpo_client.sources import Source, open_source, size_bytes_of, source_name
 
@@ -19,6 +19,7 @@ class Datasets:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._references = References(session)
 
     def upload(
         self,
@@ -100,12 +101,17 @@ class Datasets:
         return self._session.run(imported)[0]
 
     def get(self, dataset_id: str) -> Dataset:
-        """Raises NotFoundError."""
-        return self._session.run(self._session.gateway.get_dataset(dataset_id))
+        """A dataset by its id, or what stands for one. Raises NotFoundError."""
+        return self._session.run(self._session.gateway.get_dataset(self._references.dataset_id(dataset_id)))
 
-    def delete(self, dataset_id: str) -> None:
-        """Raises NotFoundError."""
-        self._session.run(self._session.gateway.delete_dataset(dataset_id))
+    def delete(self, dataset_id: Dataset | str) -> None:
+        """Delete a dataset, and the tokens made of it.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            FailedPreconditionError: A job that is not over needs it; names the job.
+        """
+        self._session.run(self._session.gateway.delete_dataset(self._references.dataset_id(dataset_id)))
 
     def check(
         self,
@@ -132,8 +138,8 @@ class Datasets:
         eval_dataset = renamed("held_out", held_out, "eval_dataset", eval_dataset)
         with writing(rows_file) as file, row_progress("Checking", shown=progress) as on_rows:
             check = self._session.gateway.check_dataset(
-                dataset_id_of(dataset),
-                eval_dataset_id=None if eval_dataset is None else dataset_id_of(eval_dataset),
+                self._references.dataset_id(dataset),
+                eval_dataset_id=None if eval_dataset is None else self._references.dataset_id(eval_dataset),
                 rows_file=file,
                 on_rows=on_rows,
             )
@@ -141,8 +147,10 @@ class Datasets:
 
     def read_rows(self, dataset_id: str, numbers: Iterable[int]) -> list[DatasetRow]:
         """The rows of some numbers (as in the uploaded file, from 1), in order, each once. Raises NotFoundError."""
-        return self._session.run(self._session.gateway.read_dataset_rows(dataset_id, numbers))
+        return self._session.run(
+            self._session.gateway.read_dataset_rows(self._references.dataset_id(dataset_id), numbers)
+        )
 
     def list(self) -> list[Dataset]:
         """All datasets."""
-        return self._session.all_pages(self._session.gateway.list_datasets)
+        return list(self._session.each(self._session.gateway.list_datasets))

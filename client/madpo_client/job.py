@@ -2,8 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,19 @@ class JobHandle:
         """Cancel the job, or ask the running one to stop; a last checkpoint stays."""
         self.job = self._session.run(self._session.gateway.cancel_job(self.id))
         return self.job
+
+    def resume(self) -> Job:
+        """Take the job up again after it failed or was cancelled: as itself, from its newest checkpoint.
+
+        Raises:
+            FailedPreconditionError: It succeeded or is not over, or what it needs is gone or has failed.
+        """
+        self.job = self._session.run(self._session.gateway.resume_job(self.id, resumes=self.refresh().resumes))
+        return self.job
+
+    def delete(self) -> None:
+        """Delete the job; see `Jobs.delete`."""
+        self._session.run(self._session.gateway.delete_job(self.id))
 
     def watch(self, cursor: str = "", *, timeout_s: float | None = None) -> Iterator[JobEvent]:
         """Events after the cursor, then live ones until the job is over; survives lost connections.
@@ -120,6 +133,14 @@ class JobHandle:
         from madpo.evaluation.report import EvaluationReport
 
         return EvaluationReport.from_json(self.read_artifact("report.json"))
+
+    def names_of(self, job_ids: Iterable[str]) -> dict[str, str]:
+        """The names of jobs of the same gateway by their ids; deleted ones have none."""
+        names = {}
+        for job_id in dict.fromkeys(job_ids):
+            with suppress(NotFoundError):
+                names[job_id] = self._session.run(self._session.gateway.get_job(job_id)).display_name
+        return names
 
     def ledger(self, *, with_text: bool = False) -> "pa.Table":
         """What each pair contributed to each step of a policy training; see `madpo_client.ledger.table` for columns.

@@ -1,17 +1,18 @@
 """Jobs of a gateway: asking for training, evaluation, calibration and checks."""
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs.base import Spec
+from madpo.jobs.base import ModelReference, Spec
 from madpo.jobs.methods import MarginParameters
 from madpo.jobs.registry import kind_named, parse_spec
 from madpo.jobs.sampling import SamplingParameters
 from madpo.jobs.training import TrainingParameters
-from madpo.types import Job, JobKind
+from madpo.types import Job, JobKind, JobState
 from madpo_client.session import Session
 
 if TYPE_CHECKING:
@@ -19,19 +20,22 @@ if TYPE_CHECKING:
 
 from madpo_client.deprecation import renamed, warn_renamed
 from madpo_client.job import JobHandle
-from madpo_client.references import DatasetLike, ModelLike, dataset_reference, job_id_of, model_reference
+from madpo_client.lookup import References
+from madpo_client.references import DatasetLike, ModelLike, dataset_reference, model_reference
 
-_PAGE_SIZE = 100
+_WITH_LEDGER = frozenset({JobKind.POLICY_TRAINING})
 
 
 class Jobs:
     """Jobs of a gateway. Every call that makes a job returns at once; `JobHandle.wait` waits for it.
 
-    A job named as an argument (a model, a reward model, a baseline) must succeed before the new one starts.
+    A job named as an argument (a model, a reward model, a baseline) must succeed before the new one starts. Text may be
+    an id or what stands for one: its beginning, a name, or `@last`; see `madpo_client.references`.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._references = References(session)
 
     def train_supervised(
         self,
@@ -153,7 +157,7 @@ class Jobs:
             "reference": _model(reference),
             "reward_model": _model(reward_model),
             "eval_dataset": _dataset(renamed("pairs", pairs, "eval_dataset", eval_dataset)),
-            "baseline_job_ids": [job_id_of(baseline) for baseline in baselines],
+            "baseline_job_ids": [_job(baseline) for baseline in baselines],
             "metrics": list(metrics),
             "sampling": None if sampling is None else _given(sampling),
             "max_prompts": max_prompts,
@@ -261,36 +265,92 @@ class Jobs:
         """
         kind = kind_named(kind).name
         spec = {field: value for field, value in spec.items() if value is not None}
-        checked = parse_spec(kind, spec)
+        checked = parse_spec(kind, self._references.in_spec(kind, spec))
         call = self._session.gateway.create_job(
             kind,
             _given(checked),
             request_id=uuid.uuid4().hex,
             display_name=name,
-            depends_on=[job_id_of(job) for job in depends_on],
+            depends_on=[self._references.job_id(job) for job in depends_on],
         )
         return JobHandle(self._session, self._session.run(call))
 
     def get(self, job_id: str) -> JobHandle:
-        """Raises NotFoundError."""
-        return JobHandle(self._session, self._session.run(self._session.gateway.get_job(job_id)))
+        """A job by its id, or what stands for one. Raises NotFoundError."""
+        return JobHandle(
+            self._session, self._session.run(self._session.gateway.get_job(self._references.job_id(job_id)))
+        )
+
+    def delete(self, job: JobHandle | str) -> None:
+        """Delete a job that is over, with its checkpoints, artifacts and events; a model it has made stays.
+
+        Raises:
+            NotFoundError: There is no such job.
+            FailedPreconditionError: It is not over, or another job needs it; names that one.
+        """
+        self._session.run(self._session.gateway.delete_job(self._references.job_id(job)))
 
     def ledger(self, job: JobHandle | str, *, with_text: bool = False) -> "pa.Table":
         """What each pair contributed to each step of a policy training; see `JobHandle.ledger`."""
-        return (self.get(job) if isinstance(job, str) else job).ledger(with_text=with_text)
+        handle = job if isinstance(job, JobHandle) else self.get(self._references.job_id(job, kinds=_WITH_LEDGER))
+        return handle.ledger(with_text=with_text)
 
-    def list(self, *, limit: int | None = None) -> list[JobHandle]:
-        """Jobs, newest first; all of them, or the newest `limit`."""
-        return [JobHandle(self._session, job) for job in islice(self._newest_first(), limit)]
+    def list(
+        self,
+        *,
+        limit: int | None = None,
+        states: Collection[JobState] = (),
+        kinds: Collection[JobKind] = (),
+        method: str | None = None,
+        model: ModelLike | None = None,
+        name: str | None = None,
+        since: float | None = None,
+    ) -> list[JobHandle]:
+        """Jobs, newest first; without arguments all of them.
 
-    def _newest_first(self) -> Iterator[Job]:
-        token = ""
-        while True:
-            fetch = self._session.gateway.list_jobs(page_size=_PAGE_SIZE, page_token=token)
-            page, token = self._session.run(fetch)
-            yield from page
-            if not token:
-                return
+        Args:
+            limit: The newest so many of those that match.
+            states: In one of these states.
+            kinds: Of one of these kinds.
+            method: With this method.
+            model: That begin with this model, or have made it; a job stands for its model.
+            name: With this in the name, or matching it where it has `*` or `?`.
+            since: Created at this time or later, in seconds since the epoch.
+        """
+        models = None if model is None else self._same_model(self._references.model(model))
+
+        def matches(job: Job) -> bool:
+            return (
+                (not states or job.state in states)
+                and (not kinds or job.kind in kinds)
+                and (method is None or (job.spec.get("method") or {}).get("name") == method)
+                and (models is None or not models.isdisjoint(_models_of(job)))
+                and (name is None or fnmatchcase(job.display_name, name if set(name) & set("*?") else f"*{name}*"))
+            )
+
+        newest_first: Iterator[Job] = self._session.each(self._session.gateway.list_jobs)
+        if since is not None:
+            newest_first = takewhile(lambda job: job.create_time >= since, newest_first)
+        return [JobHandle(self._session, job) for job in islice(filter(matches, newest_first), limit)]
+
+    def _same_model(self, reference: ModelReference) -> set[str]:
+        """The ids of a model, and of the job that has made it."""
+        if reference.job_id is not None:
+            result = self._session.run(self._session.gateway.get_job(reference.job_id)).result
+            return {reference.job_id, *([result.model_id] if result and result.model_id else [])}
+        model = self._session.run(self._session.gateway.get_model(reference.model_id or ""))
+        return {model.model_id, *([str(model.metadata["job_id"])] if "job_id" in model.metadata else [])}
+
+
+def _models_of(job: Job) -> Iterator[str]:
+    """Ids of the model that a job begins with, and of what it has made."""
+    for part in ("model", "reward_model"):
+        reference = job.spec.get(part)
+        if isinstance(reference, Mapping):
+            yield from (str(reference[key]) for key in ("model_id", "job_id") if reference.get(key))
+    yield job.job_id
+    if job.result is not None and job.result.model_id is not None:
+        yield job.result.model_id
 
 
 def _training_spec(
@@ -310,6 +370,10 @@ def _training_spec(
 def _dataset(dataset: DatasetLike | None) -> dict[str, Any] | str | None:
     """A reference as specs read it; text is theirs to judge, so that an error names the field."""
     return dataset if dataset is None or isinstance(dataset, str) else _given(dataset_reference(dataset))
+
+
+def _job(job: JobHandle | str) -> str:
+    return job.id if isinstance(job, JobHandle) else job
 
 
 def _model(model: ModelLike | None) -> dict[str, Any] | str | None:

@@ -1,17 +1,18 @@
 """Models and checkpoints of a gateway."""
 
 from pathlib import Path
-from typing import TypeVar
 
 from madpo.jobs.base import ModelReference, validate
+from madpo.jobs.registry import KINDS
 from madpo.types import Checkpoint, Model
 from madpo_client.job import JobHandle
+from madpo_client.lookup import References
 from madpo_client.progress import transfer
-from madpo_client.references import ModelLike, job_id_of, model_reference
+from madpo_client.references import ModelLike
 from madpo_client.session import Session
 from madpo_client.sources import size_bytes_of
 
-T = TypeVar("T")
+_TRAININGS = frozenset(kind.name for kind in KINDS.values() if kind.is_training)
 
 
 class Models:
@@ -19,6 +20,7 @@ class Models:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._references = References(session)
 
     def upload(self, directory: Path | str, *, name: str | None = None, progress: bool = False) -> Model:
         """Upload a Hugging Face model directory (safetensors, tokenizer, config); the same content twice is one model.
@@ -43,12 +45,21 @@ class Models:
         return self._session.run(self._session.gateway.import_model(hub_id, commit=commit))[0]
 
     def get(self, model_id: str) -> Model:
-        """Raises NotFoundError."""
-        return self._session.run(self._session.gateway.get_model(model_id))
+        """A model by its id, or what stands for one. Raises NotFoundError."""
+        return self._session.run(self._session.gateway.get_model(self._references.model_id(model_id)))
+
+    def delete(self, model: Model | str) -> None:
+        """Delete a model; checkpoints of jobs are no models of their own.
+
+        Raises:
+            NotFoundError: There is no such model.
+            FailedPreconditionError: A job that is not over, or an adapter, needs it; names it.
+        """
+        self._session.run(self._session.gateway.delete_model(self._references.model_id(model)))
 
     def checkpoints(self, job: JobHandle | str) -> list[Checkpoint]:
         """Checkpoints of a training job, newest first."""
-        return self._session.run(self._session.gateway.list_checkpoints(job_id_of(job)))
+        return self._session.run(self._session.gateway.list_checkpoints(self._references.job_id(job, kinds=_TRAININGS)))
 
     def download(
         self,
@@ -74,7 +85,7 @@ class Models:
             FailedPreconditionError: The job has not succeeded, or the directory is taken.
             CorruptObjectError: A file arrived damaged; names it.
         """
-        reference = model_reference(model)
+        reference = self._references.model(model)
         if step is not None:
             reference = validate(ModelReference, {"job_id": reference.job_id, "step": step}, path="model")
         with transfer("Downloading", None, shown=progress) as on_bytes:
@@ -90,4 +101,4 @@ class Models:
 
     def list(self) -> list[Model]:
         """All models."""
-        return self._session.all_pages(self._session.gateway.list_models)
+        return list(self._session.each(self._session.gateway.list_models))

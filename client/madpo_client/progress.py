@@ -92,7 +92,7 @@ class JobView:
 
     def __init__(self, job: Job, *, log: bool = False, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
-        self._title = job.display_name or f"{job.job_id[:12]} {job.kind.value.replace('_', ' ')}"
+        self._title, self._id = job.display_name or job.job_id, job.job_id
         self._log = log
         self._state, self._last = job.state.value.lower(), JobProgress()
         self._bar = Progress(

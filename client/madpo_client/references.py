@@ -1,4 +1,9 @@
-"""What an argument that stands for a model, a dataset or a job refers to."""
+"""What an argument that stands for a model, a dataset or a job refers to.
+
+Text may be an id, a beginning of one that no other has (with or without `job-`, 4 digits or more), a name, or `@last`:
+the newest that fits, of a kind or method with `@last:reward`. A model is also the job that makes it, and `JOB@STEP` one
+of that job's checkpoints. `madpo_client.lookup` asks the gateway which id is meant.
+"""
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import DatasetReference, ModelReference, validate
@@ -6,11 +11,10 @@ from madpo.types import Dataset, Model
 from madpo_client.job import JobHandle
 
 ModelLike = Model | ModelReference | JobHandle | tuple[JobHandle, int] | str
-"""A model; its id; a job, whose output is meant; a job with the step of one of its checkpoints; `JOB_ID@STEP`."""
-
+"""A model; a job, whose output is meant; a job with the step of one of its checkpoints; or text that stands for one."""
 
 DatasetLike = Dataset | DatasetReference | JobHandle | str
-"""A dataset; its id; a job that leaves one."""
+"""A dataset; a job that leaves one; or text that stands for one."""
 
 
 def model_reference(model: ModelLike) -> ModelReference:
@@ -45,13 +49,3 @@ def dataset_reference(dataset: DatasetLike) -> DatasetReference:
         case str():
             return validate(DatasetReference, dataset, path="dataset")
     raise InvalidArgumentError(f"a dataset is a Dataset, its id or a job, not {dataset!r:.80}")
-
-
-def job_id_of(job: JobHandle | str) -> str:
-    """The id of a job given either way."""
-    return job.id if isinstance(job, JobHandle) else job
-
-
-def dataset_id_of(dataset: Dataset | str) -> str:
-    """The id of a dataset given either way."""
-    return dataset.dataset_id if isinstance(dataset, Dataset) else dataset

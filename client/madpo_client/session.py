@@ -63,13 +63,14 @@ class Session:
             # Not waited for: a generator may be finalised while the interpreter shuts down.
             asyncio.run_coroutine_threadsafe(_close(events), _background_loop())
 
-    def all_pages(self, fetch: Callable[..., Coroutine[Any, Any, tuple[list[T], str]]]) -> list[T]:
-        """What a listing has, over all of its pages."""
+    def each(self, fetch: Callable[..., Coroutine[Any, Any, tuple[list[T], str]]]) -> Iterator[T]:
+        """What a listing has, page after page as it is asked for."""
         items, token = self.run(fetch())
-        while token:
-            page, token = self.run(fetch(page_token=token))
-            items += page
-        return items
+        while True:
+            yield from items
+            if not token:
+                return
+            items, token = self.run(fetch(page_token=token))
 
     def close(self) -> None:
         """Close the connection."""

@@ -15,3 +15,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         leaves = {each.rpartition(".")[2]: each for each in reversed(names)}
         found = [leaves[leaf] for leaf in get_close_matches(name.rpartition(".")[2], leaves, n=1, cutoff=0.7)]
     return f"; did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """The names that are most like one that there is not, the likest first; never none."""
+    return get_close_matches(name, list(known), n=count, cutoff=0.0)

@@ -132,15 +132,26 @@ def merged(spec: Mapping[str, Any], settings: Iterable[Setting]) -> dict[str, An
 
 def parse_settings(kind: JobKind, texts: Sequence[str]) -> Iterator[Setting]:
     """`--set` options. Raises BadParameter for what is no FIELD=VALUE, or a field that there is not."""
-    from madpo_client.cli.spec_values import parse_value
-
     for text in texts:
         field, equals, value = text.partition("=")
         if not field or not equals:
             raise typer.BadParameter(f"must be FIELD=VALUE, got {text!r}", param_hint="--set")
         for name in _unknown(kind, merged({}, [Setting(field, None, field)])):
             raise typer.BadParameter(_no_field(kind, name), param_hint="--set")
-        yield Setting(field, parse_value(value), field)
+        yield Setting(field, read_value(kind, field, value), field)
+
+
+def read_value(kind: JobKind, field: str, text: str) -> Any:
+    """The value of a field as JSON or YAML; where an id is wanted, digits are text, since it may begin with them."""
+    from madpo.jobs.base import reference_fields
+    from madpo_client.cli.spec_values import parse_value
+
+    spec = spec_of(kind)
+    parts = field.split(".")
+    name = ".".join([spec.renamed.get(parts[0], parts[0]), *parts[1:]])
+    value = parse_value(text)
+    is_reference = any(f"{name}.".startswith(f"{each}.") for each in reference_fields(spec))
+    return text if is_reference and isinstance(value, (int, float)) and not name.endswith(".step") else value
 
 
 def _refuse_contradictions(settings: Sequence[Setting]) -> None:

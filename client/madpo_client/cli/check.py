@@ -1,6 +1,5 @@
 """`madpo dataset check`."""
 
-import re
 import sys
 import tempfile
 import time
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from madpo.data.file_formats import format_of_name
 from madpo.types import JobKind
 from madpo_client.cli.asked_job import AskedJob, Setting, asked_job
 from madpo_client.cli.context import open_client
@@ -34,7 +34,6 @@ LIMITS = (
     FieldOption("--overlong", "overlong", help="With --model: what a training would do with longer rows."),
 )
 CheckCommand = command_class(_KIND, LIMITS)
-_DATASET_ID = re.compile(r"dataset-[0-9a-f]{32}")
 _STYLES = {
     "error": "red",
     "warning": "yellow",
@@ -48,9 +47,9 @@ _VERDICTS = {"clean": "clean", "warnings": "usable, with warnings", "refused": "
 
 def check_dataset(
     context: typer.Context,
-    data: Annotated[str, typer.Argument(metavar="FILE|DATASET_ID", help="A file here, or a dataset of the gateway.")],
+    data: Annotated[str, typer.Argument(metavar="FILE|DATASET", help="A file here, or a dataset of the gateway.")],
     eval_dataset: Annotated[
-        str | None, typer.Option(metavar="FILE|DATASET_ID", help="Rows whose prompts should not be in it; of the same.")
+        str | None, typer.Option(metavar="FILE|DATASET", help="Rows whose prompts should not be in it; of the same.")
     ] = None,
     held_out: Annotated[str | None, typer.Option(hidden=True, help="The old name of --eval-dataset.")] = None,
     format: Annotated[str | None, typer.Option(help="The file's format, when its ending does not say.")] = None,  # noqa: A002
@@ -59,7 +58,7 @@ def check_dataset(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|MODEL_ID|JOB_ID", help="Whose tokenizer and chat template to look through: here, or stored."
+            metavar="DIR|MODEL|JOB", help="Whose tokenizer and chat template to look through: here, or stored."
         ),
     ] = None,
     max_tokens: Annotated[str | None, typer.Option()] = None,
@@ -73,15 +72,15 @@ def check_dataset(
     start = time.monotonic()
     eval_dataset = renamed("--held-out", held_out, "--eval-dataset", eval_dataset)
     given = {"max_tokens": max_tokens, "overlong": overlong}
-    limits = [setting for option in LIMITS for setting in option.settings(given)]
-    if _DATASET_ID.fullmatch(data):
+    limits = [setting for option in LIMITS for setting in option.settings(_KIND, given)]
+    if not _is_file(data):
         if columns or lists:
             raise typer.BadParameter("--map and --lists say how to read a file; a stored dataset has been read")
         if model is None:
             with open_client(context) as client:
                 report = client.datasets.check(data, eval_dataset=eval_dataset, rows_file=rows, progress=not as_json)
         else:
-            named = {"dataset": (data, "DATASET_ID"), "model": (model, "--model")}
+            named = {"dataset": (data, "DATASET"), "model": (model, "--model")}
             if eval_dataset is not None:
                 named["eval_dataset"] = (eval_dataset, "--eval-dataset")
             settings = [*(Setting(field, *value) for field, value in named.items()), *limits]
@@ -116,6 +115,11 @@ def check_dataset(
         raise typer.Exit(WARNED)
 
 
+def _is_file(data: str) -> bool:
+    """Whether a file is meant rather than a dataset of the gateway: it is there, or has the name of one."""
+    return Path(data).exists() or "/" in data or format_of_name(data) is not None
+
+
 def _say_speed(report: "CheckReport", span_s: float) -> None:
     rate = report.rows.read / max(span_s, 1e-3) * 60
     what = "rows" if report.tokens is None else "rows read and tokenized"
@@ -144,7 +148,7 @@ def _view(context: typer.Context, model: str | None, limits: Sequence[Setting]) 
     # The limits are those of a job, whose spec judges them and has their defaults; what it would look at is here.
     ids = (Setting("dataset", f"dataset-{0:032}", "FILE"), Setting("model", f"model-{0:032}", "--model"))
     spec = DatasetCheckSpec.model_validate(asked_job(_KIND, [*ids, *limits]).checked().spec)
-    if not re.fullmatch(r"(model|job)-[0-9a-f]{32}", model):
+    if Path(model).exists():
         yield TokenView(Path(model), max_tokens=spec.max_tokens, overlong=spec.overlong)
         return
     with tempfile.TemporaryDirectory(prefix="madpo-") as directory, open_client(context) as client:

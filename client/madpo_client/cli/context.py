@@ -1,12 +1,23 @@
 """The gateway the command line names."""
 
+import logging
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from madpo_client.client import Client
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"madpo {version('madpo')}")
+        raise typer.Exit
+
 
 Server = Annotated[str | None, typer.Option(help="Gateway, HOST:PORT (MADPO_SERVER, else the stack of `madpo up`).")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the bearer token (MADPO_TOKEN_FILE).")]
@@ -22,6 +33,12 @@ Plaintext = Annotated[
 Profile = Annotated[str | None, typer.Option(help="Gateway of this name in ~/.madpo/config.toml (MADPO_PROFILE).")]
 
 
+Version = Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)]
+
+_OPTIONS = ("server", "token_file", "tls_ca", "tls_cert", "tls_key", "plaintext", "profile")
+"""What names a gateway, as `madpo_client.settings.ConnectionOptions` calls it."""
+
+
 def connect(
     context: typer.Context,
     server: Server = None,
@@ -31,17 +48,10 @@ def connect(
     tls_key: TlsKey = None,
     plaintext: Plaintext = None,
     profile: Profile = None,
+    version: Version = False,
 ) -> None:
     """Callback of the whole command: keeps its options for the verbs."""
-    context.obj = {
-        "server": server,
-        "token_file": token_file,
-        "tls_ca": tls_ca,
-        "tls_cert": tls_cert,
-        "tls_key": tls_key,
-        "plaintext": plaintext,
-        "profile": profile,
-    }
+    context.obj = {name: value for name, value in context.params.items() if name in _OPTIONS}
 
 
 def names_server(context: typer.Context) -> bool:
@@ -51,8 +61,36 @@ def names_server(context: typer.Context) -> bool:
     return bool(client_settings(**context.obj).server)
 
 
-def open_client(context: typer.Context) -> "Client":
-    """A client of the gateway that was asked for, or of the embedded stack."""
+def quiet_client(context: typer.Context) -> "Client":
+    """A client for what goes on beside a command, such as its completion: it says nothing."""
     from madpo_client.client import Client
 
+    return Client.from_environment(**_connection(context))
+
+
+def _connection(context: typer.Context) -> Any:
+    """The options of the whole command. While a shell completes, they are read but not yet kept."""
+    return context.obj or {name: value for name, value in context.find_root().params.items() if name in _OPTIONS}
+
+
+class _Saying(logging.Handler):
+    """Log lines that are for people, as they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+_SAYING = _Saying()
+
+
+def open_client(context: typer.Context) -> "Client":
+    """A client of the gateway that was asked for, or of the embedded stack.
+
+    Which id a name was taken for is said on standard error.
+    """
+    from madpo_client import lookup
+    from madpo_client.client import Client
+
+    lookup.logger.setLevel(logging.INFO)
+    lookup.logger.addHandler(_SAYING)
     return Client.from_environment(**context.obj)

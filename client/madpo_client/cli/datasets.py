@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from madpo.data.file_formats import FORMATS
+from madpo_client.cli.arguments import DATASET_HELP, DatasetArgument, complete_datasets
 from madpo_client.cli.check import CheckCommand, check_dataset
 from madpo_client.cli.context import open_client
 from madpo_client.cli.forms import ColumnMapping, Lists, parse_columns, show_forms
-from madpo_client.cli.output import AsJson, Quiet, table
+from madpo_client.cli.output import AsJson, Column, Quiet, size_text, table, time_text
 
 app = typer.Typer(no_args_is_help=True, help="Upload, check and delete datasets.")
 
@@ -65,24 +66,41 @@ def import_dataset(
 
 @app.command("list")
 def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
-    """List datasets."""
+    """List datasets, newest first."""
     with open_client(context) as client:
-        columns = ("dataset_id", "display_name", "kind", "rows", "size_bytes", "columns", "create_time")
-        table(client.datasets.list(), columns, as_json=as_json)
+        listed = client.datasets.list()
+    columns = (
+        Column("dataset", lambda each: each.dataset_id),
+        Column("name", lambda each: each.display_name, rank=1, shortest=12),
+        Column("kind", lambda each: each.kind.value, rank=3),
+        Column("rows", lambda each: f"{each.rows:,}", rank=2, is_right=True),
+        Column("size", lambda each: size_text(each.size_bytes), rank=4, is_right=True),
+        Column("created", lambda each: time_text(each.create_time), rank=5),
+        Column("every row has", lambda each: ", ".join(each.columns), rank=6, shortest=13),
+    )
+    table(listed, columns, as_json=as_json, nothing="no datasets; `madpo dataset upload` brings one")
 
 
 @app.command("show")
-def show_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = False) -> None:
+def show_dataset(context: typer.Context, dataset: DatasetArgument, as_json: AsJson = False) -> None:
     """Show one dataset."""
     with open_client(context) as client:
-        show_forms(client.datasets.get(dataset_id), as_json=as_json)
+        show_forms(client.datasets.get(dataset), as_json=as_json)
 
 
 app.command("check", cls=CheckCommand)(check_dataset)
 
 
 @app.command("delete")
-def delete_dataset(context: typer.Context, dataset_id: str) -> None:
-    """Delete a dataset."""
+def delete_datasets(
+    context: typer.Context,
+    datasets: Annotated[
+        list[str], typer.Argument(metavar="DATASET...", help=DATASET_HELP, autocompletion=complete_datasets)
+    ],
+) -> None:
+    """Delete datasets that no unfinished job needs."""
     with open_client(context) as client:
-        client.datasets.delete(dataset_id)
+        for dataset in datasets:
+            found = client.datasets.get(dataset)
+            client.datasets.delete(found)
+            print(f"deleted {found.dataset_id}")

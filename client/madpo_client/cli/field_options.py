@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from madpo.types import JobKind
-from madpo_client.cli.asked_job import AskedJob, Setting, asked_job, parse_settings, spec_of
+from madpo_client.cli.asked_job import AskedJob, Setting, asked_job, parse_settings, read_value, spec_of
 from madpo_client.deprecation import renamed
 
 if TYPE_CHECKING:
@@ -44,19 +44,17 @@ class FieldOption:
         if self.old_name is not None:
             yield _parameter(str, typer.Option(self.old_name, hidden=True))
 
-    def settings(self, given: Mapping[str, Any]) -> Iterator[Setting]:
-        """The fields it gives. Raises BadParameter for an entry that is no NAME=VALUE."""
-        from madpo_client.cli.spec_values import parse_value
-
+    def settings(self, kind: JobKind, given: Mapping[str, Any]) -> Iterator[Setting]:
+        """The fields of a spec that it gives. Raises BadParameter for an entry that is no NAME=VALUE."""
         value = given[_key(self.name)]
         if self.old_name is not None:
             value = renamed(self.old_name, given[_key(self.old_name)], self.name, value)
         if self.gives == "entry":
             yield from (self._entry(text) for text in value or ())
         elif self.gives == "item" and value:
-            yield Setting(self.field, [parse_value(item) for item in value], self.name)
+            yield Setting(self.field, [read_value(kind, self.field, item) for item in value], self.name)
         elif self.gives == "value" and value is not None:
-            yield Setting(self.field, parse_value(value), self.name)
+            yield Setting(self.field, read_value(kind, self.field, value), self.name)
 
     def _entry(self, text: str) -> Setting:
         from madpo_client.cli.spec_values import parse_value
@@ -104,7 +102,7 @@ def _job(kind: JobKind, options: Sequence[FieldOption], given: Mapping[str, Any]
     """The job that a command line describes. Raises BadParameter for options that do not go together."""
     from madpo_client.cli.spec_values import read_spec
 
-    settings = [setting for option in options for setting in option.settings(given)]
+    settings = [setting for option in options for setting in option.settings(kind, given)]
     sets, file = parse_settings(kind, given["set"] or ()), given["spec"]
     if file is None:
         return replace(asked_job(kind, [*settings, *sets]), required=_required(kind, options))
@@ -170,7 +168,8 @@ def _epilog(kind: JobKind) -> str:
 
     model, dataset = forms_of_reference(ModelReference), forms_of_reference(DatasetReference)
     return (
-        f"A model is given as {model}, a dataset as {dataset}. "
+        f"A model is given as {model}, a dataset as {dataset}; the beginning of an id, a name, or @last for the newest "
+        "will do. "
         f"`madpo job fields {kind.value}` lists all fields of the spec."
     )
 

@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madpo.types import JobKind
+from madpo.types import JobKind, JobState
+from madpo_client.cli.arguments import JOB_HELP, JobArgument, complete_jobs, complete_methods, complete_models
 from madpo_client.cli.asked_job import asked_job, parse_settings, spec_of
 from madpo_client.cli.context import open_client
 from madpo_client.cli.field_options import SET_HELP, SPEC_HELP, complete_fields
-from madpo_client.cli.output import AsJson, console, show, table
+from madpo_client.cli.output import AsJson, Column, console, show, size_text, table
 from madpo_client.cli.waiting import After, Name, Wait, follow
 
 if TYPE_CHECKING:
     from madpo.jobs.fields import SpecField
+
+_FILES = (
+    Column("path", lambda file: file.path),
+    Column("size", lambda file: size_text(file.size_bytes), rank=1, is_right=True),
+    Column("sha256", lambda file: file.sha256, rank=2),
+)
 
 app = typer.Typer(no_args_is_help=True, help="Create, follow, cancel and look into jobs.")
 
@@ -68,6 +75,7 @@ def create_job(
     name: Name = "",
     after: After = [],  # noqa: B006
     wait: Wait = True,
+    as_json: AsJson = False,
 ) -> None:
     """Create a job of any kind, from a file and single fields."""
     from madpo_client.cli.spec_values import read_spec
@@ -78,7 +86,7 @@ def create_job(
     job = asked_job(kind, given, file=spec, spec=None if spec is None else read_spec(spec))
     checked = job.checked()
     with open_client(context) as client:
-        follow(checked.create(client, name=name, after=after), wait=wait)
+        follow(checked.create(client, name=name, after=after), wait=wait, as_json=as_json)
 
 
 @app.command("fields")
@@ -116,26 +124,56 @@ def _field_as_json(field: "SpecField") -> Mapping[str, Any]:
 @app.command("list")
 def list_jobs(
     context: typer.Context,
+    states: Annotated[
+        list[JobState] | None, typer.Option("--state", case_sensitive=False, help="In this state; repeatable.")
+    ] = None,
+    kinds: Annotated[
+        list[JobKind] | None,
+        typer.Option(
+            "--kind", parser=parse_kind, autocompletion=complete_kinds, metavar="KIND", help="Of this kind; repeatable."
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(autocompletion=complete_methods, help="With this method.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", autocompletion=complete_models, help="That use or make this model.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="With this in the name; * and ? stand for any letters.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Created since: 90m, 2h, 3d, or a date.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest.")] = 50,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the ids only, for scripts.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
+    from madpo_client.cli.job_list import job_columns, parse_since
+
+    start = parse_since(since)
     with open_client(context) as client:
-        listed = [job.job for job in client.jobs.list(limit=limit)]
-        table(listed, ("job_id", "kind", "state", "display_name", "attempt", "create_time"), as_json=as_json)
+        found = client.jobs.list(
+            limit=limit, states=states or (), kinds=kinds or (), method=method, model=model, name=name, since=start
+        )
+        listed = [job.job for job in found]
+        if quiet:
+            print("".join(f"{job.job_id}\n" for job in listed), end="")
+            return
+        columns = [] if as_json else job_columns(client, listed)
+    table(listed, columns, as_json=as_json, nothing="no jobs")
 
 
 @app.command("show")
-def show_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> None:
+def show_job(context: typer.Context, job: JobArgument, as_json: AsJson = False) -> None:
     """Show a job: spec, state, progress, result."""
     with open_client(context) as client:
-        show(client.jobs.get(job_id).job, as_json=as_json)
+        fields = asdict(client.jobs.get(job).job)
+    if as_json:
+        show(fields, as_json=True)
+    else:
+        show({name: field for name, field in fields.items() if field or name == "attempt"}, as_json=False)
 
 
 @app.command("watch")
 def watch_job(
     context: typer.Context,
-    job_id: str,
+    job: JobArgument,
     log: Annotated[bool, typer.Option("--log/--no-log", help="Show the run's log lines.")] = True,
     cursor: Annotated[str, typer.Option(help="Go on after this event.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON event a line.")] = False,
@@ -144,34 +182,62 @@ def watch_job(
     from madpo_client.progress import JobView
 
     with open_client(context) as client:
-        job = client.jobs.get(job_id)
+        handle = client.jobs.get(job)
         if as_json:
-            for event in job.watch(cursor):
+            for event in handle.watch(cursor):
                 kind = type(event.event).__name__
                 print(json.dumps({**asdict(event), "kind": kind}), flush=True)
             return
-        with JobView(job.job, log=log) as view:
-            for event in job.watch(cursor):
+        with JobView(handle.job, log=log) as view:
+            for event in handle.watch(cursor):
                 view.show(event)
 
 
 @app.command("cancel")
-def cancel_job(context: typer.Context, job_id: str) -> None:
+def cancel_job(context: typer.Context, job: JobArgument, as_json: AsJson = False) -> None:
     """Cancel a job; a running one writes a last checkpoint first."""
     with open_client(context) as client:
-        print(client.jobs.get(job_id).cancel().state.value)
+        cancelled = client.jobs.get(job).cancel()
+    if as_json:
+        show(cancelled, as_json=True)
+    elif cancelled.state is JobState.RUNNING:
+        print(f"{cancelled.job_id} writes a last checkpoint and ends; `madpo job resume` goes on from it")
+    else:
+        print(f"{cancelled.job_id} is {cancelled.state.value}")
+
+
+@app.command("resume")
+def resume_job(context: typer.Context, job: JobArgument, wait: Wait = True, as_json: AsJson = False) -> None:
+    """Take a failed or cancelled job up again, as itself, from its newest checkpoint."""
+    with open_client(context) as client:
+        handle = client.jobs.get(job)
+        handle.resume()
+        follow(handle, wait=wait, as_json=as_json)
+
+
+@app.command("delete")
+def delete_jobs(
+    context: typer.Context,
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help=JOB_HELP, autocompletion=complete_jobs)],
+) -> None:
+    """Delete jobs that are over, with their checkpoints and artifacts; models they made stay."""
+    with open_client(context) as client:
+        for job in jobs:
+            handle = client.jobs.get(job)
+            handle.delete()
+            print(f"deleted {handle.id}")
 
 
 @app.command("artifacts")
 def job_artifacts(
     context: typer.Context,
-    job_id: str,
+    job: JobArgument,
     out: Annotated[Path | None, typer.Option(help="Download them into this directory.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List or download what a job left: reports, plots, metrics, ledger."""
     with open_client(context) as client:
-        job = client.jobs.get(job_id)
+        handle = client.jobs.get(job)
         if out is not None:
-            job.download_artifacts(out)
-        table(job.artifacts(), ("path", "size_bytes", "sha256"), as_json=as_json)
+            handle.download_artifacts(out)
+        table(handle.artifacts(), _FILES, as_json=as_json, nothing="no artifacts yet")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from madpo.errors import InvalidArgumentError
+from madpo_client.cli.arguments import complete_methods
 from madpo_client.cli.output import AsJson, console
 
 if TYPE_CHECKING:
@@ -24,10 +25,15 @@ app = typer.Typer(invoke_without_command=True, help="List and explain the prefer
 
 
 @app.callback()
-def list_methods(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the preference-optimisation methods."""
-    if context.invoked_subcommand is not None:
-        return
+def list_without_a_command(context: typer.Context, as_json: AsJson = False) -> None:
+    """List and explain the preference-optimisation methods."""
+    if context.invoked_subcommand is None:
+        list_methods(as_json)
+
+
+@app.command("list")
+def list_methods(as_json: AsJson = False) -> None:
+    """List the methods, what each needs, and what it is for."""
     from madpo.losses.registry import METHODS
 
     rows = [describe(method) for method in METHODS.values()]
@@ -44,7 +50,10 @@ def list_methods(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @app.command("show")
-def show_method(name: str, as_json: AsJson = False) -> None:
+def show_method(
+    name: Annotated[str, typer.Argument(metavar="METHOD", help="Its name.", autocompletion=complete_methods)],
+    as_json: AsJson = False,
+) -> None:
     """Show a method's purpose, formula, parameters, source and evidence."""
     from madpo.losses.catalogue import also_needs, formula_lines, needs, parameters
     from madpo.losses.method import EVIDENCE

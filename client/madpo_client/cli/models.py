@@ -1,12 +1,13 @@
 """`madpo model`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from madpo_client.cli.arguments import MODEL_HELP, JobArgument, ModelArgument, complete_models
 from madpo_client.cli.context import open_client
-from madpo_client.cli.output import AsJson, Quiet, show, table
+from madpo_client.cli.output import AsJson, Column, Quiet, show, size_text, table, time_text
 
 app = typer.Typer(no_args_is_help=True, help="Upload, import and download models and checkpoints.")
 
@@ -38,32 +39,76 @@ def import_model(
 
 
 @app.command("list")
-def list_models(context: typer.Context, as_json: AsJson = False) -> None:
-    """List models."""
+def list_models(
+    context: typer.Context,
+    kind: Annotated[
+        Literal["causal_lm", "reward"] | None, typer.Option(help="Of this kind: policies, or reward models.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List models, newest first."""
     with open_client(context) as client:
-        columns = ("model_id", "display_name", "kind", "architecture", "size_bytes", "create_time")
-        table(client.models.list(), columns, as_json=as_json)
+        models = client.models.list()
+    names = {model.model_id: model.display_name for model in models}
+    columns = (
+        Column("model", lambda model: model.model_id),
+        Column("name", lambda model: model.display_name, rank=1, shortest=12),
+        Column("kind", lambda model: model.kind, rank=2),
+        Column("base", lambda model: names.get(model.base_model_id) or model.base_model_id, rank=4, shortest=12),
+        Column("dtype", lambda model: model.dtype, rank=5),
+        Column("size", lambda model: size_text(model.size_bytes), rank=3, is_right=True),
+        Column("created", lambda model: time_text(model.create_time), rank=6),
+        Column("architecture", lambda model: model.architecture, rank=7),
+    )
+    listed = [model for model in models if kind in (None, model.kind)]
+    table(listed, columns, as_json=as_json, nothing="no models; `madpo model upload` brings one")
 
 
 @app.command("show")
-def show_model(context: typer.Context, model_id: str, as_json: AsJson = False) -> None:
+def show_model(context: typer.Context, model: ModelArgument, as_json: AsJson = False) -> None:
     """Show one model."""
     with open_client(context) as client:
-        show(client.models.get(model_id), as_json=as_json)
+        show(client.models.get(model), as_json=as_json)
+
+
+@app.command("delete")
+def delete_models(
+    context: typer.Context,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP, autocompletion=complete_models)],
+) -> None:
+    """Delete models that no unfinished job and no adapter needs."""
+    with open_client(context) as client:
+        for model in models:
+            found = client.models.get(model)
+            client.models.delete(found)
+            print(f"deleted {found.model_id}")
 
 
 @app.command("checkpoints")
-def list_checkpoints(context: typer.Context, job_id: str, as_json: AsJson = False) -> None:
+def list_checkpoints(context: typer.Context, job: JobArgument, as_json: AsJson = False) -> None:
     """List the checkpoints of a training job, newest first."""
     with open_client(context) as client:
-        columns = ("step", "attempt", "size_bytes", "create_time")
-        table(client.models.checkpoints(job_id), columns, as_json=as_json)
+        found = client.models.checkpoints(job)
+    columns = (
+        Column("checkpoint", lambda each: f"{each.job_id}@{each.step}"),
+        Column("size", lambda each: size_text(each.size_bytes), rank=1, is_right=True),
+        Column("created", lambda each: time_text(each.create_time), rank=2),
+        Column("attempt", lambda each: each.attempt, rank=3, is_right=True),
+    )
+    table(found, columns, as_json=as_json, nothing="no checkpoints yet")
 
 
 @app.command("download")
 def download_model(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="MODEL_ID, JOB_ID or JOB_ID@STEP.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|JOB|JOB@STEP",
+            help="A model, the model a job has made, or a checkpoint: by id, the beginning of it, name, or @last.",
+            autocompletion=complete_models,
+        ),
+    ],
     directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
 ) -> None:
     """Download a model, the model a job made, or a checkpoint."""

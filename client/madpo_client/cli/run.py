@@ -10,6 +10,7 @@ from madpo.types import JobKind
 from madpo_client.cli.asked_job import AskedJob
 from madpo_client.cli.context import open_client
 from madpo_client.cli.field_options import FieldOption, spec_command
+from madpo_client.cli.output import AsJson
 from madpo_client.cli.waiting import After, Name, Wait, follow
 
 
@@ -78,11 +79,12 @@ def start(
     name: Name = "",
     after: After = [],  # noqa: B006
     wait: Wait = True,
+    as_json: AsJson = False,
 ) -> None:
     """Create the job, and follow it to its end."""
     checked = job.checked()
     with open_client(context) as client:
-        follow(checked.create(client, name=name, after=after), wait=wait)
+        follow(checked.create(client, name=name, after=after), wait=wait, as_json=as_json)
 
 
 def _add(group: typer.Typer, verb: str, kind: JobKind, options: tuple[FieldOption, ...], summary: str) -> None:

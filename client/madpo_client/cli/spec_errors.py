@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-    from madpo.jobs.base import Spec
+    from madpo.jobs.base import Need, Spec
     from madpo.jobs.fields import SpecField
 
 _OURS = "Value error, "
@@ -19,19 +19,63 @@ _OURS = "Value error, "
 def checked_spec(spec: "type[Spec]", given: Mapping[str, Any], *, path: str) -> dict[str, Any]:
     """The JSON form of a spec in its own words: new names, and references that are no text.
 
+    References that only the gateway knows the ids of stay as they were written.
+
     Raises:
         InvalidArgumentError: With one violation per wrong field, under `path`.
     """
     from pydantic import ValidationError
 
+    from madpo.jobs.base import map_references
+
+    stand_ins = _StandIns()
     try:
-        return spec.model_validate(given).model_dump(mode="json", exclude_unset=True)
+        checked = spec.model_validate(map_references(spec, given, stand_ins.put))
+        return map_references(spec, checked.model_dump(mode="json", exclude_unset=True), stand_ins.take_back)
     except ValidationError as error:
         # A reference that is given as text may be wrong in several of its parts.
         found = dict.fromkeys(_violations(spec, given, error))
         raise InvalidArgumentError.of(
             [FieldViolation(f"{path}.{each.field}".removesuffix("."), each.description) for each in found]
         ) from error
+
+
+class _StandIns:
+    """Ids in place of names and the like, so that the rest of a spec can be checked before a gateway is asked."""
+
+    def __init__(self) -> None:
+        self._written: dict[str, Any] = {}
+
+    def put(self, path: str, given: Any, need: "Need") -> Any:
+        """A reference that the spec can read."""
+        from madpo_client.lookup import needs_lookup
+
+        if isinstance(given, str):
+            return self._id(given, _sort(need), given) if needs_lookup(given) else given
+        if not isinstance(given, Mapping):
+            return given
+        return {
+            name: self._id(value, name.removesuffix("_id"), given)
+            if name in ("job_id", "model_id", "dataset_id") and isinstance(value, str) and needs_lookup(value)
+            else value
+            for name, value in given.items()
+        }
+
+    def take_back(self, path: str, given: Any, need: "Need") -> Any:
+        """What was written in its place."""
+        found = given.values() if isinstance(given, Mapping) else [given]
+        return next((self._written[each] for each in found if each in self._written), given)
+
+    def _id(self, text: str, sort: str, written: Any) -> str:
+        stand_in = f"{sort}-{len(self._written):032x}"
+        self._written[stand_in] = written
+        return stand_in
+
+
+def _sort(need: "Need") -> str:
+    from madpo.jobs.base import NeedsDataset, NeedsModel
+
+    return "model" if isinstance(need, NeedsModel) else "dataset" if isinstance(need, NeedsDataset) else "job"
 
 
 def _violations(spec: "type[Spec]", given: Mapping[str, Any], error: "ValidationError") -> Iterator[FieldViolation]:

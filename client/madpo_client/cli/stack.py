@@ -6,14 +6,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from madpo.errors import NotFoundError
+from madpo.errors import FailedPreconditionError, NotFoundError
 from madpo_client.cli.context import names_server, open_client
-from madpo_client.cli.output import AsJson, table
+from madpo_client.cli.output import AsJson, Column, table
+from madpo_client.progress import describe_span
 
 if TYPE_CHECKING:
     from madpo_client.embedded import EmbeddedStack
 
 app = typer.Typer()
+
+_PROCESSES = (
+    Column("process", lambda row: row["process"]),
+    Column("health", lambda row: row["health"], rank=1),
+    Column("up", lambda row: describe_span(row["uptime_s"]), rank=3, is_right=True),
+    Column("restarts", lambda row: row["restarts"], rank=4, is_right=True),
+    Column("port", lambda row: row["port"], rank=5, is_right=True),
+    Column("pid", lambda row: row["pid"], rank=6, is_right=True),
+    Column("log", lambda row: row["log"], rank=2),
+)
+
+_NEXT = """
+next   madpo dataset upload FILE       rows to train on (`madpo dataset check FILE` finds what is wrong with them)
+       madpo model upload DIRECTORY    a model to start from
+       madpo train reward --model MODEL --dataset DATASET
+       madpo job list                  what is going on
+stop   madpo down                      everything stays; jobs go on at the next `madpo up`"""
 
 DEFAULT_DEMO = "toy-reviews"
 Home = Annotated[Path | None, typer.Option(help="State of the stack (MADPO_HOME, else ~/.madpo).")]
@@ -26,13 +44,16 @@ def up(
     trainers: Annotated[int, typer.Option(min=0)] = 1,
     evaluators: Annotated[int, typer.Option(min=0)] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Torch threads of each scorer and run.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The gateway's; it is kept for later. 0: any (MADPO_PORT).")
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, log here, stop with Ctrl-C.")] = False,
 ) -> None:
     """Start all services on this machine."""
     from madpo_client.embedded import EmbeddedStack
 
     stack = EmbeddedStack(
-        home, reward_replicas=reward_replicas, trainers=trainers, evaluators=evaluators, threads=threads
+        home, reward_replicas=reward_replicas, trainers=trainers, evaluators=evaluators, threads=threads, port=port
     )
     if foreground:
         from madpo_client.embedded.supervisor import run_in_foreground
@@ -41,6 +62,7 @@ def up(
     with Console(stderr=True).status("starting (the first time takes longest)"):
         stack.start(detached=True)
     _print_status(stack)
+    print(_NEXT)
 
 
 @app.command("down")
@@ -82,7 +104,7 @@ def _print_status(stack: "EmbeddedStack", *, as_json: bool = False) -> bool:
         }
         for status in statuses
     ]
-    table(rows, ("process", "pid", "port", "health", "uptime_s", "restarts", "log"), as_json=as_json)
+    table(rows, _PROCESSES, as_json=as_json)
     connection = stack.connection()
     if connection is not None and not as_json:
         print(f"gateway {connection.server}, token file {connection.token_file}")
@@ -101,7 +123,12 @@ def demo(
     found = {entry.name: entry for entry in entry_points(group="madpo.demos")}
     if name not in found:
         raise NotFoundError(f"there is no demo {name!r}; demos: {', '.join(sorted(found))}")
-    run = found[name].load()
+    try:
+        run = found[name].load()
+    except ImportError as error:
+        raise FailedPreconditionError(
+            f"the demo needs packages that are not installed ({error}): pip install 'madpo[embedded]'"
+        ) from error
     out = (out or Path(f"madpo-{name}")).absolute()
     out.mkdir(parents=True, exist_ok=True)
     if names_server(context):

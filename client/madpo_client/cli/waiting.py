@@ -1,25 +1,43 @@
 """What commands that create a job have in common: its label, what it waits for, and waiting for it."""
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from madpo.types import JobKind
 from madpo_client.cli.output import show
 
 if TYPE_CHECKING:
     from madpo.types import Job
     from madpo_client.job import JobHandle
 
-Name = Annotated[str, typer.Option(help="A label for people.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Option(
+        help="A name, also to refer to it by; by default made of the model's and the method's.", show_default=False
+    ),
+]
 After = Annotated[list[str], typer.Option("--after", metavar="JOB", help="A job that must succeed first; repeatable.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the job is over.")]
 
 
-def follow(job: "JobHandle", *, wait: bool) -> None:
-    """Print the id, which scripts read; then the progress, and the figures of the result."""
-    done = wait_for(job, wait=wait)
-    if done is not None and done.result is not None:
+def follow(job: "JobHandle", *, wait: bool, as_json: bool = False) -> None:
+    """Print the id, which scripts read; then the progress, and the figures of the result.
+
+    As JSON one document: the job, once it is over if it is waited for; with the `report` of an evaluation.
+    """
+    done = wait_for(job, wait=wait, quiet=as_json)
+    report = job.report() if done is not None and done.kind is JobKind.EVALUATION else None
+    if as_json:
+        extra = {} if report is None else {"report": report.model_dump(mode="json")}
+        show({**asdict(job.job), **extra}, as_json=True)
+    elif report is not None:
+        from madpo_client.cli.evaluation import show_evaluation
+
+        show_evaluation(report, names=job.names_of([each for result in report.results for each in result.versus]))
+    elif done is not None and done.result is not None:
         show({"model_id": done.result.model_id, **done.result.summary}, as_json=False)
 
 
@@ -32,5 +50,8 @@ def wait_for(job: "JobHandle", *, wait: bool, quiet: bool = False) -> "Job | Non
     try:
         return job.wait(progress=True)
     except KeyboardInterrupt:
-        print(f"the job goes on; `madpo job cancel {job.id}` stops it", file=sys.stderr)
+        print(
+            f"the job goes on; `madpo job watch {job.id}` shows it, `madpo job cancel {job.id}` stops it",
+            file=sys.stderr,
+        )
         raise

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from madpo.discovery import declared_by_name
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.losses.method import Method, MethodConfig
+from madpo.spelling import did_you_mean, nearest
 
 _OTHER_MODULES = ("catalogue", "method", "registry", "scales", "terms", "vectors")
 
@@ -27,11 +28,13 @@ PATH = "spec.policy_training.method"
 
 
 def get_method(name: str, *, path: str = PATH) -> Method:
-    """A method by its name. Raises InvalidArgumentError listing the names there are."""
+    """A method by its name. Raises InvalidArgumentError with the names that are most like it."""
     try:
         return METHODS[name]
     except KeyError:
-        description = f"there is no method {name!r}; methods: {', '.join(sorted(METHODS))}"
+        *others, last = nearest(name, METHODS)
+        meant = f"did you mean {', '.join(others)} or {last}?"
+        description = f"there is no method {name!r}; {meant} `madpo methods list` lists all {len(METHODS)}"
         raise InvalidArgumentError.in_field(f"{path}.name", description) from None
 
 
@@ -54,7 +57,8 @@ def parse_params(name: str, params: Mapping[str, Any], *, path: str = PATH) -> M
         violations = [
             FieldViolation(
                 ".".join([path, "params", *map(str, detail["loc"])]),
-                f"{name} has no such parameter; parameters: {legal}"
+                f"{name} has no such parameter{did_you_mean(str(detail['loc'][-1]), config.model_fields) or ';'} "
+                f"parameters: {legal}"
                 if detail["type"] == "extra_forbidden"
                 else f"{detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r:.80}",
             )

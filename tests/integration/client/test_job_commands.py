@@ -99,5 +99,5 @@ def test_what_the_gateway_refuses_is_named_as_it_was_written(madpo: Madpo, model
 
     assert option.stderr.startswith("error: --param beta: Input should be greater than 0, got -1")
     assert setting.stderr.startswith("error: method.params.beta: Input should be greater than 0, got -1")
-    assert method.stderr.startswith("error: --method: there is no method 'dop'; methods: ")
+    assert method.stderr.startswith("error: --method: there is no method 'dop'; did you mean dpo, ")
     assert [(done.returncode, done.stdout) for done in (option, setting, method)] == [(1, "")] * 3

@@ -75,8 +75,8 @@ def test_options_that_do_not_go_together_are_usage_errors(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "gpt2", "--dataset", DATASET_ID), "error: --model: "),
-        (("--model", MODEL_ID, "--dataset", "pairs.jsonl"), "error: --dataset: "),
+        (("--model", DATASET_ID, "--dataset", DATASET_ID), "error: --model: "),
+        (("--model", MODEL_ID, "--dataset", MODEL_ID), "error: --dataset: "),
         (
             ("--model", MODEL_ID, "--dataset", DATASET_ID, "--max-steps", "0"),
             "error: --max-steps: must be an integer >= 1",
@@ -102,13 +102,13 @@ def test_a_wrong_value_is_named_without_a_gateway(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--eval-dataset", "pairs.jsonl"), "error: --eval-dataset: "),
+        (("--eval-dataset", MODEL_ID), "error: --eval-dataset: "),
         (
             ("--eval-dataset", DATASET_ID, "--temperature", "warm"),
             'error: --temperature: must be a number > 0, or "fit"',
         ),
-        (("--eval-dataset", DATASET_ID, "--reward-model", "job-1"), "error: --reward-model: "),
-        (("--dataset", "pairs.jsonl"), "error: --dataset: must be a DATASET_ID, got 'pairs.jsonl'"),
+        (("--eval-dataset", DATASET_ID, "--reward-model", DATASET_ID), "error: --reward-model: "),
+        (("--dataset", MODEL_ID), f"error: --dataset: must be a DATASET_ID, got '{MODEL_ID}'"),
     ],
 )
 def test_a_wrong_calibration_is_named_without_a_gateway(

@@ -1,0 +1,81 @@
+"""What an evaluation measured, and whether it is better than the ones it is compared with."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from madpo_client.cli.output import Column, console, table
+
+if TYPE_CHECKING:
+    from madpo.evaluation.report import Comparison, Estimate, EvaluationReport, EvaluationResult
+
+_Row = tuple[str, str, str]
+
+
+def show_evaluation(report: "EvaluationReport", *, names: Mapping[str, str]) -> None:
+    """The figures of each temperature, and those against each baseline.
+
+    Args:
+        report: What was measured.
+        names: Of the baselines' jobs, by id.
+    """
+    out = console()
+    for result in report.results:
+        samples = f" of {report.samples_per_prompt} samples" if report.samples_per_prompt > 1 else ""
+        title = (
+            f"{report.name or 'evaluation'}: {report.prompts:,} prompts{samples}, temperature {result.temperature:g}"
+        )
+        out.print(Text(title, style="bold"), soft_wrap=True)
+        columns = (
+            Column("", lambda row: row[0]),
+            Column("mean", lambda row: row[1], is_right=True),
+            Column("95 % interval", lambda row: row[2], rank=1),
+        )
+        table(list(_figures(report, result)), columns, as_json=False)
+        for job_id, comparisons in result.versus.items():
+            _show_comparison(names.get(job_id) or job_id, comparisons)
+
+
+def _show_comparison(baseline: str, comparisons: "Mapping[str, Comparison]") -> None:
+    out = console()
+    out.print(Text(f"\nagainst {baseline}", style="bold"), soft_wrap=True)
+    columns = (
+        Column("", lambda row: row[0]),
+        Column("wins", lambda row: f"{row[1].win_rate:.1%}", is_right=True),
+        Column("95 % interval", lambda row: _interval(row[1].win_rate_ci, "{:.1%}"), rank=1),
+        Column("difference", lambda row: f"{row[1].difference:+.3g}", rank=2, is_right=True),
+        Column("95 % interval ", lambda row: _interval(row[1].difference_ci, "{:+.3g}"), rank=3),
+        Column("it is", lambda row: _verdict(row[1])),
+    )
+    table(list(comparisons.items()), columns, as_json=False)
+
+
+def _verdict(comparison: "Comparison") -> Text:
+    """Whether responses win more often than not, as far as the interval tells."""
+    if comparison.win_rate_ci is None:
+        return Text("one prompt tells nothing", style="dim")
+    low, high = comparison.win_rate_ci
+    if low > 0.5:
+        return Text("higher", style="green")
+    return Text("lower", style="red") if high < 0.5 else Text("no clear difference", style="yellow")
+
+
+def _figures(report: "EvaluationReport", result: "EvaluationResult") -> Iterator[_Row]:
+    for name, estimate in result.metrics.items():
+        yield _estimate(name, estimate)
+    if result.kl is not None:
+        yield _estimate("KL to the reference, nats", result.kl)
+    yield _estimate("tokens of a response", result.response_tokens)
+    yield "finished before the limit", f"{result.finished_ratio:.1%}", ""
+    if (accuracy := report.implicit_reward_accuracy) is not None:
+        name = f"implicit reward right, of {accuracy.pairs:,} pairs"
+        yield name, f"{accuracy.accuracy:.1%}", _interval(accuracy.ci, "{:.1%}")
+
+
+def _estimate(name: str, estimate: "Estimate") -> _Row:
+    return name, f"{estimate.mean:.3g}", _interval(estimate.ci, "{:.3g}")
+
+
+def _interval(interval: tuple[float, float] | None, form: str) -> str:
+    return "" if interval is None else f"{form.format(interval[0])} to {form.format(interval[1])}"

@@ -1,0 +1,116 @@
+"""`madpo job list`: which jobs, and what is said of each."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.text import Text
+
+from madpo.types import Job, JobState
+from madpo_client.cli.output import Column, time_text
+from madpo_client.progress import describe_span
+
+if TYPE_CHECKING:
+    from madpo_client.client import Client
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_STYLES = {
+    JobState.RUNNING: "cyan",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "yellow",
+}
+
+
+def parse_since(text: str | None) -> float | None:
+    """A point in time as seconds since the epoch: `2h` ago, or a date. Raises BadParameter."""
+    if text is None:
+        return None
+    if match := _SPAN.fullmatch(text):
+        return time.time() - float(match[1]) * _UNITS_S[match[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise typer.BadParameter(
+            f"is a span such as 90m, 2h, 3d or 1w, or a time such as 2026-01-31 or 2026-01-31T12:00, got {text!r}",
+            param_hint="--since",
+        ) from None
+
+
+def job_columns(client: "Client", jobs: Sequence[Job]) -> list[Column]:
+    """What a table says of these jobs."""
+    names = _names(client, jobs)
+    return [
+        Column("job", lambda job: job.job_id),
+        Column("name", lambda job: job.display_name, rank=1, shortest=12),
+        Column("kind", lambda job: job.kind.value.removesuffix("_training"), rank=3),
+        Column("method", method_of, rank=5),
+        Column("model", lambda job: _model_name(job, names), rank=6, shortest=12),
+        Column("state", lambda job: Text(job.state.value.lower(), style=_STYLES.get(job.state, "")), rank=2),
+        Column("progress", describe_progress, rank=7),
+        Column("took", lambda job: _took(job), rank=8, is_right=True),
+        Column("created", lambda job: time_text(job.create_time), rank=9),
+        Column("reason", lambda job: _reason(job, names), rank=4, shortest=16),
+    ]
+
+
+def method_of(job: Job) -> str | None:
+    """The method of a job that has one."""
+    method = job.spec.get("method")
+    return method.get("name") if isinstance(method, Mapping) else None
+
+
+def describe_progress(job: Job) -> str:
+    """`120/500, 3:10 left`; of what has no steps, what it is doing; of what has succeeded, its steps."""
+    progress = job.progress
+    if job.state is JobState.SUCCEEDED:
+        steps = job.result.summary.get("steps") if job.result else None
+        return f"{steps:.0f} steps" if isinstance(steps, (int, float)) else ""
+    if progress is None:
+        return ""
+    steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else ""
+    if job.state is not JobState.RUNNING:
+        return steps
+    left = f", {describe_span(progress.remaining_s)} left" if progress.remaining_s is not None else ""
+    return f"{steps or progress.phase}{left}"
+
+
+def _took(job: Job) -> str:
+    if job.start_time is None:
+        return ""
+    return describe_span(max(0.0, (job.finish_time or time.time()) - job.start_time))
+
+
+def _reason(job: Job, names: Mapping[str, str]) -> str:
+    """Why it is as it is, in a line: `madpo job show` has all of it."""
+    if job.state is JobState.WAITING:
+        return f"waits for {', '.join(names.get(each) or each for each in job.depends_on)}"
+    return job.reason.strip().partition("\n")[0]
+
+
+def _model_name(job: Job, names: Mapping[str, str]) -> str:
+    model = job.spec.get("model") or job.spec.get("reward_model")
+    if not isinstance(model, Mapping):
+        return ""
+    found = model.get("model_id") or model.get("job_id") or ""
+    step = f"@{model['step']}" if model.get("step") is not None else ""
+    return f"{names.get(found) or found}{step}"
+
+
+def _names(client: "Client", jobs: Sequence[Job]) -> dict[str, str]:
+    """The names of what the jobs refer to, by id."""
+    names = {job.job_id: job.display_name for job in jobs}
+    if any(model_id not in names for job in jobs for model_id in _model_ids(job.spec)):
+        names |= {model.model_id: model.display_name for model in client.models.list()}
+    return names
+
+
+def _model_ids(spec: Mapping[str, Any]) -> Iterator[str]:
+    for part in ("model", "reward_model"):
+        reference = spec.get(part)
+        if isinstance(reference, Mapping) and reference.get("model_id"):
+            yield str(reference["model_id"])

@@ -1,0 +1,93 @@
+"""Tables on terminals of every width, and in pipes."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from madpo.types import Job, JobKind, JobProgress, JobState
+from madpo_client.cli.job_list import describe_progress, parse_since
+from madpo_client.cli.output import Column, size_text, table
+
+ID = "job-" + "1" * 32
+ROWS = [
+    {"id": ID, "name": "a name of some length", "state": "failed", "why": "the loss is not finite: lower the rate"},
+    {"id": ID.replace("1", "2"), "name": "b", "state": "succeeded", "why": ""},
+]
+COLUMNS = (
+    Column("job", lambda row: row["id"]),
+    Column("name", lambda row: row["name"], rank=1, shortest=8),
+    Column("state", lambda row: row["state"], rank=2),
+    Column("empty", lambda row: None, rank=2),
+    Column("reason", lambda row: row["why"], rank=3, shortest=10),
+)
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[int | None], list[str]]:
+    """What a terminal of some width shows, or a pipe."""
+
+    def shown(width: int | None) -> list[str]:
+        monkeypatch.setenv("NO_COLOR", "1")
+        if width is not None:
+            monkeypatch.setenv("COLUMNS", str(width))
+            monkeypatch.setenv("FORCE_COLOR", "1")
+            monkeypatch.setenv("TERM", "xterm")
+        table(ROWS, COLUMNS, as_json=False)
+        return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+    return shown
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 110, 200, None])
+def test_ids_are_whole_at_every_width_and_lines_fit(
+    lines: Callable[[int | None], list[str]], width: int | None
+) -> None:
+    shown = lines(width)
+    assert len(shown) == 3
+    assert [line.split()[0] for line in shown[1:]] == [row["id"] for row in ROWS]
+    assert all(len(line) <= max(width or 1000, len(ID)) for line in shown)
+
+
+def test_the_least_important_columns_go_first_and_texts_give_way_before(
+    lines: Callable[[int | None], list[str]],
+) -> None:
+    assert lines(200)[0].split() == ["job", "name", "state", "empty", "reason"]
+    assert lines(80)[0].split() == ["job", "name", "state", "empty", "reason"]
+    assert lines(80)[1].endswith("…")
+    assert lines(74)[0].split() == ["job", "name", "state", "reason"]  # what says nothing goes before anything else
+    assert lines(60)[0].split() == ["job", "name", "state"]
+    assert lines(46)[0].split() == ["job", "name"]
+    assert lines(40)[0].split() == ["job"]
+
+
+def test_what_is_piped_is_plain_and_whole(lines: Callable[[int | None], list[str]]) -> None:
+    assert lines(None)[1] == f"{ID}  a name of some length  failed            the loss is not finite: lower the rate"
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (936_306, "936 kB"), (999_700, "1 MB"), (1_240_000_000, "1.24 GB")],
+)
+def test_sizes_have_three_digits(size_bytes: int, text: str) -> None:
+    assert size_text(size_bytes) == text
+
+
+def test_progress_is_steps_and_what_is_left() -> None:
+    def job(state: JobState, **progress: object) -> Job:
+        return Job(ID, JobKind.POLICY_TRAINING, state, {}, progress=JobProgress(**progress))  # type: ignore[arg-type]
+
+    assert describe_progress(job(JobState.RUNNING, step=3, total_steps=10, remaining_s=65.0)) == "3/10, 1:05 left"
+    assert describe_progress(job(JobState.RUNNING, phase="tokenizing")) == "tokenizing"
+    assert describe_progress(job(JobState.CANCELLED, step=3, total_steps=10, remaining_s=65.0)) == "3/10"
+
+
+def test_a_time_is_a_span_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    monkeypatch.setattr("time.time", lambda: 1_000_000.0)
+    assert parse_since("2h") == 1_000_000.0 - 7200
+    assert parse_since("1.5d") == 1_000_000.0 - 129_600
+    assert parse_since("2026-01-31") is not None
+    with pytest.raises(typer.BadParameter, match="a span such as"):
+        parse_since("yesterday")
