@@ -104,7 +104,7 @@ def make_trainer(task: Task, variant: str, *, directory: Path, callback: Trainer
         train_sampling_strategy="sequential",
         learning_rate=task.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=1,
+        warmup_steps=0,
         adam_beta1=task.betas[0],
         adam_beta2=task.betas[1],
         adam_epsilon=task.eps,

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
 from madpo.data.order import Schedule
 from madpo.errors import NonFiniteError
@@ -29,16 +28,10 @@ from madpo.worker.workspace import Run
 from madpo_trainer import memory
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective, StepWork
+from madpo_trainer.optimizer import Optimizer
 from madpo_trainer.ranks import OutOfMemory, Ranks
-from madpo_trainer.sharding import by_layout, clip_grad_norm, whole_state
-from madpo_trainer.state import (
-    TrainingState,
-    load_optimizer,
-    optimizer_tensors,
-    save_state,
-    seed_micro_batch,
-    trainable_parameters,
-)
+from madpo_trainer.sharding import whole_state
+from madpo_trainer.state import TrainingState, save_state, seed_micro_batch
 
 logger = logging.getLogger(__name__)
 
@@ -79,20 +72,7 @@ class TrainingLoop:
         self.state, self.metrics = state, metrics
         self._checkpoints, self._save_model, self._flush = checkpoints, save_model, flush
         self._note_shortage = note_shortage
-        self._trainable = [parameter for _, parameter in trainable_parameters(objective.model)]
-        self._groups = by_layout(self._trainable)
-        optimizer = parameters.optimizer
-        self._optimizer = torch.optim.AdamW(
-            [{"params": group} for group in self._groups],
-            lr=optimizer.learning_rate,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            # One pass over memory: nine times less CPU than one operation after the other.
-            fused=True,
-        )
-        self._warmup_steps = max(1, round(optimizer.warmup_ratio * schedule.total_steps))
-        self._scheduler = self._make_scheduler()
+        self._optimizer = Optimizer(objective.model, parameters.optimizer, total_steps=schedule.total_steps)
         self._saved_step = state.step
         self._memory: memory.MemoryEstimate | None = None
         if state.memory_shortage:
@@ -101,9 +81,8 @@ class TrainingLoop:
         self._report_time = time.monotonic()
 
     def restore(self, directory: Path) -> None:
-        """Take optimizer moments and the learning rate back from a checkpoint."""
-        load_optimizer(directory, self._objective.model, self._optimizer)
-        self._scheduler = self._make_scheduler()
+        """Take what the optimizer remembers back from a checkpoint."""
+        self._optimizer.restore(directory)
 
     def execute(self) -> bool:
         """Train; True when the schedule is done, False when the run was asked to stop (a checkpoint is left)."""
@@ -114,7 +93,7 @@ class TrainingLoop:
             try:
                 row = self._step()
             except Interrupted:
-                self._optimizer.zero_grad(set_to_none=True)
+                self._optimizer.drop_gradients()
                 self.save()
                 return False
             self._report(row, (time.monotonic() - started) / (self.state.step - first))
@@ -128,10 +107,7 @@ class TrainingLoop:
         if self.state.step != self._saved_step:
             # Gathered by all ranks, written by one.
             model = whole_state(self._objective.model)
-            tensors = {
-                "optimizer": optimizer_tensors(self._objective.model, self._optimizer),
-                **self._objective.tensors(),
-            }
+            tensors = {"optimizer": self._optimizer.tensors(), **self._objective.tensors()}
             self._ranks.lead(lambda: self._publish(model, tensors))
             self._saved_step = self.state.step
 
@@ -156,13 +132,10 @@ class TrainingLoop:
             raise Interrupted
         rows = self._schedule.batch(step)
         work = self._work(step, rows)
-        self._ranks.sum_gradients(self._trainable)
-        norm = clip_grad_norm(self._groups, self._parameters.optimizer.max_grad_norm)
+        self._ranks.sum_gradients(self._optimizer.trainable)
+        norm = self._optimizer.clip()
         self._refuse_non_finite("gradient norm", norm, work, range(len(rows)))
-        learning_rate = self._scheduler.get_last_lr()[0]
-        self._optimizer.step()
-        self._scheduler.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        learning_rate = self._optimizer.step(step)
         self.state.step += 1
         metrics = work.finish()
         step_s = time.monotonic() - start
@@ -185,7 +158,7 @@ class TrainingLoop:
             work = self._objective.begin(step, rows)
             self._ranks.together(lambda: self._accumulate(work, rows))
         except OutOfMemory as error:
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.drop_gradients()
             shortage = self._shortage()
             if self.state.memory_shortage:
                 raise memory.shortage_error(shortage, f": {error}") from error
@@ -219,7 +192,7 @@ class TrainingLoop:
         else:
             return
         # Outside of the handler: the error holds on to the frames, and they to what took the memory.
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.drop_gradients()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise OutOfMemory(reason)
@@ -246,13 +219,13 @@ class TrainingLoop:
                 loss = self._objective.idle()
             torch.autograd.backward(loss)
         if refusals:
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.drop_gradients()
             raise refusals[0]
 
     def _refuse_non_finite(self, what: str, value: Tensor, work: StepWork, places: Sequence[int]) -> None:
         if bool(torch.isfinite(value)):
             return
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.drop_gradients()
         ids = work.row_ids(places)
         raise NonFiniteError(
             f"non-finite {what} in step {self.state.step + 1}; the weights were not moved. Rows of the batch, "
@@ -312,16 +285,7 @@ class TrainingLoop:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._parameters.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self._trainable[0].device.type, dtype=torch.bfloat16)
-
-    def _make_scheduler(self) -> torch.optim.lr_scheduler.LambdaLR:
-        """The learning rate is a function of the step alone, so a resumed one is made anew at its step."""
-        for group in self._optimizer.param_groups:
-            group["initial_lr"] = self._parameters.optimizer.learning_rate
-        scheduler: torch.optim.lr_scheduler.LambdaLR = get_cosine_schedule_with_warmup(
-            self._optimizer, self._warmup_steps, self._schedule.total_steps, last_epoch=self.state.step - 1
-        )
-        return scheduler
+        return torch.autocast(self._optimizer.trainable[0].device.type, dtype=torch.bfloat16)
 
 
 def write_metrics(path: Path, rows: Sequence[dict[str, Any]]) -> None:

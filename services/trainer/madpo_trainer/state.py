@@ -20,9 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from madpo_trainer.sharding import part_like, whole
+from torch import Tensor
 
 
 @dataclass(slots=True)
@@ -77,33 +75,3 @@ def load_state(directory: Path) -> tuple[TrainingState, dict[str, dict[str, Tens
     tensors = {file.stem: load_file(file) for file in files if file.exists()}
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return state, tensors, metrics
-
-
-def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the moments back under their parameters."""
-    tensors = load_file(directory / "optimizer.safetensors")
-    by_parameter: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, slot = key.rpartition("/")
-        by_parameter.setdefault(name, {})[slot] = tensor
-    for name, parameter in trainable_parameters(model):
-        if name in by_parameter:
-            optimizer.state[parameter] = {
-                # The fused optimizer counts steps on the parameter's device.
-                slot: tensor.to(parameter.device) if slot == "step" else part_like(tensor, parameter)
-                for slot, tensor in by_parameter[name].items()
-            }
-
-
-def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Named parameters that take gradients, in a stable order."""
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers, whole; all ranks must call where the model is sharded."""
-    return {
-        f"{name}/{slot}": whole(value.detach()).contiguous().clone()
-        for name, parameter in trainable_parameters(model)
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }

@@ -1,8 +1,9 @@
 """What every training job is asked."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from madpo.jobs.base import Spec
 
@@ -12,10 +13,18 @@ responses."""
 
 
 class OptimizerParameters(Spec):
-    """AdamW with linear warm-up and cosine decay to zero."""
+    """AdamW with linear warm-up, then a schedule."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes on behind the warm-up: falling by half a cosine, by a line, or staying at the peak."""
+    warmup_ratio: float | None = Field(default=0.03, ge=0, lt=1)
+    """Share of all steps spent warming up, rounded to whole steps; 0 begins at the peak."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps spent warming up, instead of `warmup_ratio`. The first has 1 / (`warmup_steps` + 1) of the peak."""
+    min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak that a falling schedule ends at."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the running mean of gradients."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -23,11 +32,23 @@ class OptimizerParameters(Spec):
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator of an update."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Share of a weight, times the learning rate, that each step takes away."""
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    """Share of all steps spent warming up."""
+    """Share of a weight, times the learning rate, that each step takes away. Matrices decay, embeddings among them;
+    norms, biases and other vectors do not."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_warmup(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        steps, ratio = value.get("warmup_steps"), value.get("warmup_ratio")
+        if steps is not None and ratio is not None:
+            raise ValueError("give warmup_ratio or warmup_steps, not both")
+        rest = {name: given for name, given in value.items() if name != "warmup_ratio"}
+        if steps is not None:
+            return rest | {"warmup_ratio": None}
+        return rest if ratio is None else rest | {"warmup_ratio": ratio}
 
 
 class LoraParameters(Spec):

@@ -178,7 +178,7 @@ class TrainingParameters(_message.Message):
     def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., precision: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerParameters, _Mapping]] = ..., lora: _Optional[_Union[LoraParameters, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., log_every_steps: _Optional[int] = ..., sharding: _Optional[str] = ..., activation_checkpointing: _Optional[bool] = ..., compile: _Optional[bool] = ..., layout: _Optional[str] = ..., micro_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ...) -> None: ...
 
 class OptimizerParameters(_message.Message):
-    __slots__ = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "warmup_ratio", "max_grad_norm")
+    __slots__ = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "warmup_ratio", "max_grad_norm", "schedule", "warmup_steps", "min_learning_rate_ratio")
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     BETA1_FIELD_NUMBER: _ClassVar[int]
     BETA2_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +186,9 @@ class OptimizerParameters(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
     WARMUP_RATIO_FIELD_NUMBER: _ClassVar[int]
     MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    WARMUP_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MIN_LEARNING_RATE_RATIO_FIELD_NUMBER: _ClassVar[int]
     learning_rate: float
     beta1: float
     beta2: float
@@ -193,7 +196,10 @@ class OptimizerParameters(_message.Message):
     weight_decay: float
     warmup_ratio: float
     max_grad_norm: float
-    def __init__(self, learning_rate: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ...) -> None: ...
+    schedule: str
+    warmup_steps: int
+    min_learning_rate_ratio: float
+    def __init__(self, learning_rate: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., schedule: _Optional[str] = ..., warmup_steps: _Optional[int] = ..., min_learning_rate_ratio: _Optional[float] = ...) -> None: ...
 
 class LoraParameters(_message.Message):
     __slots__ = ("rank", "alpha", "dropout", "target_modules")

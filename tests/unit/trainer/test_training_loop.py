@@ -79,8 +79,7 @@ class RegressionStep:
 def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, ranks=None, **fields):
     parameters = TrainingParameters(
         global_batch_size=8,
-        optimizer={"learning_rate": 0.05},
-        **{"checkpoint_every_steps": 100, **fields},
+        **{"checkpoint_every_steps": 100, "optimizer": {"learning_rate": 0.05}, **fields},
     )
     schedule = Schedule.plan(rows=ROWS, batch_size=8, seed=0, epochs=4, max_steps=None)
     directory = tmp_path / "run"
@@ -136,6 +135,19 @@ def test_reports_add_up_to_every_step_however_seldom_they_are_and_also_after_a_c
     assert intervals(tmp_path / "b" / "run") == [(4, 32), (2, 16)]
     seconds = [row["time/step_s"] for row in loop.metrics]
     assert 0 < sum(seconds) <= loop.state.counters["step_s"]
+
+
+def test_every_step_has_a_rate_also_the_first_and_a_run_that_goes_on_has_the_same_ones(tmp_path):
+    loop = make_loop(tmp_path / "a", Regression(), optimizer={"learning_rate": 0.05, "warmup_steps": 3})
+    assert loop.execute()
+    resumed = make_loop(
+        tmp_path / "b", Regression(), optimizer={"learning_rate": 0.05, "warmup_steps": 3}, state=TrainingState(step=2)
+    )
+    assert resumed.execute()
+
+    rates = [row["learning_rate"] for row in loop.metrics]
+    assert rates[:4] == pytest.approx([0.0125, 0.025, 0.0375, 0.05])
+    assert rates[2:] == [row["learning_rate"] for row in resumed.metrics]
 
 
 def test_a_non_finite_loss_is_refused_before_the_weights_move_and_names_the_row(tmp_path):
