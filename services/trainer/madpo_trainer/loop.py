@@ -137,17 +137,17 @@ class TrainingLoop:
         self._refuse_non_finite("gradient norm", norm, work, range(len(rows)))
         learning_rate = self._optimizer.step(step)
         self.state.step += 1
-        metrics = work.finish()
+        figures = {**work.finish(), "grad_norm": float(norm), "learning_rate": learning_rate}
         step_s = time.monotonic() - start
         self._count("step_s", step_s)
         self._count("rows", len(rows))
-        self._count("margin_wait_s", metrics.get("time/margin_wait_s", 0.0))
+        self._count("margin_wait_s", figures.get("time/margin_wait_s", 0.0))
+        for name, value in figures.items():
+            self.state.largest[name] = max(self.state.largest.get(name, 0.0), abs(value))
         return {
             "step": self.state.step,
             "epoch": self._schedule.epoch(step),
-            **metrics,
-            "grad_norm": float(norm),
-            "learning_rate": learning_rate,
+            **figures,
             "time/step_s": step_s,
             "rows_per_s": len(rows) / step_s,
         }

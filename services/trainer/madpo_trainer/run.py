@@ -51,6 +51,7 @@ from madpo_trainer.ranks import Ranks, open_ranks, run_rank
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.sharding import shard, whole_state
 from madpo_trainer.state import TrainingState, load_state
+from madpo_trainer.trained_weights import describe_trained, fingerprints, require_movement
 from madpo_trainer.training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
@@ -156,10 +157,18 @@ class TrainingRun:
         try:
             if not self._state.initial_eval:
                 self._state.initial_eval = self._evaluate(objective)
+            if self._state.step == 0:
+                self._state.initial_weights = fingerprints(objective.model, self._ranks)
             self._ranks.together(loop.estimate_memory)
             if not loop.execute():
                 raise Interrupted
-            self._finish(objective, inputs, save, {**inputs.runner.micro_batches.summary(), **loop.summary()})
+            trained = self._trained(objective.model)
+            self._finish(
+                objective,
+                inputs,
+                save,
+                {"trained": trained, "execution": {**inputs.runner.micro_batches.summary(), **loop.summary()}},
+            )
         finally:
             objective.close()
 
@@ -280,6 +289,12 @@ class TrainingRun:
             phase=self._phase,
         )
 
+    def _trained(self, model: torch.nn.Module) -> dict[str, Any]:
+        """What was trained. Raises FailedPreconditionError when nothing was."""
+        before, after = self._state.initial_weights, fingerprints(model, self._ranks)
+        moved = require_movement(before, after, largest=self._state.largest)
+        return describe_trained(model) | ({"moved_tensors": moved, "of_tensors": len(after)} if before else {})
+
     def _evaluate(self, objective: Objective) -> dict[str, float]:
         phase = self._phase("held-out evaluation", objective.held_out_rows, unit="rows")
         with evaluating(objective.model, self._parameters.precision):
@@ -290,11 +305,11 @@ class TrainingRun:
         objective: Objective,
         inputs: TrainingInputs,
         save: Callable[[Path, Mapping[str, torch.Tensor]], None],
-        execution: Mapping[str, Any],
+        loop_summary: Mapping[str, Any],
     ) -> None:
-        """Measure the model, then publish it; `execution` says how it was run."""
+        """Measure the model, then publish it; `loop_summary` says what was trained, and how it was run."""
         held_out = self._evaluate(objective)
-        summary = self._summary(objective, inputs, held_out) | {"execution": execution}
+        summary = self._summary(objective, inputs, held_out) | dict(loop_summary)
         self._phase("publishing")
         state = whole_state(objective.model)
         # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.

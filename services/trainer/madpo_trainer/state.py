@@ -38,6 +38,10 @@ class TrainingState:
     """The `CalibrationReport` of the job's first attempt, whose numbers hold for all; empty where there was none."""
     memory_shortage: dict[str, int] = field(default_factory=dict)
     """`step`, from 1, in which memory ran out, and the tokens of a micro-batch `before` and `after`; once a job."""
+    initial_weights: dict[str, int] = field(default_factory=dict)
+    """Fingerprints of the trained parameters before the first step."""
+    largest: dict[str, float] = field(default_factory=dict)
+    """The largest absolute value of every figure of a step, over all steps."""
     counters: dict[str, float] = field(default_factory=dict)
     """Sums over all attempts: seconds trained, seconds waited for margins..."""
 

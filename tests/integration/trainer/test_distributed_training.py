@@ -294,6 +294,15 @@ def test_a_model_sharded_over_two_ranks_ends_with_the_weights_of_a_whole_one(one
         torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
+@pytest.mark.parametrize("name", ["sharded", "sharded_dropout", "dropout"])
+def test_two_ranks_say_of_what_was_trained_what_one_says(one, two, name):
+    def trained(outcomes):
+        return outcomes.outcomes[name].result.summary["trained"]
+
+    assert trained(two) == trained(one)
+    assert trained(two)["moved_tensors"] > 0
+
+
 def test_recomputing_activations_changes_no_bit(one):
     assert one.outcomes["sharded"].result.model_id == one.outcomes["policy"].result.model_id
     assert one.outcomes["sharded_reward"].result.model_id == one.outcomes["reward"].result.model_id

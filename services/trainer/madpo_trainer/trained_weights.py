@@ -1,0 +1,78 @@
+"""What of a model is trained, and whether it moved: a job whose weights stood still has trained nothing."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from madpo.errors import FailedPreconditionError
+from madpo_trainer.optimizer import trainable_parameters
+from madpo_trainer.ranks import Ranks
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes of an element."""
+
+_NOTHING_COUNTS = {
+    "dataset_weight/mean": "the dataset gives every row that was trained on the weight 0",
+    "weight/mean": "the method gave every pair the weight 0 (look at its parameters, and at the margins)",
+    "pairs/kept_ratio": "the method kept no pair of any batch (look at its parameters)",
+}
+"""Why a loss has no gradient, by the figure that was 0 in every step."""
+
+
+def describe_trained(model: nn.Module) -> dict[str, Any]:
+    """Counts of trained parameters and of all, and the layers that have an adapter, by the last part of their name."""
+    trained = sum(parameter.numel() for _, parameter in trainable_parameters(model))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    layers = Counter(
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    )
+    figures: dict[str, Any] = {"parameters": trained, "of_parameters": total, "share": trained / total}
+    return figures | ({"adapted_layers": dict(sorted(layers.items()))} if layers else {})
+
+
+def fingerprints(model: nn.Module, ranks: Ranks) -> dict[str, int]:
+    """A sum over the bits of every trained parameter, whole: another one after any change. All ranks must call."""
+    mine = {name: _bit_sum(parameter) for name, parameter in trainable_parameters(model)}
+    parts = ranks.gather(mine)
+    sharded = {name for name, parameter in trainable_parameters(model) if isinstance(parameter, DTensor)}
+    return {name: sum(part[name] for part in parts) if name in sharded else parts[0][name] for name in mine}
+
+
+def require_movement(before: Mapping[str, int], after: Mapping[str, int], *, largest: Mapping[str, float]) -> int:
+    """How many trained parameters (tensors) differ from what they were before the first step.
+
+    Args:
+        before: Fingerprints of then; empty where a version that took none began the job, and nothing is known.
+        after: Those of now.
+        largest: The largest absolute value of every logged figure over all steps.
+
+    Raises:
+        FailedPreconditionError: Nothing was trained; says why.
+    """
+    moved = sum(after[name] != value for name, value in before.items())
+    if before and "grad_norm" in largest and (not moved or not largest["grad_norm"]):
+        raise FailedPreconditionError(f"nothing was trained: {_why_still(largest)}")
+    return moved
+
+
+def _why_still(largest: Mapping[str, float]) -> str:
+    if largest["grad_norm"]:
+        return (
+            "no update was large enough to change a weight, with learning rates up to "
+            f"{largest['learning_rate']:g} and gradient norms up to {largest['grad_norm']:g} "
+            "(raise training.optimizer.learning_rate)"
+        )
+    reasons = [reason for name, reason in _NOTHING_COUNTS.items() if largest.get(name) == 0.0]
+    reason = reasons[0] if reasons else "the loss does not depend on what is trained (look at the method's parameters)"
+    return f"every gradient of every step was 0: {reason}"
+
+
+def _bit_sum(parameter: nn.Parameter) -> int:
+    tensor = parameter.detach()
+    local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return int(local.contiguous().view(_INTEGERS[local.element_size()]).sum(dtype=torch.int64))
