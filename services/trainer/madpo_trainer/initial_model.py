@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import TaskType
 from torch import Tensor, nn
 
-from madpo.errors import InvalidArgumentError
 from madpo.jobs.training import LoraParameters
 from madpo.model_files import model_kind
 from madpo.models.load import load_causal_lm, load_reward_model, load_tokenizer, save_model
 from madpo.storage.models import ModelStore
 from madpo.storage.references import ResolvedModel
+from madpo_trainer.adapters import with_adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,11 @@ def load_trainable(initial: InitialModel, *, kind: str, lora: LoraParameters | N
     if kind == "causal_lm":
         if checkpoint is not None:
             return load_causal_lm(checkpoint, base_directory=initial.directory, trainable=True)
-        return get_peft_model(load_causal_lm(initial.directory), _lora_config(lora, TaskType.CAUSAL_LM))
+        return with_adapters(load_causal_lm(initial.directory), lora, TaskType.CAUSAL_LM)
     if checkpoint is not None:
         return load_reward_model(checkpoint, base_directory=initial.directory, trainable=True)
     body = load_reward_model(initial.directory, new_head=new_head)
-    return get_peft_model(body, _lora_config(lora, TaskType.SEQ_CLS))
+    return with_adapters(body, lora, TaskType.SEQ_CLS)
 
 
 def save_trained(
@@ -81,18 +81,3 @@ def save_trained(
     save_model(model, tokenizer, directory, state=state)
     if lora:
         (directory / "madpo.json").write_text(json.dumps({"base_model_id": initial.model_id}))
-
-
-def _lora_config(lora: LoraParameters, task: TaskType) -> LoraConfig:
-    if not lora.target_modules:
-        raise InvalidArgumentError("training.lora.target_modules is empty (name linear layers such as q_proj, v_proj)")
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        task_type=task,
-        bias="none",
-        # A new head is trained whole; as an adapter it would come back random.
-        modules_to_save=["score"] if task == TaskType.SEQ_CLS else None,
-    )

@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from madpo.jobs.base import Spec
 
 Overlong = Literal["error", "drop", "truncate_prompt", "truncate_response"]
 """Rows over `max_tokens`: refuse the training; leave the row out; cut the beginning of its prompt; cut the end of its
 responses."""
+
+
+ALL_LINEAR = "all-linear"
+"""In the place of names of layers: every linear one but the head; peft's word."""
 
 
 class OptimizerParameters(Spec):
@@ -60,8 +64,25 @@ class LoraParameters(Spec):
     """Adapters are scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of an adapter's inputs left out at each training step."""
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """Names of the linear layers that get an adapter."""
+    target_modules: tuple[str, ...] = Field(default=(ALL_LINEAR,), min_length=1)
+    """Names of the layers that get an adapter, each the end of at least one layer's name, such as q_proj; `all-linear`
+    takes every linear layer but the head, the router and the stacked experts of a mixture of experts."""
+    exclude_modules: tuple[str, ...] = ()
+    """Names of layers that get none, of those that `target_modules` takes."""
+    use_rslora: bool = False
+    """Scale adapters by alpha / sqrt(rank), which keeps large ranks learning (arXiv:2312.03732)."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _all_or_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if ALL_LINEAR in value and len(value) > 1:
+            raise ValueError(f"give {ALL_LINEAR} alone, or names of layers")
+        return value
 
 
 class TrainingParameters(Spec):

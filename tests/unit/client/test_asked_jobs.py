@@ -413,7 +413,7 @@ def test_a_listed_default_is_a_value(madpo: Command) -> None:
         "default": 0.9,
         "description": "Decay of the running mean of gradients.",
     }
-    assert listed["training.lora.target_modules"]["default"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert listed["training.lora.target_modules"]["default"] == ["all-linear"]
 
 
 @pytest.mark.parametrize(

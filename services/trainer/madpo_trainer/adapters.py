@@ -1,0 +1,81 @@
+"""New low-rank adapters on a model's layers."""
+
+from typing import Any
+
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from madpo.adapter_targets import is_named, require_layers
+from madpo.errors import InvalidArgumentError
+from madpo.jobs.training import ALL_LINEAR, LoraParameters
+
+_FIELD = "training.lora"
+_HEADS = ("score", "classifier")
+"""What peft trains whole beside the adapters of a sequence classifier."""
+_ROUTERS = ("gate", "router")
+"""What deals tokens to experts, where it is a linear layer of its own. An adapter on it unsettles who gets what."""
+
+
+def with_adapters(model: Any, lora: LoraParameters, task: TaskType) -> Any:
+    """A model whose layers have new adapters, drawn from torch's generator; only they, and a reward head, are trained.
+
+    Raises:
+        InvalidArgumentError: A layer that is named is not there; names those that are.
+    """
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target_layers(model, lora),
+        use_rslora=lora.use_rslora,
+        # GPT-2's weights are transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type=task,
+        bias="none",
+        # A new head is trained whole; as an adapter it would come back random.
+        modules_to_save=["score"] if task == TaskType.SEQ_CLS else None,
+    )
+    return get_peft_model(model, config)
+
+
+def target_layers(model: Any, lora: LoraParameters) -> list[str]:
+    """What peft is told to adapt: the last parts of the layers' names, or whole names where those would be too many.
+
+    peft's own `all-linear` is not asked: with the experts of a mixture, which transformers stacks into one tensor, it
+    takes their router too, and makes whole weights of all experts in every forward pass.
+    """
+    linear = linear_layers(model)
+    candidates = linear | _embeddings(model)
+    require_layers(lora.target_modules, sorted(candidates), field=f"{_FIELD}.target_modules")
+    require_layers(lora.exclude_modules, sorted(candidates), field=f"{_FIELD}.exclude_modules")
+    if lora.target_modules == (ALL_LINEAR,):
+        chosen = linear - _special(model)
+    else:
+        chosen = {layer for layer in candidates if any(is_named(layer, name) for name in lora.target_modules)}
+    chosen = {layer for layer in chosen if not any(is_named(layer, name) for name in lora.exclude_modules)}
+    if not chosen:
+        raise InvalidArgumentError.in_field(_FIELD, "no layer is left to train: exclude_modules takes all of them")
+    leaves = {_leaf(layer) for layer in chosen}
+    return sorted(leaves if {layer for layer in candidates if _leaf(layer) in leaves} == chosen else chosen)
+
+
+def linear_layers(model: nn.Module) -> set[str]:
+    """Names of the linear layers; those of GPT-2 are called Conv1D."""
+    return {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+
+
+def _embeddings(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+
+
+def _special(model: Any) -> set[str]:
+    """Linear layers that are not meant by all of them: the head, and routers."""
+    head = model.get_output_embeddings()
+    return {
+        name for name, module in model.named_modules() if module is head or name in _HEADS or _leaf(name) in _ROUTERS
+    }
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,104 @@
+"""Which layers of which model get an adapter."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from peft import TaskType
+from pydantic import ValidationError
+
+from madpo.errors import InvalidArgumentError
+from madpo.jobs.training import LoraParameters
+from madpo_trainer.adapters import target_layers, with_adapters
+from madpo_trainer.trained_weights import describe_trained
+
+SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+MIXTURE = {"num_key_value_heads": 2, "num_experts_per_tok": 2, "head_dim": 8}
+ATTENTION = ["k_proj", "o_proj", "q_proj", "v_proj"]
+MODELS = {
+    "llama": (transformers.LlamaConfig(**SIZE, **IDS), [*ATTENTION, "down_proj", "gate_proj", "up_proj"]),
+    "phi 3": (transformers.Phi3Config(**SIZE, **IDS), ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]),
+    "gpt 2": (
+        transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, **IDS),
+        ["c_attn", "c_fc", "c_proj"],
+    ),
+    "gpt neox": (
+        transformers.GPTNeoXConfig(**SIZE, **IDS),
+        ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"],
+    ),
+    # Their experts are stacked in one tensor, and their routers are left alone.
+    "qwen 3 moe": (
+        transformers.Qwen3MoeConfig(num_experts=4, moe_intermediate_size=8, **SIZE, **IDS, **MIXTURE),
+        ATTENTION,
+    ),
+    "mixtral": (transformers.MixtralConfig(num_local_experts=4, **SIZE, **IDS, **MIXTURE), ATTENTION),
+    "gpt oss": (transformers.GptOssConfig(num_local_experts=4, **SIZE, **IDS, **MIXTURE), ATTENTION),
+}
+
+
+def causal_lm(name):
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(MODELS[name][0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_linear_is_every_linear_layer_but_the_head(name):
+    lora = LoraParameters(rank=2)
+
+    model = with_adapters(causal_lm(name), lora, TaskType.CAUSAL_LM)
+
+    adapted = describe_trained(model)["adapted_layers"]
+    assert sorted(adapted) == sorted(MODELS[name][1])
+    assert set(adapted.values()) <= {2, 4}
+    assert {part for key, p in model.named_parameters() if p.requires_grad for part in key.split(".")} >= {"lora_A"}
+    assert all("lora_" in key for key, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi 3", "gpt 2", "gpt neox", "qwen 3 moe"])
+def test_a_reward_model_is_adapted_likewise_and_its_head_trained_whole(name):
+    torch.manual_seed(0)
+    config = copy.deepcopy(MODELS[name][0])
+    config.num_labels = 1
+    body = transformers.AutoModelForSequenceClassification.from_config(config)
+
+    model = with_adapters(body, LoraParameters(rank=2), TaskType.SEQ_CLS)
+
+    assert sorted(describe_trained(model)["adapted_layers"]) == sorted(MODELS[name][1])
+    whole = [key for key, p in model.named_parameters() if p.requires_grad and "lora_" not in key]
+    assert [key.rpartition("base_model.model.")[2] for key in whole] == ["score.modules_to_save.default.weight"]
+
+
+def test_absent_names_are_refused_with_those_there_are():
+    with pytest.raises(InvalidArgumentError, match=r"target_modules: the model has no layer q_proj; .*mean qkv_proj"):
+        target_layers(causal_lm("phi 3"), LoraParameters(target_modules=("q_proj", "o_proj")))
+    with pytest.raises(InvalidArgumentError, match=r"exclude_modules: the model has no layer gate"):
+        target_layers(causal_lm("phi 3"), LoraParameters(exclude_modules=("gate",)))
+
+
+def test_named_layers_alone_are_adapted_and_excluded_ones_are_not():
+    lora = LoraParameters(target_modules=("q_proj", "layers.1.mlp.down_proj", "embed_tokens"))
+    assert target_layers(causal_lm("llama"), lora) == [
+        "model.embed_tokens",
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.mlp.down_proj",
+        "model.layers.1.self_attn.q_proj",
+    ]
+    without = LoraParameters(exclude_modules=("down_proj", "o_proj"))
+    assert target_layers(causal_lm("phi 3"), without) == ["gate_up_proj", "qkv_proj"]
+    with pytest.raises(InvalidArgumentError, match="exclude_modules takes all"):
+        target_layers(causal_lm("phi 3"), LoraParameters(target_modules=("o_proj",), exclude_modules=("o_proj",)))
+
+
+def test_all_linear_may_be_written_as_text_and_stands_alone():
+    assert LoraParameters(target_modules="all-linear") == LoraParameters()
+    for wrong in ((), ("all-linear", "q_proj")):
+        with pytest.raises(ValidationError):
+            LoraParameters(target_modules=wrong)
+
+
+def test_rank_stabilised_adapters_are_scaled_by_the_root_of_the_rank():
+    model = with_adapters(causal_lm("llama"), LoraParameters(rank=4, alpha=8, use_rslora=True), TaskType.CAUSAL_LM)
+
+    assert model.base_model.model.model.layers[0].self_attn.q_proj.scaling == {"default": 4.0}
