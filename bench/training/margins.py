@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
@@ -120,11 +121,15 @@ def measure(root: Path, pairs: Sequence[Any], *, batch: int, rounds: int, late_s
                 interrupted=lambda: False,
             )
 
+        def came_with_them() -> MarginSource:
+            margins = np.array([pair.reward_margin for pair in known], dtype=np.float64)
+            return DatasetMargins(margins, np.arange(1, len(known) + 1), schedule)
+
         os.sched_setaffinity(0, {cores[0]})
         policy.step(schedule.batch(0), [0.0] * batch)
         results: dict[str, list[Any]] = {"precomputed": [], "live": []}
         for _ in range(rounds):
-            results["precomputed"].append(train(policy, DatasetMargins(known, schedule), schedule))
+            results["precomputed"].append(train(policy, came_with_them(), schedule))
             results["live"].append(train(policy, live(), schedule))
         os.sched_setaffinity(0, cores)
     return results

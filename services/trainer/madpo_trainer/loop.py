@@ -240,13 +240,13 @@ class TrainingLoop:
 
     def estimate_memory(self) -> None:
         """Estimate the memory of a step, before the first; all ranks must call."""
-        lengths, budget = self._objective.lengths, self._micro_batches.budget_tokens
+        longest, budget = self._objective.longest, self._micro_batches.budget_tokens
         with self._autocast():
             self._memory = memory.estimate_memory(
                 self._objective.model,
                 self._objective.idle,
-                run_tokens=lengths[0],
-                largest_tokens=max(max(lengths), min(budget, self._schedule.batch_size * max(lengths))),
+                run_tokens=self._objective.lengths[0],
+                largest_tokens=max(longest, min(budget, self._schedule.batch_size * longest)),
                 recompute=self._parameters.activation_checkpointing,
             )
         if self._ranks.is_leader:

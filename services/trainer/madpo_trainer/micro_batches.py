@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.capability import Layout
 from madpo.models.packed.layout import packed_length
+from madpo_trainer.row_lengths import RowLengths
 
 
 class MicroBatches:
@@ -28,6 +29,14 @@ class MicroBatches:
         if self.layout.name == "padded":
             return len(group.responses) * (len(group.prompt_ids) + max(map(len, group.responses)))
         return packed_length(group, share=self.layout.name == "packed")
+
+    def longest(self, lengths: RowLengths) -> int:
+        """Tokens that the longest of many rows takes up, or a little less where its responses begin alike."""
+        responses, counts = lengths.responses, lengths.responses.counts
+        if self.layout.name == "padded":
+            return int((counts * (lengths.prompts + responses.most())).max())
+        repeated = lengths.prompts * (counts - 1) if self.layout.name == "unshared" else 0
+        return int((lengths.together + repeated).max())
 
     def split(self, rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
         """Rows by forward pass, each list in the order of `rows`.

@@ -6,13 +6,17 @@ split; and from the schedule, so the reference's log-probs of all of them are co
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from madpo.data.order import Schedule
 from madpo.errors import InvalidPairError
 from madpo.models.logps import ResponseGroup
+from madpo_trainer.mapped_rows import LazyRows
+from madpo_trainer.row_lengths import RowLengths
 from madpo_trainer.stored_reference import StoredLogps
-from madpo_trainer.training_rows import PolicyRow
+from madpo_trainer.training_rows import PolicyRow, chosen_lengths
 
 
 class Mismatched:
@@ -28,40 +32,68 @@ class Mismatched:
     """
 
     def __init__(self, rows: Sequence[PolicyRow], schedule: Schedule, *, max_tokens: int) -> None:
-        self._rows, self._schedule, self._max_tokens = rows, schedule, max_tokens
+        self._rows, self._schedule = rows, schedule
+        self._lengths: RowLengths = chosen_lengths(rows)
+        self._room = max_tokens - self._lengths.prompts
+        self._max_tokens = max_tokens
+        steps = range(schedule.total_steps)
+        self._partners = np.concatenate([self._partners_of(np.array(schedule.batch(step))) for step in steps])
         self._reference: StoredLogps | None = None
 
     def groups(self, step: int, rows: Sequence[int]) -> list[ResponseGroup]:
         """The prompts of some rows of a step's batch, each with the chosen response of another row."""
-        batch = self._schedule.batch(step)
-        places = {row: place for place, row in enumerate(batch)}
-        partners = (_partner(batch, places[row], self._rows, max_tokens=self._max_tokens) for row in rows)
-        return [
-            self._rows[partner].chosen._replace(prompt_ids=self._rows[row].prompt_ids)
-            for row, partner in zip(rows, partners, strict=True)
-        ]
+        return [self._group(row, position) for row, position in zip(rows, self._positions(step, rows), strict=True)]
 
-    def compute_reference(self, compute: Callable[[Sequence[ResponseGroup]], StoredLogps]) -> None:
-        """Have the reference's log-probs of all groups of all steps computed, or looked up."""
+    def compute_reference(self, compute: Callable[[Sequence[ResponseGroup], NDArray[np.int64]], StoredLogps]) -> None:
+        """Have the reference's log-probs of all groups of all steps computed, or looked up.
+
+        Args:
+            compute: Is given the groups, step by step, and the tokens of each.
+        """
+        size, positions = self._schedule.batch_size, len(self._partners)
         steps = range(self._schedule.total_steps)
-        self._reference = compute([group for step in steps for group in self.groups(step, self._schedule.batch(step))])
+        rows = np.concatenate([np.array(self._schedule.batch(step)) for step in steps])
+        # A batch that straddles two epochs may hold a row twice; both stand for its last place.
+        of = [place + step * size for step in steps for place in _last_places(self._schedule.batch(step))]
+        groups = LazyRows(positions, lambda position: self._group(int(rows[position]), of[position]))
+        tokens = self._lengths.prompts[rows] + self._lengths.responses.values[self._partners[of]]
+        self._reference = compute(groups, tokens)
 
     def reference_logps(self, step: int, rows: Sequence[int]) -> Tensor:
         """Of the responses of `groups`, float32, on the CPU."""
         assert self._reference is not None
+        return self._reference.logps(self._positions(step, rows)).logps
+
+    def _group(self, row: int, position: int) -> ResponseGroup:
+        chosen = self._rows[int(self._partners[position])].chosen
+        return chosen._replace(prompt_ids=self._rows[row].prompt_ids)
+
+    def _positions(self, step: int, rows: Sequence[int]) -> list[int]:
         places = {row: place for place, row in enumerate(self._schedule.batch(step))}
-        return self._reference.logps([step * self._schedule.batch_size + places[row] for row in rows]).logps
+        return [step * self._schedule.batch_size + places[row] for row in rows]
+
+    def _partners_of(self, batch: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Whose chosen responses follow the prompts of a batch: the next in the batch, else in the dataset, that fits.
+
+        Nearly always the very next one does.
+        """
+        found = np.roll(batch, -1)
+        tokens = self._lengths.responses.values
+        for place in np.flatnonzero((found == batch) | (tokens[found] > self._room[batch])):
+            row = int(batch[place])
+            everything = np.arange(len(tokens))
+            after = np.concatenate([batch[place + 1 :], batch[:place], everything[row + 1 :], everything[:row]])
+            fits = np.flatnonzero((after != row) & (tokens[after] <= self._room[row]))
+            if not len(fits):
+                raise InvalidPairError(
+                    f"row {self._rows[row].pair.row}: no chosen response of another row fits behind its prompt within "
+                    f"training.max_tokens={self._max_tokens} (raise max_tokens, or remove this row)"
+                )
+            found[place] = after[fits[0]]
+        return found.astype(np.int32)
 
 
-def _partner(batch: Sequence[int], place: int, rows: Sequence[PolicyRow], *, max_tokens: int) -> int:
-    """Whose chosen response follows the prompt at a place: the next in the batch, else in the dataset, that fits."""
-    row = batch[place]
-    room = max_tokens - len(rows[row].prompt_ids)
-    after: list[int] = [*batch[place + 1 :], *batch[:place], *range(row + 1, len(rows)), *range(row)]
-    for other in after:
-        if other != row and len(rows[other].chosen.responses[0]) <= room:
-            return other
-    raise InvalidPairError(
-        f"row {rows[row].pair.row}: no chosen response of another row fits behind its prompt within "
-        f"training.max_tokens={max_tokens} (raise max_tokens, or remove this row)"
-    )
+def _last_places(batch: Sequence[int]) -> list[int]:
+    """Of each row of a batch the last place at which it stands."""
+    last = {row: place for place, row in enumerate(batch)}
+    return [last[row] for row in batch]

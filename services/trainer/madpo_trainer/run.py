@@ -255,6 +255,8 @@ class TrainingRun:
         rows = TrainingRows(
             self._datasets,
             TokenStore(self._store),
+            cache=self._models.cache,
+            transfer=transfers(self._phase),
             directory=initial.directory,
             tokenizer=tokenizer,
             max_tokens=self._parameters.max_tokens,

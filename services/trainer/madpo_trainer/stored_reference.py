@@ -1,28 +1,37 @@
 """Reference log-probs: computed once per (model, data, tokenisation), kept in the object store, never recomputed.
 
-Ranks share the computation by micro-batches of the same rows as one rank would have, so their number changes no bit.
-A reference that moves is another matter: `madpo_trainer.moving_reference`.
+Only those of the rows that a training will ask for are made, in chunks of neighbouring rows, each stored as it is
+finished: whoever is stopped loses at most one. Which rows are computed together follows from the rows asked for and
+their lengths alone, neither from what is stored already nor from the number of ranks, who share the micro-batches of a
+chunk: neither changes a bit. A reference that moves is another matter: `madpo_trainer.moving_reference`.
 """
 
 import hashlib
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from madpo.errors import CorruptObjectError, NotFoundError
+from madpo.errors import CorruptObjectError
+from madpo.models.logps import ResponseGroup
 from madpo.ports import ObjectStore
 from madpo.storage import keys
+from madpo.storage.files import fetch_once
+from madpo.worker.phase import BeginPhase, Phase
 from madpo_trainer.ranks import Ranks
 
-logger = logging.getLogger(__name__)
+_COLUMNS = {"responses": np.int32, "tokens": np.int32, "logps": np.float32, "token_logps": np.float32}
+"""Of a chunk, and of the file of each that a host has."""
 
 
 class ReferenceLogps(NamedTuple):
@@ -31,7 +40,7 @@ class ReferenceLogps(NamedTuple):
     logps: Tensor
     """[R]."""
     token_logps: Tensor | None
-    """Of their tokens, one response after the other, [sum of tokens]; where they are kept."""
+    """Of their tokens that count, one response after the other, [sum of tokens]; where they are kept."""
 
 
 class ReferenceSource(Protocol):
@@ -42,54 +51,68 @@ class ReferenceSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredLogps:
     """Log-probs of the responses of many rows, R in all, one row after the other; on the CPU."""
 
     values: Tensor
     """Sums over response tokens, float32 [R]."""
     responses: Tensor
-    """Responses of each row, int64 [rows]."""
+    """Responses of each row, int32 [rows]."""
     tokens: Tensor
-    """Tokens of each response, int64 [R]."""
+    """Tokens of each response that count, int32 [R]."""
     token_values: Tensor | None = None
     """Of single tokens, float32 [sum of tokens]; where a method looks at them."""
+    rows: NDArray[np.int64] | None = None
+    """Which rows of the training these are, in order; None for all."""
 
     def logps(self, rows: Sequence[int]) -> ReferenceLogps:
         """Log-probs of some rows' responses."""
-        places = _ranges(self.responses, torch.tensor(rows))
+        among = torch.tensor(rows) if self.rows is None else torch.from_numpy(np.searchsorted(self.rows, rows))
+        places = _ranges(self._first_response, self.responses, among)
         if self.token_values is None:
             return ReferenceLogps(self.values[places], None)
-        return ReferenceLogps(self.values[places], self.token_values[_ranges(self.tokens, places)])
+        return ReferenceLogps(self.values[places], self.token_values[_ranges(self._first_token, self.tokens, places)])
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, as they are stored."""
         tensors = {"logps": self.values, "responses": self.responses, "tokens": self.tokens}
         return tensors if self.token_values is None else tensors | {"token_logps": self.token_values}
 
+    @cached_property
+    def _first_response(self) -> Tensor:
+        return _starts(self.responses)
 
-def _ranges(counts: Tensor, chosen: Tensor) -> Tensor:
-    """Places of all entries of some of many runs that follow one another, given the runs' lengths."""
-    ends = counts.cumsum(0)
+    @cached_property
+    def _first_token(self) -> Tensor:
+        return _starts(self.tokens)
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return counts.cumsum(0) - counts
+
+
+def _ranges(starts: Tensor, counts: Tensor, chosen: Tensor) -> Tensor:
+    """Places of all entries of some of many runs that follow one another, given the runs' starts and lengths."""
     lengths = counts[chosen]
     # Within each run count up from its start; all runs at once.
-    first = (ends - counts)[chosen] - (lengths.cumsum(0) - lengths)
+    first = starts[chosen] - _starts(lengths)
     return torch.arange(int(lengths.sum())) + first.repeat_interleave(lengths)
 
 
-def assemble(chunks: Sequence[tuple[Sequence[int], Sequence[int], ReferenceLogps, Tensor]]) -> StoredLogps:
+def assemble(parts: Sequence[tuple[Sequence[int], Sequence[int], ReferenceLogps, Tensor]]) -> StoredLogps:
     """Put results of micro-batches back into the order of rows.
 
     Args:
-        chunks: Of each micro-batch: rows, responses of each of them, their log-probs, tokens of each response.
+        parts: Of each micro-batch: rows, responses of each of them, their log-probs, tokens of each response.
     """
-    rows = torch.tensor([row for indices, *_ in chunks for row in indices])
-    counts = torch.tensor([count for _, responses, *_ in chunks for count in responses])
-    values, tokens = torch.cat([logps.logps for _, _, logps, _ in chunks]), torch.cat([each for *_, each in chunks])
-    flat = [logps.token_logps for _, _, logps, _ in chunks if logps.token_logps is not None]
-    order = _ranges(counts, rows.argsort())
-    token_values = torch.cat(flat)[_ranges(tokens, order)].float() if flat else None
-    return StoredLogps(values[order].float(), counts[rows.argsort()], tokens[order], token_values)
+    rows = torch.tensor([row for indices, *_ in parts for row in indices])
+    counts = torch.tensor([count for _, responses, *_ in parts for count in responses])
+    values, tokens = torch.cat([logps.logps for _, _, logps, _ in parts]), torch.cat([each for *_, each in parts])
+    flat = [logps.token_logps for _, _, logps, _ in parts if logps.token_logps is not None]
+    order = _ranges(_starts(counts), counts, rows.argsort())
+    token_values = torch.cat(flat)[_ranges(_starts(tokens), tokens, order)].float() if flat else None
+    return StoredLogps(values[order].float(), counts[rows.argsort()].int(), tokens[order].int(), token_values)
 
 
 def reference_digest(**parts: Any) -> str:
@@ -97,46 +120,104 @@ def reference_digest(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def load_or_compute(
-    store: ObjectStore, digest: str, *, rows: int, compute: Callable[[], StoredLogps], ranks: Ranks
-) -> StoredLogps:
-    """The stored log-probs, or computed and stored now.
+def rows_digest(rows: NDArray[np.int64]) -> str:
+    """Name of a choice of rows."""
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceStore:
+    """The chunks of reference log-probs, in the object store and on this host.
 
     Args:
-        store: Where they are kept.
-        digest: Their name.
-        rows: How many there must be.
-        compute: Gives them on all ranks; called on all.
-        ranks: Of the run.
-
-    Raises:
-        CorruptObjectError: The stored ones do not cover `rows` rows.
+        store: Where chunks are kept.
+        cache: Directory of this host for what its ranks map into memory.
+        ranks: Of the run; all make the same calls.
+        begin: Begins a phase of the run.
+        chunk_tokens: Of the rows of a chunk, about.
     """
-    if ranks.lead(lambda: load(store, digest) is None):
-        computed = compute()
-        ranks.lead(lambda: _save(store, digest, computed))
-    stored = ranks.together(lambda: load(store, digest))
-    if stored is None or len(stored.responses) != rows or len(stored.values) != int(stored.responses.sum()):
-        key = keys.reference_logps(digest)
-        raise CorruptObjectError(f"{key} does not hold the log-probs of {rows} rows (delete it to have them computed)")
-    return stored
+
+    store: ObjectStore
+    cache: Path
+    ranks: Ranks
+    begin: BeginPhase
+    chunk_tokens: int
+
+    def load_or_compute(
+        self,
+        digest: str,
+        groups: Sequence[ResponseGroup],
+        *,
+        rows: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        compute: Callable[[Sequence[ResponseGroup], Phase], StoredLogps],
+    ) -> StoredLogps:
+        """The log-probs of some rows: those that are stored, the others computed and stored now.
+
+        Args:
+            digest: Names the log-probs of these rows, by everything they depend on.
+            groups: Of all rows.
+            rows: Those that are asked for, in order.
+            lengths: Tokens of each of them.
+            compute: Gives those of some groups on all ranks; called on all.
+
+        Raises:
+            CorruptObjectError: A stored chunk does not hold its rows.
+            Interrupted: The run is asked to stop; the chunks that are finished stay.
+        """
+        chunks = plan_chunks(lengths, self.chunk_tokens)
+        names = [keys.reference_logps_chunk(digest, number) for number in range(len(chunks))]
+        prefix = keys.reference_logps(digest)
+        there = self.ranks.lead(lambda: {info.key for info in self.store.list(f"{prefix}/")})
+        missing = [number for number, name in enumerate(names) if name not in there]
+        if missing:
+            left = sum(chunks[number].stop - chunks[number].start for number in missing)
+            phase = self.begin("reference log-probs", len(rows), unit="rows", done=len(rows) - left)
+            for number in missing:
+                computed = compute([groups[row] for row in rows[chunks[number]].tolist()], phase)
+                self.ranks.lead(lambda name=names[number], computed=computed: self._save(name, computed))  # type: ignore[misc]
+        sizes = [chunk.stop - chunk.start for chunk in chunks]
+        directory = self.ranks.together(
+            lambda: fetch_once(self.cache / prefix, lambda directory: self._join(names, sizes, directory))
+        )
+        return _map(directory, rows=None if len(rows) == len(groups) else rows)
+
+    def _save(self, name: str, logps: StoredLogps) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "logps.safetensors"
+            save_file(logps.tensors(), path)
+            # Whoever stores first wins: a second attempt must train against the very same numbers.
+            self.store.put_if_absent(name, path.read_bytes())
+
+    def _join(self, names: Sequence[str], sizes: Sequence[int], directory: Path) -> None:
+        """The chunks one after the other, a file for each column, to be mapped into memory."""
+        part = directory / "chunk.safetensors"
+        for name, rows in zip(names, sizes, strict=True):
+            self.store.get_file(name, part)
+            tensors = load_file(part)
+            counts, tokens = tensors["responses"], tensors["tokens"]
+            wanted = {"logps": int(counts.sum()), "responses": rows, "tokens": int(counts.sum())}
+            wanted |= {"token_logps": int(tokens.sum())} if "token_logps" in tensors else {}
+            if {column: len(tensor) for column, tensor in tensors.items()} != wanted:
+                raise CorruptObjectError(f"{name} does not hold the log-probs of its {rows} rows (remove it)")
+            for column, tensor in tensors.items():
+                with (directory / column).open("ab") as file:
+                    tensor.numpy().astype(_COLUMNS[column]).tofile(file)
+        part.unlink()
 
 
-def _save(store: ObjectStore, digest: str, logps: StoredLogps) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "logps.safetensors"
-        save_file(logps.tensors(), path)
-        # Whoever stores first wins: a second attempt must train against the very same numbers.
-        store.put_if_absent(keys.reference_logps(digest), path.read_bytes())
+def plan_chunks(lengths: NDArray[np.int64], chunk_tokens: int) -> list[slice]:
+    """Rows one after the other, a new chunk wherever another `chunk_tokens` are full."""
+    before = np.cumsum(lengths) - lengths
+    borders = np.flatnonzero(np.diff(before // chunk_tokens)) + 1
+    edges = [0, *borders.tolist(), len(lengths)]
+    return [slice(start, end) for start, end in pairwise(edges)]
 
 
-def load(store: ObjectStore, digest: str) -> StoredLogps | None:
-    """The stored log-probs, or None."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "logps.safetensors"
-        try:
-            store.get_file(keys.reference_logps(digest), path)
-        except NotFoundError:
-            return None
-        tensors = load_file(path)
-    return StoredLogps(tensors["logps"], tensors["responses"], tensors["tokens"], tensors.get("token_logps"))
+def _map(directory: Path, *, rows: NDArray[np.int64] | None) -> StoredLogps:
+    def tensor(column: str) -> Tensor:
+        # Copied where it is written to, which is nowhere: torch knows of no memory that must not be written to.
+        return torch.from_numpy(np.memmap(directory / column, _COLUMNS[column], mode="c"))
+
+    token_values = tensor("token_logps") if (directory / "token_logps").exists() else None
+    return StoredLogps(tensor("logps"), tensor("responses"), tensor("tokens"), token_values, rows)

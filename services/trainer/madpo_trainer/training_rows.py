@@ -3,22 +3,31 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
 from madpo.data.loss_mask import LossMask
-from madpo.data.overlong import fit, length
+from madpo.data.overlong import fit
 from madpo.data.tokenize import Encoded
 from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong
 from madpo.losses.method import Requirements
 from madpo.models.logps import ResponseGroup
+from madpo.storage import keys
 from madpo.storage.datasets import DatasetStore
-from madpo.storage.tokens import TokenStore
-from madpo.types import Completion, DatasetRow, PreferencePair, ResponseList
+from madpo.storage.files import Transfer, fetch_once, unwatched
+from madpo.storage.tokens import TokenStore, token_prefix
+from madpo.types import Completion, DatasetKind, DatasetRow, PreferencePair, ResponseList
 from madpo.types.columns import required_columns
 from madpo.worker.phase import BeginPhase, Phase
+from madpo_trainer.mapped_rows import LazyRows, MappedRows
+from madpo_trainer.row_lengths import Ragged, RowLengths
+
+T = TypeVar("T", covariant=True)
 
 _NAMED_ROWS = 20
 _PHASE_ROWS = 64
@@ -69,19 +78,58 @@ class PolicyRow:
         return ResponseGroup(self.prompt_ids, (*self.responses, self.gold_ids or ()), masks)
 
 
+class FittedRows(LazyRows[T], Generic[T]):
+    """The rows of a dataset that fit into a training, each read when its step comes.
+
+    Args:
+        mapped: All rows of the dataset.
+        kept: Numbers of those that fit, from 0, [rows].
+        lengths: Tokens of their prompts, and of each of their responses, as they are after cutting.
+        make: What the training makes of a row, given its number in the dataset.
+        lists: Rows have the responses of lists, in their order; else the chosen one comes first.
+    """
+
+    def __init__(
+        self,
+        mapped: MappedRows,
+        kept: NDArray[np.int64],
+        lengths: RowLengths,
+        make: Callable[[int], T],
+        *,
+        lists: bool = False,
+    ) -> None:
+        super().__init__(len(kept), lambda index: make(int(kept[index])), remember=True)
+        self._mapped, self._kept, self.lengths, self.lists = mapped, kept, lengths, lists
+
+    @property
+    def all_pairs(self) -> LazyRows[PreferencePair]:
+        """The rows as pairs, without their tokens; of a list its best response against its worst."""
+        return LazyRows(len(self), lambda index: _as_pair(self._mapped.row(int(self._kept[index]))))
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there may be responses of which not all tokens count."""
+        return self._mapped.has_masks
+
+    def numbers(self, column: str) -> NDArray[Any]:
+        """A column of numbers, [rows]; NaN where a row has none."""
+        return self._mapped.numbers(column)[self._kept]
+
+
 @dataclass(slots=True)
 class RowCounts:
     """What became of a dataset's rows."""
 
     rows: int = 0
     truncated: int = 0
-    dropped: list[int] = field(default_factory=list)
-    """Their numbers."""
+    dropped: int = 0
+    dropped_rows: list[int] = field(default_factory=list)
+    """Numbers of the first of them."""
 
     def summary(self) -> dict[str, Any]:
         """For the job's result: dropped rows are counted, and the first of them named."""
-        counts = {"rows": self.rows, "truncated": self.truncated, "dropped": len(self.dropped)}
-        return counts | ({"dropped_rows": self.dropped[:_NAMED_ROWS]} if self.dropped else {})
+        counts = {"rows": self.rows, "truncated": self.truncated, "dropped": self.dropped}
+        return counts | ({"dropped_rows": self.dropped_rows} if self.dropped else {})
 
 
 class TrainingRows:
@@ -90,10 +138,12 @@ class TrainingRows:
     Args:
         datasets: Where rows are stored.
         tokens: Where their ids are kept.
+        cache: Directory of this host for both, shared by all ranks and jobs.
         directory: Of the model whose tokenizer makes ids.
         tokenizer: Loaded from it.
         max_tokens: Longest prompt plus response.
         overlong: What becomes of longer rows.
+        transfer: Told of what is fetched.
 
     Attributes:
         counts: What became of the rows of each dataset that was read.
@@ -104,14 +154,16 @@ class TrainingRows:
         datasets: DatasetStore,
         tokens: TokenStore,
         *,
+        cache: Path,
         directory: Path,
         tokenizer: Any,
         max_tokens: int,
         overlong: Overlong,
+        transfer: Transfer = unwatched,
     ) -> None:
-        self._datasets, self._tokens = datasets, tokens
+        self._datasets, self._tokens, self._cache = datasets, tokens, cache
         self._directory, self._tokenizer = directory, tokenizer
-        self._max_tokens, self._overlong = max_tokens, overlong
+        self._max_tokens, self._overlong, self._transfer = max_tokens, overlong, transfer
         self.counts: dict[str, RowCounts] = {}
 
     def prepare(self, dataset_id: str, *, scratch: Path, phase: BeginPhase) -> None:
@@ -124,34 +176,42 @@ class TrainingRows:
 
         Raises:
             InvalidPairError: The chat template cannot read rows; names up to twenty.
+            Interrupted: The run is asked to stop; the ids that are stored by then stay.
         """
-        if not self._tokens.has(dataset_id, self._tokenizer):
-            total = self._datasets.get(dataset_id).rows
-            encoded = self._encode(self._datasets.read(dataset_id), phase("tokenizing", total, unit="rows"))
-            self._tokens.write(dataset_id, self._tokenizer, encoded, scratch=scratch)
+        if self._tokens.has(dataset_id, self._tokenizer):
+            return
+        total = self._datasets.get(dataset_id).rows
+        first = min(total, self._tokens.rows_kept(dataset_id, self._tokenizer))
+        rows = self._datasets.read(dataset_id, first=first)
+        encoded = self._encode(rows, phase("tokenizing", total, unit="rows", done=first))
+        self._tokens.write(dataset_id, self._tokenizer, encoded, scratch=scratch, first=first)
 
-    def completions(self, dataset_id: str | None) -> list[EncodedCompletion]:
-        """The rows of a completion dataset; none without an id.
+    def completions(self, dataset_id: str) -> FittedRows[EncodedCompletion]:
+        """The rows of a completion dataset.
 
         Raises:
             InvalidPairError: Rows are longer than `max_tokens`, and `overlong` is `error`; or none is left.
         """
-        return [
-            (row, ids.sequence(0))
-            for row, ids in self._fitted(dataset_id, lambda row, ids: ids)
-            if isinstance(row, Completion)
-        ]
+        mapped = self._map(dataset_id)
 
-    def pairs(self, dataset_id: str | None) -> list[EncodedPair]:
-        """The rows of a preference dataset; none without an id. Raises as `completions` does."""
-        return [
-            (row, ids.sequence(0), ids.sequence(1))
-            for row, ids in self._fitted(dataset_id, lambda row, ids: ids.only((0, 1)))
-            if isinstance(row, PreferencePair)
-        ]
+        def make(index: int) -> EncodedCompletion:
+            ids = self._fit(mapped.encoded(index).only([0]))
+            return cast(Completion, mapped.row(index)), ids.sequence(0)
 
-    def policy_rows(self, dataset_id: str | None, *, lists: bool, gold: bool) -> list[PolicyRow]:
-        """The rows of a dataset of pairs or of lists; none without an id.
+        return self._fitted(dataset_id, mapped, _same_places(len(mapped), 1), make)
+
+    def pairs(self, dataset_id: str) -> FittedRows[EncodedPair]:
+        """The rows of a preference dataset. Raises as `completions` does."""
+        mapped = self._map(dataset_id)
+
+        def make(index: int) -> EncodedPair:
+            ids = self._fit(mapped.encoded(index).only([0, 1]))
+            return cast(PreferencePair, mapped.row(index)), ids.sequence(0), ids.sequence(1)
+
+        return self._fitted(dataset_id, mapped, _same_places(len(mapped), 2), make)
+
+    def policy_rows(self, dataset_id: str, *, lists: bool, gold: bool) -> FittedRows[PolicyRow]:
+        """The rows of a dataset of pairs or of lists.
 
         Args:
             dataset_id: Its id.
@@ -161,42 +221,77 @@ class TrainingRows:
         Raises:
             InvalidPairError: As `completions` does; or a row has no gold response.
         """
+        mapped = self._map(dataset_id)
+        if self._datasets.get(dataset_id).kind is DatasetKind.LIST:
+            places = _all_places(mapped) if lists else _best_and_worst(mapped.scores())
+        else:
+            places = _same_places(len(mapped), 3 if gold else 2)
+            missing = np.flatnonzero(mapped.response_lengths().counts < places.counts)
+            if len(missing):
+                number = mapped.number(int(missing[0]))
+                raise InvalidPairError(f"row {number}.gold is missing (give every row a gold response)")
+        starts = places.starts
 
-        def choose(row: DatasetRow, ids: EncodedRow) -> EncodedRow:
-            if isinstance(row, ResponseList):
-                return ids if lists else ids.only(row.best_and_worst)
-            if gold and len(ids.responses) < 3:
-                raise InvalidPairError(f"row {row.row}.gold is missing (give every row a gold response)")
-            return ids if gold else ids.only((0, 1))
+        def make(index: int) -> PolicyRow:
+            chosen = places.values[starts[index] : starts[index] + places.counts[index]].tolist()
+            return _policy_row(mapped.row(index), self._fit(mapped.encoded(index).only(chosen)), lists=lists)
 
-        return [_policy_row(row, ids, lists=lists) for row, ids in self._fitted(dataset_id, choose)]
+        return self._fitted(dataset_id, mapped, places, make, lists=lists)
+
+    def _map(self, dataset_id: str) -> MappedRows:
+        """The dataset and its tokens on this host; fetched by the first rank that comes."""
+        rows = fetch_once(
+            self._cache / keys.dataset(dataset_id),
+            lambda directory: self._datasets.fetch(dataset_id, directory, transfer=self._transfer),
+        )
+        tokens = fetch_once(
+            self._cache / token_prefix(dataset_id, self._tokenizer),
+            lambda directory: self._tokens.fetch(dataset_id, self._tokenizer, directory, transfer=self._transfer),
+        )
+        return MappedRows(self._datasets.get(dataset_id).kind, rows, tokens)
+
+    def _fit(self, ids: EncodedRow) -> EncodedRow:
+        fitted = fit(ids, self._max_tokens, self._overlong, bos_id=self._tokenizer.bos_token_id)
+        assert fitted is not None, f"row {ids.row} was found to fit"
+        return fitted
 
     def _fitted(
-        self, dataset_id: str | None, choose: Callable[[DatasetRow, EncodedRow], EncodedRow]
-    ) -> Iterator[tuple[DatasetRow, EncodedRow]]:
-        """Rows with the ids that are looked at, and that fit."""
-        if dataset_id is None:
-            return
-        counts = self.counts[dataset_id] = RowCounts()
-        longest, bos_id = 0, self._tokenizer.bos_token_id
-        rows = zip(self._datasets.read(dataset_id), self._tokens.read(dataset_id, self._tokenizer), strict=True)
-        for row, ids in rows:
-            chosen = choose(row, ids)
-            fitted = fit(chosen, self._max_tokens, self._overlong, bos_id=bos_id)
-            counts.rows += 1
-            if fitted is None:
-                longest = max(longest, length(chosen))
-                counts.dropped.append(row.row)
-                continue
-            counts.truncated += fitted is not chosen
-            yield row, fitted
-        if counts.dropped and (self._overlong == "error" or len(counts.dropped) == counts.rows):
-            raise self._refusal(counts, longest)
+        self,
+        dataset_id: str,
+        mapped: MappedRows,
+        places: Ragged,
+        make: Callable[[int], T],
+        *,
+        lists: bool = False,
+    ) -> FittedRows[T]:
+        """The rows that fit with the responses at these places, by their lengths alone where those say enough."""
+        every = mapped.response_lengths()
+        responses = Ragged(places.counts, every.values[np.repeat(every.starts, places.counts) + places.values])
+        prompts, longest = mapped.prompt_lengths(), responses.most()
+        is_long = prompts + longest > self._max_tokens
+        fits = ~is_long
+        if self._overlong == "truncate_prompt":
+            fits |= longest < self._max_tokens
+        elif self._overlong == "truncate_response":
+            starts = places.starts
+            for index in np.flatnonzero(is_long & (prompts < self._max_tokens)):
+                chosen = places.values[starts[index] : starts[index] + places.counts[index]].tolist()
+                ids = mapped.encoded(int(index)).only(chosen)
+                fits[index] = fit(ids, self._max_tokens, self._overlong, bos_id=None) is not None
+        dropped = np.flatnonzero(~fits)
+        named = [mapped.number(int(index)) for index in dropped[:_NAMED_ROWS]]
+        counts = RowCounts(len(mapped), int((fits & is_long).sum()), len(dropped), named)
+        self.counts[dataset_id] = counts
+        if len(dropped) and (self._overlong == "error" or len(dropped) == len(mapped)):
+            raise self._refusal(counts, int((prompts + longest).max()))
+        kept = np.flatnonzero(fits)
+        lengths = RowLengths(prompts, responses).take(kept).fitted(self._max_tokens, self._overlong)
+        return FittedRows(mapped, kept, lengths, make, lists=lists)
 
     def _refusal(self, counts: RowCounts, longest: int) -> InvalidPairError:
         return InvalidPairError(
-            f"{len(counts.dropped)} of {counts.rows} rows are longer than training.max_tokens={self._max_tokens} "
-            f"(the longest has {longest}); the first: {counts.dropped[:10]} "
+            f"{counts.dropped} of {counts.rows} rows are longer than training.max_tokens={self._max_tokens} "
+            f"(the longest has {longest}); the first: {counts.dropped_rows[:10]} "
             "(raise max_tokens, or let training.overlong drop or truncate them: `madpo dataset check` says what is "
             "left then)"
         )
@@ -211,24 +306,59 @@ class TrainingRows:
                 errors.append(outcome)
                 if len(errors) == _NAMED_ROWS:
                     break
-            else:
+            elif not errors:  # nothing is kept beyond a gap
                 yield outcome
         if errors:
             violations = [violation for error in errors for violation in error.violations]
             raise InvalidPairError(f"{len(errors)} rows have no tokens, the first: {errors[0]}", violations)
 
 
-def require_columns(rows: Sequence[PolicyRow], requirements: Requirements) -> None:
+def row_groups(rows: Sequence[PolicyRow]) -> LazyRows[ResponseGroup]:
+    """The responses of rows behind their prompts, without the gold ones."""
+    return LazyRows(len(rows), lambda row: rows[row].group)
+
+
+def lengths_of(rows: Sequence[Any], groups: Sequence[ResponseGroup]) -> RowLengths:
+    """Lengths of rows: those that are known, or else of the groups that they are run as."""
+    return rows.lengths if isinstance(rows, FittedRows) else RowLengths.of(groups)
+
+
+def chosen_lengths(rows: Sequence[PolicyRow]) -> RowLengths:
+    """Of prompts with their chosen responses alone."""
+    if isinstance(rows, FittedRows) and not rows.lists:
+        responses = rows.lengths.responses
+        return RowLengths(rows.lengths.prompts, responses.firsts())
+    return RowLengths.of(LazyRows(len(rows), lambda row: rows[row].chosen))
+
+
+def require_columns(rows: FittedRows[PolicyRow], requirements: Requirements) -> None:
     """Refuse rows that lack a number the method reads. Raises InvalidPairError naming the first."""
     for column in required_columns(requirements):
-        for row in rows if column.sort == "number" else ():
-            if getattr(row.pair, column.name) is None:
-                raise InvalidPairError(f"row {row.pair.row}.{column.name} is missing (give it in every row)")
+        if column.sort != "number":
+            continue
+        missing = np.flatnonzero(np.isnan(rows.numbers(column.name)))
+        if len(missing):
+            number = int(rows.numbers("row")[missing[0]])
+            raise InvalidPairError(f"row {number}.{column.name} is missing (give it in every row)")
 
 
-def token_count(*sequences: Encoded) -> int:
-    """Tokens of some sequences together."""
-    return sum(len(sequence.prompt_ids) + len(sequence.response_ids) for sequence in sequences)
+def _same_places(rows: int, count: int) -> Ragged:
+    """The first responses of every row."""
+    return Ragged(np.full(rows, count, np.int32), np.tile(np.arange(count, dtype=np.int32), rows))
+
+
+def _all_places(mapped: MappedRows) -> Ragged:
+    counts = mapped.response_lengths().counts
+    return Ragged(counts, np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts))
+
+
+def _best_and_worst(scores: Ragged) -> Ragged:
+    """As `ResponseList.best_and_worst`, of all rows."""
+    best, worst = (
+        scores.first_where(each.values == np.repeat(each.most(), each.counts))
+        for each in (scores, Ragged(scores.counts, -scores.values))
+    )
+    return Ragged(np.full(len(scores.counts), 2), np.stack([best, worst], axis=1).ravel())
 
 
 def _policy_row(row: DatasetRow, ids: EncodedRow, *, lists: bool) -> PolicyRow:
@@ -237,8 +367,7 @@ def _policy_row(row: DatasetRow, ids: EncodedRow, *, lists: bool) -> PolicyRow:
         return PolicyRow(
             row.list_id, row.as_pair(), ids.prompt_ids, ids.responses, best_and_worst, row.scores, masks=ids.masks
         )
-    pair = row.as_pair() if isinstance(row, ResponseList) else row
-    assert isinstance(pair, PreferencePair)
+    pair = _as_pair(row)
     two, has_gold = ids.only((0, 1)), len(ids.responses) > 2
     return PolicyRow(
         pair.pair_id,
@@ -249,3 +378,9 @@ def _policy_row(row: DatasetRow, ids: EncodedRow, *, lists: bool) -> PolicyRow:
         masks=two.masks,
         gold_mask=ids.mask(2) if has_gold else (),
     )
+
+
+def _as_pair(row: DatasetRow) -> PreferencePair:
+    pair = row.as_pair() if isinstance(row, ResponseList) else row
+    assert isinstance(pair, PreferencePair)
+    return pair

@@ -38,17 +38,29 @@ class Schedule:
         """Row indices of a step, counted from 0."""
         first = step * self.batch_size
         last = min(first + self.batch_size, self.total_rows)
-        return [self._row(position) for position in range(first, last)]
+        return [int(row) for row in self._rows(first, last)]
+
+    @property
+    def asked(self) -> npt.NDArray[np.int64]:
+        """The rows that some step takes, in the order of the dataset."""
+        if self.total_rows >= self.rows:
+            return np.arange(self.rows)
+        return np.sort(self._rows(0, self.total_rows)).astype(np.int64)
 
     def epoch(self, step: int, place: int = 0) -> int:
         """Epoch of the row at a place of the step's batch, from 0."""
         return (step * self.batch_size + place) // self.rows
 
-    def _row(self, position: int) -> int:
-        epoch, offset = divmod(position, self.rows)
-        return int(_permutation(self.rows, self.seed, epoch)[offset])
+    def _rows(self, first: int, last: int) -> npt.NDArray[np.int32]:
+        """Rows at positions of all epochs in a row."""
+        parts = []
+        while first < last:
+            epoch, offset = divmod(first, self.rows)
+            parts.append(_permutation(self.rows, self.seed, epoch)[offset : offset + last - first])
+            first += len(parts[-1])
+        return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
 @lru_cache(maxsize=4)
-def _permutation(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
+def _permutation(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int32]:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows).astype(np.int32)

@@ -90,6 +90,18 @@ def publish(
         return _same(stored, files, prefix)
     with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
         list(pool.map(lambda file: _put(store, prefix, file, directory), files))
+    return seal(store, prefix, files, metadata=metadata, guard=guard)
+
+
+def seal(
+    store: ObjectStore,
+    prefix: str,
+    files: tuple[FileEntry, ...],
+    *,
+    metadata: Mapping[str, Any],
+    guard: Callable[[], None] = lambda: None,
+) -> Manifest:
+    """Make a bundle of files that are stored already, by writing its manifest; else as `publish`."""
     manifest = Manifest(files, metadata, time.time())
     if not _is_whole(store, prefix, manifest):
         raise CorruptObjectError(f"{prefix}: objects differ in size from the uploaded files")
@@ -182,7 +194,7 @@ def fetch_file(
         store.get_file(key, path, passed=passed)
     except NotFoundError as error:
         raise CorruptObjectError(f"{key} is missing though its manifest names it") from error
-    size_bytes, sha256 = path.stat().st_size, _sha256(path)
+    size_bytes, sha256 = path.stat().st_size, file_sha256(path)
     if (size_bytes, sha256) != (file.size_bytes, file.sha256):
         path.unlink()
         raise CorruptObjectError(
@@ -258,7 +270,7 @@ def _entries(directory: Path) -> Iterator[FileEntry]:
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise InvalidArgumentError(f"{relative} is no regular file: only plain files can be stored")
             if path.is_file():
-                yield FileEntry(relative, path.stat().st_size, _sha256(path))
+                yield FileEntry(relative, path.stat().st_size, file_sha256(path))
 
 
 def _is_whole(store: ObjectStore, prefix: str, manifest: Manifest) -> bool:
@@ -281,6 +293,7 @@ def _encode(manifest: Manifest) -> bytes:
     return documents.encode({**body, "sha256": hashlib.sha256(documents.encode(body)).hexdigest()})
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """In hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,6 +25,7 @@ from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError,
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.bundle import Manifest
+from madpo.storage.files import Transfer, unwatched
 from madpo.types import (
     ChatOptions,
     Completion,
@@ -135,14 +136,40 @@ class DatasetStore:
         for info in list(self._store.list(f"{keys.dataset_tokens(dataset_id)}/")):
             self._store.delete(info.key)
 
-    def read(self, dataset_id: str) -> Iterator[DatasetRow]:
+    def read(self, dataset_id: str, *, first: int = 0) -> Iterator[DatasetRow]:
         """The rows in order, each part verified before its first row is given.
+
+        Args:
+            dataset_id: Which.
+            first: Rows to pass over.
 
         Raises:
             NotFoundError: There is no such dataset (at the call).
             CorruptObjectError: A part does not match its digest (while iterating).
         """
-        return self._read(dataset_id, self._manifest(dataset_id))
+        return self._read(dataset_id, self._manifest(dataset_id), first)
+
+    def fetch(self, dataset_id: str, directory: Path, *, transfer: Transfer = unwatched) -> None:
+        """Write the rows to a local directory as Arrow streams, to be mapped into memory and read by `decode_row`.
+
+        Args:
+            dataset_id: Which.
+            directory: Where to.
+            transfer: Told of the bytes of the stored parts as they pass; may end it by raising.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            CorruptObjectError: A part does not match its digest.
+        """
+        manifest = self._manifest(dataset_id)
+        passed = transfer(f"fetching {dataset_id}", manifest.size_bytes)
+        for number, file in enumerate(manifest.files):
+            path = directory / f"part-{number:05d}.arrow"
+            with self._part(dataset_id, file) as part, pa.ipc.new_stream(path, _SCHEMA) as stream:
+                rows = max(1, part.metadata.num_rows)
+                for batch in part.iter_batches(_READ_ROWS):
+                    stream.write_batch(_with_all_columns(batch))
+                    passed(file.size_bytes * batch.num_rows // rows)
 
     def read_rows(self, dataset_id: str, numbers: Collection[int]) -> Iterator[DatasetRow]:
         """The rows of some numbers, in order; only the parts that hold any are read, each verified.
@@ -153,12 +180,14 @@ class DatasetStore:
         """
         return self._read_rows(dataset_id, self._manifest(dataset_id), set(numbers))
 
-    def _read(self, dataset_id: str, manifest: Manifest) -> Iterator[DatasetRow]:
+    def _read(self, dataset_id: str, manifest: Manifest, first: int) -> Iterator[DatasetRow]:
         kind = DatasetKind(manifest.metadata["kind"])
         for file in manifest.files:
             with self._part(dataset_id, file) as part:
                 for batch in part.iter_batches(_READ_ROWS):
-                    yield from (_from_columns(columns, kind) for columns in batch.to_pylist())
+                    passed_over = min(first, batch.num_rows)
+                    first -= passed_over
+                    yield from (decode_row(columns, kind) for columns in batch.slice(passed_over).to_pylist())
 
     def _read_rows(self, dataset_id: str, manifest: Manifest, missing: set[int]) -> Iterator[DatasetRow]:
         kind, numbers = DatasetKind(manifest.metadata["kind"]), pa.array(sorted(missing), pa.int64())
@@ -169,7 +198,7 @@ class DatasetStore:
                     for batch in part.iter_batches(_READ_ROWS):
                         found = batch.filter(pc.is_in(batch["row"], numbers)).to_pylist()
                         missing.difference_update(columns["row"] for columns in found)
-                        yield from (_from_columns(columns, kind) for columns in found)
+                        yield from (decode_row(columns, kind) for columns in found)
         if missing:
             raise NotFoundError(f"{dataset_id} has no row {min(missing)}")
 
@@ -283,7 +312,8 @@ def _to_columns(row: DatasetRow) -> dict[str, Any]:
     return {name: value for name, value in columns.items() if value is not None}
 
 
-def _from_columns(columns: dict[str, Any], kind: DatasetKind) -> DatasetRow:
+def decode_row(columns: dict[str, Any], kind: DatasetKind) -> DatasetRow:
+    """A row of a dataset of some kind from its columns."""
     fields = {name: value for name, value in columns.items() if value is not None}
     options = {field: fields.pop(name) for name, field in OPTION_COLUMNS.items() if name in fields}
     if options:
@@ -295,6 +325,16 @@ def _from_columns(columns: dict[str, Any], kind: DatasetKind) -> DatasetRow:
         fields["responses"] = tuple(map(_from_text, fields["responses"]))
         fields["scores"] = tuple(fields["scores"])
     return _ROW_TYPES[kind](**fields)
+
+
+def _with_all_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with the columns that were not yet known when it was stored."""
+    names = batch.schema.names
+    columns = [
+        batch[field.name].cast(field.type) if field.name in names else pa.nulls(batch.num_rows, field.type)
+        for field in _SCHEMA
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
 def _text_size(value: Any) -> int:

@@ -6,7 +6,7 @@
     tokens/{dataset_id}/{digest}/manifest.json       written last
     models/{model_id}/...                            safetensors, tokenizer, config
     models/{model_id}/manifest.json                  written last
-    reference_logps/{digest}.safetensors             reference log-probs of (model, dataset, tokenisation)
+    reference_logps/{digest}/00000.safetensors ...   reference log-probs of (model, dataset, tokenisation, rows)
     jobs/{job_id}/spec.json                          request of the job; Redis can be rebuilt from it
     jobs/{job_id}/result.json                        how the job ended; again after it was resumed
     jobs/{job_id}/owner.json                         the attempt that owns the job; compare-and-swap fences older ones
@@ -75,8 +75,13 @@ def model(model_id: str) -> str:
 
 
 def reference_logps(digest: str) -> str:
-    """Reference log-probs by the digest of everything they depend on."""
-    return f"reference_logps/{digest}.safetensors"
+    """Prefix of reference log-probs by the digest of everything they depend on."""
+    return f"reference_logps/{digest}"
+
+
+def reference_logps_chunk(digest: str, number: int) -> str:
+    """Some rows of reference log-probs."""
+    return f"reference_logps/{digest}/{number:05d}.safetensors"
 
 
 def job(job_id: str) -> str:

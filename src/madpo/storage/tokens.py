@@ -4,12 +4,12 @@ They are named by the dataset and by what makes tokens of it, the tokenizer and 
 with long rows (`overlong`, `max_tokens`) is not part of the name: ids are kept whole, and a row is cut while it is
 read, which costs next to nothing, so that one file serves all lengths and policies.
 
-Parquet, one row for each of the dataset in its order: row (int64), prompt_ids (list of int32), responses (list of lists
-of int32), in the order of `madpo.data.encode.row_responses`, and their masks (list of lists of int32, as
-`madpo.data.loss_mask` has them; null where all tokens of all responses count).
+Arrow streams, not compressed, so that a host maps what it fetched into memory as it is. One row for each of the dataset
+in its order: row (int64), prompt_ids (list of int32), responses (list of lists of int32), in the order of
+`madpo.data.encode.row_responses`, and their masks (list of lists of int32, as `madpo.data.loss_mask` has them; null
+where all tokens of all responses count).
 """
 
-import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,22 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from madpo.data.encode import EncodedRow
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
-from madpo.errors import AlreadyExistsError, NotFoundError
+from madpo.errors import NotFoundError
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
+from madpo.storage.files import Transfer, unwatched
+from madpo.storage.growing import GrowingBundle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORM = 2
+_FORM = 3
 """Counts up when the same rows get other ids, or the files another form."""
 
 _PART_ROWS = 20_000
-_READ_ROWS = 1_000
+_BATCH_ROWS = 1_000
 _SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -52,34 +53,70 @@ class TokenStore:
 
     def has(self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> bool:
         """Whether the ids are there, whole."""
-        return bundle.find_intact(self._store, _prefix(dataset_id, tokenizer)) is not None
+        return bundle.find_intact(self._store, token_prefix(dataset_id, tokenizer)) is not None
+
+    def rows_kept(self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> int:
+        """Rows that whoever was stopped while writing had stored; of the last part perhaps fewer than that."""
+        return len(self._growing(dataset_id, tokenizer).files) * _PART_ROWS
 
     def write(
-        self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase", rows: Iterable[EncodedRow], *, scratch: Path
+        self,
+        dataset_id: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Iterable[EncodedRow],
+        *,
+        scratch: Path,
+        first: int = 0,
     ) -> None:
-        """Keep ids; memory holds 20,000 rows of them.
+        """Keep ids; memory and the disk hold 20,000 rows of them, which are stored as they are full.
 
         Args:
             dataset_id: Whose they are.
             tokenizer: What made them.
-            rows: In the dataset's order. Whatever this raises goes through, and nothing is kept.
+            rows: In the dataset's order, from `first` on, without a gap. Whatever this raises goes through; what was
+                stored by then is kept for the next writer.
             scratch: Local directory for the files; emptied again.
+            first: Rows that are not in `rows`, as `rows_kept` said.
         """
         scratch.mkdir(parents=True, exist_ok=True)
-        source = iter(rows)
+        source, parts = iter(rows), self._growing(dataset_id, tokenizer)
+        del parts.files[-(-first // _PART_ROWS) :]
+        count = first
         with tempfile.TemporaryDirectory(dir=scratch) as directory:
-            count = parts = 0
+            path = Path(directory) / "part.arrow"
             while part := list(islice(source, _PART_ROWS)):
-                pq.write_table(_table(part), Path(directory) / f"part-{parts:05d}.parquet", compression="zstd")
-                count, parts = count + len(part), parts + 1
-            description = {
+                with pa.ipc.new_stream(path, _SCHEMA) as stream:
+                    for start in range(0, len(part), _BATCH_ROWS):
+                        stream.write_batch(_batch(part[start : start + _BATCH_ROWS]))
+                parts.add(path)
+                count += len(part)
+        parts.finish(
+            {
                 "dataset_id": dataset_id,
                 "tokenizer_sha256": tokenizer_sha256(tokenizer),
                 "template_sha256": template_sha256(tokenizer),
                 "rows": count,
             }
-            with contextlib.suppress(AlreadyExistsError):  # the same ids, written by another version of Arrow
-                bundle.publish(self._store, _prefix(dataset_id, tokenizer), Path(directory), metadata=description)
+        )
+
+    def fetch(
+        self,
+        dataset_id: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        directory: Path,
+        *,
+        transfer: Transfer = unwatched,
+    ) -> None:
+        """Copy the files to a local directory, to be mapped into memory.
+
+        Raises:
+            NotFoundError: They were not made yet.
+            CorruptObjectError: A file does not match its digest.
+        """
+        self._manifest(dataset_id, tokenizer)
+        prefix = token_prefix(dataset_id, tokenizer)
+        # Named by a digest that says nothing to people.
+        bundle.fetch(self._store, prefix, directory, transfer=lambda _, size: transfer("fetching tokens", size))
 
     def read(self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> Iterator[EncodedRow]:
         """The ids in the dataset's order.
@@ -88,36 +125,42 @@ class TokenStore:
             NotFoundError: They were not made yet (at the call).
             CorruptObjectError: A file does not match its digest (while iterating).
         """
-        prefix = _prefix(dataset_id, tokenizer)
+        return self._read(token_prefix(dataset_id, tokenizer), self._manifest(dataset_id, tokenizer))
+
+    def _manifest(self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> bundle.Manifest:
         try:
-            manifest = bundle.read_manifest(self._store, prefix)
+            return bundle.read_manifest(self._store, token_prefix(dataset_id, tokenizer))
         except NotFoundError as error:
             raise NotFoundError(f"{dataset_id} has no tokens by this tokenizer and chat template") from error
-        return self._read(prefix, manifest)
 
     def _read(self, prefix: str, manifest: bundle.Manifest) -> Iterator[EncodedRow]:
         for file in manifest.files:
             with tempfile.TemporaryDirectory() as directory:
                 path = Path(directory) / "part"
                 bundle.fetch_file(self._store, prefix, file, path)
-                with pq.ParquetFile(path) as part:
-                    for batch in part.iter_batches(_READ_ROWS):
+                with pa.ipc.open_stream(path) as part:
+                    for batch in part:
                         yield from map(_encoded, *(batch[name].to_pylist() for name in _SCHEMA.names))
 
+    def _growing(self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> GrowingBundle:
+        return GrowingBundle(self._store, token_prefix(dataset_id, tokenizer), suffix="arrow")
 
-def _prefix(dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+
+def token_prefix(dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Where the ids of a dataset by a tokenizer and its chat template are kept."""
     parts = [_FORM, tokenizer_sha256(tokenizer), template_sha256(tokenizer)]
     return keys.tokens(dataset_id, hashlib.sha256(documents.encode(parts)).hexdigest()[:32])
 
 
-def _table(rows: list[EncodedRow]) -> pa.Table:
+def _batch(rows: list[EncodedRow]) -> pa.RecordBatch:
     columns = [
         [row.row for row in rows],
         [row.prompt_ids for row in rows],
         [list(row.responses) for row in rows],
         [[list(mask) for mask in row.masks] or None for row in rows],
     ]
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
 
 
 def _encoded(row: int, prompt_ids: list[int], responses: list[list[int]], masks: list[list[int]] | None) -> EncodedRow:

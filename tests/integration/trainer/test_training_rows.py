@@ -1,5 +1,6 @@
 """Rows on their way into a training: tokens are made once, and long rows fare as the job says."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,10 @@ def token_files(site: Site) -> list[str]:
 def test_tokens_are_made_once_for_all_trainings_of_any_length(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(site, "first")
     files = token_files(site)
-    assert [key.rsplit("/", 1)[1] for key in files] == ["manifest.json", "part-00000.parquet"]
+    assert [key.rsplit("/", 1)[1] for key in files] == [
+        "manifest.json",
+        f"part-00000-{hashlib.sha256(site.store.get(files[1])).hexdigest()}.arrow",
+    ]
     monkeypatch.setattr(RowEncoder, "encode", None)
 
     again = train(site, "again")
@@ -90,7 +94,7 @@ def test_tokens_go_with_their_dataset(site: Site) -> None:
 
 def test_damaged_tokens_are_made_again(site: Site) -> None:
     first = train(site, "before")
-    part = next(key for key in token_files(site) if key.endswith(".parquet"))
+    part = next(key for key in token_files(site) if key.endswith(".arrow"))
     site.store.put(part, b"")
 
     assert train(site, "after").model_id == first.model_id

@@ -174,7 +174,7 @@ def test_lists_of_unequal_length(models):
 def test_figures_run_the_policy_only_where_they_depend_on_it(models):
     schedule = Schedule.plan(rows=3, batch_size=3, seed=0, epochs=1, max_steps=None)
     mismatched = Mismatched(PAIRS, schedule, max_tokens=32)
-    mismatched.compute_reference(runner(models[1]).all_logps)
+    mismatched.compute_reference(lambda groups, tokens: runner(models[1]).all_logps(groups))
     needs = Requirements(reference=True, mismatched=True, global_batch=True)
     rows = schedule.batch(0)
 

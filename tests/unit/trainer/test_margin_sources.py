@@ -2,6 +2,7 @@ import asyncio
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from madpo.data.order import Schedule
@@ -265,7 +266,9 @@ def test_margins_before_the_first_step_follow_the_outage_policy(store):
 
 def test_dataset_margins_need_one_in_every_row():
     with pytest.raises(InvalidArgumentError, match=r"20 rows have none.*row 1"):
-        DatasetMargins(PAIRS, SCHEDULE)
+        DatasetMargins(np.full(20, np.nan), np.arange(1, 21), SCHEDULE)
+    some = DatasetMargins(np.arange(20.0), np.arange(1, 21), SCHEDULE)
+    assert some.take(1) == [float(row) for row in SCHEDULE.batch(1)]
 
 
 def ids(step):

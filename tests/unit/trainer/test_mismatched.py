@@ -75,7 +75,8 @@ def test_reference_log_probs_are_found_by_step_and_row():
     schedule = Schedule.plan(rows=4, batch_size=3, seed=0, epochs=2, max_steps=None)
     mismatched = Mismatched(rows, schedule, max_tokens=10)
 
-    def compute(groups):
+    def compute(groups, tokens):
+        assert tokens.tolist() == [len(group.prompt_ids) + len(group.responses[0]) for group in groups]
         values = torch.tensor([-10.0 * group.prompt_ids[0] - group.responses[0][0] for group in groups])
         return StoredLogps(
             values, torch.ones(len(groups), dtype=torch.int64), torch.ones(len(groups), dtype=torch.int64)

@@ -32,6 +32,7 @@ def read(tmp_path, make_toy_tokenizer):
         reader = TrainingRows(
             datasets,
             TokenStore(store),
+            cache=tmp_path / "cache",
             directory=tmp_path / "model",
             tokenizer=tokenizer,
             max_tokens=max_tokens,

@@ -33,6 +33,7 @@ class Regression:
         self.model = nn.Linear(3, 1)
         self.inputs, self.targets = torch.randn(ROWS, 3), torch.randn(ROWS, 1)
         self.lengths = [1 + index % 5 for index in range(ROWS)]
+        self.longest = 5
         self.dropout = 0.0
         if bad_row is not None:
             self.inputs[bad_row] = float("nan")

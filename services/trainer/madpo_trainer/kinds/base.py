@@ -1,6 +1,6 @@
 """What a kind of training is to the trainer, and what it is given to build its objective from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from madpo_trainer.objectives.base import Objective
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.state import TrainingState
-from madpo_trainer.training_rows import TrainingRows
+from madpo_trainer.training_rows import FittedRows, TrainingRows
 
 T = TypeVar("T")
 
@@ -76,11 +76,10 @@ class TrainingInputs:
     phase: BeginPhase
     """Says what the attempt is doing; every rank begins the same phases."""
 
-    def read(self, read: Callable[[str | None], list[T]]) -> tuple[list[T], list[T]]:
-        """Training and held-out rows, on every rank."""
-        ids = (self.dataset_id, self.eval_dataset_id)
-        rows, held_out = self.ranks.together(lambda: [read(dataset_id) for dataset_id in ids])
-        return rows, held_out
+    def read(self, read: Callable[[str], FittedRows[T]]) -> tuple[FittedRows[T], Sequence[T]]:
+        """Training and held-out rows, on every rank; none held out without a dataset of them."""
+        held_out = self.eval_dataset_id
+        return self.ranks.together(lambda: (read(self.dataset_id), [] if held_out is None else read(held_out)))
 
     def schedule(self, rows: int) -> Schedule:
         """The order of that many training rows."""

@@ -5,6 +5,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from madpo.calibration.report import CalibrationReport
 from madpo.data.order import Schedule
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
@@ -19,8 +22,9 @@ from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.references import resolve_model_id
 from madpo.types import DatasetKind, JobKind, PreferencePair
-from madpo_trainer import stored_reference
+from madpo.worker.phase import Phase
 from madpo_trainer.kinds.base import TrainingInputs, TrainingKind
+from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.margins.calibration import calibrate, write_artifacts
 from madpo_trainer.margins.journal import MarginJournal
 from madpo_trainer.margins.remote import RemoteMargins, ask_scorer, unless_interrupted
@@ -29,10 +33,13 @@ from madpo_trainer.margins.source import DatasetMargins, MarginSource
 from madpo_trainer.mismatched_responses import Mismatched
 from madpo_trainer.moving_reference import MovingReference
 from madpo_trainer.objectives.policy import PolicyObjective
-from madpo_trainer.stored_reference import StoredLogps
-from madpo_trainer.training_rows import PolicyRow, require_columns
+from madpo_trainer.stored_reference import ReferenceStore, StoredLogps, reference_digest, rows_digest
+from madpo_trainer.training_rows import FittedRows, PolicyRow, require_columns, row_groups
 
 logger = logging.getLogger(__name__)
+
+_CHUNK_MICRO_BATCHES = 32
+"""Of reference log-probs that are stored together: enough for the ranks of several hosts, and soon done."""
 
 
 class PolicyTraining:
@@ -56,12 +63,12 @@ class PolicyTraining:
             # The gateway has said so before the job existed; specs may come from elsewhere.
             raise InvalidArgumentError(f"{method.name} {conflict}")
         rows, held_out = self._read(method, requirements)
-        inputs.runner.prove_layout([row.group for row in rows])
+        inputs.runner.prove_layout(row_groups(rows))
         schedule = inputs.schedule(len(rows))
         temperature, margins = 1.0, None
         if requirements.margin:
-            margins = self._margins([row.pair for row in rows], schedule)
-            config, temperature = self._calibrate(method, config, margins, rows, held_out)
+            margins = self._margins(rows, schedule)
+            config, temperature = self._calibrate(method, config, margins, rows, held_out, schedule)
         mismatched = None
         if requirements.mismatched:
             mismatched = self._mismatched(rows, schedule)
@@ -71,7 +78,7 @@ class PolicyTraining:
             held_out=held_out,
             method=method,
             config=config,
-            reference=self._reference(rows, requirements, update),
+            reference=self._reference(rows, requirements, update, schedule),
             held_out_reference=self._stored(held_out, self._inputs.eval_dataset_id) if held_out else None,
             mismatched=mismatched,
             margins=margins,
@@ -83,11 +90,11 @@ class PolicyTraining:
         )
         return objective, schedule
 
-    def _read(self, method: Method, requirements: Requirements) -> tuple[list[PolicyRow], list[PolicyRow]]:
+    def _read(self, method: Method, requirements: Requirements) -> tuple[FittedRows[PolicyRow], Sequence[PolicyRow]]:
         """Training rows, and held-out pairs."""
         reader = self._inputs.rows
 
-        def read_both() -> tuple[list[PolicyRow], list[PolicyRow]]:
+        def read_both() -> tuple[FittedRows[PolicyRow], Sequence[PolicyRow]]:
             kind = self._inputs.datasets.get(self._inputs.dataset_id).kind
             if requirements.list and kind is not DatasetKind.LIST:
                 raise InvalidArgumentError(
@@ -95,11 +102,12 @@ class PolicyTraining:
                 )
             rows = reader.policy_rows(self._inputs.dataset_id, lists=requirements.list, gold=requirements.gold)
             require_columns(rows, requirements)
-            return rows, reader.policy_rows(self._inputs.eval_dataset_id, lists=False, gold=False)
+            held_out_id = self._inputs.eval_dataset_id
+            return rows, [] if held_out_id is None else reader.policy_rows(held_out_id, lists=False, gold=False)
 
         return self._inputs.ranks.together(read_both)
 
-    def _margins(self, pairs: Sequence[PreferencePair], schedule: Schedule) -> MarginSource:
+    def _margins(self, rows: FittedRows[PolicyRow], schedule: Schedule) -> MarginSource:
         parameters = self._spec.margin
         if parameters is None:
             raise InvalidArgumentError(
@@ -107,9 +115,9 @@ class PolicyTraining:
                 "(give margin.reward_model, or margin.source=dataset)"
             )
         if parameters.source == "dataset":
-            return DatasetMargins(pairs, schedule)
+            return DatasetMargins(rows.numbers("reward_margin"), rows.numbers("row"), schedule)
         self._inputs.phase("waiting for a scorer")
-        return SharedMargins(lambda: self._remote_margins(pairs, schedule, parameters), self._inputs.ranks)
+        return SharedMargins(lambda: self._remote_margins(rows.all_pairs, schedule, parameters), self._inputs.ranks)
 
     def _remote_margins(
         self, pairs: Sequence[PreferencePair], schedule: Schedule, parameters: MarginParameters
@@ -151,8 +159,9 @@ class PolicyTraining:
         method: Method,
         config: MethodConfig,
         margins: MarginSource,
-        rows: Sequence[PolicyRow],
+        rows: FittedRows[PolicyRow],
         held_out: Sequence[PolicyRow],
+        schedule: Schedule,
     ) -> tuple[MethodConfig, float]:
         """The method's parameters, all numbers, and what margins are divided by: those the job first began with."""
         parameters = self._spec.margin
@@ -164,8 +173,8 @@ class PolicyTraining:
                 config,
                 margins,
                 parameters=parameters,
-                training=[row.pair for row in rows],
-                held_out=[row.pair for row in held_out],
+                training=rows.all_pairs.only(schedule.asked),
+                held_out=LazyRows(len(held_out), lambda row: held_out[row].pair),
             )
             if report is not None:
                 # All ranks go by the leader's figures, to the last bit.
@@ -191,12 +200,14 @@ class PolicyTraining:
 
     def _reference(
         self,
-        rows: Sequence[PolicyRow],
+        rows: FittedRows[PolicyRow],
         requirements: Requirements,
         update: ReferenceUpdate | None,
+        schedule: Schedule,
     ) -> StoredLogps | MovingReference:
         if update is None:
-            return self._stored(rows, self._inputs.dataset_id, tokens=requirements.token_logps, gold=requirements.gold)
+            tokens, gold = requirements.token_logps, requirements.gold
+            return self._stored(rows, self._inputs.dataset_id, asked=schedule.asked, tokens=tokens, gold=gold)
         self._inputs.phase("loading the reference")
         return MovingReference(
             self._inputs.ranks.together(self._inputs.load_initial),
@@ -207,13 +218,18 @@ class PolicyTraining:
             tensors=self._inputs.tensors.get("reference", {}),
         )
 
-    def _mismatched(self, rows: Sequence[PolicyRow], schedule: Schedule) -> Mismatched:
+    def _mismatched(self, rows: FittedRows[PolicyRow], schedule: Schedule) -> Mismatched:
         max_tokens = self._spec.training.max_tokens
         mismatched = Mismatched(rows, schedule, max_tokens=max_tokens)
         order = {"seed": schedule.seed, "batch_size": schedule.batch_size, "rows": schedule.total_rows}
         mismatched.compute_reference(
-            lambda groups: self._load_or_compute(
-                groups, dataset=self._inputs.dataset_id, mismatched={**order, "max_tokens": max_tokens}
+            lambda groups, tokens: self._load_or_compute(
+                groups,
+                np.arange(len(groups)),
+                tokens,
+                has_masks=rows.has_masks,
+                dataset=self._inputs.dataset_id,
+                mismatched={**order, "max_tokens": max_tokens},
             )
         )
         return mismatched
@@ -223,17 +239,32 @@ class PolicyTraining:
         rows: Sequence[PolicyRow],
         dataset_id: str | None,
         *,
+        asked: NDArray[np.int64] | None = None,
         tokens: bool = False,
         gold: bool = False,
     ) -> StoredLogps:
-        groups = [row.group for row in rows]
-        lists = any(row.scores for row in rows)
-        return self._load_or_compute(groups, tokens=tokens, gold=gold, dataset=dataset_id, lists=lists)
+        """Of the rows asked for, or of all."""
+        assert isinstance(rows, FittedRows)
+        chosen = np.arange(len(rows)) if asked is None else asked
+        return self._load_or_compute(
+            row_groups(rows),
+            chosen,
+            rows.lengths.together[chosen],
+            tokens=tokens,
+            gold=gold,
+            has_masks=rows.has_masks,
+            dataset=dataset_id,
+            lists=rows.lists,
+            rows=None if len(chosen) == len(rows) else rows_digest(chosen),
+        )
 
     def _load_or_compute(
         self,
         groups: Sequence[ResponseGroup],
+        asked: NDArray[np.int64],
+        lengths: NDArray[np.int64],
         *,
+        has_masks: bool,
         tokens: bool = False,
         gold: bool = False,
         **parts: Any,
@@ -242,9 +273,9 @@ class PolicyTraining:
         training = self._spec.training
         if training.overlong != "error":  # rows may be cut or gone, also for their gold response
             parts |= {"overlong": training.overlong, "max_tokens": training.max_tokens, "gold": gold}
-        if any(any(group.masks) for group in groups):
+        if has_masks:
             parts |= {"counted": "assistant turns"}
-        digest = stored_reference.reference_digest(
+        digest = reference_digest(
             model=self._inputs.initial_model_id,
             tokenizer=tokenizer_sha256(self._inputs.tokenizer),
             template=template_sha256(self._inputs.tokenizer),
@@ -255,22 +286,28 @@ class PolicyTraining:
             **parts,
         )
 
-        def compute() -> StoredLogps:
-            phase = self._inputs.phase("reference log-probs", len(groups), unit="rows")
-            disable = getattr(self._inputs.runner.model, "disable_adapter", None)
+        runner, inputs = self._inputs.runner, self._inputs
+
+        def compute(groups: Sequence[ResponseGroup], phase: Phase) -> StoredLogps:
+            disable = getattr(runner.model, "disable_adapter", None)
             if disable is not None:
                 with disable():
-                    return self._inputs.runner.all_logps(groups, phase, tokens=tokens)
+                    return runner.all_logps(groups, phase, tokens=tokens)
             if self._inputs.state.step > 0:
                 raise FailedPreconditionError(
                     f"the reference log-probs {digest} of this job are gone from the object store and the initial "
                     "weights have moved on (start a new job)"
                 )
-            return self._inputs.runner.all_logps(groups, phase, tokens=tokens)
+            return runner.all_logps(groups, phase, tokens=tokens)
 
-        return stored_reference.load_or_compute(
-            self._inputs.store, digest, rows=len(groups), compute=compute, ranks=self._inputs.ranks
+        store = ReferenceStore(
+            store=inputs.store,
+            cache=inputs.settings.workspace / "cache",
+            ranks=inputs.ranks,
+            begin=inputs.phase,
+            chunk_tokens=_CHUNK_MICRO_BATCHES * training.micro_batch_tokens,
         )
+        return store.load_or_compute(digest, groups, rows=asked, lengths=lengths, compute=compute)
 
 
 KIND = TrainingKind(JobKind.POLICY_TRAINING, lambda inputs: PolicyTraining(inputs).build())

@@ -40,7 +40,7 @@ def calibrate(
         config,
         temperature=parameters.temperature,
         held_out=known,
-        training=lambda: _known(margins, training),
+        training=lambda: _known(margins, training, training=True),
     )
 
 
@@ -50,8 +50,8 @@ def write_artifacts(report: CalibrationReport, directory: Path) -> None:
     write_plot(report, directory / "calibration.png")
 
 
-def _known(margins: MarginSource, pairs: Sequence[PreferencePair]) -> list[float]:
-    return [margin for margin in margins.of(pairs) if margin is not None]
+def _known(margins: MarginSource, pairs: Sequence[PreferencePair], *, training: bool = False) -> list[float]:
+    return [margin for margin in margins.of(pairs, training=training) if margin is not None]
 
 
 def _has_rules(config: MethodConfig) -> bool:

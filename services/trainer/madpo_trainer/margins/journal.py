@@ -15,13 +15,14 @@ class MarginJournal:
         self._store, self._job_id, self._attempt = store, job_id, attempt
         self._parts = itertools.count()
 
-    def load(self, revision: str) -> dict[str, float | None]:
-        """Margins by pair id from all attempts so far; the earliest entry of a pair counts.
+    def load(self, revision: str) -> tuple[dict[str, float | None], set[str]]:
+        """Margins by pair id from all attempts so far, and which are of training pairs; the earliest entry counts.
 
         Raises:
             RevisionMismatchError: The journal was written under another revision of the reward model.
         """
         margins: dict[str, float | None] = {}
+        of_training: set[str] = set()
         for entry in self._store.list(keys.margin_journal(self._job_id) + "/"):
             for line in self._store.get(entry.key).decode().splitlines():
                 record = json.loads(line)
@@ -31,17 +32,19 @@ class MarginJournal:
                         f"serves {revision} (restore the scorer's dtype and batch settings, or start a new job)"
                     )
                 margins.setdefault(record["pair_id"], record["reward_margin"])
-        return margins
+                if record.get("training", True):
+                    of_training.add(record["pair_id"])
+        return margins, of_training
 
     def next_part(self) -> int:
         """The number of a reply's object; a reply that is stored again after an outage keeps its own."""
         return next(self._parts)
 
-    def append(self, part: int, margins: dict[str, float | None], revision: str) -> None:
+    def append(self, part: int, margins: dict[str, float | None], revision: str, *, training: bool = True) -> None:
         """Store what one reply brought; None marks a pair that goes without a margin."""
+        use = {"revision": revision} if training else {"revision": revision, "training": False}
         lines = [
-            json.dumps({"pair_id": pair_id, "reward_margin": margin, "revision": revision})
-            for pair_id, margin in margins.items()
+            json.dumps({"pair_id": pair_id, "reward_margin": margin, **use}) for pair_id, margin in margins.items()
         ]
         key = keys.margin_journal_part(self._job_id, attempt=self._attempt, part=part)
         self._store.put(key, ("\n".join(lines) + "\n").encode())

@@ -20,7 +20,7 @@ from madpo.ports import RewardScorer
 from madpo.scoring.connection import REQUESTS_IN_FLIGHT
 from madpo.scoring.outage import OUTAGE, call_until_answered
 from madpo.types import PreferencePair, ScoredPair
-from madpo.worker.phase import BeginPhase, Interrupted
+from madpo.worker.phase import BeginPhase, Interrupted, Phase
 from madpo_trainer.margins.journal import MarginJournal
 from madpo_trainer.margins.lookahead import LookAhead
 
@@ -32,6 +32,8 @@ _PAIRS_PER_REQUEST = 256
 """Of those asked for outside the schedule; each reply is journaled at once."""
 _PAIRS_AHEAD = 64
 """Of one request of the look-ahead, more only where a step has more; beyond it a pair gets no cheaper."""
+_PAIRS_AT_ONCE = 4096
+"""Of those, in memory at a time."""
 _POLL_S = 0.5
 """How often a wait looks up whether the run was asked to stop."""
 _CLOSE_S = 5.0
@@ -69,10 +71,11 @@ class RemoteMargins:
         self._pairs, self._schedule = pairs, schedule
         self._connect, self._model_id, self._revision = connect, model_id, revision
         self._journal, self._parameters, self._interrupted, self._phase = journal, parameters, interrupted, phase
-        self._pair_ids = [pair.pair_id for pair in pairs]
-        self._training_ids = frozenset(self._pair_ids)
-        self._known = journal.load(revision)
-        self._from_journal = len(self._training_ids & self._known.keys())
+        self._known, of_training = journal.load(revision)
+        self._from_journal = len(of_training)
+        self._neutral = sum(self._known[pair_id] is None for pair_id in of_training)
+        self._step_ids: dict[int, list[str]] = {}
+        """Pair ids of the steps that were asked for and not taken yet."""
         self._ahead = LookAhead(
             bound=parameters.lookahead_batches, message_steps=math.ceil(_PAIRS_AHEAD / schedule.batch_size)
         )
@@ -81,18 +84,25 @@ class RemoteMargins:
         self._taken_time: float | None = None
         self._closed = False
         self._failure: BaseException | None = None
-        self._scored_live = 0
+        self._asked_live = self._scored_live = 0
         self._wait_s = 0.0
         self._wake: Callable[[], object] = lambda: None
         self._cancel: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="margins", daemon=True)
 
-    def of(self, pairs: Sequence[PreferencePair]) -> list[float | None]:
+    def of(self, pairs: Sequence[PreferencePair], *, training: bool = False) -> list[float | None]:
         """Margins of any pairs, journaled like those of the steps."""
-        missing = {pair.pair_id: pair for pair in pairs if pair.pair_id not in self._known}
-        if missing:
-            asyncio.run(self._score_now(missing))
-        return [self._known[pair.pair_id] for pair in pairs]
+        phase = self._phase("reward margins", len(pairs), unit="pairs") if self._phase else None
+        margins: list[float | None] = []
+        for first in range(0, len(pairs), _PAIRS_AT_ONCE):
+            some = pairs[first : first + _PAIRS_AT_ONCE]
+            missing = {pair.pair_id: pair for pair in some if pair.pair_id not in self._known}
+            if phase is not None:
+                phase.advance(len(some) - len(missing))
+            if missing:
+                asyncio.run(self._score_now(missing, phase, training=training))
+            margins += [self._known[pair.pair_id] for pair in some]
+        return margins
 
     def start(self, step: int) -> None:
         """Begin to look ahead from a step on."""
@@ -101,7 +111,7 @@ class RemoteMargins:
 
     def take(self, step: int) -> list[float | None]:
         """Margins of the step's rows, waiting for those still on their way."""
-        ids = [self._pair_ids[index] for index in self._schedule.batch(step)]
+        ids = self._step_ids.pop(step, None) or self._pair_ids(step)
         start = time.monotonic()
         with self._condition:
             if self._taken_time is not None:
@@ -118,13 +128,11 @@ class RemoteMargins:
 
     def summary(self) -> dict[str, float]:
         """Counts so far."""
-        known = [margin for pair_id, margin in self._known.items() if pair_id in self._training_ids]
-        neutral = sum(margin is None for margin in known)
         return {
-            "requested": len(known),
+            "requested": self._from_journal + self._asked_live,
             "scored_live": self._scored_live,
             "from_journal": self._from_journal,
-            "neutral": neutral,
+            "neutral": self._neutral,
             "wait_s": self._wait_s,
         }
 
@@ -135,6 +143,9 @@ class RemoteMargins:
             self._cancel()
         if self._thread.is_alive():
             self._thread.join(timeout=_CLOSE_S)
+
+    def _pair_ids(self, step: int) -> list[str]:
+        return [self._pairs[index].pair_id for index in self._schedule.batch(step)]
 
     def _raise_if_over(self, step: int) -> None:
         """Raise what ended the look-ahead: the margins that `take` waits for will not come."""
@@ -180,14 +191,14 @@ class RemoteMargins:
         # No more than the client lets through: what waits in its queue would look like a slow scorer.
         slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
         async with asyncio.TaskGroup() as requests:
-            step, end = self._step, self._step + 1  # the first step waits for nobody else
-            while step < self._schedule.total_steps:
+            first = self._step
+            step, end = first, first + 1  # the first step waits for nobody else
+            # Behind an epoch everything was asked for.
+            while step < self._schedule.total_steps and (step - first) * self._schedule.batch_size < len(self._pairs):
                 for batch in self._unasked(range(step, end), asked):
                     await slots.acquire()
-                    task = requests.create_task(self._score(scorer, batch))
+                    task = requests.create_task(self._score(scorer, batch, training=True))
                     task.add_done_callback(lambda _: slots.release())
-                if self._training_ids <= self._known.keys():
-                    return
                 step, end = end, await self._until_due(end)
 
     def _unasked(self, steps: range, asked: set[str]) -> Iterator[dict[str, PreferencePair]]:
@@ -198,9 +209,11 @@ class RemoteMargins:
         batch: dict[str, PreferencePair] = {}
         first = steps.start
         for step in steps:
-            new = {self._pair_ids[index]: self._pairs[index] for index in self._schedule.batch(step)}
+            pairs = [self._pairs[index] for index in self._schedule.batch(step)]
+            if step >= self._step:
+                self._step_ids[step] = [pair.pair_id for pair in pairs]
             new = {
-                pair_id: pair for pair_id, pair in new.items() if pair_id not in self._known and pair_id not in asked
+                pair.pair_id: pair for pair in pairs if pair.pair_id not in self._known and pair.pair_id not in asked
             }
             if len(batch) + len(new) > _PAIRS_AHEAD or step - first >= max(1, first - self._step):
                 if batch:
@@ -220,37 +233,38 @@ class RemoteMargins:
                     return min(max(self._step + self._ahead.most, asked_until + 1), self._schedule.total_steps)
             await self._due.wait()
 
-    async def _score_now(self, pairs: dict[str, PreferencePair]) -> None:
+    async def _score_now(self, pairs: dict[str, PreferencePair], phase: Phase | None, *, training: bool) -> None:
         """Score pairs, a few requests in flight."""
         scorer, entries = self._connect(), list(pairs.items())
-        phase = self._phase("reward margins", len(entries), unit="pairs") if self._phase else None
         batches = (entries[first : first + _PAIRS_PER_REQUEST] for first in range(0, len(entries), _PAIRS_PER_REQUEST))
 
         async def work() -> None:
             for batch in batches:  # shared: each worker takes the next one
-                await self._score(scorer, dict(batch))
+                await self._score(scorer, dict(batch), training=training)
                 if phase is not None:
                     phase.advance(len(batch))
 
         await unless_interrupted([work() for _ in range(REQUESTS_IN_FLIGHT)], self._interrupted)
 
-    async def _score(self, scorer: RewardScorer, batch: dict[str, PreferencePair]) -> None:
+    async def _score(self, scorer: RewardScorer, batch: dict[str, PreferencePair], *, training: bool) -> None:
         start = time.monotonic()
         margins = await self._ask(scorer, batch)
-        await self._keep(margins)
+        await self._keep(margins, training=training)
         with self._condition:
             self._ahead.observe_latency(time.monotonic() - start)
             self._known.update(margins)
-            self._scored_live += sum(
-                margin is not None and pair_id in self._training_ids for pair_id, margin in margins.items()
-            )
+            if training:
+                neutral = sum(margin is None for margin in margins.values())
+                self._asked_live += len(margins)
+                self._scored_live += len(margins) - neutral
+                self._neutral += neutral
             self._condition.notify_all()
         self._wake()
 
-    async def _keep(self, margins: dict[str, float | None]) -> None:
+    async def _keep(self, margins: dict[str, float | None], *, training: bool) -> None:
         part = self._journal.next_part()
         await call_until_answered(
-            lambda: asyncio.to_thread(self._journal.append, part, margins, self._revision),
+            lambda: asyncio.to_thread(self._journal.append, part, margins, self._revision, training=training),
             budget_s=self._parameters.outage_budget_s,
             neighbour="the object store, to journal margins",
         )

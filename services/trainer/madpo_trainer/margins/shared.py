@@ -24,9 +24,9 @@ class SharedMargins:
 
         ranks.lead(keep)
 
-    def of(self, pairs: Sequence[PreferencePair]) -> list[float | None]:
+    def of(self, pairs: Sequence[PreferencePair], *, training: bool = False) -> list[float | None]:
         """Margins of any pairs; all ranks wait for the leader's source."""
-        return self._ranks.lead(lambda: self._leaders.of(pairs))
+        return self._ranks.lead(lambda: self._leaders.of(pairs, training=training))
 
     def start(self, step: int) -> None:
         """Begin to look ahead from a step on."""

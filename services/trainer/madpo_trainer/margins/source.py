@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from madpo.data.order import Schedule
 from madpo.errors import InvalidArgumentError
 from madpo.types import PreferencePair
@@ -11,8 +14,12 @@ from madpo.types import PreferencePair
 class MarginSource(Protocol):
     """Gives the reward margins of a step's rows."""
 
-    def of(self, pairs: Sequence[PreferencePair]) -> list[float | None]:
+    def of(self, pairs: Sequence[PreferencePair], *, training: bool = False) -> list[float | None]:
         """Margins of any pairs, held-out ones too; called before `start`.
+
+        Args:
+            pairs: Any number; they are read a few at a time.
+            training: Whether they are training pairs, for `summary`.
 
         Raises:
             NonFiniteError: A margin is NaN or infinite.
@@ -43,18 +50,24 @@ class MarginSource(Protocol):
 
 
 class DatasetMargins:
-    """Margins that came with the dataset."""
+    """Margins that came with the dataset.
 
-    def __init__(self, pairs: Sequence[PreferencePair], schedule: Schedule) -> None:
-        missing = [pair.row for pair in pairs if pair.reward_margin is None]
-        if missing:
+    Args:
+        margins: Of all rows, NaN where a row has none, [rows].
+        numbers: Of the rows in their file, [rows].
+        schedule: Of the run.
+    """
+
+    def __init__(self, margins: NDArray[np.float64], numbers: NDArray[np.int64], schedule: Schedule) -> None:
+        missing = np.flatnonzero(np.isnan(margins))
+        if len(missing):
             raise InvalidArgumentError(
                 f"margin.source=dataset needs a margin in every row; {len(missing)} rows have none, "
-                f"the first in row {missing[0]} (add a `margin` column, or use margin.source=reward_service)"
+                f"the first in row {numbers[missing[0]]} (add a `margin` column, or use margin.source=reward_service)"
             )
-        self._pairs, self._schedule = pairs, schedule
+        self._margins, self._schedule = margins, schedule
 
-    def of(self, pairs: Sequence[PreferencePair]) -> list[float | None]:
+    def of(self, pairs: Sequence[PreferencePair], *, training: bool = False) -> list[float | None]:
         """Margins that came with these pairs."""
         return [pair.reward_margin for pair in pairs]
 
@@ -63,7 +76,7 @@ class DatasetMargins:
 
     def take(self, step: int) -> list[float | None]:
         """Margins of the step's rows."""
-        return [self._pairs[index].reward_margin for index in self._schedule.batch(step)]
+        return [float(self._margins[index]) for index in self._schedule.batch(step)]
 
     def summary(self) -> dict[str, float]:
         """No scorer was asked."""

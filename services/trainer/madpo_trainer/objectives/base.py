@@ -44,7 +44,12 @@ class Objective(Protocol):
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Tokens of each row, for grouping micro-batches."""
+        """Tokens of each row, for grouping micro-batches; worked out when they are asked for."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that a row may have."""
         ...
 
     def start(self, step: int) -> None:

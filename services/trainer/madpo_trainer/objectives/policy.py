@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from madpo.losses.method import LossContext, LossOutput, Method, MethodConfig
 from madpo.worker.phase import Phase
 from madpo_trainer.ledger import Ledger, LedgerRow
+from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.margins.source import MarginSource
 from madpo_trainer.mismatched_responses import Mismatched
 from madpo_trainer.model_runner import ModelRunner, evaluating
@@ -18,7 +19,7 @@ from madpo_trainer.moving_reference import MovingReference
 from madpo_trainer.objectives.batches import BatchMaker, Margins
 from madpo_trainer.objectives.figures import StepFigures, wins
 from madpo_trainer.stored_reference import StoredLogps
-from madpo_trainer.training_rows import PolicyRow
+from madpo_trainer.training_rows import PolicyRow, lengths_of, row_groups
 
 
 class PolicyObjective:
@@ -64,7 +65,9 @@ class PolicyObjective:
         self.reference, self._held_out_reference = reference, held_out_reference
         self.margins, self.method_state, self.ledger = margins, method_state, ledger
         self.epoch_of, self.seed = epoch_of, seed
-        self.lengths = [runner.micro_batches.length(row.asked(gold=self.requirements.gold)) for row in rows]
+        asked = LazyRows(len(rows), lambda row: rows[row].asked(gold=self.requirements.gold))
+        self.lengths = LazyRows(len(rows), lambda row: runner.micro_batches.length(asked[row]))
+        self.longest = runner.micro_batches.longest(lengths_of(rows, asked))
         self.batches = BatchMaker(
             runner,
             rows,
@@ -107,7 +110,7 @@ class PolicyObjective:
         """Implicit-reward accuracy and margin on the held-out pairs, relative to the initial policy."""
         if not self._held_out or self._held_out_reference is None:
             return {}
-        logps = self.runner.all_logps([row.group for row in self._held_out], phase).values.view(-1, 2)
+        logps = self.runner.all_logps(row_groups(self._held_out), phase).values.view(-1, 2)
         chosen, rejected = (logps - self._held_out_reference.values.view(-1, 2)).unbind(dim=1)
         log_ratio_diff = chosen - rejected
         return {

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from madpo.calibration.figures import reward_report
 from madpo.models.logps import ResponseGroup
 from madpo.worker.phase import Phase
+from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.model_runner import ModelRunner
 from madpo_trainer.objectives.figures import wins
-from madpo_trainer.training_rows import EncodedPair
+from madpo_trainer.training_rows import EncodedPair, lengths_of
 
 
 class RewardObjective:
@@ -29,7 +30,9 @@ class RewardObjective:
 
     def __init__(self, runner: ModelRunner, *, pairs: Sequence[EncodedPair], held_out: Sequence[EncodedPair]) -> None:
         self.runner, self._pairs, self._held_out = runner, pairs, held_out
-        self.lengths = [runner.micro_batches.length(pair_group(pair)) for pair in pairs]
+        groups = pair_groups(pairs)
+        self.lengths = LazyRows(len(pairs), lambda row: runner.micro_batches.length(groups[row]))
+        self.longest = runner.micro_batches.longest(lengths_of(pairs, groups))
 
     @property
     def model(self) -> nn.Module:
@@ -56,7 +59,7 @@ class RewardObjective:
         """Accuracy, loss, calibration and the scores' mean and deviation on the held-out pairs."""
         if not self._held_out:
             return {}
-        split = self.runner.split([pair_group(pair) for pair in self._held_out])
+        split = self.runner.split(pair_groups(self._held_out))
         with torch.no_grad():
             parts = self.runner.ranks.map_rows(
                 lambda places: self.scores([self._held_out[place] for place in places]).float().cpu(), split, phase
@@ -115,6 +118,11 @@ class RewardStep:
         offending = {place for place, margin in self._margins if not math.isfinite(margin)}
         ordered = sorted(places, key=lambda place: place not in offending)
         return [self._objective.pair(self._rows[place])[0].pair_id for place in ordered]
+
+
+def pair_groups(pairs: Sequence[EncodedPair]) -> LazyRows[ResponseGroup]:
+    """`pair_group` of many."""
+    return LazyRows(len(pairs), lambda row: pair_group(pairs[row]))
 
 
 def pair_group(pair: EncodedPair) -> ResponseGroup:

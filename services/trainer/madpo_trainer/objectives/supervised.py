@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from madpo.data.tokenize import Encoded
 from madpo.models.logps import ResponseGroup
 from madpo.worker.phase import Phase
+from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.model_runner import ModelRunner
-from madpo_trainer.training_rows import EncodedCompletion
+from madpo_trainer.training_rows import EncodedCompletion, lengths_of
 
 
 class SupervisedObjective:
@@ -26,8 +27,10 @@ class SupervisedObjective:
     def __init__(
         self, runner: ModelRunner, *, rows: Sequence[EncodedCompletion], held_out: Sequence[EncodedCompletion]
     ) -> None:
-        self.runner, self._rows, self._held_out = runner, rows, [encoded for _, encoded in held_out]
-        self.lengths = [runner.micro_batches.length(sequence_group(encoded)) for _, encoded in rows]
+        self.runner, self._rows, self._held_out = runner, rows, held_out
+        groups = completion_groups(rows)
+        self.lengths = LazyRows(len(rows), lambda row: runner.micro_batches.length(groups[row]))
+        self.longest = runner.micro_batches.longest(lengths_of(rows, groups))
 
     @property
     def model(self) -> nn.Module:
@@ -55,7 +58,7 @@ class SupervisedObjective:
         if not self._held_out:
             return {}
         with torch.no_grad():
-            split = self.runner.split([sequence_group(each) for each in self._held_out])
+            split = self.runner.split(completion_groups(self._held_out))
             sums = self.runner.ranks.map_rows(self._sums, split, phase)
         logps, tokens = (sum(column) for column in zip(*sums, strict=True))
         return {"loss": -logps / tokens}
@@ -78,7 +81,7 @@ class SupervisedObjective:
 
     def _sums(self, places: Sequence[int]) -> tuple[float, int]:
         """Summed log-probs and tokens of some held-out rows."""
-        logps, counts = self.logps([self._held_out[place] for place in places])
+        logps, counts = self.logps([self._held_out[place][1] for place in places])
         return float(logps.sum()), int(counts.sum())
 
     def row(self, index: int) -> EncodedCompletion:
@@ -112,6 +115,11 @@ class SupervisedStep:
         """Dataset row numbers."""
         ordered = sorted(places, key=lambda place: math.isfinite(self._row_nll.get(place, 0.0)))
         return [f"row {self._objective.row(self._rows[place])[0].row}" for place in ordered]
+
+
+def completion_groups(rows: Sequence[EncodedCompletion]) -> LazyRows[ResponseGroup]:
+    """The responses of rows behind their prompts."""
+    return LazyRows(len(rows), lambda row: sequence_group(rows[row][1]))
 
 
 def sequence_group(encoded: Encoded) -> ResponseGroup:
