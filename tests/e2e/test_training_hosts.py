@@ -13,13 +13,13 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from madpo.models.load import save_model
 from madpo.ports import JobRequest
 from madpo.queue.queue import connect
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import CheckpointPublished, DatasetKind, JobKind, JobProgress, JobState, PreferencePair
+from tests.model_directories import save_directory
 
 PAIRS = [
     PreferencePair("the film", "was good ." + " good" * (index % 5), "bad ." + " the" * (index // 5), index / 10, index)
@@ -127,7 +127,7 @@ def two_hosts():
 def site(tmp_path_factory, redis_url, make_toy_lm, make_toy_tokenizer):
     home = tmp_path_factory.mktemp("hosts")
     store = LocalStore(home / "store")
-    save_model(make_toy_lm(), make_toy_tokenizer(), home / "model")
+    save_directory(make_toy_lm(), make_toy_tokenizer(), home / "model")
     model, _ = ModelStore(store, home / "cache").publish(home / "model", display_name="toy", kind="causal_lm")
     dataset, _ = DatasetStore(store).write(
         PAIRS, kind=DatasetKind.PREFERENCE, display_name="pairs", scratch=home / "scratch"

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from madpo.models.load import head_scores, inner_model, reward_scores
 from madpo.models.packed.capability import BATCH_DEPENDENT_ROPE, rope_types
+from madpo.models.scores import head_scores, inner_model, reads_last_token, reward_scores
 from madpo_reward.batcher import BatchShape, Unit
 
 _BATCH_POSITIONS = 512
@@ -192,7 +192,7 @@ class PaddedRows:
 def may_share_prompts(model: Any) -> bool:
     """Whether responses may go on from the model's cache of their prompt; that they do so rightly is for a check."""
     config = model.config
-    if not hasattr(inner_model(model), "score") or getattr(config, "is_encoder_decoder", False):
+    if not reads_last_token(model) or getattr(config, "is_encoder_decoder", False):
         return False
     if rope_types(config.get_text_config()) & BATCH_DEPENDENT_ROPE:
         return False  # a long text's positions differ from those its prompt had alone

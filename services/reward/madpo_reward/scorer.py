@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import transformers
 
-from madpo.data.tokenize import encode_prompt, encode_response, pad_id, template_sha256, tokenizer_sha256
+from madpo.data.tokenize import encode_prompt, encode_response, template_sha256, tokenizer_sha256
 from madpo.errors import FailedPreconditionError
-from madpo.models.load import load_reward_model, load_tokenizer, reward_scores
+from madpo.models.load import load_reward_model, load_tokenizer
+from madpo.models.scores import padding_of, reward_scores
 from madpo.types import NO_OPTIONS, ChatOptions, Content, RewardModelInfo
 from madpo_reward.batcher import BatchShape, Unit, one_batch
 from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, WholeTexts, may_share_prompts
@@ -185,7 +186,7 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
     tokenizer = load_tokenizer(directory)
     model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[config.dtype])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    *preferred, last = _layouts(model, pad_id=pad_id(tokenizer), config=config)
+    *preferred, last = _layouts(model, pad_id=padding_of(model), config=config)
     for layout in preferred:
         try:
             return _proven(Scorer(model_id, model, tokenizer, layout=layout, dtype=config.dtype))

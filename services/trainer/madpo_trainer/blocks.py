@@ -7,7 +7,7 @@ from torch import nn
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.training import TrainingParameters
-from madpo.models.load import inner_model
+from madpo.models.scores import inner_model
 
 _COMPILERS = ("c++", "g++", "clang++")
 

@@ -1,18 +1,19 @@
 """The model a training job starts from, ready for full fine-tuning or LoRA."""
 
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import TaskType
-from torch import Tensor, nn
 
 from madpo.jobs.training import LoraParameters
-from madpo.model_files import model_kind
-from madpo.models.load import load_causal_lm, load_reward_model, load_tokenizer, save_model
+from madpo.model_files.companions import copy_companions
+from madpo.model_files.configs import model_kind
+from madpo.models.dtypes import WeightDtypes, stored_dtypes
+from madpo.models.load import load_causal_lm, load_reward_model
+from madpo.models.merge import load_merged
+from madpo.models.save import save_model
 from madpo.storage.models import ModelStore
 from madpo.storage.references import ResolvedModel
 from madpo_trainer.adapters import with_adapters
@@ -20,34 +21,45 @@ from madpo_trainer.adapters import with_adapters
 
 @dataclass(frozen=True, slots=True)
 class InitialModel:
-    """A full model in the model store: its files, its id and its kind (`causal_lm` or `reward`)."""
+    """A full model in the model store."""
 
     directory: Path
     model_id: str
     kind: str
+    """`causal_lm` or `reward`."""
+    dtypes: WeightDtypes
+    """Those of the model as it came, which what is trained from it gets: of a merged adapter its base's."""
+    name: str
+    """Under which others find the model: its id on the hub, or its id here."""
+    revision: str | None = None
+    """Its commit on the hub."""
 
 
 def prepare_initial(resolved: ResolvedModel, *, models: ModelStore, scratch: Path) -> InitialModel:
     """Turn what a reference resolved to into a full, stored model.
 
-    An adapter is merged into its base first, and a bare checkpoint is stored as a model, so that everything trained
-    from it can name its base by id. Content addressing makes this idempotent over attempts.
+    An adapter is merged into its base first, in float32, and a bare checkpoint is stored as a model, so that everything
+    trained from it can name its base by id. Content addressing makes this idempotent over attempts.
+
+    Raises:
+        FailedPreconditionError: The adapter cannot be merged without changing what the model says.
     """
+    kind, _ = model_kind(resolved.directory)
+    dtypes = stored_dtypes(resolved.base_directory or resolved.directory)
     if resolved.base_directory is None and resolved.model_id is not None:
-        kind, _ = model_kind(resolved.directory)
-        return InitialModel(resolved.directory, resolved.model_id, kind)
+        metadata = models.get(resolved.model_id).metadata
+        name, revision = metadata.get("hub_id", resolved.model_id), metadata.get("commit")
+        return InitialModel(resolved.directory, resolved.model_id, kind, dtypes, name, revision)
     directory = scratch / "initial"
     shutil.rmtree(directory, ignore_errors=True)
     if resolved.base_directory is None:
         shutil.copytree(resolved.directory, directory)
-        kind, _ = model_kind(directory)
     else:
-        kind, _ = model_kind(resolved.directory)
-        load = load_causal_lm if kind == "causal_lm" else load_reward_model
-        merged = load(resolved.directory, base_directory=resolved.base_directory).merge_and_unload()
-        save_model(merged, load_tokenizer(resolved.directory), directory)
+        merged = load_merged(resolved.directory, base_directory=resolved.base_directory, kind=kind)
+        copy_companions(resolved.directory, directory)
+        save_model(merged, directory, source=resolved.base_directory)
     model, _ = models.publish(directory, display_name="initial policy", kind=kind)
-    return InitialModel(models.fetch(model.model_id), model.model_id, kind)
+    return InitialModel(models.fetch(model.model_id), model.model_id, kind, dtypes, model.model_id)
 
 
 def load_trainable(initial: InitialModel, *, kind: str, lora: LoraParameters | None, checkpoint: Path | None) -> Any:
@@ -72,12 +84,3 @@ def load_trainable(initial: InitialModel, *, kind: str, lora: LoraParameters | N
         return load_reward_model(checkpoint, base_directory=initial.directory, trainable=True)
     body = load_reward_model(initial.directory, new_head=new_head)
     return with_adapters(body, lora, TaskType.SEQ_CLS)
-
-
-def save_trained(
-    model: nn.Module, tokenizer: Any, directory: Path, *, state: Mapping[str, Tensor], initial: InitialModel, lora: bool
-) -> None:
-    """Write the weights that were trained: the whole model, or the adapter with the id of its base."""
-    save_model(model, tokenizer, directory, state=state)
-    if lora:
-        (directory / "madpo.json").write_text(json.dumps({"base_model_id": initial.model_id}))

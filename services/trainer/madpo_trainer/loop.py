@@ -63,7 +63,7 @@ class TrainingLoop:
         state: TrainingState,
         metrics: list[dict[str, Any]],
         checkpoints: CheckpointStore,
-        save_model: Callable[[Path, Mapping[str, Tensor]], None],
+        save_model: Callable[[Path, Mapping[str, Tensor]], object],
         flush: Callable[[int], list[str]],
         note_shortage: Callable[[Mapping[str, int]], None],
     ) -> None:

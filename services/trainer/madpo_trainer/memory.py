@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from madpo.models.load import inner_model
+from madpo.models.scores import inner_model
 from madpo.ports import ObjectStore
 from madpo.storage import documents, keys
 from madpo_trainer.blocks import transformer_blocks

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from madpo.data.collate import collate_responses
 from madpo.jobs.training import TrainingParameters
-from madpo.models.load import inner_model, reward_scores
 from madpo.models.logps import ResponseGroup, ResponseLogps, padded_logps
 from madpo.models.packed.capability import Layout, prepare_layout, prove
 from madpo.models.packed.logps import PackedLogps, packed_scores
+from madpo.models.scores import padding_of, reward_scores
 from madpo.worker.phase import Phase
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.ranks import Ranks
@@ -123,8 +123,7 @@ def choose_layout(model: Any, parameters: TrainingParameters, *, needs_head: boo
 
 def _padded_scores(model: Any, groups: Sequence[ResponseGroup]) -> Tensor:
     rows = [sequence for group in groups for sequence in group.sequences]
-    pad_id = inner_model(model).config.get_text_config().pad_token_id or 0
-    batch = collate_responses(rows, pad_id=pad_id).to(next(model.parameters()).device)
+    batch = collate_responses(rows, pad_id=padding_of(model)).to(next(model.parameters()).device)
     return reward_scores(model, batch.input_ids, batch.attention_mask)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from madpo.losses.apo_accel import extrapolate
 from madpo.losses.method import ReferenceUpdate
-from madpo.models.load import inner_model
 from madpo.models.logps import ResponseLogps
+from madpo.models.scores import inner_model
 from madpo_trainer.sharding import part_like, whole
 from madpo_trainer.stored_reference import ReferenceLogps
 from madpo_trainer.training_rows import PolicyRow

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from madpo.config import load_settings
 from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs.registry import KINDS, parse_spec
+from madpo.models.dtypes import WeightDtypes, round_weights
 from madpo.models.load import load_causal_lm, load_tokenizer
 from madpo.ports import ObjectStore
 from madpo.storage.artifacts import publish_artifacts
@@ -38,7 +40,7 @@ from madpo.types import Checkpoint, JobKind, JobResult
 from madpo.worker.phase import Interrupted, Phase, transfers
 from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.blocks import prepare_blocks
-from madpo_trainer.initial_model import InitialModel, load_trainable, prepare_initial, save_trained
+from madpo_trainer.initial_model import InitialModel, load_trainable, prepare_initial
 from madpo_trainer.kinds.base import TrainingInputs, TrainingSpec
 from madpo_trainer.kinds.registry import training_kind
 from madpo_trainer.ledger import Ledger
@@ -47,6 +49,7 @@ from madpo_trainer.margins.calibration import write_artifacts
 from madpo_trainer.memory import note_shortage, noted_shortage, shortage_error
 from madpo_trainer.model_runner import ModelRunner, choose_layout, evaluating
 from madpo_trainer.objectives.base import Objective
+from madpo_trainer.output_model import describe_output, learnt_ends, output_dtypes, save_trained
 from madpo_trainer.ranks import Ranks, open_ranks, run_rank
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.sharding import shard, whole_state
@@ -129,10 +132,7 @@ class TrainingRun:
         initial = self._initial()
         inputs = self._inputs(initial, checkpoint)
         objective, schedule = self._kind.build(inputs)
-        lora = self._parameters.lora is not None
-
-        def save(directory: Path, state: Mapping[str, torch.Tensor]) -> None:
-            save_trained(inputs.runner.model, inputs.tokenizer, directory, state=state, initial=initial, lora=lora)
+        save = partial(save_trained, inputs.runner.model, initial=initial, lora=self._parameters.lora is not None)
 
         def flush(step: int) -> list[str]:
             inputs.ledger.flush(step)
@@ -148,7 +148,7 @@ class TrainingRun:
             state=self._state,
             metrics=self._metrics,
             checkpoints=self._checkpoints,
-            save_model=save,
+            save_model=lambda directory, state: save(directory, state=state),
             flush=flush,
             note_shortage=partial(note_shortage, self._store, self._run.job.job_id),
         )
@@ -163,12 +163,8 @@ class TrainingRun:
             if not loop.execute():
                 raise Interrupted
             trained = self._trained(objective.model)
-            self._finish(
-                objective,
-                inputs,
-                save,
-                {"trained": trained, "execution": {**inputs.runner.micro_batches.summary(), **loop.summary()}},
-            )
+            execution = {**inputs.runner.micro_batches.summary(), **loop.summary()}
+            self._finish(objective, inputs, initial, {"trained": trained, "execution": execution})
         finally:
             objective.close()
 
@@ -210,13 +206,12 @@ class TrainingRun:
     def _initial(self) -> InitialModel:
         """The model to start from, fetched."""
 
-        def prepare() -> tuple[str, str]:
+        def prepare() -> InitialModel:
             resolved = resolve_model(self._spec.model, store=self._store, models=self._models)
-            initial = prepare_initial(resolved, models=self._models, scratch=self._run.directory)
-            return initial.model_id, initial.kind
+            return prepare_initial(resolved, models=self._models, scratch=self._run.directory)
 
-        model_id, kind = self._ranks.lead(prepare)
-        return InitialModel(self._ranks.together(lambda: self._models.fetch(model_id)), model_id, kind)
+        initial = self._ranks.lead(prepare)
+        return replace(initial, directory=self._ranks.together(lambda: self._models.fetch(initial.model_id)))
 
     def _load(self, initial: InitialModel, checkpoint: Path | None) -> tuple[ModelRunner, Any]:
         """Model, how it is run, and tokenizer; a new head or adapter is the same on all ranks."""
@@ -303,19 +298,34 @@ class TrainingRun:
             return objective.evaluate(phase)
 
     def _finish(
-        self,
-        objective: Objective,
-        inputs: TrainingInputs,
-        save: Callable[[Path, Mapping[str, torch.Tensor]], None],
-        loop_summary: Mapping[str, Any],
+        self, objective: Objective, inputs: TrainingInputs, initial: InitialModel, loop_summary: Mapping[str, Any]
     ) -> None:
-        """Measure the model, then publish it; `loop_summary` says what was trained, and how it was run."""
+        """Measure the model as it will be left, then publish it; `loop_summary` says what was trained, and how."""
+        dtypes = output_dtypes(self._parameters, initial)
+        if dtypes is not None:
+            round_weights(objective.model, dtypes)
         held_out = self._evaluate(objective)
         summary = self._summary(objective, inputs, held_out) | dict(loop_summary)
         self._phase("publishing")
         state = whole_state(objective.model)
+
         # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
-        self._ranks.lead(lambda: self._publish(summary, inputs, lambda directory: save(directory, state)))
+        self._ranks.lead(lambda: self._publish(summary, inputs, partial(self._save, inputs, initial, dtypes, state)))
+
+    def _save(
+        self,
+        inputs: TrainingInputs,
+        initial: InitialModel,
+        dtypes: WeightDtypes | None,
+        state: Mapping[str, torch.Tensor],
+        directory: Path,
+    ) -> dict[str, Any]:
+        """Write the final model; what to say of it."""
+        model, is_reward = inputs.runner.model, self._model_kind == "reward"
+        ends = [] if is_reward else learnt_ends(inputs.tokenizer, self._datasets.read(inputs.dataset_id))
+        lora = self._parameters.lora is not None
+        added = save_trained(model, directory, state=state, initial=initial, lora=lora, dtypes=dtypes, end_ids=ends)
+        return describe_output(model, inputs.tokenizer, dtypes=dtypes, added_ends=added, is_reward=is_reward)
 
     def _summary(self, objective: Objective, inputs: TrainingInputs, held_out: dict[str, float]) -> dict[str, Any]:
         summary: dict[str, Any] = {
@@ -338,10 +348,10 @@ class TrainingRun:
             summary["margins"] |= {"wait_s": wait_s, "wait_share": wait_s / step_s if step_s else 0.0}
         return summary
 
-    def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, save: Callable[[Path], None]) -> None:
+    def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, save: Callable[[Path], dict[str, Any]]) -> None:
         """Store model, ledger and metrics, then report the result."""
         directory = self._run.directory / "final"
-        save(directory)
+        summary["output"] = save(directory)
         model, _ = self._models.publish(
             directory,
             display_name=self._run.job.display_name or self._run.job.kind.value,

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from madpo.models.load import inner_model
+from madpo.models.scores import inner_model
 from madpo_trainer.blocks import transformer_blocks
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from madpo.errors import InvalidArgumentError
-from madpo.model_files import check_config
+from madpo.model_files.configs import check_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -110,6 +110,9 @@ class TrainingParameters(Spec):
     """Where chance starts: the order of the rows, dropout and new weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Weights and optimizer stay fp32; bf16 runs the forward pass under autocast."""
+    save_dtype: Literal["base", "fp32", "bf16"] = "base"
+    """Of the weights of the model that is left: as the model it started from has them, tensor by tensor, or all alike.
+    What is measured at the end is the model as it is left. `base` leaves adapters in fp32; checkpoints always are."""
     optimizer: OptimizerParameters = OptimizerParameters()
     """Learning rate and its schedule, decay and clipping."""
     lora: LoraParameters | None = None

@@ -1,37 +1,24 @@
-"""Loading and saving Hugging Face model directories: local files, safetensors only, no code from the directory."""
+"""Loading Hugging Face model directories: local files, safetensors only, no code from the directory."""
 
-import json
-import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from madpo.data.tokenize import pad_id
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
-from madpo.model_files import check_config, read_config
+from madpo.model_files.companions import GENERATION_CONFIG, end_token_ids
+from madpo.model_files.configs import check_config, read_config
+from madpo.models.padding import closing_ids, padding_id
+from madpo.models.scores import reads_last_token
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-__all__ = [
-    "check_config",
-    "head_scores",
-    "inner_model",
-    "load_causal_lm",
-    "load_reward_model",
-    "load_tokenizer",
-    "reward_scores",
-    "save_model",
-]
-
-logger = logging.getLogger(__name__)
+__all__ = ["check_config", "load_causal_lm", "load_reward_model", "load_tokenizer"]
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _HEADS = ("score.", "classifier.")
@@ -89,10 +76,7 @@ def load_reward_model(
     model, missing = _load(AutoModelForSequenceClassification, body, dtype=dtype, num_labels=1)
     fresh_head = {key for key in missing if key.startswith(_HEADS)}
     _refuse_missing(body, missing - fresh_head)
-    config = model.config.get_text_config()
-    if config.pad_token_id is None:
-        # Without it the model cannot be used by others on a batch: they pool at the last token that is not padding.
-        config.pad_token_id = pad_id(load_tokenizer(directory))
+    _set_padding(model, directory, base_directory)
     if base_directory is not None:
         model = _with_adapter(model, directory, trainable=trainable)
         fresh_head -= {key.removeprefix("base_model.model.") for key in _adapter_keys(directory)}
@@ -104,80 +88,41 @@ def load_reward_model(
     return model
 
 
-def reward_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Raw reward logits, read at each row's last attended token.
-
-    Transformers' own classification heads find that token by comparing ids with the padding id, which misses a closing
-    EOS when EOS is also the padding; here the attention mask decides. The head runs in float32 also under autocast.
-
-    Args:
-        model: From `load_reward_model`.
-        input_ids: [B, T], padded on the right.
-        attention_mask: [B, T], 1 on tokens.
-
-    Returns:
-        Rewards [B], float32, with gradient when the model's weights want one.
-    """
-    inner = inner_model(model)
-    if not hasattr(inner, "score"):  # encoders pool at their first token
-        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits.float().squeeze(-1)
-    hidden = inner.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    last = attention_mask.sum(dim=-1) - 1
-    return head_scores(model, hidden[torch.arange(len(last), device=last.device), last])
-
-
-def head_scores(model: Any, hidden: Tensor) -> Tensor:
-    """What the scoring head makes of hidden states [R, hidden size]: rewards [R], in float32 or better."""
-    weight = inner_model(model).score.weight
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    with torch.autocast(hidden.device.type, enabled=False):
-        # Not `linear`: with one output its kernels give a row other bits in another place of the batch.
-        scores: Tensor = (hidden.to(dtype) * weight.to(dtype)).sum(dim=-1)
-    return scores
-
-
-def inner_model(model: Any) -> Any:
-    """The transformers model, without adapters around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def save_model(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", directory: Path, *, state: Mapping[str, Tensor] | None = None
-) -> None:
-    """Write a model (or adapter) and its tokenizer; the same weights give the same bytes.
-
-    Args:
-        state: The model's state dict, where its own tensors are not whole.
-    """
-    model.save_pretrained(directory, state_dict=None if state is None else dict(state))
-    tokenizer.save_pretrained(directory)
-    adapter_config = directory / "adapter_config.json"
-    if adapter_config.exists():
-        _normalise_adapter_config(adapter_config)
-        (directory / "README.md").unlink(missing_ok=True)
-
-
 def _load(
     auto_class: Any, directory: Path, *, dtype: torch.dtype, **options: Any
 ) -> tuple["PreTrainedModel", set[str]]:
     check_config(directory)
     transformers_logging.disable_progress_bar()  # bars do not belong in a service's log
     try:
+        config = AutoConfig.from_pretrained(directory, **_LOCAL, **options)
+        # Whatever the file says: SDPA where the architecture has it, else eager.
+        config._attn_implementation = None
         model, info = auto_class.from_pretrained(
-            directory,
-            dtype=dtype,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            **_LOCAL,
-            **options,
+            directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise InvalidArgumentError(f"cannot load the model in {directory.name}: {error}") from error
     # An embedding gives its padding token no gradient, which is wrong when EOS pads; padding has none anyway.
     model.get_input_embeddings().padding_idx = None
     return model.eval(), set(info["missing_keys"])
+
+
+def _set_padding(model: Any, directory: Path, base_directory: Path | None) -> None:
+    """Name a padding token that ends no text: whoever loads the model pools at the last token that differs from it."""
+    config = model.config.get_text_config()
+    tokenizer = load_tokenizer(directory)
+    settings = (base_directory or directory) / GENERATION_CONFIG
+    configured = end_token_ids(config.to_dict()) + end_token_ids(read_config(settings) if settings.is_file() else {})
+    closing = closing_ids(tokenizer, configured)
+    if not reads_last_token(model) and config.pad_token_id not in {None, *closing}:
+        return  # an encoder may count positions from its padding
+    chosen = padding_id(
+        tokenizer,
+        embeddings=model.get_input_embeddings().weight.shape[0],
+        closing=closing,
+        configured=config.pad_token_id,
+    )
+    config.pad_token_id = model.config.pad_token_id = chosen
 
 
 def _refuse_missing(directory: Path, missing: set[str]) -> None:
@@ -223,13 +168,3 @@ def _with_adapter(model: "PreTrainedModel", directory: Path, *, trainable: bool)
 def _adapter_keys(directory: Path) -> set[str]:
     with safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
         return set(file.keys())
-
-
-def _normalise_adapter_config(path: Path) -> None:
-    # peft writes sets in hash order, and the local path of the base model.
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = None
-    for key in ("target_modules", "modules_to_save"):
-        if isinstance(config[key], list):
-            config[key] = sorted(set(config[key]))
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from madpo.errors import InvalidArgumentError, NotFoundError
-from madpo.model_files import check_files, is_adapter, model_kind, weights_dtype
+from madpo.model_files.configs import is_adapter, model_kind
+from madpo.model_files.tensors import weights_dtype
+from madpo.model_files.uploads import check_files
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.bundle import Manifest

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from madpo.errors import FailedPreconditionError, NotFoundError
 from madpo.jobs.base import DatasetReference, ModelReference
+from madpo.model_files.companions import MODEL_RECORD
 from madpo.ports import ObjectStore
 from madpo.storage import bundle
 from madpo.storage.checkpoints import find_checkpoint
@@ -16,9 +17,6 @@ from madpo.types import JobResult, JobState
 
 CHECKPOINT_MODEL = "model"
 """Subdirectory of a checkpoint that holds the model."""
-
-MODEL_RECORD = "madpo.json"
-"""File in it that names the base model of an adapter: `{"base_model_id": ...}`."""
 
 
 @dataclass(frozen=True, slots=True)

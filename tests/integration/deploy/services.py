@@ -21,7 +21,6 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from madpo.config import WorkerSettings
 from madpo.errors import OverloadedError
 from madpo.jobs.registry import KINDS
-from madpo.models.load import save_model
 from madpo.ports import JobRequest
 from madpo.queue.queue import RedisJobQueue, open_queue
 from madpo.rpc.channel import call_metadata, open_channel
@@ -36,6 +35,7 @@ from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from madpo.v1.job_service_pb2_grpc import JobServiceStub
 from madpo.worker.metrics import TRAINING_FIGURES
 from madpo.worker.worker import JobWorker
+from tests.model_directories import save_directory
 
 TOKEN = "a-token-of-this-test"
 QUEUE = KINDS[JobKind.POLICY_TRAINING].queue
@@ -93,7 +93,7 @@ def publish_reward_model(directory: Path, settings: WorkerSettings, tokenizer: A
         pad_token_id=tokenizer.pad_token_id,
         num_labels=1,
     )
-    save_model(LlamaForSequenceClassification(config), tokenizer, directory / "model")
+    save_directory(LlamaForSequenceClassification(config), tokenizer, directory / "model")
     models = ModelStore(open_store(settings), directory / "publisher")
     return models.publish(directory / "model", display_name="toy", kind="reward")[0].model_id
 

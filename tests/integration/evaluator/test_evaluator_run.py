@@ -23,7 +23,7 @@ from madpo.calibration.report import CalibrationReport
 from madpo.data.check.report import CheckReport
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from madpo.jobs.base import ModelReference
-from madpo.models.load import load_tokenizer, save_model
+from madpo.models.load import load_tokenizer
 from madpo.ports import Claim
 from madpo.rpc import convert
 from madpo.storage.artifacts import list_artifacts, open_artifact
@@ -59,6 +59,7 @@ from madpo_evaluator.kinds.evaluation import EvaluationRun
 from madpo_evaluator.models import load_models
 from madpo_evaluator.service import evaluation_command
 from madpo_evaluator.settings import EvaluatorSettings
+from tests.model_directories import save_directory
 
 Make = Callable[..., Any]
 
@@ -184,7 +185,7 @@ async def site(tmp_path: Path, make_toy_lm: Make, make_toy_tokenizer: Make) -> A
     models, datasets = ModelStore(store, tmp_path / "cache"), DatasetStore(store)
     ids = []
     for seed in (1, 2):
-        save_model(make_toy_lm(seed=seed), make_toy_tokenizer(), tmp_path / f"model{seed}")
+        save_directory(make_toy_lm(seed=seed), make_toy_tokenizer(), tmp_path / f"model{seed}")
         model, _ = models.publish(tmp_path / f"model{seed}", display_name="toy", kind="causal_lm")
         ids.append(model.model_id)
     prompts = [
@@ -356,7 +357,7 @@ async def test_an_adapter_needs_no_second_copy_of_its_base(
     site: Site, make_toy_lm: Make, make_toy_tokenizer: Make
 ) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    save_model(get_peft_model(make_toy_lm(seed=2), config), make_toy_tokenizer(), site.home / "adapter")
+    save_directory(get_peft_model(make_toy_lm(seed=2), config), make_toy_tokenizer(), site.home / "adapter")
     models = ModelStore(site.store, site.home / "cache")
     adapter, _ = models.publish(
         site.home / "adapter", display_name="toy", kind="causal_lm", base_model_id=site.reference_id
@@ -378,7 +379,7 @@ async def test_an_adapter_needs_no_second_copy_of_its_base(
 async def test_a_reference_with_another_tokenizer_is_refused(
     site: Site, make_toy_lm: Make, make_toy_tokenizer: Make
 ) -> None:
-    save_model(make_toy_lm(), make_toy_tokenizer(bos=False), site.home / "foreign")
+    save_directory(make_toy_lm(), make_toy_tokenizer(bos=False), site.home / "foreign")
     models = ModelStore(site.store, site.home / "cache")
     foreign, _ = models.publish(site.home / "foreign", display_name="toy", kind="causal_lm")
 

@@ -13,7 +13,6 @@ import torch
 from prometheus_client import CollectorRegistry
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-from madpo.models.load import save_model
 from madpo.rpc.reward_client import RewardClient
 from madpo.rpc.server import RunningServer
 from madpo.storage.local import LocalStore
@@ -22,6 +21,7 @@ from madpo_reward.scorer import Scorer
 from madpo_reward.service import RewardService
 from madpo_reward.settings import RewardSettings
 from tests.integration.reward.service import TOKEN, Models, Replica, Start, llama_config
+from tests.model_directories import save_directory
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, make_toy_tokenizer: Callabl
     store = ModelStore(LocalStore(root / "store"), root / "publisher")
 
     def publish(name: str, model: Any, *, kind: str = "reward", pretend: str | None = None) -> str:
-        save_model(model, tokenizer, root / name)
+        save_directory(model, tokenizer, root / name)
         if pretend is not None:
             path = root / name / "config.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [pretend], "num_labels": 1}))

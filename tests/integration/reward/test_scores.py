@@ -13,7 +13,7 @@ from transformers import LlamaForSequenceClassification
 from madpo.data.order import Schedule
 from madpo.data.tokenize import encode_response
 from madpo.jobs.methods import MarginParameters
-from madpo.models.load import reward_scores
+from madpo.models.scores import reward_scores
 from madpo.rpc.reward_client import RewardClient
 from madpo.storage.local import LocalStore
 from madpo.types import ChatOptions, Message, PreferencePair, ToolCall, content_digest

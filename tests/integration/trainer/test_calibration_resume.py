@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 
-from madpo.models.load import save_model
 from madpo.ports import Claim
 from madpo.storage.artifacts import open_artifact
 from madpo.storage.datasets import DatasetStore
@@ -16,6 +15,7 @@ from madpo.worker.workspace import Run, Workspace
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.run import TrainingRun
 from madpo_trainer.settings import TrainerSettings
+from tests.model_directories import save_directory
 
 JOB = "job-" + "7" * 32
 WORDS = ("the", "film", "was", "good", "bad", ".")
@@ -34,7 +34,7 @@ class Site:
 
     def __init__(self, home, model, tokenizer):
         self.home, self.store = home, LocalStore(home / "store")
-        save_model(model, tokenizer, home / "model")
+        save_directory(model, tokenizer, home / "model")
         published, _ = ModelStore(self.store, home / "cache").publish(
             home / "model", display_name="toy", kind="causal_lm"
         )

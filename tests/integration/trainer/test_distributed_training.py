@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from madpo.models.load import save_model
 from madpo.ports import Claim
 from madpo.storage.artifacts import open_artifact
 from madpo.storage.datasets import DatasetStore
@@ -28,6 +27,7 @@ from madpo.worker.metrics import TRAINING_FIGURES
 from madpo.worker.workspace import Outcome, Workspace
 from madpo_trainer.memory import note_shortage
 from tests.integration.trainer.training_site import LISTS, PAIRS, job_id
+from tests.model_directories import save_directory
 
 POISONED = 13
 """A pair with the word whose embedding is not a number in one of the models."""
@@ -137,7 +137,7 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
     models, datasets = ModelStore(store, home / "cache"), DatasetStore(store)
 
     def publish(name, model):
-        save_model(model, make_toy_tokenizer(), home / name)
+        save_directory(model, make_toy_tokenizer(), home / name)
         return {"model_id": models.publish(home / name, display_name=name, kind="causal_lm")[0].model_id}
 
     def write(rows, kind):

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 from torch import Tensor
 
-from madpo.models.load import save_model
 from madpo.ports import Claim
 from madpo.storage.artifacts import open_artifact
 from madpo.storage.datasets import DatasetStore
@@ -23,6 +22,7 @@ from madpo.worker.workspace import Outcome, Run, Workspace
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.run import TrainingRun
 from madpo_trainer.settings import TrainerSettings
+from tests.model_directories import save_directory
 
 WORDS = ("the", "film", "was", "good", ".")
 TEXTS = [" ".join(WORDS[(3 * index + place) % 5] for place in range(1 + index % 6)) for index in range(20)]
@@ -92,7 +92,7 @@ class Site:
     def make(cls, home: Path, model: Any, tokenizer: Any) -> "Site":
         """Store a model and the data."""
         store = LocalStore(home / "store")
-        save_model(model, tokenizer, home / "model")
+        save_directory(model, tokenizer, home / "model")
         published, _ = ModelStore(store, home / "cache").publish(home / "model", display_name="tiny", kind="causal_lm")
         datasets = [
             DatasetStore(store).write(rows, kind=kind, display_name="data", scratch=home / "scratch")[0].dataset_id

@@ -29,9 +29,10 @@ from madpo.models.load import (
     load_causal_lm,
     load_reward_model,
     load_tokenizer,
-    reward_scores,
-    save_model,
 )
+from madpo.models.save import save_adapter, save_model
+from madpo.models.scores import reward_scores
+from tests.model_directories import save_directory
 
 Make = Callable[..., Any]
 SMALL = {"vocab_size": 12, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -43,19 +44,19 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 @pytest.fixture
 def policy(tmp_path: Path, make_toy_tokenizer: Make) -> Path:
     torch.manual_seed(0)
-    return saved(LlamaForCausalLM(LlamaConfig(**LLAMA)), make_toy_tokenizer(), tmp_path / "policy")
+    return save_directory(LlamaForCausalLM(LlamaConfig(**LLAMA)), make_toy_tokenizer(), tmp_path / "policy")
 
 
 @pytest.fixture
 def reward(tmp_path: Path, make_toy_tokenizer: Make) -> Path:
     torch.manual_seed(1)
-    return saved(
+    return save_directory(
         LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=1)), make_toy_tokenizer(), tmp_path / "rm"
     )
 
 
-def saved(model: Any, tokenizer: Any, directory: Path) -> Path:
-    save_model(model, tokenizer, directory)
+def saved_adapter(model: Any, source: Path, directory: Path) -> Path:
+    save_adapter(model, directory, source=source)
     return directory
 
 
@@ -125,10 +126,10 @@ def test_adapters_other_than_lora_are_refused(tmp_path: Path) -> None:
 # Policies
 
 
-def test_a_policy_comes_back_as_it_was_saved(policy: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_causal_lm(policy), load_tokenizer(policy)
+def test_a_policy_comes_back_as_it_was_save_directory(policy: Path, tmp_path: Path) -> None:
+    model = load_causal_lm(policy)
 
-    save_model(model, tokenizer, tmp_path / "again")
+    save_model(model, tmp_path / "again", source=policy)
 
     assert not model.training
     assert digests(tmp_path / "again") == digests(policy)
@@ -168,7 +169,7 @@ def test_a_truncation_saved_with_the_tokenizer_is_dropped(policy: Path) -> None:
 
 
 def test_eos_learns_also_where_it_is_the_padding(tmp_path: Path, make_toy_tokenizer: Make) -> None:
-    directory = saved(
+    directory = save_directory(
         LlamaForCausalLM(LlamaConfig(**LLAMA, pad_token_id=2)), make_toy_tokenizer(pad_token=None), tmp_path / "m"
     )
     model = load_causal_lm(directory)
@@ -185,21 +186,20 @@ def test_an_adapter_goes_on_its_base_and_comes_back_bit_for_bit(policy: Path, tm
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    directory = saved(adapted, load_tokenizer(policy), tmp_path / "adapter")
+    directory = saved_adapter(adapted, policy, tmp_path / "adapter")
 
     loaded = load_causal_lm(directory, base_directory=policy)
     trainable = load_causal_lm(directory, base_directory=policy, trainable=True)
-    save_model(loaded, load_tokenizer(directory), tmp_path / "again")
+    save_adapter(loaded, tmp_path / "again", source=policy)
 
     expected = adapted.eval()(input_ids=IDS).logits
     assert torch.equal(loaded(input_ids=IDS).logits, expected)
     assert not torch.equal(load_causal_lm(policy)(input_ids=IDS).logits, expected)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert {name.split(".")[-3] for name, p in trainable.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
-    assert {name for name in digests(directory) if "tokenizer" not in name and "chat" not in name} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
+    companions = {"chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(digests(directory)) == {"adapter_config.json", "adapter_model.safetensors", *companions}
+    assert digests(directory).items() >= {(name, digests(policy)[name]) for name in companions}
     config = json.loads((directory / "adapter_config.json").read_text())
     assert config["target_modules"] == ["o_proj", "q_proj", "v_proj"]
     assert str(tmp_path) not in json.dumps(config)
@@ -208,7 +208,7 @@ def test_an_adapter_goes_on_its_base_and_comes_back_bit_for_bit(policy: Path, tm
 
 def test_an_adapter_with_missing_weights_is_refused(policy: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type=TaskType.CAUSAL_LM)
-    directory = saved(get_peft_model(load_causal_lm(policy), lora), load_tokenizer(policy), tmp_path / "adapter")
+    directory = saved_adapter(get_peft_model(load_causal_lm(policy), lora), policy, tmp_path / "adapter")
     edit(directory / "adapter_config.json", target_modules=["q_proj", "v_proj"])
 
     with pytest.warns(UserWarning, match="missing"), pytest.raises(FailedPreconditionError, match="v_proj"):
@@ -234,7 +234,8 @@ def test_a_new_head_is_drawn_from_the_seed(policy: Path) -> None:
 
 def test_a_saved_reward_model_needs_no_new_head(policy: Path, tmp_path: Path) -> None:
     model = load_reward_model(policy, new_head=True)
-    directory = saved(model, load_tokenizer(policy), tmp_path / "rm")
+    directory = tmp_path / "rm"
+    save_model(model, directory, source=policy)
 
     loaded = load_reward_model(directory)
 
@@ -258,13 +259,13 @@ def test_two_labels_are_refused(tmp_path: Path, make_toy_tokenizer: Make) -> Non
     model = LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=2))
 
     with pytest.raises(InvalidArgumentError, match="2 labels"):
-        load_reward_model(saved(model, make_toy_tokenizer(), tmp_path / "rm"))
+        load_reward_model(save_directory(model, make_toy_tokenizer(), tmp_path / "rm"))
 
 
 def test_a_reward_adapter_brings_its_head(policy: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["score"], task_type=TaskType.SEQ_CLS)
     adapted = get_peft_model(load_reward_model(policy, new_head=True), lora)
-    directory = saved(adapted, load_tokenizer(policy), tmp_path / "adapter")
+    directory = saved_adapter(adapted, policy, tmp_path / "adapter")
 
     loaded = load_reward_model(directory, base_directory=policy)
 
@@ -281,7 +282,7 @@ def test_a_reward_adapter_brings_its_head(policy: Path, tmp_path: Path) -> None:
 def test_a_reward_adapter_without_head_is_refused(policy: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules=["q_proj"])
     adapted = get_peft_model(load_reward_model(policy, new_head=True), lora)
-    directory = saved(adapted, load_tokenizer(policy), tmp_path / "adapter")
+    directory = saved_adapter(adapted, policy, tmp_path / "adapter")
 
     with pytest.raises(FailedPreconditionError, match=r"adapter holds no scoring head \(score\.weight\)"):
         load_reward_model(directory, base_directory=policy)

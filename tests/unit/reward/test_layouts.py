@@ -21,10 +21,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from madpo.models.load import reward_scores, save_model
+from madpo.models.scores import reward_scores
 from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, WholeTexts, may_share_prompts
 from madpo_reward.scorer import ScorerConfig, load_scorer
 from madpo_reward.settings import RewardSettings
+from tests.model_directories import save_directory
 
 VOCABULARY, LAYERS, HIDDEN, INTERMEDIATE, WINDOW = 300, 3, 64, 96, 24
 UNPADDED = ScorerConfig(batch_tokens=0)
@@ -204,7 +205,7 @@ def test_a_model_that_scores_wrongly_after_a_shared_prompt_is_scored_text_by_tex
 ) -> None:
     tokenizer = make_toy_tokenizer()
     config = LlamaConfig(**{**SIZES, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id})
-    save_model(reward_model(config), tokenizer, tmp_path)
+    save_directory(reward_model(config), tokenizer, tmp_path)
     load = load_scorer("model", tmp_path, base_directory=None, config=UNPADDED)
     right = SharedPrompts._score
     monkeypatch.setattr(
@@ -233,7 +234,7 @@ def test_only_models_too_small_to_keep_a_cpu_busy_are_padded_there(
 ) -> None:
     tokenizer = make_toy_tokenizer()
     sizes = SIZES | {"vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 2 * hidden}
-    save_model(reward_model(LlamaConfig(**sizes)), tokenizer, tmp_path)
+    save_directory(reward_model(LlamaConfig(**sizes)), tokenizer, tmp_path)
 
     scorer = load_scorer("model", tmp_path, base_directory=None, config=ScorerConfig(batch_tokens=batch_tokens))
 

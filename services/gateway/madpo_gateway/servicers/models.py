@@ -12,7 +12,7 @@ from prometheus_client import Counter
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.jobs.base import JOB_ID_PATTERN, MODEL_ID_PATTERN
-from madpo.model_files import MODEL_SUFFIXES, check_config, is_adapter, model_kind, read_config
+from madpo.model_files.configs import MODEL_SUFFIXES, check_config, is_adapter, model_kind, read_config
 from madpo.ports import JobQueue, ObjectStore
 from madpo.rpc import convert
 from madpo.storage import bundle, keys

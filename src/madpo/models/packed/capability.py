@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from madpo.data.loss_mask import cut_mask
-from madpo.models.load import inner_model
 from madpo.models.logps import ResponseGroup
 from madpo.models.packed.attention import use_packed_attention
 from madpo.models.packed.head import head_of
+from madpo.models.scores import inner_model, reads_last_token
 
 LayoutName = Literal["packed", "unshared", "padded"]
 
@@ -106,7 +106,7 @@ def _refusal(inner: Any, *, needs_head: bool) -> str:
         return f"{name} caps its attention scores"
     if needs_head and head_of(inner) is None:
         return f"the head of {name} is not one linear layer"
-    if not needs_head and not hasattr(inner, "score"):
+    if not needs_head and not reads_last_token(inner):
         return f"{name} does not read its score off the last token"
     return ""
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from madpo.models.load import head_scores, inner_model
 from madpo.models.logps import ResponseGroup, ResponseLogps
 from madpo.models.packed.head import head_of, token_logps
 from madpo.models.packed.layout import PackedRow, pack
+from madpo.models.scores import head_scores, inner_model
 
 
 class PackedLogps:

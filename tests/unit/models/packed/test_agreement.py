@@ -10,12 +10,12 @@ from transformers import AutoModelForSequenceClassification
 
 from madpo.data.collate import collate_responses
 from madpo.data.tokenize import Encoded
-from madpo.models.load import reward_scores
 from madpo.models.logps import padded_logps
 from madpo.models.packed import attention
 from madpo.models.packed.attention import use_packed_attention
 from madpo.models.packed.capability import Layout, prepare_layout, prove
 from madpo.models.packed.logps import PackedLogps, packed_scores
+from madpo.models.scores import reward_scores
 from madpo_trainer.blocks import transformer_blocks
 from tests.unit.models.packed.architectures import CONFIGS, make_groups, make_model
 

@@ -1,16 +1,11 @@
-"""Model directories: weights, tokenizer and configuration as plain data, never code; and what kind of model they hold.
-
-Reads headers and configuration only; no torch.
-"""
+"""Configuration files of a model directory: plain data, never code; and what kind of model they describe."""
 
 import json
-import struct
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.errors import InvalidArgumentError
 
 MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
 """Kinds of files a model directory may hold; every pickle format stays out."""
@@ -21,7 +16,6 @@ _CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "me
 _KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "_attn_implementation_internal"})
 # Any other value names a kernel repository, whose code would be fetched and run.
 _KERNELS = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
-_MAX_HEADER_BYTES = 16 << 20
 _KINDS = {"ForSequenceClassification": "reward", "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm"}
 _ADAPTER_KINDS = {"SEQ_CLS": "reward", "CAUSAL_LM": "causal_lm"}
 
@@ -66,22 +60,6 @@ def read_config(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_files(directory: Path) -> None:
-    """Refuse anything but weights in safetensors, configuration and tokenizer files.
-
-    Raises:
-        InvalidArgumentError: With one violation per unsafe or broken file.
-    """
-    files = sorted(path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
-    faults = [(path.relative_to(directory).as_posix(), _fault(path)) for path in files]
-    violations = [FieldViolation(f"files.{path}", fault) for path, fault in faults if fault]
-    if not any(path.suffix == ".safetensors" for path in files):
-        violations.append(FieldViolation("files", "no .safetensors file: save the weights in that format"))
-    if violations:
-        raise InvalidArgumentError.of(violations, what="the model cannot be taken")
-    check_config(directory)
-
-
 def is_adapter(directory: Path) -> bool:
     """Whether the directory holds an adapter of another model."""
     return (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file()
@@ -113,19 +91,6 @@ def model_kind(directory: Path) -> tuple[str, str]:
     )
 
 
-def weights_dtype(directory: Path) -> str:
-    """The dtype that most bytes of the weights have, as safetensors calls it: `BF16`; "" without any."""
-    sizes: Counter[str] = Counter()
-    for path in directory.rglob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                sizes[str(entry["dtype"])] += end - begin
-    return max(sizes, key=lambda dtype: sizes[dtype], default="")
-
-
 def _check_keys(name: str, config: dict[str, Any]) -> None:
     for key, value in _walk(config):
         if not value:
@@ -148,38 +113,3 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for item in value:
             yield from _walk(item)
-
-
-def _fault(path: Path) -> str:
-    """What is wrong with a file, "" when nothing is."""
-    if path.is_symlink() or not path.is_file():
-        return "not a regular file"
-    if path.suffix not in MODEL_SUFFIXES:
-        return f"only {', '.join(sorted(MODEL_SUFFIXES))} files are taken"
-    return _safetensors_fault(path) if path.suffix == ".safetensors" else ""
-
-
-def _safetensors_fault(path: Path) -> str:
-    """What is wrong with a safetensors header, "" when its tensors fill the file exactly.
-
-    Source: https://huggingface.co/docs/safetensors (format): 8 bytes little-endian header length, JSON header, data.
-    """
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size_bytes - 8):
-            return f"safetensors header of {header_bytes} bytes in a file of {size_bytes}"
-        data = file.read(header_bytes)
-    try:
-        header = json.loads(data)
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        spans = sorted((int(begin), int(end)) for begin, end in (entry["data_offsets"] for entry in tensors))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        return "safetensors header cannot be read"
-    position = 0
-    for begin, end in spans:
-        if begin != position or end < begin:
-            return f"safetensors data has a gap or an overlap at byte {position}"
-        position = end
-    return "" if position == size_bytes - 8 - header_bytes else "safetensors data does not fill the file"

@@ -1,0 +1,95 @@
+"""The model a training leaves: what is written, in which dtype, and what its user is told."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from madpo.data.turn_end import turn_end_id
+from madpo.jobs.training import TrainingParameters
+from madpo.model_files.companions import MODEL_RECORD, add_end_tokens
+from madpo.models.dtypes import WeightDtypes
+from madpo.models.save import save_adapter, save_model
+from madpo.models.scores import inner_model
+from madpo.types import DatasetRow
+from madpo_trainer.initial_model import InitialModel
+
+_SAVE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_ROWS_TOLD_BY = 100
+"""Rows of a dataset that tell whether it holds chats."""
+
+
+def output_dtypes(parameters: TrainingParameters, initial: InitialModel) -> WeightDtypes | None:
+    """Dtypes of the model that a training leaves; None for those it was trained in, as adapters have them."""
+    if parameters.save_dtype != "base":
+        return WeightDtypes(_SAVE_DTYPES[parameters.save_dtype])
+    return initial.dtypes if parameters.lora is None else None
+
+
+def save_trained(
+    model: nn.Module,
+    directory: Path,
+    *,
+    state: Mapping[str, Tensor],
+    initial: InitialModel,
+    lora: bool,
+    dtypes: WeightDtypes | None = None,
+    end_ids: Collection[int] = (),
+) -> tuple[int, ...]:
+    """Write what was trained: the whole model, or the adapter with the names of its base.
+
+    Args:
+        model: Trained, from `load_trainable`.
+        directory: Where to.
+        state: Its state dict, whole.
+        initial: What it was trained from.
+        lora: It is an adapter.
+        dtypes: Of the files; None keeps every bit, for a checkpoint.
+        end_ids: Tokens that it learnt to end with.
+
+    Returns:
+        Those of them that the initial model's generation settings did not name.
+    """
+    if lora:
+        base = (initial.name, initial.revision)
+        save_adapter(model, directory, source=initial.directory, base=base, state=state, dtypes=dtypes)
+        (directory / MODEL_RECORD).write_text(json.dumps({"base_model_id": initial.model_id}))
+    else:
+        save_model(model, directory, source=initial.directory, state=state, dtypes=dtypes)
+    return add_end_tokens(directory, end_ids, config=initial.directory / "config.json")
+
+
+def learnt_ends(tokenizer: Any, rows: Iterable[DatasetRow]) -> list[int]:
+    """The token with which a policy trained on chats learnt to end its turns; none where the first rows are text."""
+    end = turn_end_id(tokenizer)
+    if end is None or all(isinstance(row.prompt, str) for row in islice(rows, _ROWS_TOLD_BY)):
+        return []
+    return [end]
+
+
+def describe_output(
+    model: nn.Module, tokenizer: Any, *, dtypes: WeightDtypes | None, added_ends: Collection[int], is_reward: bool
+) -> dict[str, Any]:
+    """What a job's result says of the model's files."""
+    dtype = torch.float32 if dtypes is None else dtypes.default
+    said: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
+    if added_ends:
+        said["added_end_tokens"] = {str(token): tokenizer.convert_ids_to_tokens(token) for token in added_ends}
+    if is_reward:
+        pad_id = inner_model(model).config.get_text_config().pad_token_id
+        said["pad_token_id"] = pad_id
+        if pad_id is None:
+            said["warning"] = (
+                "every token of the vocabulary may end a text: in plain transformers score one text at a time, a batch "
+                "cannot be padded"
+            )
+        elif pad_id != tokenizer.pad_token_id:
+            said["warning"] = (
+                f"in plain transformers pad batches with the model's pad_token_id ({pad_id}), not the tokenizer's: "
+                "transformers scores the last token that differs from it, and texts may end with the tokenizer's"
+            )
+    return said

@@ -1,0 +1,78 @@
+"""Names, dtypes and shapes of the tensors in safetensors files, from their headers alone."""
+
+import json
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from madpo.errors import InvalidArgumentError
+
+_MAX_HEADER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A stored tensor; `dtype` as the format spells it, `BF16` or `F32`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_tensors(directory: Path) -> dict[str, TensorInfo]:
+    """All tensors of the safetensors files of a model directory, by name.
+
+    Raises:
+        InvalidArgumentError: A file is torn; names it.
+    """
+    return {
+        name: tensor for path in sorted(directory.rglob("*.safetensors")) for name, tensor in read_header(path).items()
+    }
+
+
+def weights_dtype(directory: Path) -> str:
+    """The dtype that most numbers of the weights have, as safetensors calls it: `BF16`; "" without any."""
+    sizes: Counter[str] = Counter()
+    for tensor in read_tensors(directory).values():
+        sizes[tensor.dtype] += prod(tensor.shape)
+    return max(sizes, key=lambda dtype: sizes[dtype], default="")
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, which fill it exactly.
+
+    Source: https://huggingface.co/docs/safetensors (format): 8 bytes little-endian header length, JSON header, data.
+
+    Raises:
+        InvalidArgumentError: They do not; names the file.
+    """
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size_bytes - 8):
+            raise _torn(path, f"safetensors header of {header_bytes} bytes in a file of {size_bytes}")
+        data = file.read(header_bytes)
+    try:
+        header = json.loads(data)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        spans = sorted((int(begin), int(end)) for begin, end in (each["data_offsets"] for each in entries.values()))
+        tensors = {
+            name: TensorInfo(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+            for name, entry in entries.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise _torn(path, "safetensors header cannot be read") from None
+    position = 0
+    for begin, end in spans:
+        if begin != position or end < begin:
+            raise _torn(path, f"safetensors data has a gap or an overlap at byte {position}")
+        position = end
+    if position != size_bytes - 8 - header_bytes:
+        raise _torn(path, "safetensors data does not fill the file")
+    return tensors
+
+
+def _torn(path: Path, what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{path.name}: {what} (was it copied whole?)")
