@@ -58,14 +58,15 @@ class Datasets:
         with open_source(source) as paths:
             label = name if name is not None else source_name(source)
             total_bytes = sum(map(size_bytes_of, paths))
-            with transfer(f"Uploading {paths[0].name}", total_bytes, shown=progress) as on_bytes:
+            with transfer(f"Uploading {paths[0].name}", total_bytes, shown=progress) as view:
                 upload = self._session.gateway.upload_dataset(
                     paths,
                     display_name=label,
                     format=format or "",
                     columns=columns,
                     lists=lists or "",
-                    on_bytes=on_bytes,
+                    on_bytes=view.on_bytes,
+                    on_rows=view.on_rows if progress else None,
                 )
                 return self._session.run(upload)[0]
 

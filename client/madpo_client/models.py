@@ -30,9 +30,9 @@ class Models:
         """
         directory = Path(directory)
         total_bytes = sum(map(size_bytes_of, directory.rglob("*")))
-        with transfer(f"Uploading {directory.name}", total_bytes, shown=progress) as on_bytes:
+        with transfer(f"Uploading {directory.name}", total_bytes, shown=progress) as view:
             label = directory.absolute().name if name is None else name
-            upload = self._session.gateway.upload_model(directory, display_name=label, on_bytes=on_bytes)
+            upload = self._session.gateway.upload_model(directory, display_name=label, on_bytes=view.on_bytes)
             return self._session.run(upload)[0]
 
     def import_from_hub(self, hub_id: str, *, commit: str) -> Model:
@@ -88,14 +88,14 @@ class Models:
         reference = self._references.model(model)
         if step is not None:
             reference = validate(ModelReference, {"job_id": reference.job_id, "step": step}, path="model")
-        with transfer("Downloading", None, shown=progress) as on_bytes:
+        with transfer("Downloading", None, shown=progress) as view:
             download = self._session.gateway.download_model(
                 Path(directory),
                 model_id=reference.model_id,
                 job_id=reference.job_id,
                 step=reference.step,
                 weights=weights,
-                on_bytes=on_bytes,
+                on_bytes=view.on_bytes,
             )
             return self._session.run(download)
 

@@ -10,7 +10,6 @@ from rich.filesize import decimal
 from rich.live import Live
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
@@ -33,14 +32,49 @@ _FIGURES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+class TransferView:
+    """A bar for bytes, and what the other side does once it has them all.
+
+    Args:
+        progress: Where it is shown.
+        name: Of what is sent.
+        total_bytes: None where nobody knows.
+    """
+
+    def __init__(self, progress: Progress, name: str, total_bytes: int | None) -> None:
+        self._progress, self._name, self._total_bytes = progress, name, total_bytes
+        self._task = progress.add_task(name, total=total_bytes, count="")
+        self._done_bytes = 0
+
+    def on_bytes(self, count: int) -> None:
+        """So many more bytes have passed."""
+        self._done_bytes += count
+        total = "" if self._total_bytes is None else f"/{decimal(self._total_bytes)}"
+        self._progress.update(self._task, advance=count, count=f"{decimal(self._done_bytes)}{total}")
+        if self._total_bytes is not None and self._done_bytes >= self._total_bytes:
+            self._wait_for("sent; the gateway checks and stores it")
+
+    def on_rows(self, count: int) -> None:
+        """The gateway has checked so many rows in all."""
+        self._wait_for(f"sent; checking rows: {count:,}")
+
+    def _wait_for(self, what: str) -> None:
+        self._progress.update(self._task, description=f"{self._name}: {what}", total=None, count="")
+
+
 @contextmanager
-def transfer(description: str, total_bytes: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar for bytes; the yielded function is told how many more have passed."""
+def transfer(description: str, total_bytes: int | None, *, shown: bool) -> Iterator[TransferView]:
+    """Shows how far a transfer is, on a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[count]}", markup=False),
+        TransferSpeedColumn(),
+    )
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
-        task = progress.add_task(description, total=total_bytes)
-        yield lambda count: progress.advance(task, count)
+        yield TransferView(progress, description, total_bytes)
 
 
 @contextmanager
@@ -66,12 +100,17 @@ def describe_figures(progress: JobProgress) -> str:
 
 def describe_phase(progress: JobProgress) -> str:
     """What a job is doing and how far it is: `tokenizing 1,200/5,000 rows`, `training 7/50`."""
+    return f"{progress.phase} {describe_count(progress)}".rstrip()
+
+
+def describe_count(progress: JobProgress) -> str:
+    """How far it is: `1,200/5,000 rows`; in steps where its phase is not counted."""
     done, total, unit = progress.phase_done, progress.phase_total, progress.phase_unit
     if not total:
-        return progress.phase + (f" {progress.step}/{progress.total_steps}" if progress.total_steps else "")
+        return f"{progress.step}/{progress.total_steps}" if progress.total_steps else ""
     if unit == "bytes":
-        return f"{progress.phase} {decimal(done)}/{decimal(total)}"
-    return f"{progress.phase} {done:,}/{total:,} {unit}".rstrip()
+        return f"{decimal(done)}/{decimal(total)}"
+    return f"{done:,}/{total:,} {unit}".rstrip()
 
 
 def describe_span(span_s: float) -> str:
@@ -92,13 +131,17 @@ class JobView:
 
     def __init__(self, job: Job, *, log: bool = False, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
-        self._title, self._id = job.display_name or job.job_id, job.job_id
+        self._title = job.display_name or job.job_id
         self._log = log
         self._state, self._last = job.state.value.lower(), JobProgress()
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=self._console
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
+            console=self._console,
         )
-        self._task = self._bar.add_task(self._title, total=None)
+        self._task = self._bar.add_task(self._title, total=None, count="")
         self._figures = Text(style="dim")
         self._live = Live(Group(self._bar, self._figures), console=self._console, refresh_per_second=4)
         self._next_plain = 0.0
@@ -154,7 +197,12 @@ class JobView:
 
     def _refresh(self) -> None:
         last = self._last
-        description = f"{self._title}  {describe_phase(last) if last.phase_total else last.phase or self._state}"
         done, total = (last.phase_done, last.phase_total) if last.phase_total else (last.step, last.total_steps)
-        self._bar.update(self._task, description=description, completed=done, total=total or None)
+        self._bar.update(
+            self._task,
+            description=f"{self._title}  {last.phase or self._state}",
+            completed=done,
+            total=total or None,
+            count=describe_count(last),
+        )
         self._figures.plain = describe_figures(self._last)

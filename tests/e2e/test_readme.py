@@ -12,7 +12,8 @@ import pytest
 from madpo_examples.toy_reviews.model import make_base_model
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = dict(re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL))
+FOUND = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+BLOCKS = {language: "".join(block for each, block in FOUND if each == language) for language in ("bash", "python")}
 ADJECTIVES = ["superb", "good", "long", "weak", "awful"]
 
 
@@ -45,8 +46,9 @@ def run(command, *, folder, home):
 
 
 def test_the_shell_commands_work(folder, tmp_path):
-    run(["bash", "-euo", "pipefail", "-c", BLOCKS["bash"]], folder=folder, home=tmp_path / "home")
+    output = run(["bash", "-euo", "pipefail", "-c", BLOCKS["bash"]], folder=folder, home=tmp_path / "home")
 
+    assert "against my-base-model-evaluation" in output
     assert (folder / "my-aligned-model" / "model.safetensors").exists()
 
 
@@ -59,6 +61,6 @@ def test_the_python_code_works(folder, tmp_path):
     finally:
         run(["madpo", "down"], folder=folder, home=home)
 
-    assert "'reward'" in output
+    assert 0 <= float(output.split()[-1]) <= 1
     assert (folder / "my-python-model" / "model.safetensors").exists()
     assert (folder / "policy-run" / "ledger.parquet").exists()

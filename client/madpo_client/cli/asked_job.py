@@ -84,7 +84,9 @@ class AskedJob:
         )
 
     def _written(self, path: str) -> str:
-        """A field of the spec as the user knows it: by the option, or with the file, that gives it."""
+        """A field of the spec as the user knows it: by the option, or with the line of the file, that gives it."""
+        from madpo_client.cli.spec_values import place_in
+
         if not f"{path}.".startswith(f"{self._path}."):
             return path
         name = path.removeprefix(self._path).removeprefix(".")
@@ -95,7 +97,8 @@ class AskedJob:
             is_whole = isinstance(nearest.value, str if nearest.written == nearest.field else (str, list))
             return nearest.written + ("" if is_whole else name.removeprefix(nearest.field))
         if self.file is not None:
-            return f"{name} in {self.file}" if name else str(self.file)
+            place = place_in(self.file, name, renamed=spec_of(self.kind).renamed)
+            return f"{name} in {place}" if name else str(self.file)
         return name or self.kind.value
 
 
@@ -108,10 +111,14 @@ def asked_job(
         BadParameter: Two settings contradict each other, or one is of a part that the file gives as text.
         InvalidArgumentError: The file has fields that there are not.
     """
+    from madpo_client.cli.spec_values import place_in
+
     given = tuple(settings)
     _refuse_contradictions(given)
     for name in _unknown(kind, spec or {}):
-        raise InvalidArgumentError(f"{file}: {_no_field(kind, name)}")
+        assert file is not None
+        place = place_in(file, name, renamed=spec_of(kind).renamed)
+        raise InvalidArgumentError(f"{place}: {_no_field(kind, name)}")
     return AskedJob(kind, merged(spec or {}, given), given, file)
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,3 +96,13 @@ def open_client(context: typer.Context) -> "Client":
     lookup.logger.setLevel(logging.INFO)
     lookup.logger.addHandler(_SAYING)
     return Client.from_environment(**context.obj)
+
+
+@contextmanager
+def said_when_interrupted(what: str) -> Iterator[None]:
+    """Say what an interrupt leaves, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(what, file=sys.stderr)
+        raise

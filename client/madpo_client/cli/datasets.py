@@ -8,7 +8,7 @@ import typer
 from madpo.data.file_formats import FORMATS
 from madpo_client.cli.arguments import DATASET_HELP, DatasetArgument, complete_datasets
 from madpo_client.cli.check import CheckCommand, check_dataset
-from madpo_client.cli.context import open_client
+from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.forms import ColumnMapping, Lists, parse_columns, show_forms
 from madpo_client.cli.output import AsJson, Column, Quiet, size_text, table, time_text
 
@@ -30,7 +30,8 @@ def upload_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Upload files of preference pairs, completions or prompts as one dataset; docs/data.md shows what rows can be."""
-    with open_client(context) as client:
+    stopped = "stopped before the dataset was made; the same command goes on where it stopped, for some hours"
+    with open_client(context) as client, said_when_interrupted(stopped):
         dataset = client.datasets.upload(
             files[0] if len(files) == 1 else files,
             name=name,

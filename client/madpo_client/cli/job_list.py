@@ -11,7 +11,7 @@ from rich.text import Text
 
 from madpo.types import Job, JobState
 from madpo_client.cli.output import Column, time_text
-from madpo_client.progress import describe_span
+from madpo_client.progress import describe_phase, describe_span
 
 if TYPE_CHECKING:
     from madpo_client.client import Client
@@ -65,18 +65,17 @@ def method_of(job: Job) -> str | None:
 
 
 def describe_progress(job: Job) -> str:
-    """`120/500, 3:10 left`; of what has no steps, what it is doing; of what has succeeded, its steps."""
+    """`training 120/500, 3:10 left`; of what is over, its steps."""
     progress = job.progress
     if job.state is JobState.SUCCEEDED:
         steps = job.result.summary.get("steps") if job.result else None
-        return f"{steps:.0f} steps" if isinstance(steps, (int, float)) else ""
+        return "" if not isinstance(steps, (int, float)) else "1 step" if steps == 1 else f"{steps:.0f} steps"
     if progress is None:
         return ""
-    steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else ""
     if job.state is not JobState.RUNNING:
-        return steps
+        return f"{progress.step}/{progress.total_steps}" if progress.total_steps else ""
     left = f", {describe_span(progress.remaining_s)} left" if progress.remaining_s is not None else ""
-    return f"{steps or progress.phase}{left}"
+    return f"{describe_phase(progress)}{left}"
 
 
 def _took(job: Job) -> str:

@@ -1,6 +1,7 @@
 """`madpo job`."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -188,6 +189,7 @@ def watch_job(
                 kind = type(event.event).__name__
                 print(json.dumps({**asdict(event), "kind": kind}), flush=True)
             return
+        print(f"{handle.id}  {handle.job.display_name}", file=sys.stderr)
         with JobView(handle.job, log=log) as view:
             for event in handle.watch(cursor):
                 view.show(event)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from madpo_client.cli.arguments import MODEL_HELP, JobArgument, ModelArgument, complete_models
-from madpo_client.cli.context import open_client
+from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.output import AsJson, Column, Quiet, show, size_text, table, time_text
 
 app = typer.Typer(no_args_is_help=True, help="Upload, import and download models and checkpoints.")
@@ -21,7 +21,7 @@ def upload_model(
     as_json: AsJson = False,
 ) -> None:
     """Upload a model directory."""
-    with open_client(context) as client:
+    with open_client(context) as client, said_when_interrupted("stopped before the model was made: nothing is stored"):
         model = client.models.upload(directory, name=name, progress=not quiet)
     print(model.model_id) if quiet else show(model, as_json=as_json)
 

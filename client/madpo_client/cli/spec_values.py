@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,6 +88,39 @@ def read_spec(path: Path) -> dict[str, Any]:
             "`madpo job fields KIND` lists them"
         )
     return spec
+
+
+def place_in(path: Path, field: str, *, renamed: Mapping[str, str]) -> str:
+    """Where a file gives a field, or the part that it is missing from: `spec.yaml, line 3`.
+
+    Args:
+        path: The file; a line of standard input is not known any more.
+        field: With the parts it stands in.
+        renamed: New names of fields by the old ones, which the file may have.
+    """
+    line = None if str(path) == "-" else _line_of(path, field.split("."), renamed)
+    return f"{path}, line {line}" if line is not None else str(path)
+
+
+def _line_of(path: Path, parts: list[str], renamed: Mapping[str, str]) -> int | None:
+    try:
+        node = yaml.compose(_read(path), SpecLoader)
+    except yaml.YAMLError:  # JSON that is no YAML
+        return None
+    line: int | None = None
+    for depth, part in enumerate(parts):
+        if isinstance(node, yaml.MappingNode):
+            names = {part, *(old for old, new in renamed.items() if new == part)} if depth == 0 else {part}
+            found = next(((key, value) for key, value in node.value if key.value in names), None)
+            if found is None:
+                return line
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
 
 
 def _read(path: Path) -> str:

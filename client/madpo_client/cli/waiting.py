@@ -1,12 +1,12 @@
 """What commands that create a job have in common: its label, what it waits for, and waiting for it."""
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from madpo.types import JobKind
+from madpo_client.cli.context import said_when_interrupted
 from madpo_client.cli.output import show
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ def wait_for(job: "JobHandle", *, wait: bool, quiet: bool = False) -> "Job | Non
         print(job.id, flush=True)
     if not wait:
         return None
-    try:
+    with said_when_interrupted(
+        f"the job goes on; `madpo job watch {job.id}` shows it, `madpo job cancel {job.id}` stops it"
+    ):
         return job.wait(progress=True)
-    except KeyboardInterrupt:
-        print(
-            f"the job goes on; `madpo job watch {job.id}` shows it, `madpo job cancel {job.id}` stops it",
-            file=sys.stderr,
-        )
-        raise

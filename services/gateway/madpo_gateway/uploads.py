@@ -10,10 +10,11 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from prometheus_client import Counter
 
@@ -21,11 +22,13 @@ from madpo.data.file_formats import parse_format
 from madpo.data.files import DataFile
 from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader
-from madpo.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+from madpo.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 from madpo.types import DatasetForm
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo_gateway.requests import is_plain_path, require_display_name, require_match, violation
 from madpo_gateway.spool import MAX_CHUNK_BYTES, run_blocking
+
+T = TypeVar("T")
 
 MAX_FILES = 1000
 UPLOAD_ID_PATTERN = r"^[0-9a-f]{32}$"
@@ -104,6 +107,19 @@ class Upload:
         self.received_bytes = sum(path.stat().st_size for path in self._paths)
         self._digest: hashlib._Hash | None = None
         """Of the bytes so far; None where some came before this object was made."""
+        self.checked_rows = 0
+        self._is_abandoned = False
+
+    def abandon(self) -> None:
+        """Have the check of the rows end at the next one."""
+        self._is_abandoned = True
+
+    def checked(self, rows: Iterable[T]) -> Iterator[T]:
+        """The rows, counted. Raises UnavailableError once nobody waits for them any more."""
+        for self.checked_rows, row in enumerate(rows, start=1):
+            if self._is_abandoned:
+                raise UnavailableError("the client stopped the upload; its bytes are kept for a while")
+            yield row
 
     @property
     def data_files(self) -> list[DataFile]:
@@ -193,6 +209,8 @@ class Uploads:
         self._scratch, self._unfinished = scratch, unfinished
         self._limit_bytes, self._received = limit_bytes, received
         self._streams: dict[str, _Stream] = {}
+        self._checked: dict[str, Upload] = {}
+        """Uploads whose rows are being checked."""
 
     async def receive(
         self, messages: AsyncIterator[pb.UploadDatasetRequest], store: Callable[[Upload], UploadResult]
@@ -226,7 +244,7 @@ class Uploads:
                     upload = await run_blocking(_resume, directory, announced, header.offset, self._limit_bytes)
                 digest = await self._fill(upload, messages, upload_id, stream)
                 async with self._turn(upload_id, stream):
-                    return await run_blocking(_finish, directory, upload, digest, store)
+                    return await self._finish(upload_id, directory, upload, digest, store)
             except _EndedEarly as error:
                 raise violation("sha256", "is missing: the upload ended early") from error
             except InvalidArgumentError:
@@ -235,6 +253,26 @@ class Uploads:
             finally:
                 if not header.upload_id:
                     await run_blocking(shutil.rmtree, directory, ignore_errors=True)
+
+    async def _finish(
+        self, upload_id: str, directory: Path, upload: Upload, digest: str, store: Callable[[Upload], UploadResult]
+    ) -> UploadResult:
+        """Check and store; who is cancelled meanwhile, because the client has gone, stops the check."""
+        self._checked[upload_id] = upload
+        work = asyncio.ensure_future(run_blocking(_finish, directory, upload, digest, store))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            upload.abandon()
+            await asyncio.wait({work})
+            raise
+        finally:
+            del self._checked[upload_id]
+
+    def checked_rows(self, upload_id: str) -> int:
+        """Rows that were checked so far of an upload whose bytes are all here."""
+        upload = self._checked.get(upload_id)
+        return upload.checked_rows if upload is not None else 0
 
     def received_bytes(self, upload_id: str) -> int:
         """Bytes of an upload that are here."""

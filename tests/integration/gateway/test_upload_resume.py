@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
-from madpo_gateway.uploads import Uploads
+from madpo_gateway.uploads import Upload, UploadResult, Uploads
+from tests.integration.gateway.service import eventually
 
 pytestmark = pytest.mark.data
 
@@ -356,3 +358,39 @@ def test_the_same_files_have_the_same_upload_id(tmp_path: Path) -> None:
 
     assert len(set(ids)) == 4
     assert upload_id(b"a", b"b") == ids[1]
+
+
+async def test_a_check_that_nobody_waits_for_ends_and_keeps_the_bytes(tmp_path: Path) -> None:
+    received = Counter("received", "bytes", registry=CollectorRegistry())
+    uploads = Uploads(tmp_path / "scratch", tmp_path / "unfinished", limit_bytes=100, received=received)
+    upload_id, content = "0" * 32, b"two rows"
+    checked: list[int] = []
+    go_on = threading.Event()
+
+    def rows() -> Iterator[int]:
+        yield 1
+        go_on.wait(30)
+        yield 2
+
+    def store(upload: Upload) -> UploadResult:
+        checked.extend(upload.checked(rows()))
+        return UploadResult("dataset-1", created=True)
+
+    async def messages() -> AsyncIterator[pb.UploadDatasetRequest]:
+        yield pb.UploadDatasetRequest(header=pb.UploadDatasetHeader(upload_id=upload_id))
+        yield pb.UploadDatasetRequest(chunk=content)
+        yield pb.UploadDatasetRequest(sha256=hashlib.sha256(content).hexdigest())
+
+    upload = asyncio.create_task(uploads.receive(messages(), store))
+    await eventually(lambda: uploads.checked_rows(upload_id) == 1)
+    upload.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+
+    assert checked == [1]
+    assert (uploads.checked_rows(upload_id), uploads.result(upload_id)) == (0, None)
+    assert uploads.received_bytes(upload_id) == len(content)
+    assert (await uploads.receive(messages(), store)).dataset_id == "dataset-1"
+    assert checked == [1, 1, 2]

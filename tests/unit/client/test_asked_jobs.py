@@ -266,14 +266,26 @@ def test_a_value_that_the_spec_refuses_is_named_as_it_was_written(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("traning: {epochs: 1}", "{file}: policy_training has no field traning; did you mean training?"),
+        (
+            "model: x\ntraning: {epochs: 1}",
+            "{file}, line 2: policy_training has no field traning; did you mean training?",
+        ),
         (
             "training: {epochs: 0}",
-            "model in {file}: must be given; dataset in {file}: must be given; training.epochs in {file}: must be",
+            "model in {file}: must be given; dataset in {file}: must be given; "
+            "training.epochs in {file}, line 1: must be",
         ),
-        (f"model: {MODEL}\ndataset: {MODEL}", f"dataset in {{file}}: must be a DATASET_ID, got '{MODEL}'"),
-        (f"model: {MODEL}\ndataset_id: {MODEL}", f"dataset in {{file}}: must be a DATASET_ID, got '{MODEL}'"),
-        (f"model: {{id: x}}\ndataset: {DATASET}", "{file}: policy_training has no field model.id"),
+        (f"model: {MODEL}\ndataset: {MODEL}", f"dataset in {{file}}, line 2: must be a DATASET_ID, got '{MODEL}'"),
+        (f"model: {MODEL}\ndataset_id: {MODEL}", f"dataset in {{file}}, line 2: must be a DATASET_ID, got '{MODEL}'"),
+        (f"model: {{id: x}}\ndataset: {DATASET}", "{file}, line 1: policy_training has no field model.id"),
+        (
+            f"model: {MODEL}\ndataset: {DATASET}\ntraining:\n  optimizer:\n    eps: 1\n    beta1: 2\n",
+            "training.optimizer.beta1 in {file}, line 6: must be a number in [0, 1), got 2",
+        ),
+        (
+            f'{{"model": "{MODEL}",\n "dataset": "{DATASET}",\n "training": {{"lora": {{"target_modules": [1]}}}}}}',
+            "training.lora.target_modules.0 in {file}, line 3: must be text, got 1",
+        ),
         (f"model: {MODEL}\ndataset: {DATASET}\nmodel: x", "{file} is no YAML: line 3: model is given twice"),
     ],
 )

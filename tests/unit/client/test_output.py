@@ -77,7 +77,12 @@ def test_progress_is_steps_and_what_is_left() -> None:
     def job(state: JobState, **progress: object) -> Job:
         return Job(ID, JobKind.POLICY_TRAINING, state, {}, progress=JobProgress(**progress))  # type: ignore[arg-type]
 
-    assert describe_progress(job(JobState.RUNNING, step=3, total_steps=10, remaining_s=65.0)) == "3/10, 1:05 left"
+    assert describe_progress(job(JobState.RUNNING, step=3, total_steps=10, remaining_s=65.0, phase="training")) == (
+        "training 3/10, 1:05 left"
+    )
+    assert describe_progress(
+        job(JobState.RUNNING, phase="scoring", phase_done=1200, phase_total=5000, phase_unit="rows")
+    ) == ("scoring 1,200/5,000 rows")
     assert describe_progress(job(JobState.RUNNING, phase="tokenizing")) == "tokenizing"
     assert describe_progress(job(JobState.CANCELLED, step=3, total_steps=10, remaining_s=65.0)) == "3/10"
 

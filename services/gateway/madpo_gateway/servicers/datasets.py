@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
@@ -87,7 +87,8 @@ class DatasetServicer(DatasetServiceServicer):
         if result is not None:
             with suppress(NotFoundError):  # deleted since
                 return pb.GetUploadResponse(result=await self._uploaded(result))
-        return pb.GetUploadResponse(received_bytes=received_bytes)
+        checked_rows = self._uploads.checked_rows(request.upload_id)
+        return pb.GetUploadResponse(received_bytes=received_bytes, checked_rows=checked_rows)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:  # noqa: N802
         """One dataset."""
@@ -143,13 +144,18 @@ class DatasetServicer(DatasetServiceServicer):
         return pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=result.created)
 
     def _store_upload(self, upload: Upload) -> UploadResult:
-        return self._store(upload.announced.header, upload.data_files)
+        return self._store(upload.announced.header, upload.data_files, upload.checked)
 
-    def _store(self, header: pb.UploadDatasetHeader, files: Sequence[DataFile]) -> UploadResult:
+    def _store(
+        self,
+        header: pb.UploadDatasetHeader,
+        files: Sequence[DataFile],
+        watch: Callable[[Iterable[DatasetRow]], Iterator[DatasetRow]] = iter,
+    ) -> UploadResult:
         reader = RowReader(header.columns, lists=parse_list_rule(header.lists))
         with closing(FileRows(files, self._settings.read_limits)) as numbered:
             try:
-                rows = _at_most(self._settings.max_rows, parse_rows(numbered, reader))
+                rows = watch(_at_most(self._settings.max_rows, parse_rows(numbered, reader)))
                 first = next(rows)
                 dataset, created = self._datasets.write(
                     itertools.chain([first], rows),

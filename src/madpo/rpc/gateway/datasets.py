@@ -2,21 +2,23 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 from madpo import types
 from madpo.data.check.report import CheckReport
-from madpo.errors import FailedPreconditionError, UnavailableError
+from madpo.errors import FailedPreconditionError, MadpoError, UnavailableError
 from madpo.rpc import convert
 from madpo.rpc.channel import MAX_READ_ROWS
 from madpo.rpc.gateway.calls import GatewayCalls
 from madpo.rpc.transfer import OnBytes, OutgoingFiles
 from madpo.v1 import dataset_service_pb2 as datasets
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
+
+_ROWS_PERIOD_S = 0.5
 
 
 class DatasetCalls(GatewayCalls):
@@ -35,6 +37,7 @@ class DatasetCalls(GatewayCalls):
         columns: Mapping[str, str] | None = None,
         lists: str = "",
         on_bytes: OnBytes | None = None,
+        on_rows: Callable[[int], None] | None = None,
     ) -> tuple[types.Dataset, bool]:
         """Upload files of rows as one dataset.
 
@@ -48,6 +51,7 @@ class DatasetCalls(GatewayCalls):
             columns: Our names of columns to the files', where they differ; "" leaves a column unread.
             lists: What becomes of ranked responses; "" refuses more than two.
             on_bytes: Told of the progress.
+            on_rows: Told how many rows the gateway has checked, once it has all bytes.
 
         Returns:
             The dataset with the forms that were found, and False when the same content was stored before.
@@ -76,7 +80,8 @@ class DatasetCalls(GatewayCalls):
             )
             call = self._datasets.UploadDataset(metadata=self.metadata)
             try:
-                response = await self.upload(call, _dataset_parts(header, outgoing, report))
+                async with self._checked_rows(request, on_rows):
+                    response = await self.upload(call, _dataset_parts(header, outgoing, report))
                 break
             except (UnavailableError, FailedPreconditionError):
                 # The latter says that there are fewer bytes now: another client went on with these files meanwhile.
@@ -90,6 +95,27 @@ class DatasetCalls(GatewayCalls):
                 give_up_at = clock() + self.outage_s
             offset = state.received_bytes
         return convert.dataset_from_proto(response.dataset), response.created
+
+    @asynccontextmanager
+    async def _checked_rows(
+        self, request: datasets.GetUploadRequest, on_rows: Callable[[int], None] | None
+    ) -> AsyncIterator[None]:
+        """Ask from time to time how many rows of an upload were checked, and pass it on."""
+
+        async def ask(on_rows: Callable[[int], None]) -> None:
+            while True:
+                await asyncio.sleep(_ROWS_PERIOD_S)
+                with suppress(MadpoError):
+                    state = await self.call(self._datasets.GetUpload, request)
+                    if state.checked_rows:
+                        on_rows(state.checked_rows)
+
+        asking = None if on_rows is None else asyncio.create_task(ask(on_rows))
+        try:
+            yield
+        finally:
+            if asking is not None:
+                asking.cancel()
 
     async def import_dataset(
         self,
