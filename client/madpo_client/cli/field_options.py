@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from madpo.types import JobKind
+from madpo_client.cli.arguments import complete_datasets, complete_jobs, complete_methods, complete_models
 from madpo_client.cli.asked_job import AskedJob, Setting, asked_job, parse_settings, read_value, spec_of
 from madpo_client.deprecation import renamed
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 SPEC_HELP = "YAML or JSON file with the whole spec, which only --set changes; - reads standard input."
 SET_HELP = "Any field of the spec; repeatable."
+
+_COMPLETIONS: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("model", "reference", "reward_model", "margin.reward_model"), complete_models),
+    **dict.fromkeys(("dataset", "eval_dataset", "prompt_dataset"), complete_datasets),
+    "baseline_job_ids": complete_jobs,
+    "method.name": complete_methods,
+}
+"""What a shell offers for a field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,8 @@ class FieldOption:
 
     def parameters(self) -> Iterator[inspect.Parameter]:
         """What a command takes for it. The values are text, which the spec judges."""
-        yield _parameter(list[str] if self.gives != "value" else str, typer.Option(self.name, hidden=self.is_hidden))
+        option = typer.Option(self.name, hidden=self.is_hidden, autocompletion=_COMPLETIONS.get(self.field))
+        yield _parameter(list[str] if self.gives != "value" else str, option)
         if self.old_name is not None:
             yield _parameter(str, typer.Option(self.old_name, hidden=True))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from madpo.types import JobKind
+from madpo_client.cli.arguments import complete_jobs
 from madpo_client.cli.context import said_when_interrupted
 from madpo_client.cli.output import show
 
@@ -19,7 +20,12 @@ Name = Annotated[
         help="A name, also to refer to it by; by default made of the model's and the method's.", show_default=False
     ),
 ]
-After = Annotated[list[str], typer.Option("--after", metavar="JOB", help="A job that must succeed first; repeatable.")]
+After = Annotated[
+    list[str],
+    typer.Option(
+        "--after", metavar="JOB", help="A job that must succeed first; repeatable.", autocompletion=complete_jobs
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the job is over.")]
 
 

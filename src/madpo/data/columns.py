@@ -56,9 +56,11 @@ class ColumnMap:
         values: dict[str, Any] = {}
         names = {ours: given for given, ours in self._ours.items()}
         nulls: set[str] = set()
+        unread: list[str] = []
         for given, part in value.items():
             ours = self._name(given)
             if ours is None:
+                unread.append(str(given))
                 continue
             self._unseen.discard(given)
             if part is None:
@@ -69,7 +71,7 @@ class ColumnMap:
             values[ours] = part
             if ours != given:
                 names[ours] = given
-        return RawRow(number, values, names, frozenset(nulls - values.keys()))
+        return RawRow(number, values, names, frozenset(nulls - values.keys()), tuple(unread))
 
     def check_seen(self) -> None:
         """Raises InvalidArgumentError when a column that was to be read under another name is in no row."""

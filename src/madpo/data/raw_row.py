@@ -24,6 +24,8 @@ class RawRow:
     """What the file calls a column that is read under another name."""
     nulls: frozenset[str] = frozenset()
     """Columns that hold null in this row."""
+    unread: tuple[str, ...] = ()
+    """Columns of the file that are read as nothing."""
 
     def __contains__(self, column: str) -> bool:
         return column in self.values

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from madpo.types import Dataset, JobState, Model
+from madpo.errors import FailedPreconditionError, NotFoundError
+from madpo.types import Dataset, JobKind, JobState, Model
 from madpo_client import Client
 from madpo_client.embedded import EmbeddedStack
 
@@ -101,3 +103,64 @@ def test_what_the_gateway_refuses_is_named_as_it_was_written(madpo: Madpo, model
     assert setting.stderr.startswith("error: method.params.beta: Input should be greater than 0, got -1")
     assert method.stderr.startswith("error: --method: there is no method 'dop'; did you mean dpo, ")
     assert [(done.returncode, done.stdout) for done in (option, setting, method)] == [(1, "")] * 3
+
+
+def test_names_beginnings_and_the_newest_stand_for_ids(
+    madpo: Madpo, client: Client, model: Model, pairs: Dataset, stack: EmbeddedStack
+) -> None:
+    reward = madpo("train", "reward", "--model", model.model_id[:14], "--dataset", "pairs", "--name", "scorer")
+    policy = madpo("train", "policy", "--model", model.display_name, "--dataset", "@last", "--reward-model", "scorer",
+                   "--set", "eval_dataset=@last:preference")  # fmt: skip
+    assert (reward.returncode, policy.returncode) == (0, 0), reward.stderr + policy.stderr
+    reward_id, policy_id = reward.stdout.strip(), policy.stdout.strip()
+
+    spec = client.jobs.get(policy_id).job.spec
+    assert (spec["model"], spec["margin"]["reward_model"]) == ({"model_id": model.model_id}, {"job_id": reward_id})
+    assert spec["dataset"] == spec["eval_dataset"] == {"dataset_id": pairs.dataset_id}
+    assert f"scorer is {reward_id}" in policy.stderr
+    assert client.jobs.get(policy_id[4:12]).id == client.jobs.get("@last").id == policy_id
+    assert client.jobs.get("scorer").id == reward_id
+    assert client.jobs.get("@last").job.display_name == f"{model.display_name}-madpo"
+
+    unknown = madpo("train", "reward", "--model", "scroer", "--dataset", "pairs")
+    assert unknown.stderr.splitlines()[-1].startswith(
+        "error: --model: there is no model 'scroer'; did you mean scorer?"
+    )
+    assert complete(stack, "job", "show", "sco") == ["scorer"]
+    assert complete(stack, "train", "reward", "--dataset", "pa") == ["pairs"]
+
+
+def test_jobs_are_listed_by_what_they_are(madpo: Madpo, client: Client, model: Model, pairs: Dataset) -> None:
+    made = {method: client.jobs.train_policy(model=model, dataset=pairs, method=method) for method in ("dpo", "ipo")}
+    made["dpo"].cancel()
+
+    def listed(**filters: Any) -> list[str]:
+        return [job.id for job in client.jobs.list(since=made["dpo"].job.create_time, **filters)]
+
+    assert listed() == [made["ipo"].id, made["dpo"].id]
+    assert listed(method="dpo") == listed(states=[JobState.CANCELLED]) == [made["dpo"].id]
+    assert listed(name="ipo") == listed(name="*-ipo") == listed(limit=1) == [made["ipo"].id]
+    assert listed(kinds=[JobKind.EVALUATION]) == listed(name="dpo*") == []
+    assert listed(model=model.display_name) == listed()
+
+
+def test_a_job_is_resumed_and_deleted(client: Client, model: Model, pairs: Dataset) -> None:
+    job = client.jobs.train_reward(model=model, dataset=pairs, name="again")
+    job.cancel()
+    assert (job.resume().state, job.job.resumes) == (JobState.PENDING, 1)
+    with pytest.raises(FailedPreconditionError, match=r"is PENDING: cancel it"):
+        job.delete()
+    with pytest.raises(FailedPreconditionError, match=f"is used by {job.id}, which is PENDING"):
+        client.models.delete(model)
+    job.cancel()
+    client.jobs.delete("again")
+    with pytest.raises(NotFoundError, match=f"there is no job {job.id}"):
+        job.refresh()
+
+
+def complete(stack: EmbeddedStack, *words: str) -> list[str]:
+    """What a shell offers for the last word of a command."""
+    completing = {"COMP_WORDS": " ".join(["madpo", *words]), "COMP_CWORD": str(len(words))}
+    environment = {**os.environ, **completing, "_MADPO_COMPLETE": "complete_bash", "MADPO_HOME": str(stack.home)}
+    command = [str(Path(sys.executable).with_name("madpo"))]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout.split()

@@ -481,6 +481,11 @@ def complete(*words: str) -> list[str]:
         (("job", "fields", "e"), ["evaluation"]),
         (("job", "create", "dataset_check", "--set", "o"), ["overlong="]),
         (("job", "create", "--set", "o"), []),
+        (("train", "policy", "--method", "madp"), ["madpo", "madpo_posterior"]),
+        (("methods", "show", "apo_a"), ["apo_accel"]),
+        # Without a gateway.
+        (("job", "show", "@"), ["@last"]),
+        (("train", "reward", "--model", ""), ["@last"]),
     ],
 )
 def test_a_shell_completes_fields_of_the_kind(words: tuple[str, ...], offered: list[str] | None) -> None:

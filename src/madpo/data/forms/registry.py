@@ -11,7 +11,10 @@ from madpo.data.columns import PAIR_COLUMNS, ROW_COLUMNS
 from madpo.data.forms.form import Form
 from madpo.data.raw_row import RawRow
 from madpo.discovery import declared_by_name
+from madpo.spelling import did_you_mean
 
+_MOST_COLUMNS = 20
+"""Names of columns in one message."""
 _OTHER_MODULES = ("form", "implicit", "registry", "system")
 
 _UNSUPPORTED = (
@@ -83,11 +86,22 @@ def _explain(given: frozenset[str], row: RawRow) -> NoReturn:
         missing = min(form.requires - given, default="")
         names = " or ".join(other.name for other in nearest if other.requires == form.requires)
         columns = ", ".join(sorted(form.requires))
-        row.refuse(missing, f"{'is missing for' if missing else 'does not fit'} {names} ({columns})")
+        row.refuse(
+            missing, f"{'is missing for' if missing else 'does not fit'} {names} ({columns}){_unread(missing, row)}"
+        )
     left = sorted(given - whole[0].requires - whole[0].allows)
     if len(whole) == 1 and left:
         row.refuse(left[0], f"is left over by {_listed(whole)}: leave it unread, or say which columns are meant")
     row.refuse("", f"could be {_listed(whole)}: say which columns are meant (map them, or leave some unread)")
+
+
+def _unread(missing: str, row: RawRow) -> str:
+    """What the row has that is not read, and which of it may be what is missing."""
+    if not missing or not row.unread:
+        return ""
+    columns = ", ".join(sorted(row.unread)[:_MOST_COLUMNS])
+    meant = did_you_mean(row.name(missing), row.unread) or "; map one of them, if it is meant"
+    return f"; not read: {columns:.500}{meant}"
 
 
 def _listed(forms: Iterable[Form]) -> str:

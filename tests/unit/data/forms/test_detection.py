@@ -45,6 +45,12 @@ def refusal(row: dict[str, Any], **how: Any) -> tuple[str, str]:
         ({"question": "q", "chosen": "a"}, ".rejected", "is missing for intel (chosen, question, rejected)"),
         ({"preferred_output": [GOOD], "input": {"messages": [USER]}}, ".non_preferred_output", "missing for openai"),
         ({"context": [USER], "completion": "a"}, ".prompt", "is missing for completion"),
+        (
+            {"prompt": "p", "chosn": "a", "rejected": "b", "n": 1},
+            ".chosen",
+            "is missing for explicit-chat or explicit-text or full-conversations (chosen, prompt, rejected)"
+            "; not read: chosn, n; did you mean chosn?",
+        ),
         ({"prompt": "q", "answers": []}, ".answers", "must be 2 to 64 responses, got 0"),
         ({"messages": [USER, GOOD]}, ".chosen", "is missing for sharegpt-messages"),
         ({"text": "hello"}, "", "no column that says what it is: none that is read"),
