@@ -251,11 +251,16 @@ class JobQueue(Protocol):
         """End as CANCELLED."""
         ...
 
-    async def give_back(self, claim: Claim, *, crash_reason: str | None) -> Job:
+    async def give_back(self, claim: Claim, *, crash_reason: str | None, crash_fingerprint: str = "") -> Job:
         """Return the job for another attempt.
 
         With a crash reason this counts as a crash; too many without progress end the job as FAILED and put it on the
-        dead-letter stream. None (a drained worker) does not count.
+        dead-letter stream, and so does the same fingerprint twice in a row. None (a drained worker) does not count.
+
+        Args:
+            claim: The attempt.
+            crash_reason: Its first line says what happened; the end of the log may follow.
+            crash_fingerprint: The same for crashes that must come again; "" where another attempt may be spared it.
         """
         ...
 

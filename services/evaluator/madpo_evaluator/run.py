@@ -1,6 +1,5 @@
-"""One attempt at a job, in a process of its own: `python -m madpo_evaluator.run WORKSPACE`."""
+"""One attempt at a job, in a process of its own (see `madpo.worker.program`)."""
 
-import argparse
 import logging
 from pathlib import Path
 
@@ -39,9 +38,3 @@ def main(workspace: Path) -> None:
     except MadpoError as error:
         logger.exception("the job cannot go on")
         run.fail(str(error))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workspace", type=Path)
-    main(parser.parse_args().workspace)

@@ -1,10 +1,10 @@
 """The evaluator's supervising process: takes one evaluation at a time and launches it. No torch here."""
 
-import sys
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from madpo.worker import program
 from madpo.worker.service import WorkerService
 from madpo_evaluator.settings import EvaluatorSettings
 
@@ -16,4 +16,4 @@ def build(settings: EvaluatorSettings, registry: CollectorRegistry) -> WorkerSer
 
 def evaluation_command(workspace: Path) -> list[str]:
     """The child process of one job: a crash or an out-of-memory kills the run and never the worker."""
-    return [sys.executable, "-m", "madpo_evaluator.run", str(workspace)]
+    return program.command("madpo_evaluator.run", workspace)

@@ -1,29 +1,53 @@
-"""`python -m madpo_trainer.launch WORKSPACE`: torchrun, as a supervisor starts it for one attempt.
+"""Torchrun, as a supervisor starts it for one attempt (by `madpo.worker.program`).
 
 Also one process runs under torchrun: a crash or an out-of-memory kills the run and never the supervisor. This is a
 process of its own because torchrun would outlive a supervisor that is killed, and keep the port at which ranks meet;
 and because only torch knows how many GPUs there are, and supervisors do without torch.
 """
 
-import sys
+import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from madpo.config import load_settings
 from madpo.errors import FailedPreconditionError
+from madpo.worker import program
+from madpo.worker.crash import killed
+from madpo.worker.failure import Failure, leave_failure
 from madpo.worker.workspace import watch_lifeline
 from madpo_trainer.settings import TrainerSettings
 
 
-def main(workspace: Path) -> None:
-    """Run the ranks of this host to their end; exits with torchrun's code."""
+def main(workspace: Path) -> int:
+    """Run the ranks of this host to their end; the exit code is 0 when none of them failed."""
     watch_lifeline(workspace)
     arguments = torchrun_arguments(load_settings(TrainerSettings), gpus=torch.cuda.device_count())
     # Its logs would else stay in the temporary folder, which is memory in a container.
     logs = ["--log-dir", str(workspace / "torchrun")]
-    torchrun.main([*arguments, *logs, "-m", "madpo_trainer.run", str(workspace)])
+    _, *rank = program.command("madpo_trainer.run", workspace)
+    try:
+        # Without the decorator of torchrun's own main, which prints a banner where the error should be.
+        torchrun.run(torchrun.parse_args([*arguments, *logs, *rank]))  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        _tell(workspace, error)
+        return 1
+    return 0
+
+
+def _tell(workspace: Path, error: ChildFailedError) -> None:
+    """Leave in the workspace how ranks ended that could not say it; torchrun itself ends those that are left over."""
+    for rank, failure in error.failures.items():
+        if failure.exitcode == -signal.SIGTERM:
+            continue
+        said = Failure(f"rank {rank} exited with code {failure.exitcode} before it had finished")
+        if failure.exitcode < 0:
+            said = killed(f"rank {rank}", -failure.exitcode)
+        leave_failure(workspace, failure.pid, replace(said, time=time.time()))
 
 
 def torchrun_arguments(settings: TrainerSettings, *, gpus: int) -> list[str]:
@@ -55,7 +79,3 @@ def _processes(settings: TrainerSettings, gpus: int) -> int:
             "MADPO_TRAINER_NPROC_PER_NODE=gpu, but no GPU is visible (give the container its GPUs, or use auto)"
         )
     return max(1, gpus)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""One training attempt, in each process torchrun starts: `python -m madpo_trainer.run WORKSPACE`.
+"""One training attempt, in each process torchrun starts (by `madpo.worker.program`).
 
 Reads the job from the workspace, resumes from the newest whole checkpoint, trains, publishes model and artifacts, and
 leaves its outcome for the supervisor. All ranks run the same program; the leader alone has the job's workspace, writes
@@ -7,13 +7,12 @@ to the object store and asks the reward service. The others have a workspace of 
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import structlog
 import torch
@@ -37,6 +36,7 @@ from madpo.storage.references import resolve_dataset_id, resolve_model
 from madpo.storage.tokens import TokenStore
 from madpo.telemetry.logging import configure_logging
 from madpo.types import Checkpoint, JobKind, JobResult
+from madpo.worker.failure import telling
 from madpo.worker.phase import Interrupted, Phase, transfers
 from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.blocks import prepare_blocks
@@ -60,8 +60,17 @@ from madpo_trainer.training_rows import TrainingRows
 logger = logging.getLogger(__name__)
 
 
-def main(workspace: Path) -> int:
-    """Run the attempt; the exit code is 0 whenever an outcome was left."""
+def main(workspace: Path) -> NoReturn:
+    """Run the attempt and end the process; the exit code is 0 whenever an outcome was left."""
+
+    def program() -> int:
+        with telling(workspace):
+            return _attempt(workspace)
+
+    run_rank(program)
+
+
+def _attempt(workspace: Path) -> int:
     watch_lifeline(workspace)
     settings = load_settings(TrainerSettings)
     configure_logging(service="trainer-run", level=settings.log_level, format=settings.log_format)
@@ -377,7 +386,3 @@ class TrainingRun:
     def _phase(self, name: str, total: int = 0, *, unit: str = "", done: int = 0) -> Phase:
         leads = self._ranks.is_leader
         return Phase(self._run, name, total, unit=unit, done=done, step=self._state.step, reports=leads)
-
-
-if __name__ == "__main__":
-    run_rank(lambda: main(Path(sys.argv[1])))

@@ -1,10 +1,10 @@
 """The trainer's supervising process: takes one training job at a time and launches its ranks. No torch here."""
 
-import sys
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from madpo.worker import program
 from madpo.worker.service import WorkerService
 from madpo_trainer.follower import FollowerService
 from madpo_trainer.settings import TrainerSettings
@@ -19,4 +19,4 @@ def build(settings: TrainerSettings, registry: CollectorRegistry) -> WorkerServi
 
 def training_command(workspace: Path) -> list[str]:
     """The ranks of this host."""
-    return [sys.executable, "-m", "madpo_trainer.launch", str(workspace)]
+    return program.command("madpo_trainer.launch", workspace)

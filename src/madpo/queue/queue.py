@@ -316,9 +316,10 @@ class RedisJobQueue:
         """See `JobQueue.finish_cancelled`."""
         return job_of(await self._run_as(claim, "finish", JobState.CANCELLED.value, "", ""))
 
-    async def give_back(self, claim: Claim, *, crash_reason: str | None) -> Job:
+    async def give_back(self, claim: Claim, *, crash_reason: str | None, crash_fingerprint: str = "") -> Job:
         """See `JobQueue.give_back`. A job whose cancellation was asked for ends as CANCELLED instead."""
-        return job_of(await self._run_as(claim, "give_back", *([] if crash_reason is None else [crash_reason])))
+        crash = [] if crash_reason is None else [crash_reason, crash_fingerprint]
+        return job_of(await self._run_as(claim, "give_back", *crash))
 
     async def reap(self) -> Sequence[Job]:
         """See `JobQueue.reap`. Any number of processes may call it."""

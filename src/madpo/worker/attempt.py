@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import signal
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +15,8 @@ from madpo.queue.records import RunEvent
 from madpo.storage.results import write_result
 from madpo.types import Job, JobProgress, JobResult, JobState, LogLine
 from madpo.worker.child import Child
+from madpo.worker.crash import describe, memory_kills
+from madpo.worker.failure import Failure
 from madpo.worker.metrics import WorkerMetrics
 from madpo.worker.workspace import Outcome, StopReason, Workspace
 
@@ -72,12 +73,14 @@ class Attempt:
             ExceptionGroup: With StaleAttemptError when the job was lost to another attempt; the run is dead by then.
         """
         workspace = Workspace(self._settings.workspace / "jobs" / self._claim.job.job_id, self._claim)
+        kills = memory_kills()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_lease())
                 try:
                     exit_code = await self._run_child(workspace, tasks)
-                    return await self._deliver(workspace.outcome(), exit_code, workspace.log_tail())
+                    crash = describe(workspace.failure(), exit_code, memory_ran_out=memory_kills() > kills)
+                    return await self._deliver(workspace.outcome(), crash, workspace.log_tail())
                 finally:
                     self._over.set()
         finally:
@@ -154,8 +157,8 @@ class Attempt:
     async def _publish(self, events: Sequence[RunEvent]) -> None:
         await self._answer(lambda: self._queue.publish(self._claim, events))
 
-    async def _deliver(self, outcome: Outcome | None, exit_code: int, log_tail: str) -> str:
-        """Tell the queue, then the store; the last word counts, whatever the exit code."""
+    async def _deliver(self, outcome: Outcome | None, crash: Failure, log_tail: str) -> str:
+        """Tell the queue, then the store; the last word counts, whatever the exit code. Without one it was a crash."""
         match outcome:
             case Outcome("succeeded", result=JobResult() as result):
                 await self._succeed(result)
@@ -173,8 +176,12 @@ class Attempt:
             logger.warning("the run ended while the store was away; this counts as no crash")
             await self._end(lambda: self._queue.give_back(self._claim, crash_reason=None))
             return "given_back"
-        crash = f"{self._describe_silence() if self._is_hung else _describe_exit(exit_code)}\n{log_tail}".strip()
-        await self._end(lambda: self._queue.give_back(self._claim, crash_reason=crash))
+        if self._is_hung:
+            crash = Failure(self._describe_silence())
+        reason = f"{crash.line}\n{log_tail}".strip()
+        await self._end(
+            lambda: self._queue.give_back(self._claim, crash_reason=reason, crash_fingerprint=crash.fingerprint)
+        )
         return "crashed"
 
     async def _store_is_away(self) -> bool:
@@ -265,10 +272,3 @@ def _log_events(lines: list[str]) -> list[LogLine]:
     if left_out > 0:
         lines = [f"... {left_out} lines left out ...", *lines[left_out:]]
     return [LogLine(line) for line in lines]
-
-
-def _describe_exit(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"the run exited with code {exit_code} before it had finished"
-    name = signal.Signals(-exit_code).name
-    return f"the run was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

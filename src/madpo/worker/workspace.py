@@ -5,6 +5,7 @@ events.jsonl   what the run reports, one `[type, data]` a line; the supervisor r
 run.log        the run's output and error streams; relayed too
 stop           `cancel` or `drain`: the run writes a checkpoint and ends
 outcome.json   how the run ended, its last word; without it the run crashed
+failure-*.json what ended a process of the run, by its id
 lifeline       locked by the supervisor while it lives: a run that can lock it has been orphaned and exits
 """
 
@@ -31,6 +32,8 @@ from madpo.queue.records import (
     result_to_json,
 )
 from madpo.types import CheckpointPublished, Job, JobProgress, JobResult, LogLine
+from madpo.worker.failure import Failure, first_failure
+from madpo.worker.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +119,7 @@ class Run:
         value = {"kind": outcome.kind, "reason": outcome.reason}
         if outcome.result is not None:
             value["result"] = result_to_json(outcome.result)
-        _write_whole(self.directory / "outcome.json", json.dumps(value))
+        write_whole(self.directory / "outcome.json", json.dumps(value))
 
 
 def hold_lifeline(directory: Path) -> BinaryIO:
@@ -156,7 +159,7 @@ class Workspace:
         self._events = LineReader(self.directory / "events.jsonl")
         self._log = LineReader(self.log_path)
         self._lifeline = hold_lifeline(self.directory)
-        _write_whole(self.directory / "job.json", job_to_json(claim.job))
+        write_whole(self.directory / "job.json", job_to_json(claim.job))
 
     def close(self) -> None:
         """Let go of the lifeline and remove what is this attempt's; a newer one may have moved in beside it."""
@@ -167,7 +170,7 @@ class Workspace:
 
     def request_stop(self, reason: StopReason) -> None:
         """Ask the run to end; `cancel` overrules an earlier `drain`."""
-        _write_whole(self.directory / "stop", reason)
+        write_whole(self.directory / "stop", reason)
 
     def said_bytes(self) -> int:
         """How much the run has said so far, in reports and print: it grows while the run is alive."""
@@ -182,6 +185,10 @@ class Workspace:
             return None
         result = result_from_json(value["result"]) if "result" in value else None
         return Outcome(value["kind"], result=result, reason=value["reason"])
+
+    def failure(self) -> Failure | None:
+        """What ended the first process of the run that failed, if one said so."""
+        return first_failure(self.directory)
 
     def new_events(self) -> list[RunEvent]:
         """What the run reported since the last call; lines that are not events are logged and skipped."""
@@ -241,10 +248,3 @@ def clean_line(line: str) -> str:
     """A line fit for a terminal and an event: what a progress bar last drew, no control characters, bounded."""
     drawn = line.rstrip("\r\n").rpartition("\r")[2]
     return _UNPRINTABLE.sub("", drawn)[:LOG_LINE_CHARS]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is seen whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -90,11 +90,30 @@ async def test_crashes_without_progress_end_a_job_as_a_dead_letter(
     job = await queue.create(request("r"))
     for _ in range(2):
         assert (await queue.give_back(await claim(queue), crash_reason="boom")).state == JobState.PENDING
-    last = await queue.give_back(await claim(queue), crash_reason="out of memory")
+    last = await queue.give_back(await claim(queue), crash_reason="out of memory\nline 1\nline 2")
     assert (last.state, last.attempt) == (JobState.FAILED, 3)
-    assert last.reason == "crashed 3 times without progress; last: out of memory"
+    assert last.reason == "out of memory; tried 3 times without progress\nline 1\nline 2"
     ((_, letter),) = await server.xrange(keys.dead(QUEUE))
     assert letter == {"job_id": job.job_id, "attempt": "3", "reason": last.reason}
+
+
+async def test_the_same_fingerprint_twice_in_a_row_is_not_tried_a_third_time(queue: RedisJobQueue) -> None:
+    await queue.create(request("r", max_attempts=9))
+    for fingerprint in ("a", "b", "", "a", ""):
+        given_back = await queue.give_back(await claim(queue), crash_reason="boom", crash_fingerprint=fingerprint)
+        assert given_back.state == JobState.PENDING
+    for _ in range(3):
+        claimed = await claim(queue)
+        await queue.publish(claimed, [CheckpointPublished(1)])
+        assert (await queue.give_back(claimed, crash_reason="boom", crash_fingerprint="a")).state == JobState.PENDING
+    last = await queue.give_back(await claim(queue), crash_reason="boom", crash_fingerprint="a")
+    assert (last.state, last.reason) == (JobState.FAILED, "boom; tried 2 times without progress")
+
+
+async def test_a_job_of_one_attempt_is_tried_once(queue: RedisJobQueue) -> None:
+    await queue.create(request("r", max_attempts=1))
+    last = await queue.give_back(await claim(queue), crash_reason="boom")
+    assert (last.state, last.reason) == (JobState.FAILED, "boom; tried once")
 
 
 async def test_a_checkpoint_clears_the_crash_count_and_a_drain_does_not_add_to_it(queue: RedisJobQueue) -> None:

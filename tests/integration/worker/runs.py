@@ -16,6 +16,7 @@ PATIENCE_S = 60
 RUN = """
     import os, signal, subprocess, sys, time
     from pathlib import Path
+    from madpo.worker.failure import telling
     from madpo.worker.workspace import Run
     from madpo.types import JobProgress, JobResult
 
@@ -50,6 +51,10 @@ RUN = """
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def fail_by(error):
+        with telling(run.directory):
+            raise error
+
     def once(trouble):
         trouble() if run.attempt == 1 else work()
 
@@ -83,6 +88,8 @@ RUN = """
         "silent": lambda: None,
         "hang_once": lambda: once(ignore),
         "talk": talk,
+        "raise": lambda: fail_by(ValueError(f"no column {run.attempt}")),
+        "disconnect": lambda: fail_by(ConnectionResetError("peer gone")),
         "crash_after_success": lambda: (work(), sys.exit(1)),
         "die_once": lambda: once(die),
         "wait_once": lambda: once(wait),

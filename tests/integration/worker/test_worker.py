@@ -76,10 +76,34 @@ async def test_a_run_that_crashes_again_and_again_ends_with_its_last_words_and_b
         job = await ended(queue, poison)
         assert (await ended(queue, other)).state == JobState.SUCCEEDED
     assert (job.state, job.attempt) == (JobState.FAILED, 3)
-    assert job.reason.startswith("crashed 3 times without progress; last: the run exited with code 3")
+    first = "the run exited with code 3 before it had finished; tried 3 times without progress"
+    assert job.reason.splitlines()[0] == first
     assert job.reason.splitlines()[1:] == [f"line {i}" for i in range(80, 100)]
     assert read_result(store, poison).state == JobState.FAILED
     assert outcomes(registry) == {"crashed": 3, "succeeded": 1}
+
+
+async def test_an_error_that_must_come_again_is_tried_twice_and_is_the_reason(
+    queue: RedisJobQueue, registry: CollectorRegistry, working: Any
+) -> None:
+    job_id = await create(queue, "raise", max_attempts=9)
+    async with working():
+        job = await ended(queue, job_id)
+    first, *log = job.reason.splitlines()
+    assert (job.state, job.attempt) == (JobState.FAILED, 2)
+    assert first == "ValueError: no column 2 (in __main__:fail_by); tried 2 times without progress"
+    assert log[-1] == "ValueError: no column 2"
+    assert outcomes(registry) == {"crashed": 2}
+
+
+async def test_an_error_of_the_machine_keeps_its_attempts(queue: RedisJobQueue, working: Any) -> None:
+    job_id = await create(queue, "disconnect")
+    async with working():
+        job = await ended(queue, job_id)
+    assert (job.attempt, job.reason.splitlines()[0]) == (
+        3,
+        "ConnectionResetError: peer gone (in __main__:fail_by); tried 3 times without progress",
+    )
 
 
 async def test_a_run_that_was_killed_is_tried_again(queue: RedisJobQueue, working: Any) -> None:
@@ -88,7 +112,7 @@ async def test_a_run_that_was_killed_is_tried_again(queue: RedisJobQueue, workin
         reasons = [getattr(event.event, "reason", "") async for event in queue.watch(job_id)]
     job = await queue.get(job_id)
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
-    assert "the run was killed by SIGKILL (out of memory?)" in reasons
+    assert "the run was killed by SIGKILL (out of host memory?)" in reasons
 
 
 async def test_a_run_that_exits_without_a_word_has_crashed(queue: RedisJobQueue, working: Any) -> None:

@@ -73,9 +73,11 @@ def test_what_torchrun_writes_goes_with_the_workspace(tmp_path, monkeypatch):
     for name in ("STORE_URL", "REDIS_URL", "WORKSPACE"):
         monkeypatch.setenv(f"MADPO_TRAINER_{name}", "redis://127.0.0.1:1/0" if name == "REDIS_URL" else "file:///none")
     monkeypatch.setattr(launch, "watch_lifeline", lambda workspace: None)
-    monkeypatch.setattr(launch.torchrun, "main", started.extend)
+    monkeypatch.setattr(launch.torchrun, "run", started.append)
 
-    launch.main(tmp_path)
+    assert launch.main(tmp_path) == 0
 
-    assert started[started.index("--log-dir") + 1] == str(tmp_path / "torchrun")
-    assert started[-3:] == ["-m", "madpo_trainer.run", str(tmp_path)]
+    (arguments,) = started
+    assert arguments.log_dir == str(tmp_path / "torchrun")
+    assert (arguments.module, arguments.training_script) == (True, "madpo.worker.program")
+    assert arguments.training_script_args == ["madpo_trainer.run", str(tmp_path)]

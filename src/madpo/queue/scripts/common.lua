@@ -104,14 +104,18 @@ end
 
 local CANCELLED = 'cancelled on request'
 
--- Take a running job back for another attempt. A crash reason counts; nil does not.
-local function requeue(id, crash_reason)
+-- Take a running job back for another attempt. A crash reason counts; nil does not. Crashes of one fingerprint come again
+-- and again: the second is the last.
+local function requeue(id, crash_reason, fingerprint)
   redis.call('ZREM', leases, id)
   if field(id, 'cancel_requested') == '1' then return finish(id, 'CANCELLED', CANCELLED) end
   if not crash_reason then return make_pending(id, '') end
   local crashes = redis.call('HINCRBY', job_key(id), 'crashes', 1)
-  if crashes < tonumber(field(id, 'max_attempts')) then return make_pending(id, crash_reason) end
-  local reason = 'crashed ' .. crashes .. ' times without progress; last: ' .. crash_reason
+  local is_same = fingerprint and fingerprint ~= '' and fingerprint == field(id, 'crash_fingerprint')
+  redis.call('HSET', job_key(id), 'crash_fingerprint', fingerprint or '')
+  if crashes < tonumber(field(id, 'max_attempts')) and not is_same then return make_pending(id, crash_reason) end
+  local line, log = crash_reason:match('^([^\n]*)(.*)$')
+  local reason = line .. '; tried ' .. (crashes == 1 and 'once' or crashes .. ' times without progress') .. log
   redis.call('XADD', dead_key(field(id, 'queue')), 'MAXLEN', '~', DEAD_LETTERS_KEPT, '*', 'job_id', id,
     'attempt', field(id, 'attempt'), 'reason', reason)
   finish(id, 'FAILED', reason)
