@@ -1,5 +1,6 @@
 """What commands that create a job have in common: its label, what it waits for, and waiting for it."""
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,4 +57,7 @@ def wait_for(job: "JobHandle", *, wait: bool, quiet: bool = False) -> "Job | Non
     with said_when_interrupted(
         f"the job goes on; `madpo job watch {job.id}` shows it, `madpo job cancel {job.id}` stops it"
     ):
-        return job.wait(progress=True)
+        done = job.wait(progress=True)
+    for warning in done.result.warnings if done.result is not None else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    return done

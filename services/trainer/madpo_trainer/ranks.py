@@ -2,7 +2,7 @@
 
 Ranks differ in what they compute and must agree on everything else. A rank that raised between two collectives would
 leave the others waiting in the second, so errors travel with the results: whatever ends the job on one rank is raised
-on all of them. Other errors end the rank's process, and with it, by torchrun or a broken connection, the attempt.
+on all of them. Other errors are raised on their rank, and on the others as AnotherRankFailedError.
 
 Collectives and rendezvous are those of torch.distributed: gloo for objects and CPU tensors, NCCL for CUDA tensors.
 """
@@ -18,14 +18,14 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from madpo.errors import MadpoError
+from madpo.errors import InternalError, MadpoError
 from madpo.worker.phase import Interrupted, Phase
 from madpo_trainer.settings import RankEnvironment
 
@@ -38,6 +38,15 @@ _LONGEST_SILENCE_S = 5.0
 
 class OutOfMemory(Exception):  # noqa: N818 - the step is done again in smaller pieces
     """A micro-batch did not fit on this rank's device."""
+
+
+class AnotherRankFailedError(InternalError):
+    """What ranks hear of an error that is not one of ours and may not survive pickling; its rank raises it itself."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """In words."""
+        return cls(f"another rank failed: {type(error).__name__}: {error}")
 
 
 _SHARED = (MadpoError, Interrupted, OutOfMemory)
@@ -183,6 +192,8 @@ class TorchRanks(Ranks):
             self._broadcast(None)
         error = running.exception()
         if error is not None and not isinstance(error, _SHARED):
+            if isinstance(error, Exception):
+                self._broadcast(_Outcome(error=AnotherRankFailedError.of(error)))
             raise error
         outcome = _Outcome(error=error) if error is not None else _Outcome(running.result())
         self._broadcast(outcome)
@@ -195,6 +206,10 @@ class TorchRanks(Ranks):
             outcome = _Outcome(work())
         except _SHARED as error:
             outcome = _Outcome(error=error)
+        except Exception as error:
+            if not self.in_step:  # else the others wait for this rank elsewhere
+                self.gather(AnotherRankFailedError.of(error))
+            raise
         for failure in self.gather(outcome.error):
             if failure is not None:
                 raise failure

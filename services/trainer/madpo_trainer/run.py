@@ -26,7 +26,6 @@ from madpo.jobs.registry import KINDS, parse_spec
 from madpo.models.dtypes import WeightDtypes, round_weights
 from madpo.models.load import load_causal_lm, load_tokenizer
 from madpo.ports import ObjectStore
-from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.files import fetch_once
@@ -38,14 +37,16 @@ from madpo.telemetry.logging import configure_logging
 from madpo.types import Checkpoint, JobKind, JobResult
 from madpo.worker.failure import telling
 from madpo.worker.phase import Interrupted, Phase, transfers
+from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run, watch_lifeline
+from madpo_trainer.artifacts import leave_artifacts
 from madpo_trainer.blocks import prepare_blocks
 from madpo_trainer.initial_model import InitialModel, load_trainable, prepare_initial
 from madpo_trainer.kinds.base import TrainingInputs, TrainingSpec
 from madpo_trainer.kinds.registry import training_kind
+from madpo_trainer.last_evaluation import evaluate_last
 from madpo_trainer.ledger import Ledger
-from madpo_trainer.loop import TrainingLoop, write_metrics
-from madpo_trainer.margins.calibration import write_artifacts
+from madpo_trainer.loop import TrainingLoop
 from madpo_trainer.memory import note_shortage, noted_shortage, shortage_error
 from madpo_trainer.model_runner import ModelRunner, choose_layout, evaluating
 from madpo_trainer.objectives.base import Objective
@@ -125,6 +126,7 @@ class TrainingRun:
         self._device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._state = TrainingState(seed=self._parameters.seed)
         self._metrics: list[dict[str, Any]] = []
+        self._tolerance = Tolerance()
         self._tensors: Mapping[str, Mapping[str, torch.Tensor]] = {}
 
     def execute(self) -> None:
@@ -313,7 +315,9 @@ class TrainingRun:
         dtypes = output_dtypes(self._parameters, initial)
         if dtypes is not None:
             round_weights(objective.model, dtypes)
-        held_out = self._evaluate(objective)
+        held_out = evaluate_last(
+            lambda: self._evaluate(objective), self._run, self._store, self._ranks, self._tolerance
+        )
         summary = self._summary(objective, inputs, held_out) | dict(loop_summary)
         self._phase("publishing")
         state = whole_state(objective.model)
@@ -337,6 +341,7 @@ class TrainingRun:
         return describe_output(model, inputs.tokenizer, dtypes=dtypes, added_ends=added, is_reward=is_reward)
 
     def _summary(self, objective: Objective, inputs: TrainingInputs, held_out: dict[str, float]) -> dict[str, Any]:
+        nothing: dict[str, Any] = {}
         summary: dict[str, Any] = {
             "steps": self._state.step,
             "final": self._metrics[-1] if self._metrics else {},
@@ -348,19 +353,20 @@ class TrainingRun:
                 for name, dataset_id in (("training", inputs.dataset_id), ("held_out", inputs.eval_dataset_id))
                 if dataset_id is not None
             },
-            **objective.summary(),
+            **self._tolerance.attempt("the summary of the method", objective.summary, nothing),
         }
         if self._state.calibration:
-            summary["calibration"] = CalibrationReport.model_validate(self._state.calibration).summary()
+            report = CalibrationReport.model_validate(self._state.calibration)
+            summary["calibration"] = self._tolerance.attempt("the summary of the calibration", report.summary, nothing)
         if "margins" in summary:
             wait_s, step_s = self._state.counters.get("margin_wait_s", 0.0), self._state.counters.get("step_s", 0.0)
             summary["margins"] |= {"wait_s": wait_s, "wait_share": wait_s / step_s if step_s else 0.0}
         return summary
 
     def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, save: Callable[[Path], dict[str, Any]]) -> None:
-        """Store model, ledger and metrics, then report the result."""
+        """Store the model, then what tells of it, then report the result."""
         directory = self._run.directory / "final"
-        summary["output"] = save(directory)
+        summary = self._tolerance.finite(summary | {"output": save(directory)})
         model, _ = self._models.publish(
             directory,
             display_name=self._run.job.display_name or self._run.job.kind.value,
@@ -373,15 +379,15 @@ class TrainingRun:
                 "eval": summary["eval"],
             },
         )
-        artifacts = self._run.directory / "artifacts"
-        artifacts.mkdir(exist_ok=True)
-        write_metrics(artifacts / "metrics.jsonl", self._metrics)
-        if self._state.calibration:
-            write_artifacts(CalibrationReport.model_validate(self._state.calibration), artifacts)
-        if inputs.ledger.parts:
-            inputs.ledger.join(artifacts / "ledger.parquet")
-        publish_artifacts(self._store, self._run.job.job_id, artifacts, attempt=self._run.attempt)
-        self._run.succeed(JobResult(model_id=model.model_id, summary=summary))
+        leave_artifacts(
+            self._run,
+            self._store,
+            self._tolerance,
+            metrics=self._metrics,
+            calibration=self._state.calibration,
+            ledger=inputs.ledger,
+        )
+        self._run.succeed(JobResult(model.model_id, summary, warnings=tuple(self._tolerance.warnings)))
 
     def _phase(self, name: str, total: int = 0, *, unit: str = "", done: int = 0) -> Phase:
         leads = self._ranks.is_leader

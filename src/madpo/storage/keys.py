@@ -11,6 +11,7 @@
     jobs/{job_id}/result.json                        how the job ended; again after it was resumed
     jobs/{job_id}/owner.json                         the attempt that owns the job; compare-and-swap fences older ones
     jobs/{job_id}/memory_shortage.json               what a sharded run that ran out of memory tells the next attempt
+    jobs/{job_id}/last_evaluation/a00002.json        an attempt has begun the evaluation after the last step
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
     jobs/{job_id}/margins/a00002-000017.jsonl        margins as they were learned, before they were used
@@ -107,6 +108,16 @@ def job_owner(job_id: str) -> str:
 def memory_shortage(job_id: str) -> str:
     """That memory ran out, for the next attempt."""
     return f"jobs/{job_id}/memory_shortage.json"
+
+
+def last_evaluations(job_id: str) -> str:
+    """Prefix of the notes of a job's evaluations after the last step."""
+    return f"jobs/{job_id}/last_evaluation/"
+
+
+def last_evaluation(job_id: str, *, attempt: int) -> str:
+    """Note of one attempt that it began."""
+    return f"{last_evaluations(job_id)}a{attempt:05d}.json"
 
 
 def checkpoints(job_id: str) -> str:

@@ -85,9 +85,13 @@ def close_result(store: ObjectStore, job: Job) -> None:
 
 
 def _outcome(state: JobState | None, result: JobResult | None, reason: str, resumes: int) -> dict[str, Any]:
-    value = None if result is None else {"model_id": result.model_id, "summary": dict(result.summary)}
-    if value is not None and result is not None and result.dataset_id is not None:
-        value["dataset_id"] = result.dataset_id
+    value: dict[str, Any] | None = None
+    if result is not None:
+        value = {"model_id": result.model_id, "summary": dict(result.summary)}
+        if result.dataset_id is not None:
+            value["dataset_id"] = result.dataset_id
+        if result.warnings:
+            value["warnings"] = list(result.warnings)
     return {"state": state and state.value, "result": value, "reason": reason, "resumes": resumes}
 
 
@@ -96,7 +100,9 @@ def read_result(store: ObjectStore, job_id: str) -> JobOutcome:
     found, _ = _read_outcome(store, job_id)
     if found["state"] is None:
         raise NotFoundError(f"{job_id} has not ended")
-    result = JobResult(**found["result"]) if found["result"] else None
+    result = None
+    if value := found["result"]:
+        result = JobResult(**(value | {"warnings": tuple(value.get("warnings", ()))}))
     return JobOutcome(JobState(found["state"]), result, found["reason"])
 
 

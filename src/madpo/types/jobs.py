@@ -58,6 +58,8 @@ class JobResult:
     model_id: str | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
     dataset_id: str | None = None
+    warnings: tuple[str, ...] = ()
+    """What went wrong beside the job's purpose, a line each: a plot not made, a figure that is missing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,9 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]*@")
 _NAMED_SECRET = re.compile(r"(?i)\b(bearer\s+|(?:password|passwd|secret\w*|api_?key)\s*[=:]\s*)[^\s,;'\"]+")
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+")
 """Addresses, steps, attempts and sizes: they may differ where the error is the same."""
-_PEER_LOST = re.compile(r"(?i)connection (closed|reset) by peer|broken pipe|remote process exited|peer closed")
+_PEER_LOST = re.compile(
+    r"(?i)connection (closed|reset) by peer|broken pipe|remote process exited|peer closed|another rank failed"
+)
 """What a rank says when another one has ended."""
 _OF_THE_MACHINE = re.compile(
     r"(?i)out of memory|not enough memory|can't allocate memory|shared memory|CUDA|NCCL|gloo|connect|timed? ?out"

@@ -157,7 +157,7 @@ async def test_restore_rebuilds_jobs_in_any_order_and_changes_none_that_exist(
 ) -> None:
     done, next_, lost = (job_id_of(name) for name in ("done", "next", "lost"))
     waits_for_done = request("next", depends_on=(done,))
-    result = JobResult("model-1", {"accuracy": 1.0})
+    result = JobResult("model-1", {"accuracy": 1.0}, warnings=("no plot", "no report"))
     restored = await queue.restore(waits_for_done, job_id=next_, state=JobState.RUNNING, attempt=7, create_time=200.5)
     assert (restored.state, restored.attempt, restored.create_time) == (JobState.WAITING, 7, 200.5)
     over = await queue.restore(request("done"), job_id=done, state=JobState.SUCCEEDED, result=result, create_time=100.0)

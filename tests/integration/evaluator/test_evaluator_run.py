@@ -54,6 +54,7 @@ from madpo.worker import phase
 from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Outcome, Run, Workspace
 from madpo_evaluator import run
+from madpo_evaluator.kinds import evaluation
 from madpo_evaluator.kinds.base import JobInputs
 from madpo_evaluator.kinds.evaluation import EvaluationRun
 from madpo_evaluator.models import load_models
@@ -414,6 +415,30 @@ async def test_only_prompts_are_needed(site: Site) -> None:
     assert [row["prompt"] for row in site.generations(bare)] == ["the film was", "the"]
     assert (report["results"][0]["metrics"], report["results"][0]["kl"]) == ({}, None)
     assert report["implicit_reward_accuracy"] is None
+
+
+async def test_a_metric_or_a_plot_that_fails_takes_nothing_else_along(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(prompts: Any, responses: Any) -> Any:
+        return [1 / 0 for _ in responses]
+
+    def length(prompts: Any, responses: Sequence[str]) -> list[float]:
+        return [float(len(response)) for response in responses]
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(evaluation, "load_metrics", lambda _: {"broken": broken, "length": length})
+    monkeypatch.setattr(evaluation, "write_plots", fail)
+
+    result = await site.execute(job_id("partly"), {"metrics": ["broken", "length"]})
+
+    first, second = result.warnings
+    assert first.startswith("metric 'broken' failed: ZeroDivisionError: division by zero (in ")
+    assert second.startswith("the plots failed: RuntimeError: no fonts")
+    assert [list(row["metrics"]) for row in site.generations(job_id("partly"))] == [["length"]] * 6
+    assert list(site.report(job_id("partly"))["results"][0]["metrics"]) == ["length"]
 
 
 @pytest.mark.parametrize(

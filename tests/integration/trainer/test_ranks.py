@@ -28,7 +28,7 @@ PROGRAM = """
     def refused(call):
         try:
             call()
-        except (InvalidArgumentError, NonFiniteError, Interrupted) as error:
+        except Exception as error:
             return f"{type(error).__name__}: {error}"
 
     def fail_on(rank, error):
@@ -83,6 +83,8 @@ PROGRAM = """
                 refused(lambda: ranks.together(fail_on(1, NonFiniteError("row 7", ["7"])))),
                 refused(lambda: ranks.lead(fail_on(0, InvalidArgumentError("tau")))),
                 refused(lambda: ranks.map(lambda item: fail_on(2, InvalidArgumentError("item"))(), range(5))),
+                refused(lambda: ranks.together(fail_on(1, KeyError("chosen")))),
+                refused(lambda: ranks.lead(fail_on(0, OSError("disk full")))),
             ]
             rows_in_rounds()
             margins = SharedMargins(Source, ranks)
@@ -136,13 +138,18 @@ def test_what_ranks_have_is_gathered_and_what_the_leader_finds_is_shared(seen):
 
 
 def test_an_error_of_one_rank_is_raised_on_all_and_they_go_on_in_step(seen):
-    errors = [
-        "NonFiniteError: row 7",
-        "InvalidArgumentError: tau",
-        "InvalidArgumentError: item",
-        "Interrupted: asked to stop",
-    ]
-    assert all(each["errors"] == errors for each in seen)
+    def errors(rank):
+        key, disk = "KeyError: 'chosen'", "OSError: disk full"
+        return [
+            "NonFiniteError: row 7",
+            "InvalidArgumentError: tau",
+            "InvalidArgumentError: item",
+            key if rank == 1 else f"AnotherRankFailedError: another rank failed: {key}",
+            disk if rank == 0 else f"AnotherRankFailedError: another rank failed: {disk}",
+            "Interrupted: asked to stop",
+        ]
+
+    assert [each["errors"] for each in seen] == [errors(rank) for rank in range(3)]
 
 
 def test_long_work_is_counted_over_all_ranks_and_stops_on_all_between_the_same_micro_batches(seen):

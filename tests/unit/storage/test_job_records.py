@@ -103,7 +103,7 @@ def test_a_request_is_kept_once(store: LocalStore) -> None:
 def test_the_first_outcome_stays(store: LocalStore) -> None:
     with pytest.raises(NotFoundError):
         read_result(store, JOB)
-    result = JobResult("model-1", {"loss": 0.5})
+    result = JobResult("model-1", {"loss": 0.5}, warnings=("no plot",))
 
     write_result(store, JOB, JobState.SUCCEEDED, result, "")
     write_result(store, JOB, JobState.FAILED, None, "late")

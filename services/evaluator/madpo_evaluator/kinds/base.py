@@ -1,10 +1,10 @@
 """What a kind of job is to the evaluator, and what its run works with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from madpo.jobs.base import DatasetReference
 from madpo.ports import ObjectStore
@@ -15,6 +15,7 @@ from madpo.storage.open import open_store
 from madpo.storage.references import resolve_dataset_id
 from madpo.types import JobKind, JobResult
 from madpo.worker.phase import Phase, transfers
+from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run
 from madpo_evaluator.settings import EvaluatorSettings
 
@@ -28,13 +29,15 @@ class JobInputs:
     store: ObjectStore
     datasets: DatasetStore
     models: ModelStore
+    tolerance: Tolerance
+    """Of what is not worth the rest of the job: a plot, one of several metrics."""
 
     @classmethod
     def open(cls, run: Run, settings: EvaluatorSettings) -> Self:
         """Everything reached by the settings."""
         store = open_store(settings)
         models = ModelStore(store, settings.workspace / "cache", transfer=transfers(partial(Phase, run)))
-        return cls(run, settings, store, DatasetStore(store), models)
+        return cls(run, settings, store, DatasetStore(store), models, Tolerance())
 
     def dataset_id(self, reference: DatasetReference) -> str:
         """The stored dataset that a reference names."""
@@ -46,6 +49,11 @@ class JobInputs:
         directory = self.run.directory / "artifacts"
         directory.mkdir(exist_ok=True)
         return directory
+
+    def result(self, summary: Mapping[str, Any]) -> JobResult:
+        """What the job leaves beside its artifacts."""
+        figures = self.tolerance.finite(summary)
+        return JobResult(summary=figures, warnings=tuple(self.tolerance.warnings))
 
     def publish(self) -> None:
         """Store the artifacts."""

@@ -48,9 +48,10 @@ class CalibrationRun:
             logger.warning(warning)
         directory = self._inputs.artifacts
         (directory / "calibration.json").write_text(report.to_json())
-        write_plot(report, directory / "calibration.png")
+        plot = directory / "calibration.png"
+        self._inputs.tolerance.attempt("the plot", lambda: write_plot(report, plot), None)
         self._inputs.publish()
-        return JobResult(summary=report.summary())
+        return self._inputs.result(report.summary())
 
     def _read(self, reference: DatasetReference) -> list[PreferencePair]:
         dataset_id = self._inputs.dataset_id(reference)

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
@@ -61,10 +62,9 @@ class EvaluationRun:
         reference = self._resolve(spec.reference) if spec.reference else None
         models = load_models(policy, reference)
         generations = self._generate(models, prompts)
-        accuracy = self._implicit_reward_accuracy(models, pairs)
-        measured = {name: self._measure(name, metric, generations) for name, metric in metrics.items()}
-        if reward_model_id is not None:
-            measured = {REWARD: self._score(reward_model_id, generations), **measured}
+        tolerate = self._inputs.tolerance.attempt
+        accuracy = tolerate("the implicit reward", lambda: self._implicit_reward_accuracy(models, pairs), None)
+        measured = self._measure_all(reward_model_id, metrics, generations)
         evaluation = Evaluation(
             name=self._run.job.display_name,
             sampling=sampling,
@@ -83,7 +83,7 @@ class EvaluationRun:
             implicit_reward_accuracy=accuracy,
         )
         self._publish(evaluation, baselines, report)
-        return JobResult(summary=key_figures(results, accuracy))
+        return self._inputs.result(key_figures(results, accuracy))
 
     def _read_prompts(self) -> list[PromptOnly]:
         """Every prompt once, in the order of first appearance."""
@@ -164,6 +164,18 @@ class EvaluationRun:
             phase.advance(len(batch))
         return estimate_accuracy(diffs)
 
+    def _measure_all(
+        self, reward_model_id: str | None, metrics: Mapping[str, Metric], generations: Sequence[Generation]
+    ) -> dict[str, list[float]]:
+        """Values by metric, the reward first; without those that failed."""
+        ways: dict[str, Callable[[], list[float]]] = {}
+        if reward_model_id is not None:
+            ways[REWARD] = partial(self._score, reward_model_id, generations)
+        ways |= {name: partial(self._measure, name, metric, generations) for name, metric in metrics.items()}
+        tolerate = self._inputs.tolerance.attempt
+        measured = {name: tolerate(f"metric {name!r}", measure, None) for name, measure in ways.items()}
+        return {name: values for name, values in measured.items() if values is not None}
+
     def _measure(self, name: str, metric: Metric, generations: Sequence[Generation]) -> list[float]:
         phase = Phase(self._run, f"measuring {name}")
         prompts = [generation.prompt for generation in generations]
@@ -188,8 +200,9 @@ class EvaluationRun:
         directory = self._inputs.artifacts
         write_generations(evaluation.generations, directory / GENERATIONS)
         (directory / REPORT).write_text(report.to_json(), encoding="utf-8")
-        write_samples(directory, evaluation, baselines)
-        write_plots(directory, [evaluation, *baselines.values()])
+        tolerate = self._inputs.tolerance.attempt
+        tolerate("samples.md", lambda: write_samples(directory, evaluation, baselines), None)
+        tolerate("the plots", lambda: write_plots(directory, [evaluation, *baselines.values()]), None)
         self._inputs.publish()
 
 

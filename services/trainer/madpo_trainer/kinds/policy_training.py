@@ -23,6 +23,7 @@ from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.references import resolve_model_id
 from madpo.types import DatasetKind, JobKind, PreferencePair
 from madpo.worker.phase import Phase
+from madpo.worker.tolerance import Tolerance
 from madpo_trainer.kinds.base import TrainingInputs, TrainingKind
 from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.margins.calibration import calibrate, write_artifacts
@@ -188,7 +189,7 @@ class PolicyTraining:
         """Publish a report before the first step, and say what it says."""
         directory = self._inputs.run.directory / "calibration"
         directory.mkdir(exist_ok=True)
-        write_artifacts(report, directory)
+        write_artifacts(report, directory, Tolerance())
         publish_artifacts(
             self._inputs.store, self._inputs.run.job.job_id, directory, attempt=self._inputs.run.attempt, early=True
         )

@@ -10,6 +10,7 @@ from madpo.jobs.methods import MarginParameters
 from madpo.losses.method import Method, MethodConfig
 from madpo.pages.calibration_plot import write_plot
 from madpo.types import PreferencePair
+from madpo.worker.tolerance import Tolerance
 from madpo_trainer.margins.source import MarginSource
 
 logger = logging.getLogger(__name__)
@@ -44,10 +45,11 @@ def calibrate(
     )
 
 
-def write_artifacts(report: CalibrationReport, directory: Path) -> None:
+def write_artifacts(report: CalibrationReport, directory: Path, tolerance: Tolerance) -> None:
     """`calibration.json` and `calibration.png`."""
     (directory / "calibration.json").write_text(report.to_json())
-    write_plot(report, directory / "calibration.png")
+    plot = directory / "calibration.png"
+    tolerance.attempt("the plot of the calibration", lambda: write_plot(report, plot), None)
 
 
 def _known(margins: MarginSource, pairs: Sequence[PreferencePair], *, training: bool = False) -> list[float]:

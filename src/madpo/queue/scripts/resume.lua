@@ -15,7 +15,8 @@ for _, dependency in ipairs(cjson.decode(field(id, 'depends_on'))) do
   if found ~= 'SUCCEEDED' then waiting[#waiting + 1] = dependency end
 end
 
-redis.call('HSET', job_key(id), 'resumes', resumes + 1, 'crashes', 0, 'waiting_for', #waiting)
+redis.call('HSET', job_key(id), 'resumes', resumes + 1, 'crashes', 0, 'crash_fingerprint', '',
+  'waiting_for', #waiting)
 redis.call('HDEL', job_key(id), 'cancel_requested', 'finish_time', 'final_cursor', 'ended_by')
 redis.call('PERSIST', events_key(id))
 wait_or_start(id, waiting, 'resumed on request')

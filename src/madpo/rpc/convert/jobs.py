@@ -123,6 +123,7 @@ def job_to_proto(job: types.Job) -> jobs.Job:
     if job.result is not None:
         message.result.model_id = job.result.model_id or ""
         message.result.dataset_id = job.result.dataset_id or ""
+        message.result.warnings.extend(job.result.warnings)
         ParseDict(dict(job.result.summary), message.result.summary)
     return message
 
@@ -133,7 +134,9 @@ def job_from_proto(job: jobs.Job) -> types.Job:
     result = None
     if job.HasField("result"):
         summary = MessageToDict(job.result.summary)
-        result = types.JobResult(job.result.model_id or None, summary, job.result.dataset_id or None)
+        result = types.JobResult(
+            job.result.model_id or None, summary, job.result.dataset_id or None, tuple(job.result.warnings)
+        )
     return types.Job(
         job_id=job.job_id,
         kind=kind,
