@@ -73,10 +73,11 @@ def store_pairs(store: LocalStore, tokenizer: Any, *, pairs: int, tokens: int, s
     stored = time.monotonic()
 
     def encoded() -> Iterator[EncodedRow]:
-        for row in range(1, pairs + 1):
-            ids = rng.integers(4, 2000, tokens).tolist()
-            prompt, chosen = 2 * tokens // 5, 7 * tokens // 10
-            yield EncodedRow(row, ids[:prompt], (ids[prompt:chosen], ids[chosen:]))
+        prompt, chosen = 2 * tokens // 5, 7 * tokens // 10
+        for first in range(1, pairs + 1, 1000):
+            many = rng.integers(4, 2000, (min(1000, pairs + 1 - first), tokens)).tolist()
+            for row, ids in enumerate(many, start=first):
+                yield EncodedRow(row, ids[:prompt], (ids[prompt:chosen], ids[chosen:]))
 
     TokenStore(store).write(written.dataset_id, tokenizer, encoded(), scratch=scratch)
     return {"dataset_id": written.dataset_id, "rows_s": stored - start, "tokens_s": time.monotonic() - stored}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
@@ -15,9 +16,14 @@ from madpo.errors import InvalidPairError, NotFoundError
 from madpo.ports import ObjectStore
 from madpo.storage import keys, tokens
 from madpo.storage.datasets import DatasetStore
+from madpo.storage.growing import GrowingBundle
 from madpo.storage.models import ModelStore
 from madpo.storage.tokens import TokenStore
 from madpo.types import DatasetKind, Message, PreferencePair
+from madpo_trainer import training_rows
+from madpo_trainer.kinds import policy_training
+from madpo_trainer.model_runner import ModelRunner
+from madpo_trainer.stored_reference import ReferenceStore
 from tests.integration.trainer.training_site import PAIRS, Site
 
 pytestmark = pytest.mark.data
@@ -162,3 +168,104 @@ def test_a_tokenizer_saved_and_loaded_finds_its_tokens(tmp_path: Path, site: Sit
     tokenizer = load_tokenizer(site.home / "model")
 
     assert sum(1 for _ in TokenStore(site.store).read(site.pairs, tokenizer)) == len(PAIRS)
+
+
+def objects(site: Site, prefix: str) -> dict[str, bytes]:
+    return {info.key: site.store.get(info.key) for info in site.store.list(prefix)}
+
+
+def end_after(
+    monkeypatch: pytest.MonkeyPatch, owner: type, method: str, site: Site, name: str, *, crash: bool
+) -> None:
+    """Have the first call of a method be the last thing that a run does: it is asked to stop, or dies."""
+    original = getattr(owner, method)
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        monkeypatch.setattr(owner, method, original)
+        if crash:
+            raise ZeroDivisionError("killed")
+        next((site.home / name).glob("a*/")).joinpath("stop").write_text("drain")
+        return result
+
+    monkeypatch.setattr(owner, method, once)
+
+
+SPEC = {"method": {"name": "x_sgdpo", "params": {}}, "training": TRAINING | {"max_steps": 4}}
+
+
+@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "method", "kept"),
+    [(GrowingBundle, "add", "tokens/"), (ReferenceStore, "_save", "reference_logps/")],
+)
+def test_a_run_that_ends_in_the_midst_of_a_long_phase_goes_on_behind_what_it_had_done(
+    tmp_path: Path,
+    make_toy_lm: Any,
+    make_toy_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    method: str,
+    kept: str,
+    crash: bool,
+) -> None:
+    monkeypatch.setattr(tokens, "_PART_ROWS", 4)
+    monkeypatch.setattr(training_rows, "_PHASE_ROWS", 1)
+    monkeypatch.setattr(policy_training, "_CHUNK_MICRO_BATCHES", 1)
+    model, tokenizer = make_toy_lm(), make_toy_tokenizer()
+    whole, ended = (Site.make(tmp_path / name, model, tokenizer) for name in ("whole", "ended"))
+    spec = SPEC | {"dataset": whole.pairs, "eval_dataset": whole.pairs}
+    expected = whole.train("job", spec)
+
+    end_after(monkeypatch, owner, method, ended, "job", crash=crash)
+    if crash:
+        with pytest.raises(ZeroDivisionError):
+            ended.train("job", spec)
+    else:
+        assert ended.train("job", spec).kind == "stopped"
+    first = objects(ended, kept)
+    calls: list[Any] = []
+    original = getattr(owner, method)
+    monkeypatch.setattr(owner, method, lambda *arguments: (calls.append(arguments), original(*arguments))[1])
+    resumed = ended.train("job", spec)
+
+    assert len(first) == 1
+    assert first.items() <= objects(ended, kept).items()
+    assert len(calls) == len([key for key in objects(whole, kept) if not key.endswith("manifest.json")]) - 1
+    assert (expected.kind, resumed.kind) == ("succeeded", "succeeded")
+    assert resumed.result.model_id == expected.result.model_id  # type: ignore[union-attr]
+    assert objects(ended, "reference_logps/") == objects(whole, "reference_logps/")
+    ids = [set(token_files(site)) for site in (whole, ended)]
+    assert ids[0] == ids[1]
+
+
+def test_the_reference_is_asked_about_the_rows_of_the_schedule_alone(site: Site) -> None:
+    spec = {"dataset": site.pairs, "method": {"name": "dpo", "params": {}}, "training": TRAINING | {"max_steps": 2}}
+    first = site.train("short", spec)
+    (chunk,) = objects(site, "reference_logps/").values()
+    # Two steps of four pairs.
+    assert len(load(chunk)["responses"]) == 8
+
+    whole = site.train("whole", spec | {"training": TRAINING | {"max_steps": None, "epochs": 1}})
+    rows = sorted(len(load(each)["responses"]) for each in objects(site, "reference_logps/").values())
+    assert rows == [8, len(PAIRS)]
+    assert (first.kind, whole.kind) == ("succeeded", "succeeded")
+
+
+def test_a_cancel_is_met_between_two_micro_batches_of_the_reference(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    original = ModelRunner.logps
+
+    def logps(self: ModelRunner, groups: Any, **options: Any) -> Any:
+        passes.append(len(groups))
+        if len(passes) == 4:  # behind the proof of the layout
+            next((site.home / "cancelled").glob("a*/")).joinpath("stop").write_text("cancel")
+        return original(self, groups, **options)
+
+    monkeypatch.setattr(ModelRunner, "logps", logps)
+    spec = {"dataset": site.pairs, "method": {"name": "dpo", "params": {}}, "training": {"micro_batch_tokens": 16}}
+    outcome = site.train("cancelled", spec)
+
+    assert (outcome.kind, len(passes)) == ("stopped", 4)
