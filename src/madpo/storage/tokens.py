@@ -68,7 +68,7 @@ class TokenStore:
         scratch: Path,
         first: int = 0,
     ) -> None:
-        """Keep ids; memory and the disk hold 20,000 rows of them, which are stored as they are full.
+        """Keep ids; memory holds 1,000 rows of them and the disk 20,000, which are stored as soon as they are full.
 
         Args:
             dataset_id: Whose they are.
@@ -84,12 +84,9 @@ class TokenStore:
         count = first
         with tempfile.TemporaryDirectory(dir=scratch) as directory:
             path = Path(directory) / "part.arrow"
-            while part := list(islice(source, _PART_ROWS)):
-                with pa.ipc.new_stream(path, _SCHEMA) as stream:
-                    for start in range(0, len(part), _BATCH_ROWS):
-                        stream.write_batch(_batch(part[start : start + _BATCH_ROWS]))
+            while written := _write_part(source, path):
                 parts.add(path)
-                count += len(part)
+                count += written
         parts.finish(
             {
                 "dataset_id": dataset_id,
@@ -150,6 +147,16 @@ def token_prefix(dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Where the ids of a dataset by a tokenizer and its chat template are kept."""
     parts = [_FORM, tokenizer_sha256(tokenizer), template_sha256(tokenizer)]
     return keys.tokens(dataset_id, hashlib.sha256(documents.encode(parts)).hexdigest()[:32])
+
+
+def _write_part(rows: Iterator[EncodedRow], path: Path) -> int:
+    """Write the next rows, as many as a part has; says how many there were."""
+    count = 0
+    with pa.ipc.new_stream(path, _SCHEMA) as stream:
+        while batch := list(islice(rows, min(_BATCH_ROWS, _PART_ROWS - count))):
+            stream.write_batch(_batch(batch))
+            count += len(batch)
+    return count
 
 
 def _batch(rows: list[EncodedRow]) -> pa.RecordBatch:

@@ -174,9 +174,7 @@ def objects(site: Site, prefix: str) -> dict[str, bytes]:
     return {info.key: site.store.get(info.key) for info in site.store.list(prefix)}
 
 
-def end_after(
-    monkeypatch: pytest.MonkeyPatch, owner: type, method: str, site: Site, name: str, *, crash: bool
-) -> None:
+def end_after(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, site: Site, name: str, *, crash: bool) -> None:
     """Have the first call of a method be the last thing that a run does: it is asked to stop, or dies."""
     original = getattr(owner, method)
 

@@ -63,23 +63,25 @@ class DatasetCheckRun:
         """Let all rows pass, and keep their tokens."""
         phase = Phase(self._run, "checking", dataset.rows, unit="rows")
         watched = tokens.watch(check.watch(self._inputs.datasets.read(dataset.dataset_id)))
-        passed = 0
+        with_tokens = 0
 
         def encoded() -> Iterator[EncodedRow]:
-            nonlocal passed
-            for _, ids in watched:
-                passed += 1
+            nonlocal with_tokens
+            for passed, (_, ids) in enumerate(watched, start=1):
                 if passed % _PROGRESS_ROWS == 0:
                     phase.advance(_PROGRESS_ROWS)
-                yield ids
-            if passed < dataset.rows:
+                # What is kept has no gap: whoever goes on behind it counts rows.
+                if ids is not None and with_tokens == passed - 1:
+                    with_tokens = passed
+                    yield ids
+            if with_tokens < dataset.rows:
                 raise _IncompleteError
 
         try:
             scratch = self._run.directory / "tokens"
             TokenStore(self._inputs.store).write(dataset.dataset_id, tokens.tokenizer, encoded(), scratch=scratch)
         except _IncompleteError:
-            logger.warning("tokens not kept", extra={"rows": dataset.rows, "with_tokens": passed})
+            logger.warning("tokens not kept", extra={"rows": dataset.rows, "tokens_until": with_tokens})
 
 
 KIND = EvaluatorKind(JobKind.DATASET_CHECK, lambda inputs: DatasetCheckRun(inputs).execute())

@@ -76,8 +76,8 @@ class TokenCheck:
         self._roles: set[str] = set()
         self._has_tools = self._has_text = False
 
-    def watch(self, rows: Iterable[DatasetRow]) -> Iterator[tuple[DatasetRow, EncodedRow]]:
-        """Yield the rows that have tokens, with their tokens."""
+    def watch(self, rows: Iterable[DatasetRow]) -> Iterator[tuple[DatasetRow, EncodedRow | None]]:
+        """Yield each row with its tokens; None where it has none."""
         for row, outcome, faults in self._encoder.encode(rows):
             for code, example in faults:
                 fault = FAULTS[code]
@@ -87,7 +87,9 @@ class TokenCheck:
             self._has_tools |= row.options.tools is not None
             self._has_text |= isinstance(row.prompt, str)
             self._roles.update(turn.role for turn in parts.turns(row.prompt))
-            if not isinstance(outcome, InvalidPairError):
+            if isinstance(outcome, InvalidPairError):
+                yield row, None
+            else:
                 self._measure(row, outcome)
                 yield row, outcome
 
