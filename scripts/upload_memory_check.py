@@ -5,6 +5,7 @@ Gateway and client are processes of their own; what counts is the most that was 
 took before the first byte. Exit status 1 when that is more than is promised.
 
     .venv/bin/python scripts/upload_memory_check.py [--mib 1024] [--format jsonl]
+    .venv/bin/python scripts/upload_memory_check.py --rows 1000000     # of about 500 tokens
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def main() -> int:
     """Make the file, upload it, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--rows", type=int, help="in the place of --mib: so many short ones, of about 2 KiB")
     parser.add_argument("--format", choices=["jsonl", "json", "csv", "parquet", "arrow"], default="jsonl")
     parser.add_argument("--child", nargs=2, metavar=("SERVER", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -48,7 +50,7 @@ def main() -> int:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = directory / f"rows.{options.format}"
-        write(path, options.mib * MIB)
+        write(path, pairs(options.mib * MIB) if options.rows is None else short_pairs(options.rows))
         gateway, server = start_gateway(stack, directory)
         before = resident_mib(gateway.pid, "VmRSS")
         start = time.monotonic()
@@ -61,6 +63,7 @@ def main() -> int:
             "duration_s": round(time.monotonic() - start, 1),
             "gateway_mib": round(resident_mib(gateway.pid, "VmHWM") - before, 1),
         }
+    figures["rows_per_s"] = round(figures["rows"] / figures["duration_s"])
     print(json.dumps(figures))
     return int(figures["gateway_mib"] > GATEWAY_MIB or figures["client_mib"] > CLIENT_MIB)
 
@@ -76,7 +79,20 @@ def upload(server: str, file: str) -> int:
     return 0
 
 
-def rows(size_bytes: int) -> Iterator[dict[str, str]]:
+def short_pairs(count: int) -> Iterator[dict[str, str]]:
+    """Pairs of about 500 tokens: 350 words."""
+    rng = random.Random(0)  # noqa: S311
+    words = " ".join(rng.choices(WORDS, k=350))
+    third = len(words) // 3
+    for row in range(count):
+        yield {
+            "prompt": f"{row} {words[:third]}",
+            "chosen": f"{row} {words[third:-third]}",
+            "rejected": f"{words[-third:]}",
+        }
+
+
+def pairs(size_bytes: int) -> Iterator[dict[str, str]]:
     """Pairs of about 4 KiB until the size is reached."""
     rng = random.Random(0)  # noqa: S311
     written = 0
@@ -86,7 +102,7 @@ def rows(size_bytes: int) -> Iterator[dict[str, str]]:
         yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def write(path: Path, size_bytes: int) -> None:
+def write(path: Path, rows: Iterable[dict[str, str]]) -> None:
     """The file, in the format of its ending."""
     columns = ("prompt", "chosen", "rejected")
     schema = pa.schema([(column, pa.string()) for column in columns])
@@ -94,7 +110,7 @@ def write(path: Path, size_bytes: int) -> None:
         writer = pq.ParquetWriter(path, schema) if path.suffix == ".parquet" else pa.ipc.new_stream(str(path), schema)
         with writer:
             batch: list[dict[str, str]] = []
-            for row in rows(size_bytes):
+            for row in rows:
                 batch.append(row)
                 if len(batch) == 2000:
                     writer.write_table(pa.Table.from_pylist(batch, schema=schema))
@@ -105,16 +121,16 @@ def write(path: Path, size_bytes: int) -> None:
     with path.open("w") as file:
         match path.suffix:
             case ".jsonl":
-                file.writelines(json.dumps(row) + "\n" for row in rows(size_bytes))
+                file.writelines(json.dumps(row) + "\n" for row in rows)
             case ".json":
                 separator = "["
-                for row in rows(size_bytes):
+                for row in rows:
                     file.write(separator + json.dumps(row))
                     separator = ",\n"
                 file.write("]")
             case _:
                 file.write(",".join(columns) + "\n")
-                file.writelines(",".join(row.values()) + "\n" for row in rows(size_bytes))
+                file.writelines(",".join(row.values()) + "\n" for row in rows)
 
 
 def start_gateway(stack: ExitStack, directory: Path) -> tuple[psutil.Process, str]:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import psutil
 from bench import models
 from bench.models import SIZES
 from madpo.data.encode import EncodedRow
+from madpo.data.encoding import RowEncoder
 from madpo.data.tokenizer import load_tokenizer
 from madpo.jobs.training import TrainingParameters
 from madpo.ports import Claim
@@ -38,6 +40,7 @@ from madpo.types import DatasetKind, Job, JobKind, JobProgress, JobState, Prefer
 from madpo.worker.workspace import Workspace
 
 FEW = 256
+TOKENIZED = 20_000
 MIB = 1 << 20
 _POLL_S = 0.1
 _WORDS_PER_TOKEN = 0.7
@@ -81,6 +84,14 @@ def store_pairs(store: LocalStore, tokenizer: Any, *, pairs: int, tokens: int, s
 
     TokenStore(store).write(written.dataset_id, tokenizer, encoded(), scratch=scratch)
     return {"dataset_id": written.dataset_id, "rows_s": stored - start, "tokens_s": time.monotonic() - stored}
+
+
+def tokenizing_rate(store: LocalStore, model: Path, dataset_id: str, pairs: int) -> int:
+    """Pairs a second, by as many processes as a trainer takes."""
+    encoder = RowEncoder(model, load_tokenizer(model))
+    start = time.monotonic()
+    done = sum(1 for _ in encoder.encode(islice(DatasetStore(store).read(dataset_id), pairs)))
+    return round(done / (time.monotonic() - start))
 
 
 def train(home: Path, *, dataset_id: str, model_id: str, pairs: int, ranks: int, method: str, steps: int) -> Figures:
@@ -175,6 +186,7 @@ def main() -> None:
         tokenizer = load_tokenizer(home / "model")
         model, _ = ModelStore(store, home / "models").publish(home / "model", display_name="", kind="causal_lm")
         runs: dict[int, Figures] = {}
+        made: dict[str, Any] = {}
         for pairs in (FEW, options.pairs):
             made = store_pairs(store, tokenizer, pairs=pairs, tokens=options.tokens, scratch=home / "scratch")
             runs[pairs] = train(
@@ -187,6 +199,7 @@ def main() -> None:
                 steps=options.steps,
             )
         few, many = runs[FEW], runs[options.pairs]
+        tokenized_per_s = tokenizing_rate(store, home / "model", made["dataset_id"], min(options.pairs, TOKENIZED))
     result = {
         "pairs": options.pairs,
         "tokens_of_a_pair": options.tokens,
@@ -198,6 +211,7 @@ def main() -> None:
         "first_step_s_after_tokens": round(many.seconds["training"] - many.seconds["tokenizing"], 1),
         "first_step_s_after_tokens_few_pairs": round(few.seconds["training"] - few.seconds["tokenizing"], 1),
         "seconds": many.seconds,
+        "tokenized_pairs_per_s": tokenized_per_s,
         "rows_stored_per_s": round(options.pairs / made["rows_s"]),
         "tokens_stored_rows_per_s": round(options.pairs / made["tokens_s"]),
     }

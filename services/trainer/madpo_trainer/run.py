@@ -116,7 +116,8 @@ class TrainingRun:
     def __init__(self, run: Run, settings: TrainerSettings, ranks: Ranks) -> None:
         self._run, self._settings, self._ranks = run, settings, ranks
         self._store: ObjectStore = open_store(settings)
-        self._models = ModelStore(self._store, settings.workspace / "cache", transfer=transfers(self._phase))
+        self._transfer = transfers(self._phase)
+        self._models = ModelStore(self._store, settings.workspace / "cache", transfer=self._transfer)
         self._datasets = DatasetStore(self._store)
         self._kind = training_kind(run.job.kind)
         self._model_kind = _model_kind(run.job.kind)
@@ -189,7 +190,8 @@ class TrainingRun:
         chosen = self._ranks.lead(lambda: self._newest_checkpoint(directory))
         if chosen is None:
             return None
-        self._ranks.together(lambda: fetch_once(directory, lambda into: self._checkpoints.fetch(chosen, into)))
+        fetch = partial(self._checkpoints.fetch, chosen, transfer=self._transfer)
+        self._ranks.together(lambda: fetch_once(directory, fetch))
         self._state, self._tensors, self._metrics = load_state(directory)
         logger.info("resuming", extra={"step": self._state.step})
         return directory
@@ -211,7 +213,7 @@ class TrainingRun:
     def _newest_checkpoint(self, directory: Path) -> Checkpoint | None:
         """The newest whole checkpoint, fetched, once no older attempt can add another."""
         self._checkpoints.take_ownership()
-        found = self._checkpoints.latest_valid(directory)
+        found = self._checkpoints.latest_valid(directory, transfer=self._transfer)
         return found[0] if found is not None else None
 
     def _initial(self) -> InitialModel:
@@ -262,7 +264,7 @@ class TrainingRun:
             self._datasets,
             TokenStore(self._store),
             cache=self._models.cache,
-            transfer=transfers(self._phase),
+            transfer=self._transfer,
             directory=initial.directory,
             tokenizer=tokenizer,
             max_tokens=self._parameters.max_tokens,

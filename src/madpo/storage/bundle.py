@@ -63,6 +63,7 @@ def publish(
     *,
     metadata: Mapping[str, Any],
     guard: Callable[[], None] = lambda: None,
+    transfer: Transfer = unwatched,
 ) -> Manifest:
     """Store the files of a directory as a bundle.
 
@@ -75,6 +76,7 @@ def publish(
         directory: The files; subdirectories are kept.
         metadata: Anything JSON can hold.
         guard: Called before the upload and right before and after the manifest is written; stops by raising.
+        transfer: Told of it and of the bytes of each file that is stored; may end it by raising.
 
     Returns:
         The manifest that is stored now.
@@ -88,8 +90,14 @@ def publish(
     files = describe(directory)
     if stored := find_intact(store, prefix):
         return _same(stored, files, prefix)
+    passed = transfer(f"storing {prefix.split('/')[-1]}", sum(file.size_bytes for file in files))
+
+    def put(file: FileEntry) -> None:
+        _put(store, prefix, file, directory)
+        passed(file.size_bytes)
+
     with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
-        list(pool.map(lambda file: _put(store, prefix, file, directory), files))
+        list(pool.map(put, files))
     return seal(store, prefix, files, metadata=metadata, guard=guard)
 
 

@@ -26,6 +26,7 @@ from uuid import uuid4
 from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError, StaleAttemptError
 from madpo.ports import ObjectInfo, ObjectStore
 from madpo.storage import bundle, documents, keys
+from madpo.storage.files import Transfer, unwatched
 from madpo.types import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -73,18 +74,25 @@ class CheckpointStore:
         """The newest whole checkpoint of any attempt, or None."""
         return next(iter(list_checkpoints(self._store, self._job_id)), None)
 
-    def fetch(self, checkpoint: Checkpoint, directory: Path) -> Mapping[str, Any]:
+    def fetch(self, checkpoint: Checkpoint, directory: Path, *, transfer: Transfer = unwatched) -> Mapping[str, Any]:
         """Copy a checkpoint's files to `directory`, verified; returns its metadata.
+
+        Args:
+            checkpoint: Which.
+            directory: Where to.
+            transfer: Told of the bytes as they pass; may end it by raising.
 
         Raises:
             NotFoundError: It is gone.
             CorruptObjectError: A file does not match its digest; names the key.
         """
         prefix = keys.checkpoint(checkpoint.job_id, step=checkpoint.step, attempt=checkpoint.attempt)
-        bundle.fetch(self._store, prefix, directory)
+        bundle.fetch(self._store, prefix, directory, transfer=transfer)
         return bundle.read_manifest(self._store, prefix).metadata
 
-    def latest_valid(self, directory: Path) -> tuple[Checkpoint, Mapping[str, Any]] | None:
+    def latest_valid(
+        self, directory: Path, *, transfer: Transfer = unwatched
+    ) -> tuple[Checkpoint, Mapping[str, Any]] | None:
         """Fetch the newest checkpoint that is intact, passing over corrupt ones; None when there is none.
 
         `directory` is removed first and holds the files of that checkpoint alone afterwards.
@@ -92,7 +100,7 @@ class CheckpointStore:
         for checkpoint in list_checkpoints(self._store, self._job_id):
             shutil.rmtree(directory, ignore_errors=True)
             try:
-                return checkpoint, self.fetch(checkpoint, directory)
+                return checkpoint, self.fetch(checkpoint, directory, transfer=transfer)
             except (CorruptObjectError, NotFoundError) as error:
                 fields = {"job_id": self._job_id, "step": checkpoint.step, "error": str(error)}
                 logger.error("checkpoint cannot be used, trying the one before", extra=fields)

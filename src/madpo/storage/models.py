@@ -27,7 +27,7 @@ class ModelStore:
         Args:
             store: Where models are.
             cache: Of the local copies.
-            transfer: Told of what is fetched; it may end a fetch by raising.
+            transfer: Told of what is fetched and published; it may end that by raising.
         """
         self._store, self._transfer = store, transfer
         self._cache = cache
@@ -78,7 +78,9 @@ class ModelStore:
             "metadata": dict(metadata or {}),
             "dtype": weights_dtype(directory),
         }
-        manifest = bundle.publish(self._store, keys.model(model_id), directory, metadata=description)
+        manifest = bundle.publish(
+            self._store, keys.model(model_id), directory, metadata=description, transfer=self._transfer
+        )
         return _model(model_id, manifest), created
 
     def get(self, model_id: str) -> Model:

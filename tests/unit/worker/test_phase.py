@@ -117,6 +117,12 @@ def test_a_model_that_is_being_fetched_counts_its_bytes_and_ends_on_request(
     assert [path.name for path in (tmp_path / "cache" / "models").iterdir() if not path.name.endswith(".lock")] == []
     (workspace.directory / "stop").unlink()
     reports(workspace)
+    (tmp_path / "stored").mkdir()
+    again = bundle.publish(
+        LocalStore(tmp_path / "stored"), name, tmp_path / "files", metadata={}, transfer=transfers(begin)
+    )
+    stored = reports(workspace)[-1]
+    assert (stored.phase, stored.phase_done, again.size_bytes) == (f"storing {name}", 3 << 20, 3 << 20)
     ModelStore(store, tmp_path / "cache", transfer=transfers(begin)).fetch(name)
     last = reports(workspace)[-1]
     assert (last.phase, last.phase_done, last.phase_total, last.phase_unit) == (
