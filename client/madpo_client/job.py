@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from madpo.errors import DeadlineExceededError, InvalidArgumentError, MadpoError, NotFoundError
 from madpo.jobs.base import DatasetReference
 from madpo.jobs.registry import parse_spec
-from madpo.types import FileEntry, Job, JobEvent, JobState
+from madpo.types import FileEntry, Job, JobEvent, JobState, LogLine, StateChange
 from madpo_client.errors import JobFailedError
 from madpo_client.progress import JobView
 from madpo_client.session import Session
@@ -112,6 +112,33 @@ class JobHandle:
         if self.state is not JobState.SUCCEEDED:
             raise JobFailedError(_ending(self.job), self.job)
         return self.job
+
+    def logs(self, attempt: int | None = None) -> str:
+        """What an attempt has printed: its last mebibyte. Raises NotFoundError for one that printed nothing.
+
+        Args:
+            attempt: The newest where none is given.
+        """
+        text, _ = self._session.run(self._session.gateway.download_log(self.id, attempt=attempt))
+        return text
+
+    def follow_logs(self, *, tail: int | None = None) -> Iterator[str]:
+        """Lines of the newest attempt, then those it prints, and those of later attempts, until the job is over.
+
+        Args:
+            tail: How many of the lines that are there already; None gives all.
+        """
+        text, cursor = self._session.run(self._session.gateway.download_log(self.id))
+        lines = text.splitlines()
+        yield from lines if tail is None else lines[max(0, len(lines) - tail) :]
+        if not cursor:
+            return
+        for event in self.watch(cursor):
+            match event.event:
+                case LogLine(line):
+                    yield line
+                case StateChange(JobState.RUNNING, attempt):
+                    yield f"--- attempt {attempt} ---"
 
     def artifacts(self) -> list[FileEntry]:
         """Files the job left: report, plots, metrics, ledger."""

@@ -195,6 +195,31 @@ def watch_job(
                 view.show(event)
 
 
+@app.command("logs")
+def job_logs(
+    context: typer.Context,
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what it prints until it is over.")] = False,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Of this attempt; the newest unless given.", show_default=False)
+    ] = None,
+    tail: Annotated[
+        int | None, typer.Option(min=0, help="Only the last lines; all unless given.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what a job's run printed; of an attempt that has ended, the last mebibyte."""
+    if follow and attempt is not None:
+        raise typer.BadParameter("--follow shows the newest attempt; leave --attempt out")
+    with open_client(context) as client:
+        handle = client.jobs.get(job)
+        if follow:
+            for line in handle.follow_logs(tail=tail):
+                print(line, flush=True)
+            return
+        lines = handle.logs(attempt).splitlines()
+        print("\n".join(lines if tail is None else lines[max(0, len(lines) - tail) :]))
+
+
 @app.command("cancel")
 def cancel_job(context: typer.Context, job: JobArgument, as_json: AsJson = False) -> None:
     """Cancel a job; a running one writes a last checkpoint first."""

@@ -11,6 +11,7 @@
     jobs/{job_id}/result.json                        how the job ended; again after it was resumed
     jobs/{job_id}/owner.json                         the attempt that owns the job; compare-and-swap fences older ones
     jobs/{job_id}/memory_shortage.json               what a sharded run that ran out of memory tells the next attempt
+    jobs/{job_id}/logs/a00002.log                    the end of what an attempt printed
     jobs/{job_id}/last_evaluation/a00002.json        an attempt has begun the evaluation after the last step
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
@@ -108,6 +109,16 @@ def job_owner(job_id: str) -> str:
 def memory_shortage(job_id: str) -> str:
     """That memory ran out, for the next attempt."""
     return f"jobs/{job_id}/memory_shortage.json"
+
+
+def logs(job_id: str) -> str:
+    """Prefix of the logs of a job's attempts."""
+    return f"jobs/{job_id}/logs/"
+
+
+def log(job_id: str, *, attempt: int) -> str:
+    """The end of what an attempt printed."""
+    return f"{logs(job_id)}a{attempt:05d}.log"
 
 
 def last_evaluations(job_id: str) -> str:

@@ -551,3 +551,19 @@ class DownloadLedgerPartsResponse(_message.Message):
     chunk: bytes
     ends_file: bool
     def __init__(self, chunk: _Optional[bytes] = ..., ends_file: _Optional[bool] = ...) -> None: ...
+
+class DownloadLogRequest(_message.Message):
+    __slots__ = ("job_id", "attempt")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class DownloadLogResponse(_message.Message):
+    __slots__ = ("chunk", "cursor")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    chunk: bytes
+    cursor: str
+    def __init__(self, chunk: _Optional[bytes] = ..., cursor: _Optional[str] = ...) -> None: ...

@@ -85,6 +85,11 @@ class JobServiceStub:
                 request_serializer=madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsResponse.FromString,
                 _registered_method=True)
+        self.DownloadLog = channel.unary_stream(
+                '/madpo.v1.JobService/DownloadLog',
+                request_serializer=madpo_dot_v1_dot_job__service__pb2.DownloadLogRequest.SerializeToString,
+                response_deserializer=madpo_dot_v1_dot_job__service__pb2.DownloadLogResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -159,6 +164,13 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadLog(self, request, context):
+        """Streams the log of an attempt: its last mebibyte once it has ended, and what its events have of it before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -211,6 +223,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.DownloadLedgerParts,
                     request_deserializer=madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsResponse.SerializeToString,
+            ),
+            'DownloadLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadLog,
+                    request_deserializer=madpo_dot_v1_dot_job__service__pb2.DownloadLogRequest.FromString,
+                    response_serializer=madpo_dot_v1_dot_job__service__pb2.DownloadLogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -484,6 +501,33 @@ class JobService:
             '/madpo.v1.JobService/DownloadLedgerParts',
             madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsRequest.SerializeToString,
             madpo_dot_v1_dot_job__service__pb2.DownloadLedgerPartsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/madpo.v1.JobService/DownloadLog',
+            madpo_dot_v1_dot_job__service__pb2.DownloadLogRequest.SerializeToString,
+            madpo_dot_v1_dot_job__service__pb2.DownloadLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

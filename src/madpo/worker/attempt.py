@@ -12,6 +12,7 @@ from madpo.config import WorkerSettings
 from madpo.errors import MadpoError, OverloadedError, StaleAttemptError, UnavailableError
 from madpo.ports import Claim, JobQueue, ObjectStore
 from madpo.queue.records import RunEvent
+from madpo.storage.logs import LOG_BYTES, write_log
 from madpo.storage.results import write_result
 from madpo.types import Job, JobProgress, JobResult, JobState, LogLine
 from madpo.worker.child import Child
@@ -79,6 +80,7 @@ class Attempt:
                 tasks.create_task(self._keep_lease())
                 try:
                     exit_code = await self._run_child(workspace, tasks)
+                    await self._keep_log(workspace)
                     crash = describe(workspace.failure(), exit_code, memory_ran_out=memory_kills() > kills)
                     return await self._deliver(workspace.outcome(), crash, workspace.log_tail())
                 finally:
@@ -156,6 +158,14 @@ class Attempt:
 
     async def _publish(self, events: Sequence[RunEvent]) -> None:
         await self._answer(lambda: self._queue.publish(self._claim, events))
+
+    async def _keep_log(self, workspace: Workspace) -> None:
+        """Store the end of the log before the outcome is told, for those who hear of it and look."""
+        job_id, text = self._claim.job.job_id, workspace.log_text(LOG_BYTES)
+        try:
+            await asyncio.to_thread(write_log, self._store, job_id, text, attempt=self._claim.attempt)
+        except MadpoError as error:  # the reason has its last lines
+            logger.warning("the log was not stored", extra={"job_id": job_id, "error": str(error)})
 
     async def _deliver(self, outcome: Outcome | None, crash: Failure, log_tail: str) -> str:
         """Tell the queue, then the store; the last word counts, whatever the exit code. Without one it was a crash."""

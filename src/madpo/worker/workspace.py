@@ -211,6 +211,10 @@ class Workspace:
         """The last lines of the run's output."""
         return read_tail(self.log_path, lines)
 
+    def log_text(self, max_bytes: int) -> str:
+        """The end of the run's output, in whole lines."""
+        return read_tail(self.log_path, None, max_bytes=max_bytes)
+
 
 class LineReader:
     """Complete lines of a file that is still being written, or not even made yet."""
@@ -235,13 +239,14 @@ class LineReader:
         return data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
 
 
-def read_tail(path: Path, lines: int) -> str:
-    """The last lines of a file, fit for a terminal."""
+def read_tail(path: Path, lines: int | None, *, max_bytes: int = _TAIL_BYTES) -> str:
+    """The last lines of a file, or with None all of its last bytes, fit for a terminal."""
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
+        start = max(0, file.seek(0, os.SEEK_END) - max_bytes)
+        file.seek(start)
         text = file.read().decode(errors="replace")
-    return "\n".join(clean_line(line) for line in text.splitlines()[-lines:]).strip()
+    last = text.splitlines()[1 if start else 0 :]
+    return "\n".join(clean_line(line) for line in (last if lines is None else last[-lines:])).strip()
 
 
 def clean_line(line: str) -> str:

@@ -26,14 +26,18 @@ REQUESTS: dict[str, Message] = {
     "ListModels": model_service_pb2.ListModelsRequest(),
     "ListCheckpoints": model_service_pb2.ListCheckpointsRequest(job_id=NO_JOB),
     "DownloadModel": model_service_pb2.DownloadModelRequest(model_id=NO_MODEL),
+    "DeleteModel": model_service_pb2.DeleteModelRequest(model_id=NO_MODEL),
     "CreateJob": job_service_pb2.CreateJobRequest(request_id="a-request"),
     "GetJob": job_service_pb2.GetJobRequest(job_id=NO_JOB),
     "ListJobs": job_service_pb2.ListJobsRequest(),
     "CancelJob": job_service_pb2.CancelJobRequest(job_id=NO_JOB),
+    "ResumeJob": job_service_pb2.ResumeJobRequest(job_id=NO_JOB),
+    "DeleteJob": job_service_pb2.DeleteJobRequest(job_id=NO_JOB),
     "WatchJob": job_service_pb2.WatchJobRequest(job_id=NO_JOB),
     "ListArtifacts": job_service_pb2.ListArtifactsRequest(job_id=NO_JOB),
     "DownloadArtifact": job_service_pb2.DownloadArtifactRequest(job_id=NO_JOB, name="report.json"),
     "DownloadLedgerParts": job_service_pb2.DownloadLedgerPartsRequest(job_id=NO_JOB),
+    "DownloadLog": job_service_pb2.DownloadLogRequest(job_id=NO_JOB),
 }
 ANSWERS = {
     **dict.fromkeys(("GetUpload", "ListDatasets", "ListModels", "ListJobs"), "OK"),

@@ -15,6 +15,7 @@ from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.ports import Claim, ObjectStore
 from madpo.queue.queue import RedisJobQueue
 from madpo.storage.local import LocalStore
+from madpo.storage.logs import read_log
 from madpo.storage.results import read_result
 from madpo.types import CheckpointPublished, Job, JobProgress, JobResult, JobState, LogLine, StateChange
 from madpo.worker.worker import JobWorker
@@ -80,6 +81,9 @@ async def test_a_run_that_crashes_again_and_again_ends_with_its_last_words_and_b
     assert job.reason.splitlines()[0] == first
     assert job.reason.splitlines()[1:] == [f"line {i}" for i in range(80, 100)]
     assert read_result(store, poison).state == JobState.FAILED
+    assert [read_log(store, poison, attempt=number).splitlines() for number in (1, 2, 3)] == [
+        [f"line {i}".encode() for i in range(100)]
+    ] * 3
     assert outcomes(registry) == {"crashed": 3, "succeeded": 1}
 
 

@@ -116,6 +116,7 @@ def test_log_lines_are_complete_clean_and_end_with_the_unfinished_one(workspace:
 def test_the_tail_of_a_large_log_is_its_end(workspace: Workspace) -> None:
     workspace.log_path.write_text("".join(f"line {i}\n" for i in range(50_000)))
     assert workspace.log_tail(3) == "line 49997\nline 49998\nline 49999"
+    assert workspace.log_text(30) == "line 49998\nline 49999"
 
 
 def test_a_line_without_end_is_cut_and_loses_nothing(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
 from madpo_gateway.checks.references import Shelves
 from madpo_gateway.checks.registry import all_dependencies, check_spec, with_method_defaults
+from madpo_gateway.job_log import job_log
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.names import default_name
 from madpo_gateway.reconcile import record_outcome, restore_job
@@ -30,6 +31,7 @@ from madpo_gateway.usage import require_unused
 
 logger = logging.getLogger(__name__)
 
+_CHUNK_BYTES = 1 << 18
 REQUEST_ID_PATTERN = r"^[A-Za-z0-9_-]{1,128}$"
 
 
@@ -136,6 +138,17 @@ class JobServicer(JobServiceServicer):
             async for chunk in stream_chunks(self._store.open_read(key)):
                 yield pb.DownloadLedgerPartsResponse(chunk=chunk)
             yield pb.DownloadLedgerPartsResponse(ends_file=True)
+
+    async def DownloadLog(  # noqa: N802
+        self, request: pb.DownloadLogRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadLogResponse]:
+        """What an attempt printed."""
+        job = await self._queue.get(_job_id(request.job_id))
+        attempt = request.attempt if request.HasField("attempt") else job.attempt
+        text, cursor = await job_log(job, attempt, store=self._store, queue=self._queue)
+        for start in range(0, len(text), _CHUNK_BYTES):
+            yield pb.DownloadLogResponse(chunk=text[start : start + _CHUNK_BYTES])
+        yield pb.DownloadLogResponse(cursor=cursor)
 
     async def _is_known(self, job_id: str) -> bool:
         """Whether this request made a job before, also one the queue has lost since."""

@@ -142,6 +142,15 @@ class JobCalls(GatewayCalls):
             incoming.commit()
         return path
 
+    async def download_log(self, job_id: str, *, attempt: int | None = None) -> tuple[str, str]:
+        """What an attempt printed, and the cursor behind it while it runs, "" after. Raises NotFoundError."""
+        request = jobs.DownloadLogRequest(job_id=job_id, attempt=attempt)
+        text, cursor = bytearray(), ""
+        async for message in self.received(self._jobs.DownloadLog(request, metadata=self.metadata)):
+            text += message.chunk
+            cursor = message.cursor
+        return text.decode(errors="replace"), cursor
+
     async def download_ledger_parts(self, job_id: str) -> list[bytes]:
         """Parquet files with the ledger's rows up to the newest checkpoint, in order. Raises NotFoundError."""
         request = jobs.DownloadLedgerPartsRequest(job_id=job_id)

@@ -1,0 +1,51 @@
+"""What attempts printed: from the store once they have ended, from the job's events until then."""
+
+import asyncio
+from collections import deque
+from contextlib import aclosing
+
+from madpo.errors import NotFoundError
+from madpo.ports import JobQueue, ObjectStore
+from madpo.storage.logs import read_log
+from madpo.types import Job, JobState, LogLine, StateChange
+
+_SILENCE_S = 1.0
+"""A stream that says nothing for so long has said all it has for now; longer than a round trip to the queue."""
+_LINES = 10_000
+
+
+async def job_log(job: Job, attempt: int, *, store: ObjectStore, queue: JobQueue) -> tuple[bytes, str]:
+    """The text of an attempt's log; and where a watch goes on behind it, or "" once the attempt has ended.
+
+    Raises:
+        NotFoundError: There is no such attempt, or nothing is left of its log.
+    """
+    if not job.attempt:
+        raise NotFoundError(f"{job.job_id} has no log yet: it has not started")
+    try:
+        return await asyncio.to_thread(read_log, store, job.job_id, attempt=attempt), ""
+    except NotFoundError:
+        lines, cursor = await _said_so_far(job, attempt, queue)
+        is_running = job.state is JobState.RUNNING and attempt == job.attempt
+        if not lines and not is_running:
+            raise
+        return "\n".join(lines).encode(), cursor if is_running else ""
+
+
+async def _said_so_far(job: Job, attempt: int, queue: JobQueue) -> tuple[deque[str], str]:
+    """The log lines among the events of an attempt, and the cursor of the last event."""
+    lines: deque[str] = deque(maxlen=_LINES)
+    at, cursor = 0, ""
+    async with aclosing(queue.watch(job.job_id)) as events:  # type: ignore[type-var]
+        try:
+            while True:
+                async with asyncio.timeout(_SILENCE_S):
+                    event = await anext(events)
+                cursor = event.cursor
+                match event.event:
+                    case StateChange(JobState.RUNNING, number):
+                        at = number
+                    case LogLine(line) if at == attempt:
+                        lines.append(line)
+        except (TimeoutError, StopAsyncIteration):
+            return lines, cursor
