@@ -40,7 +40,7 @@ def environment(home):
 
 
 def run(command, *, folder, home):
-    done = subprocess.run(command, cwd=folder, env=environment(home), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=folder, env=environment(home), capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -12,7 +12,7 @@ import typer
 from madpo.types import JobKind, JobState
 from madpo_client.cli.arguments import JOB_HELP, JobArgument, complete_jobs, complete_methods, complete_models
 from madpo_client.cli.asked_job import asked_job, parse_settings, spec_of
-from madpo_client.cli.context import open_client
+from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.field_options import SET_HELP, SPEC_HELP, complete_fields
 from madpo_client.cli.output import AsJson, Column, console, show, size_text, table
 from madpo_client.cli.waiting import After, Name, Wait, follow
@@ -190,7 +190,10 @@ def watch_job(
                 print(json.dumps({**asdict(event), "kind": kind}), flush=True)
             return
         print(f"{handle.id}  {handle.job.display_name}", file=sys.stderr)
-        with JobView(handle.job, log=log) as view:
+        with (
+            said_when_interrupted(f"the job goes on; `madpo job cancel {handle.id}` stops it"),
+            JobView(handle.job, log=log) as view,
+        ):
             for event in handle.watch(cursor):
                 view.show(event)
 

@@ -1,11 +1,13 @@
 """What commands that create a job have in common: its label, what it waits for, and waiting for it."""
 
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from madpo.errors import NotFoundError
 from madpo.types import JobKind
 from madpo_client.cli.arguments import complete_jobs
 from madpo_client.cli.context import said_when_interrupted
@@ -36,7 +38,10 @@ def follow(job: "JobHandle", *, wait: bool, as_json: bool = False) -> None:
     As JSON one document: the job, once it is over if it is waited for; with the `report` of an evaluation.
     """
     done = wait_for(job, wait=wait, quiet=as_json)
-    report = job.report() if done is not None and done.kind is JobKind.EVALUATION else None
+    report = None
+    if done is not None and done.kind is JobKind.EVALUATION:
+        with suppress(NotFoundError):  # the warnings say so
+            report = job.report()
     if as_json:
         extra = {} if report is None else {"report": report.model_dump(mode="json")}
         show({**asdict(job.job), **extra}, as_json=True)

@@ -48,6 +48,16 @@ async def test_a_resumed_job_may_crash_as_often_as_a_new_one(queue: RedisJobQueu
     assert (ended.state, ended.attempt) == (JobState.FAILED, 4)
 
 
+async def test_a_resumed_job_may_crash_once_more_as_it_did_before(queue: RedisJobQueue) -> None:
+    job = await queue.create(request("r"))
+    for _ in range(2):
+        ended = await queue.give_back(await claim(queue), crash_reason="boom", crash_fingerprint="a")
+    assert ended.state is JobState.FAILED
+    await queue.resume(job.job_id, resumes=0)
+    again = await queue.give_back(await claim(queue), crash_reason="boom", crash_fingerprint="a")
+    assert again.state is JobState.PENDING
+
+
 async def test_a_watch_that_has_seen_the_end_goes_on_once_the_job_is_resumed(queue: RedisJobQueue) -> None:
     job = await queue.create(request("r"))
     await queue.fail(await claim(queue), "boom")

@@ -113,9 +113,11 @@ async def ended(queue: RedisJobQueue, job_id: str) -> Job:
     return await queue.get(job_id)
 
 
-async def logged(queue: RedisJobQueue, job_id: str, line: str) -> None:
+async def logged(queue: RedisJobQueue, job_id: str, line: str, *, times: int = 1) -> None:
+    seen = 0
     async for event in queue.watch(job_id):
-        if event.event == LogLine(line):
+        seen += event.event == LogLine(line)
+        if seen == times:
             return
 
 

@@ -11,12 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from madpo.config import WorkerSettings
-from madpo.errors import InvalidArgumentError, UnavailableError
+from madpo.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from madpo.ports import Claim, ObjectStore
 from madpo.queue.queue import RedisJobQueue
 from madpo.storage.local import LocalStore
 from madpo.storage.logs import read_log
-from madpo.storage.results import read_result
+from madpo.storage.results import read_result, reopen_result, resumes_of
 from madpo.types import CheckpointPublished, Job, JobProgress, JobResult, JobState, LogLine, StateChange
 from madpo.worker.worker import JobWorker
 from tests.integration.worker.runs import QUEUE, connect_by, create, ended, gone, logged, outcomes
@@ -173,6 +173,28 @@ async def test_a_cancelled_run_writes_its_checkpoint_and_ends(
     assert (await queue.get(job_id)).state == JobState.CANCELLED
     assert read_result(store, job_id).state == JobState.CANCELLED
     assert outcomes(registry) == {"cancelled": 1}
+
+
+async def test_a_cancelled_job_is_resumed_as_itself_and_its_second_end_counts(
+    queue: RedisJobQueue, store: ObjectStore, working: Any
+) -> None:
+    job_id = await create(queue, "wait")
+    async with working():
+        for attempt in (1, 2):
+            await logged(queue, job_id, "waiting", times=attempt)
+            await queue.cancel(job_id)
+            cancelled = await ended(queue, job_id)
+            assert (cancelled.state, cancelled.attempt) == (JobState.CANCELLED, attempt)
+            # The worker may be about to record the end that is taken back here; it comes too late.
+            reopen_result(store, cancelled)
+            await queue.resume(job_id, resumes=cancelled.resumes)
+        await logged(queue, job_id, "waiting", times=3)
+        with pytest.raises(NotFoundError):
+            read_result(store, job_id)
+        await queue.cancel(job_id)
+        await ended(queue, job_id)
+    assert resumes_of(store, job_id) == 2
+    assert read_result(store, job_id).state == JobState.CANCELLED
 
 
 async def test_a_run_that_ignores_its_cancellation_is_killed(

@@ -17,7 +17,7 @@ end
 
 redis.call('HSET', job_key(id), 'resumes', resumes + 1, 'crashes', 0, 'crash_fingerprint', '',
   'waiting_for', #waiting)
-redis.call('HDEL', job_key(id), 'cancel_requested', 'finish_time', 'final_cursor', 'ended_by')
+redis.call('HDEL', job_key(id), 'cancel_requested', 'crash_fingerprint', 'finish_time', 'final_cursor', 'ended_by')
 redis.call('PERSIST', events_key(id))
 wait_or_start(id, waiting, 'resumed on request')
 return job_reply(id)
