@@ -29,6 +29,7 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobProgress, JobState, PreferencePair
 from madpo.worker.workspace import Run
+from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop
 from madpo_trainer.model_runner import ModelRunner, choose_layout
@@ -143,6 +144,7 @@ def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, 
         epoch_of=order.epoch,
         seed=task.seed,
     )
+    state = TrainingState()
     return TrainingLoop(
         run=run,
         ranks=OneRank(),
@@ -150,8 +152,9 @@ def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, 
         micro_batches=runner.micro_batches,
         parameters=parameters,
         schedule=order,
-        state=TrainingState(),
+        state=state,
         metrics=[],
+        held_out=HeldOutEvaluation(dict, parameters=parameters, state=state, total_steps=order.total_steps),
         checkpoints=checkpoints,
         save_model=lambda path, state: path.mkdir(),
         flush=lambda step: [],

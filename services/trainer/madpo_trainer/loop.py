@@ -26,6 +26,7 @@ from madpo.types import JobProgress
 from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Run
 from madpo_trainer import memory
+from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective, StepWork
 from madpo_trainer.optimizer import Optimizer
@@ -47,6 +48,7 @@ class TrainingLoop:
         ranks: Among whom the work of a step is shared.
         micro_batches: Splits a step's rows; its budget is halved when memory runs out.
         save_model: Writes a state dict of the model as a Hugging Face directory.
+        held_out: Looks at the held-out rows when that is due.
         flush: Called before each checkpoint with its step; returns keys of ledger parts.
         note_shortage: Called when memory ran out and only another attempt can go on, with smaller micro-batches.
     """
@@ -62,6 +64,7 @@ class TrainingLoop:
         schedule: Schedule,
         state: TrainingState,
         metrics: list[dict[str, Any]],
+        held_out: HeldOutEvaluation,
         checkpoints: CheckpointStore,
         save_model: Callable[[Path, Mapping[str, Tensor]], object],
         flush: Callable[[int], list[str]],
@@ -69,7 +72,7 @@ class TrainingLoop:
     ) -> None:
         self._run, self._ranks, self._objective, self._micro_batches = run, ranks, objective, micro_batches
         self._parameters, self._schedule = parameters, schedule
-        self.state, self.metrics = state, metrics
+        self.state, self.metrics, self._held_out = state, metrics, held_out
         self._checkpoints, self._save_model, self._flush = checkpoints, save_model, flush
         self._note_shortage = note_shortage
         self._optimizer = Optimizer(objective.model, parameters.optimizer, total_steps=schedule.total_steps)
@@ -85,22 +88,44 @@ class TrainingLoop:
         self._optimizer.restore(directory)
 
     def execute(self) -> bool:
-        """Train; True when the schedule is done, False when the run was asked to stop (a checkpoint is left)."""
+        """Train; True when training is over, False when the run was asked to stop (a checkpoint is left)."""
         self._objective.model.train()
         self._objective.start(self.state.step)
         started, first = time.monotonic(), self.state.step
-        while self.state.step < self._schedule.total_steps:
-            try:
+        try:
+            self._look_at_held_out()  # where the run was stopped meanwhile
+            while not self._is_over:
                 row = self._step()
-            except Interrupted:
-                self._optimizer.drop_gradients()
-                self.save()
-                return False
-            self._report(row, (time.monotonic() - started) / (self.state.step - first))
-            is_last = self.state.step == self._schedule.total_steps
-            if is_last or self.state.step % self._parameters.checkpoint_every_steps == 0:
-                self.save()
+                self._report(row, (time.monotonic() - started) / (self.state.step - first))
+                is_best = self._look_at_held_out()
+                if is_best or self._is_over or self.state.step % self._parameters.checkpoint_every_steps == 0:
+                    self.save()
+        except Interrupted:
+            self._optimizer.drop_gradients()
+            self.save()
+            return False
         return True
+
+    @property
+    def _is_over(self) -> bool:
+        return self.state.stopped_early or self.state.step == self._schedule.total_steps
+
+    def _look_at_held_out(self) -> bool:
+        """Evaluate where that is due; whether the step is the best so far."""
+        if not self._held_out.is_due:
+            return False
+        figures = {f"eval/{name}": value for name, value in self._held_out.look().items()}
+        step = self.state.step
+        if not self.metrics or self.metrics[-1]["step"] != step:
+            self.metrics.append({"step": step, "epoch": self._schedule.epoch(step - 1)})
+        self.metrics[-1] |= figures
+        if self._ranks.is_leader:
+            total = self._schedule.total_steps
+            self._run.progress(JobProgress(step=step, total_steps=total, metrics=figures, phase="training"))
+        if self._held_out.should_stop and step < self._schedule.total_steps:
+            self.state.stopped_early = True
+            logger.info("stopping early: the best step is %d", self._held_out.best_step, extra={"step": step})
+        return self._held_out.best_step == step
 
     def save(self) -> None:
         """Publish a checkpoint of the last finished step."""
@@ -121,7 +146,8 @@ class TrainingLoop:
         save_state(directory, state=self.state, tensors=tensors, metrics=self.metrics)
         self._checkpoints.publish(step, directory, metadata={"step": step, LEDGER_PARTS: self.state.ledger_parts})
         shutil.rmtree(directory)
-        self._checkpoints.prune(self._parameters.keep_checkpoints)
+        best = self._held_out.best_step
+        self._checkpoints.prune(self._parameters.keep_checkpoints, spared=() if best is None else (best,))
         self._run.checkpoint_published(step)
         logger.info("checkpoint published", extra={"step": step})
 

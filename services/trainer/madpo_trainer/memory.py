@@ -114,6 +114,18 @@ def noted_shortage(store: ObjectStore, job_id: str) -> dict[str, int]:
         return {}
 
 
+def usable_shortage(store: ObjectStore, job_id: str, *, budget_tokens: int) -> dict[str, int]:
+    """What `noted_shortage` says, where smaller micro-batches than those of the job may still do.
+
+    Raises:
+        FailedPreconditionError: They were smaller already.
+    """
+    shortage = noted_shortage(store, job_id)
+    if shortage and shortage["before"] < budget_tokens:
+        raise shortage_error(shortage)
+    return shortage
+
+
 def shortage_error(shortage: Mapping[str, int], reason: str = "") -> FailedPreconditionError:
     """What ends a job whose memory ran out for the second time."""
     return FailedPreconditionError(

@@ -6,7 +6,6 @@ to the object store and asks the reward service. The others have a workspace of 
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,7 +23,7 @@ from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.models.dtypes import WeightDtypes, round_weights
-from madpo.models.load import load_causal_lm, load_tokenizer
+from madpo.models.load import load_tokenizer
 from madpo.ports import ObjectStore
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
@@ -40,22 +39,23 @@ from madpo.worker.phase import Interrupted, Phase, transfers
 from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.artifacts import leave_artifacts
-from madpo_trainer.blocks import prepare_blocks
-from madpo_trainer.initial_model import InitialModel, load_trainable, prepare_initial
+from madpo_trainer.held_out import HeldOutEvaluation, describe_publication, take_weights
+from madpo_trainer.initial_model import InitialModel, prepare_initial
 from madpo_trainer.kinds.base import TrainingInputs, TrainingSpec
 from madpo_trainer.kinds.registry import training_kind
 from madpo_trainer.last_evaluation import evaluate_last
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop
-from madpo_trainer.memory import note_shortage, noted_shortage, shortage_error
-from madpo_trainer.model_runner import ModelRunner, choose_layout, evaluating
+from madpo_trainer.memory import note_shortage, usable_shortage
+from madpo_trainer.model_placing import ModelPlacing
+from madpo_trainer.model_runner import evaluating
 from madpo_trainer.objectives.base import Objective
 from madpo_trainer.output_model import describe_output, learnt_ends, output_dtypes, save_trained
 from madpo_trainer.ranks import Ranks, open_ranks, run_rank
 from madpo_trainer.settings import TrainerSettings
-from madpo_trainer.sharding import shard, whole_state
-from madpo_trainer.state import TrainingState, load_state
-from madpo_trainer.trained_weights import describe_trained, fingerprints, require_movement
+from madpo_trainer.sharding import whole_state
+from madpo_trainer.state import TrainingState, load_state, make_deterministic
+from madpo_trainer.trained_weights import fingerprints, summarise_training
 from madpo_trainer.training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _attempt(workspace: Path) -> int:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # a new head is expected to be missing from the base model
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    _make_deterministic(settings.threads)
+    make_deterministic(settings.threads)
     with open_ranks(timeout_s=settings.collective_timeout_s) as ranks:
         if ranks.size > 1:
             structlog.contextvars.bind_contextvars(rank=ranks.rank)
@@ -94,14 +94,6 @@ def _attempt(workspace: Path) -> int:
             else:
                 logger.warning("the job cannot go on: %s", error)
     return 0
-
-
-def _make_deterministic(threads: int | None) -> None:
-    """Bit-equal results on the same machine: what a resumed run is compared by."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _model_kind(kind: JobKind) -> str:
@@ -124,7 +116,7 @@ class TrainingRun:
         self._spec = cast(TrainingSpec, parse_spec(run.job.kind, dict(run.job.spec)))
         self._parameters = self._spec.training
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
-        self._device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self._placing = ModelPlacing(self._parameters, ranks, kind=self._model_kind)
         self._state = TrainingState(seed=self._parameters.seed)
         self._metrics: list[dict[str, Any]] = []
         self._tolerance = Tolerance()
@@ -150,6 +142,13 @@ class TrainingRun:
             inputs.ledger.flush(step)
             return list(inputs.ledger.parts)
 
+        held_out = HeldOutEvaluation(
+            lambda: self._evaluate(objective),
+            parameters=self._parameters,
+            state=self._state,
+            total_steps=schedule.total_steps,
+        )
+        dtypes = output_dtypes(self._parameters, initial) or WeightDtypes()
         loop = TrainingLoop(
             run=self._run,
             ranks=self._ranks,
@@ -159,6 +158,7 @@ class TrainingRun:
             schedule=schedule,
             state=self._state,
             metrics=self._metrics,
+            held_out=held_out,
             checkpoints=self._checkpoints,
             save_model=lambda directory, state: save(directory, state=state),
             flush=flush,
@@ -170,13 +170,17 @@ class TrainingRun:
             if not self._state.initial_eval:
                 self._state.initial_eval = self._evaluate(objective)
             if self._state.step == 0:
-                self._state.initial_weights = fingerprints(objective.model, self._ranks)
+                self._state.initial_weights = fingerprints(objective.model, self._ranks, dtypes=dtypes)
             self._ranks.together(loop.estimate_memory)
             if not loop.execute():
                 raise Interrupted
-            trained = self._trained(objective.model)
-            execution = {**inputs.runner.micro_batches.summary(), **loop.summary()}
-            self._finish(objective, inputs, initial, {"trained": trained, "execution": execution})
+            about = {
+                "trained": summarise_training(objective.model, self._ranks, state=self._state, dtypes=dtypes),
+                "execution": {**inputs.runner.micro_batches.summary(), **loop.summary()},
+                **describe_publication(self._state, self._parameters),
+            }
+            self._take_best(objective.model, initial)
+            self._finish(objective, inputs, initial, about)
         finally:
             objective.close()
 
@@ -197,18 +201,12 @@ class TrainingRun:
         return directory
 
     def _apply_shortage(self) -> None:
-        """Begin in smaller pieces when an earlier attempt ran out of memory and could not go on by itself.
-
-        Raises:
-            FailedPreconditionError: It was in smaller pieces already.
-        """
-        shortage = self._ranks.lead(lambda: noted_shortage(self._store, self._run.job.job_id))
-        if not shortage:
-            return
-        if shortage["before"] < self._parameters.micro_batch_tokens:
-            raise shortage_error(shortage)
-        self._state.memory_shortage = shortage
-        logger.warning("memory ran out in an earlier attempt: half as many tokens in a micro-batch", extra=shortage)
+        """Begin in smaller pieces when an earlier attempt ran out of memory and could not go on by itself."""
+        budget = self._parameters.micro_batch_tokens
+        shortage = self._ranks.lead(lambda: usable_shortage(self._store, self._run.job.job_id, budget_tokens=budget))
+        if shortage:
+            self._state.memory_shortage = shortage
+            logger.warning("memory ran out in an earlier attempt: half as many tokens a micro-batch", extra=shortage)
 
     def _newest_checkpoint(self, directory: Path) -> Checkpoint | None:
         """The newest whole checkpoint, fetched, once no older attempt can add another."""
@@ -226,37 +224,10 @@ class TrainingRun:
         initial = self._ranks.lead(prepare)
         return replace(initial, directory=self._ranks.together(lambda: self._models.fetch(initial.model_id)))
 
-    def _load(self, initial: InitialModel, checkpoint: Path | None) -> tuple[ModelRunner, Any]:
-        """Model, how it is run, and tokenizer; a new head or adapter is the same on all ranks."""
-        tokenizer = load_tokenizer(initial.directory)
-        kind = self._model_kind
-        torch.manual_seed(self._parameters.seed)
-        model = load_trainable(
-            initial, kind=kind, lora=self._parameters.lora, checkpoint=checkpoint / "model" if checkpoint else None
-        )
-        layout = choose_layout(model, self._parameters, needs_head=kind == "causal_lm")
-        prepare_blocks(model, self._parameters)
-        runner = ModelRunner(
-            self._place(model), layout, parameters=self._parameters, ranks=self._ranks, gives_scores=kind == "reward"
-        )
-        return runner, tokenizer
-
-    def _place(self, model: Any) -> Any:
-        """A model on this rank's device, or this rank's part of it."""
-        if self._parameters.sharding == "fsdp" and self._ranks.size > 1:
-            shard(model, self._device)
-            self._ranks.in_step = True
-        return model.to(self._device)
-
-    def _load_again(self, initial: InitialModel) -> Any:
-        """The initial policy, to be run as the policy is."""
-        model = load_causal_lm(initial.directory)
-        choose_layout(model, self._parameters, needs_head=True)
-        return self._place(model)
-
     def _inputs(self, initial: InitialModel, checkpoint: Path | None) -> TrainingInputs:
         """What the objective is built from: the model, and readers of rows with their tokens."""
-        runner, tokenizer = self._ranks.together(lambda: self._load(initial, checkpoint))
+        tokenizer = load_tokenizer(initial.directory)
+        runner = self._ranks.together(lambda: self._placing.runner(initial, checkpoint))
         dataset_id = resolve_dataset_id(self._spec.dataset, store=self._store)
         held_out = self._spec.eval_dataset
         eval_dataset_id = None if held_out is None else resolve_dataset_id(held_out, store=self._store)
@@ -293,17 +264,24 @@ class TrainingRun:
             dataset_id=dataset_id,
             eval_dataset_id=eval_dataset_id,
             initial_model_id=initial.model_id,
-            load_initial=lambda: self._load_again(initial),
+            load_initial=lambda: self._placing.initial(initial),
             tensors=self._tensors,
             ledger=Ledger(self._store, job_id=job_id, attempt=attempt, parts=self._state.ledger_parts),
             phase=self._phase,
         )
 
-    def _trained(self, model: torch.nn.Module) -> dict[str, Any]:
-        """What was trained. Raises FailedPreconditionError when nothing was."""
-        before, after = self._state.initial_weights, fingerprints(model, self._ranks)
-        moved = require_movement(before, after, largest=self._state.largest)
-        return describe_trained(model) | ({"moved_tensors": moved, "of_tensors": len(after)} if before else {})
+    def _take_best(self, model: torch.nn.Module, initial: InitialModel) -> None:
+        """Go back to the weights of the best step where they are the ones to be left."""
+        best, directory = self._state.best.get("step"), self._run.directory / "best"
+        if best in (None, self._state.step) or not self._parameters.publishes_best:
+            return
+        self._phase(f"going back to step {best}")
+
+        def take() -> None:
+            fetch_once(directory, lambda into: self._checkpoints.fetch(self._checkpoints.of_step(best), into))
+            take_weights(model, self._placing.whole(initial, directory))
+
+        self._ranks.together(take)
 
     def _evaluate(self, objective: Objective) -> dict[str, float]:
         phase = self._phase("held-out evaluation", objective.held_out_rows, unit="rows")

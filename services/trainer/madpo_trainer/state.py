@@ -13,6 +13,7 @@ There is no RNG state: every micro-batch seeds torch from (seed, step, its numbe
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,12 +39,28 @@ class TrainingState:
     """The `CalibrationReport` of the job's first attempt, whose numbers hold for all; empty where there was none."""
     memory_shortage: dict[str, int] = field(default_factory=dict)
     """`step`, from 1, in which memory ran out, and the tokens of a micro-batch `before` and `after`; once a job."""
+    evaluated_step: int = 0
+    """The newest step whose weights were looked at on the held-out rows."""
+    last_eval: dict[str, float] = field(default_factory=dict)
+    """What they showed."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """The `step` that was best on the held-out rows by a `metric`, its `value`, and all figures (`eval`)."""
+    evaluations_since_best: int = 0
+    stopped_early: bool = False
     initial_weights: dict[str, int] = field(default_factory=dict)
     """Fingerprints of the trained parameters before the first step."""
     largest: dict[str, float] = field(default_factory=dict)
     """The largest absolute value of every figure of a step, over all steps."""
     counters: dict[str, float] = field(default_factory=dict)
     """Sums over all attempts: seconds trained, seconds waited for margins..."""
+
+
+def make_deterministic(threads: int | None) -> None:
+    """Bit-equal results on the same machine: what a resumed run is compared by."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:

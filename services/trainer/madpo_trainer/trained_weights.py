@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from madpo.errors import FailedPreconditionError
+from madpo.models.dtypes import WeightDtypes
 from madpo_trainer.optimizer import trainable_parameters
 from madpo_trainer.ranks import Ranks
+from madpo_trainer.state import TrainingState
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes of an element."""
@@ -35,12 +37,29 @@ def describe_trained(model: nn.Module) -> dict[str, Any]:
     return figures | ({"adapted_layers": dict(sorted(layers.items()))} if layers else {})
 
 
-def fingerprints(model: nn.Module, ranks: Ranks) -> dict[str, int]:
-    """A sum over the bits of every trained parameter, whole: another one after any change. All ranks must call."""
-    mine = {name: _bit_sum(parameter) for name, parameter in trainable_parameters(model)}
+def fingerprints(model: nn.Module, ranks: Ranks, *, dtypes: WeightDtypes) -> dict[str, int]:
+    """A sum over the bits of every trained parameter, whole: another one after any change. All ranks must call.
+
+    Args:
+        model: May be sharded.
+        ranks: All of them.
+        dtypes: Those in which the weights will be left: a change that is lost in rounding is none.
+    """
+    mine = {name: _bit_sum(parameter, dtypes.of(name)) for name, parameter in trainable_parameters(model)}
     parts = ranks.gather(mine)
     sharded = {name for name, parameter in trainable_parameters(model) if isinstance(parameter, DTensor)}
     return {name: sum(part[name] for part in parts) if name in sharded else parts[0][name] for name in mine}
+
+
+def summarise_training(model: nn.Module, ranks: Ranks, *, state: TrainingState, dtypes: WeightDtypes) -> dict[str, Any]:
+    """What was trained and how much of it moved, for the job's result. All ranks must call.
+
+    Raises:
+        FailedPreconditionError: Nothing was trained; says why.
+    """
+    before, after = state.initial_weights, fingerprints(model, ranks, dtypes=dtypes)
+    moved = require_movement(before, after, largest=state.largest)
+    return describe_trained(model) | ({"moved_tensors": moved, "of_tensors": len(after)} if before else {})
 
 
 def require_movement(before: Mapping[str, int], after: Mapping[str, int], *, largest: Mapping[str, float]) -> int:
@@ -63,16 +82,17 @@ def require_movement(before: Mapping[str, int], after: Mapping[str, int], *, lar
 def _why_still(largest: Mapping[str, float]) -> str:
     if largest["grad_norm"]:
         return (
-            "no update was large enough to change a weight, with learning rates up to "
+            "no update was large enough to change a weight as it is left, with learning rates up to "
             f"{largest['learning_rate']:g} and gradient norms up to {largest['grad_norm']:g} "
-            "(raise training.optimizer.learning_rate)"
+            "(raise training.optimizer.learning_rate, or leave the weights in fp32: training.save_dtype)"
         )
     reasons = [reason for name, reason in _NOTHING_COUNTS.items() if largest.get(name) == 0.0]
     reason = reasons[0] if reasons else "the loss does not depend on what is trained (look at the method's parameters)"
     return f"every gradient of every step was 0: {reason}"
 
 
-def _bit_sum(parameter: nn.Parameter) -> int:
+def _bit_sum(parameter: nn.Parameter, dtype: torch.dtype) -> int:
     tensor = parameter.detach()
     local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return int(local.contiguous().view(_INTEGERS[local.element_size()]).sum(dtype=torch.int64))
+    local = local.to(dtype).contiguous()
+    return int(local.view(_INTEGERS[local.element_size()]).sum(dtype=torch.int64))

@@ -2,17 +2,17 @@
 
 from typing import Annotated, ClassVar
 
-from madpo.jobs.base import POLICY, DatasetReference, ModelReference, NeedsDataset, NeedsModel, Spec
+from madpo.jobs.base import POLICY, DatasetReference, ModelReference, NeedsDataset, NeedsModel
 from madpo.jobs.kind import Kind
 from madpo.jobs.methods import MarginParameters, PreferenceMethod
-from madpo.jobs.training import TrainingParameters
+from madpo.jobs.training import EvaluatedTraining, TrainingParameters
 from madpo.types import DatasetKind, JobKind
 
 # Methods of pairs take of a list its best response against its worst.
 _ROWS = NeedsDataset(frozenset({DatasetKind.PREFERENCE, DatasetKind.LIST}))
 
 
-class PolicyTrainingSpec(Spec):
+class PolicyTrainingSpec(EvaluatedTraining):
     """Train a policy on preference pairs or lists of scored responses.
 
     The reference is the initial policy, unless the method moves it.
@@ -25,7 +25,7 @@ class PolicyTrainingSpec(Spec):
     dataset: Annotated[DatasetReference, _ROWS]
     """Preference pairs, or lists of scored responses, to train on."""
     eval_dataset: Annotated[DatasetReference | None, _ROWS] = None
-    """Held-out rows, measured before the first and after the last step."""
+    """Held-out rows, measured before the first step, after the last, and every `training.eval_every_steps`."""
     training: TrainingParameters = TrainingParameters()
     """Steps, batches, optimizer and so on."""
     method: PreferenceMethod = PreferenceMethod()

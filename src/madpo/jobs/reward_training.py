@@ -2,15 +2,15 @@
 
 from typing import Annotated, ClassVar
 
-from madpo.jobs.base import ANY_MODEL, DatasetReference, ModelReference, NeedsDataset, NeedsModel, Spec
+from madpo.jobs.base import ANY_MODEL, DatasetReference, ModelReference, NeedsDataset, NeedsModel
 from madpo.jobs.kind import Kind
-from madpo.jobs.training import TrainingParameters
+from madpo.jobs.training import EvaluatedTraining, TrainingParameters
 from madpo.types import DatasetKind, JobKind
 
 _ROWS = NeedsDataset(frozenset({DatasetKind.PREFERENCE}))
 
 
-class RewardTrainingSpec(Spec):
+class RewardTrainingSpec(EvaluatedTraining):
     """Train a Bradley-Terry reward model on preference pairs."""
 
     renamed: ClassVar = {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"}
@@ -20,7 +20,7 @@ class RewardTrainingSpec(Spec):
     dataset: Annotated[DatasetReference, _ROWS]
     """Preference pairs to train on."""
     eval_dataset: Annotated[DatasetReference | None, _ROWS] = None
-    """Held-out rows, measured before the first and after the last step."""
+    """Held-out rows, measured before the first step, after the last, and every `training.eval_every_steps`."""
     training: TrainingParameters = TrainingParameters()
     """Steps, batches, optimizer and so on."""
 

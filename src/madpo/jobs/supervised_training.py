@@ -2,15 +2,15 @@
 
 from typing import Annotated, ClassVar
 
-from madpo.jobs.base import POLICY, DatasetReference, ModelReference, NeedsDataset, NeedsModel, Spec
+from madpo.jobs.base import POLICY, DatasetReference, ModelReference, NeedsDataset, NeedsModel
 from madpo.jobs.kind import Kind
-from madpo.jobs.training import TrainingParameters
+from madpo.jobs.training import EvaluatedTraining, TrainingParameters
 from madpo.types import DatasetKind, JobKind
 
 _ROWS = NeedsDataset(frozenset({DatasetKind.COMPLETION}))
 
 
-class SupervisedTrainingSpec(Spec):
+class SupervisedTrainingSpec(EvaluatedTraining):
     """Fine-tune a causal language model on completions."""
 
     renamed: ClassVar = {"dataset_id": "dataset", "eval_dataset_id": "eval_dataset"}
@@ -20,7 +20,7 @@ class SupervisedTrainingSpec(Spec):
     dataset: Annotated[DatasetReference, _ROWS]
     """Completions to train on."""
     eval_dataset: Annotated[DatasetReference | None, _ROWS] = None
-    """Held-out rows, measured before the first and after the last step."""
+    """Held-out rows, measured before the first step, after the last, and every `training.eval_every_steps`."""
     training: TrainingParameters = TrainingParameters()
     """Steps, batches, optimizer and so on."""
 

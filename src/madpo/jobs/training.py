@@ -1,7 +1,7 @@
 """What every training job is asked."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -124,9 +124,43 @@ class TrainingParameters(Spec):
     about a third more compute, the same result."""
     compile: bool = False
     """Compile the transformer blocks (torch.compile); needs a C++ compiler where the trainer runs. Rounding differs."""
+    eval_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on the held-out rows; null has them before the first step and after the last alone."""
+    best_metric: str = "loss"
+    """Figure on the held-out rows by which a step is the best; its checkpoint is kept. Of losses and errors less is
+    better, of all others more."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations in a row without a new best; null never does."""
+    publish: Literal["last", "best"] | None = None
+    """Which step's weights are the job's model; null: the best with `early_stopping_patience`, else the last."""
     checkpoint_every_steps: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step has one anyway."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept; that of the best step is kept besides."""
     log_every_steps: int = Field(default=1, ge=1)
     """Steps between reports of progress, and between rows of `metrics.jsonl`."""
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> Self:
+        if self.eval_every_steps is None and self.publishes_best:
+            asked = "early_stopping_patience" if self.publish is None else "publish: best"
+            raise ValueError(f"{asked} needs eval_every_steps: without it no step is known to be the best")
+        return self
+
+    @property
+    def publishes_best(self) -> bool:
+        """Whether the job's model is that of the best step."""
+        if self.publish is None:
+            return self.early_stopping_patience is not None
+        return self.publish == "best"
+
+
+class EvaluatedTraining(Spec):
+    """Base of the specs of trainings: what they say of `training` and of `eval_dataset` must go together."""
+
+    @model_validator(mode="after")
+    def _has_held_out_rows(self) -> Self:
+        training: TrainingParameters = self.training  # type: ignore[attr-defined]
+        if training.eval_every_steps is not None and self.eval_dataset is None:  # type: ignore[attr-defined]
+            raise ValueError("training.eval_every_steps needs eval_dataset: the held-out rows to evaluate on")
+        return self

@@ -17,7 +17,7 @@ import logging
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,13 @@ class CheckpointStore:
         """The newest whole checkpoint of any attempt, or None."""
         return next(iter(list_checkpoints(self._store, self._job_id)), None)
 
+    def of_step(self, step: int) -> Checkpoint:
+        """The whole checkpoint of a step. Raises NotFoundError."""
+        for checkpoint in list_checkpoints(self._store, self._job_id):
+            if checkpoint.step == step:
+                return checkpoint
+        raise NotFoundError(f"{self._job_id} has no checkpoint of step {step}")
+
     def fetch(self, checkpoint: Checkpoint, directory: Path, *, transfer: Transfer = unwatched) -> Mapping[str, Any]:
         """Copy a checkpoint's files to `directory`, verified; returns its metadata.
 
@@ -107,8 +114,8 @@ class CheckpointStore:
         shutil.rmtree(directory, ignore_errors=True)
         return None
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` steps, and what older attempts left unfinished.
+    def prune(self, keep: int, *, spared: Collection[int] = ()) -> None:
+        """Remove all but the newest `keep` steps and those `spared`, and what older attempts left unfinished.
 
         Raises:
             StaleAttemptError: A newer attempt owns the job.
@@ -121,7 +128,7 @@ class CheckpointStore:
         kept_steps = sorted({checkpoint.step for checkpoint in whole}, reverse=True)[:keep]
         for step, attempt in found:
             counts = any((step, attempt) == (checkpoint.step, checkpoint.attempt) for checkpoint in whole)
-            if (counts and step not in kept_steps) or (not counts and attempt < self._attempt):
+            if (counts and step not in kept_steps and step not in spared) or (not counts and attempt < self._attempt):
                 bundle.delete(self._store, keys.checkpoint(self._job_id, step=step, attempt=attempt))
 
     def _check_owner(self) -> None:

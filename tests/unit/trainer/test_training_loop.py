@@ -15,6 +15,7 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobState
 from madpo.worker.workspace import Run
+from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.loop import TrainingLoop
 from madpo_trainer.memory import note_shortage, noted_shortage
 from madpo_trainer.micro_batches import MicroBatches
@@ -77,12 +78,13 @@ class RegressionStep:
         return [f"row {row}" for row in sorted(rows, key=lambda row: bool(self.objective.inputs[row].isfinite().all()))]
 
 
-def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, ranks=None, **fields):
+def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, ranks=None, evaluate=dict, **fields):
     parameters = TrainingParameters(
         global_batch_size=8,
         **{"checkpoint_every_steps": 100, "optimizer": {"learning_rate": 0.05}, **fields},
     )
     schedule = Schedule.plan(rows=ROWS, batch_size=8, seed=0, epochs=4, max_steps=None)
+    state = state or TrainingState()
     directory = tmp_path / "run"
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints = CheckpointStore(LocalStore(tmp_path / "store"), JOB.job_id, attempt=1)
@@ -99,8 +101,9 @@ def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, ranks=No
         micro_batches=MicroBatches(Layout("packed"), budget_tokens=micro_batch_tokens),
         parameters=parameters,
         schedule=schedule,
-        state=state or TrainingState(),
+        state=state,
         metrics=[],
+        held_out=HeldOutEvaluation(evaluate, parameters=parameters, state=state, total_steps=schedule.total_steps),
         checkpoints=checkpoints,
         save_model=save_model,
         flush=lambda step: [],

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from madpo.losses.method import LossContext, LossOutput, Method, MethodConfig
 from madpo.worker.phase import Phase
@@ -107,13 +108,20 @@ class PolicyObjective:
         return len(self._held_out)
 
     def evaluate(self, phase: Phase) -> dict[str, float]:
-        """Implicit-reward accuracy and margin on the held-out pairs, relative to the initial policy."""
+        """How the implicit reward does on the held-out pairs, relative to the initial policy.
+
+        The loss is that of DPO at the method's beta, whatever the method: the negative log-likelihood of the
+        preferences, in nats per pair.
+        """
         if not self._held_out or self._held_out_reference is None:
             return {}
         logps = self.runner.all_logps(row_groups(self._held_out), phase).values.view(-1, 2)
         chosen, rejected = (logps - self._held_out_reference.values.view(-1, 2)).unbind(dim=1)
         log_ratio_diff = chosen - rejected
+        implicit_margin = self.config.reward_scale() * log_ratio_diff
         return {
+            "loss": float(softplus(-implicit_margin).mean()),
+            "rewards/implicit_margin": float(implicit_margin.mean()),
             "rewards/accuracy": float(wins(log_ratio_diff).mean()),
             "log_ratio_diff/mean": float(log_ratio_diff.mean()),
             "logps/chosen": float(logps[:, 0].mean()),

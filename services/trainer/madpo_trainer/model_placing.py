@@ -1,0 +1,57 @@
+"""Models on the devices of the ranks: the one that is trained, and the initial one beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from madpo.jobs.training import TrainingParameters
+from madpo.models.load import load_causal_lm
+from madpo_trainer.blocks import prepare_blocks
+from madpo_trainer.initial_model import InitialModel, load_trainable
+from madpo_trainer.model_runner import ModelRunner, choose_layout
+from madpo_trainer.ranks import Ranks
+from madpo_trainer.sharding import shard
+
+
+class ModelPlacing:
+    """Loads models, and places them on this rank's device.
+
+    Args:
+        parameters: Of the job.
+        ranks: All of them; whether they must keep in step is written down there.
+        kind: Of the model that is trained, `causal_lm` or `reward`.
+    """
+
+    def __init__(self, parameters: TrainingParameters, ranks: Ranks, *, kind: str) -> None:
+        self._parameters, self._ranks, self._kind = parameters, ranks, kind
+        self._device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    def runner(self, initial: InitialModel, checkpoint: Path | None) -> ModelRunner:
+        """The model to train and how it is run; a new head or adapter is the same on all ranks."""
+        torch.manual_seed(self._parameters.seed)
+        model = self.whole(initial, checkpoint)
+        layout = choose_layout(model, self._parameters, needs_head=self._kind == "causal_lm")
+        prepare_blocks(model, self._parameters)
+        scores = self._kind == "reward"
+        return ModelRunner(
+            self._place(model), layout, parameters=self._parameters, ranks=self._ranks, gives_scores=scores
+        )
+
+    def whole(self, initial: InitialModel, checkpoint: Path | None) -> Any:
+        """The model to train, as it begins or as a checkpoint has it, on the CPU."""
+        directory = checkpoint / "model" if checkpoint else None
+        return load_trainable(initial, kind=self._kind, lora=self._parameters.lora, checkpoint=directory)
+
+    def initial(self, initial: InitialModel) -> Any:
+        """The initial policy, to be run as the policy is."""
+        model = load_causal_lm(initial.directory)
+        choose_layout(model, self._parameters, needs_head=True)
+        return self._place(model)
+
+    def _place(self, model: Any) -> Any:
+        """A model on this rank's device, or this rank's part of it."""
+        if self._parameters.sharding == "fsdp" and self._ranks.size > 1:
+            shard(model, self._device)
+            self._ranks.in_step = True
+        return model.to(self._device)
