@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from madpo.data.check.report import CheckReport
-from madpo.errors import FailedPreconditionError, InvalidArgumentError
+from madpo.errors import InvalidArgumentError
 from madpo.jobs.training import Overlong
 from madpo_client.deprecation import renamed
+from madpo_client.extras import needs_extra
 
 if TYPE_CHECKING:
     from madpo.data.check.findings import Findings
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from madpo.data.ranking import ListRule
 
 _PROGRESS_ROWS = 500
+_PURPOSE = "checking a file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,11 @@ def check_file(
         held_out: The old name of `eval_dataset`.
 
     Raises:
-        FailedPreconditionError: The packages of the extra `check` are missing.
+        MissingExtraError: The packages of the extra `check` are missing.
         InvalidArgumentError: There is no such file or model, or the held-out file cannot be read.
     """
-    try:
+    with needs_extra("check", _PURPOSE):
         from madpo.data.check.check import CheckedFile, DatasetCheck
-    except ImportError as error:
-        raise _missing(error) from error
     eval_dataset = renamed("held_out", held_out, "eval_dataset", eval_dataset)
     path = Path(path)
     rows = CheckedFile(path, format, columns=columns, lists=lists)
@@ -97,7 +97,7 @@ def _token_check(model: TokenView | Path | str, findings: "Findings") -> "TokenC
     view = model if isinstance(model, TokenView) else TokenView(Path(model))
     if not view.directory.is_dir():
         raise InvalidArgumentError(f"{view.directory} is not a model directory")
-    try:
+    with needs_extra("check", _PURPOSE):
         from madpo.data.check.tokens import TokenCheck
 
         return TokenCheck(
@@ -108,14 +108,6 @@ def _token_check(model: TokenView | Path | str, findings: "Findings") -> "TokenC
             overlong=view.overlong,
             workers=view.workers,
         )
-    except ImportError as error:
-        raise _missing(error) from error
-
-
-def _missing(error: ImportError) -> FailedPreconditionError:
-    return FailedPreconditionError(
-        f"checking a file needs more packages ({error}): pip install 'madpo[check]', or upload it and check the dataset"
-    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import typer
 
 from madpo.errors import MadpoError
 from madpo_client.cli import calibrate, context, datasets, doctor, init, jobs, ledger, methods, models, run, stack
+from madpo_client.extras import MissingExtraError
 
 app = typer.Typer(
     name="madpo",
@@ -32,11 +33,11 @@ app.add_typer(doctor.app)
 
 
 def main() -> None:
-    """Entry point: errors of ours become one line on standard error and exit code 1."""
+    """Entry point: errors of ours become one line on standard error and exit code 1, 2 for a missing package."""
     # Before gRPC is imported: its own account of a failed handshake would stand around that line.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         app()
     except MadpoError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, MissingExtraError) else 1)

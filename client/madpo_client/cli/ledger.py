@@ -59,6 +59,8 @@ def show_ledger(
         raise typer.BadParameter("--summary looks at all visits: it goes with --where, --top, --no-text and --json")
     if epoch not in (None, "all") and not epoch.isdecimal():
         raise typer.BadParameter(f"--epoch is a number or all, not {epoch!r}")
+    import madpo_client.ledger  # noqa: F401 - before a gateway is looked for: says which extra it needs
+
     with open_client(context) as client:
         view = _View(client.jobs.get(job), with_text=with_text)
         if summary:

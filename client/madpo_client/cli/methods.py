@@ -83,10 +83,9 @@ def evaluate_vectors(
     vectors: Annotated[Path, typer.Option(help="JSON file with `batch` and `cases`; - reads standard input.")],
 ) -> None:
     """Compute methods on given numbers, in float64, as JSON."""
-    from importlib.util import find_spec
+    from madpo_client.extras import require_extra
 
-    if find_spec("torch") is None:
-        raise InvalidArgumentError("computing losses needs torch: pip install 'madpo[torch]'")
+    require_extra("torch", "computing losses", ["torch"])
     from madpo.losses.vectors import evaluate_cases
 
     try:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from madpo.errors import FailedPreconditionError, NotFoundError
+from madpo.errors import NotFoundError
 from madpo_client.cli.context import names_server, open_client
 from madpo_client.cli.output import AsJson, Column, table
+from madpo_client.extras import needs_extra
 from madpo_client.progress import describe_span
 
 if TYPE_CHECKING:
@@ -123,12 +124,8 @@ def demo(
     found = {entry.name: entry for entry in entry_points(group="madpo.demos")}
     if name not in found:
         raise NotFoundError(f"there is no demo {name!r}; demos: {', '.join(sorted(found))}")
-    try:
+    with needs_extra("embedded", "the demo"):
         run = found[name].load()
-    except ImportError as error:
-        raise FailedPreconditionError(
-            f"the demo needs packages that are not installed ({error}): pip install 'madpo[embedded]'"
-        ) from error
     out = (out or Path(f"madpo-{name}")).absolute()
     out.mkdir(parents=True, exist_ok=True)
     if names_server(context):

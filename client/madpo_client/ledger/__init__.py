@@ -3,10 +3,6 @@
 Needs the extra `ledger`; importing this package without it says so.
 """
 
-from madpo.errors import FailedPreconditionError
+from madpo_client.extras import require_extra
 
-try:
-    import duckdb  # noqa: F401
-    import pyarrow  # noqa: F401
-except ImportError as error:
-    raise FailedPreconditionError(f"ledgers are read with {error.name}: pip install 'madpo[ledger]'") from error
+require_extra("ledger", "reading ledgers", ["duckdb", "pyarrow"])

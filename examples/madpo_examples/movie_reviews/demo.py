@@ -9,18 +9,17 @@ that real models and data go through; it is no benchmark, since so few steps mov
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from madpo.errors import FailedPreconditionError
 from madpo.jobs.sampling import SamplingParameters
 from madpo.jobs.training import LoraParameters, OptimizerParameters, TrainingParameters
 from madpo.types import Dataset
 from madpo_client import Client
+from madpo_client.extras import require_extra
 from madpo_examples.demo_report import write_report
 from madpo_examples.experiment import Experiment, submit, wait
 from madpo_examples.movie_reviews.convert import smollm2_directory
@@ -83,7 +82,7 @@ def main(*, client: Client, out: Path, scale: Literal["full", "smoke"] = "full")
         scale: `smoke` does everything in a small size.
 
     Raises:
-        FailedPreconditionError: The extra `movie-reviews` is not installed.
+        MissingExtraError: The extra `movie-reviews` is not installed.
         UnavailableError: Model or ratings cannot be had from the package index.
         JobFailedError: A job did not succeed.
     """
@@ -130,12 +129,8 @@ def main(*, client: Client, out: Path, scale: Literal["full", "smoke"] = "full")
 
 
 def _require_extra() -> None:
-    missing = [name for name in ("accelerate", "gguf", "vaderSentiment") if find_spec(name) is None]
-    if missing:
-        raise FailedPreconditionError(
-            f"the movie-reviews demo needs {', '.join(missing)}: install the extra, as in pip install "
-            "'madpo[embedded,movie-reviews]'"
-        )
+    needed = ["accelerate", "gguf", "vaderSentiment"]
+    require_extra("embedded,movie-reviews", "the movie-reviews demo", needed)
 
 
 def _upload_pairs(client: Client, settings: Settings, ratings: Path, rng: random.Random) -> tuple[Dataset, Dataset]:

@@ -108,7 +108,7 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("madpo_client.embedded.plan._NEEDED", ("psutil", "no_such_package"))
-    with pytest.raises(FailedPreconditionError, match=r"\(no_such_package\).*madpo\[embedded\]"):
+    with pytest.raises(FailedPreconditionError, match=r"no_such_package, which.*madpo\[embedded\]"):
         make_plan(tmp_path, StackOptions())
 
 

@@ -1,5 +1,6 @@
 """The SDK needs only the base dependencies, and the command line starts without the heavy ones."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,37 @@ def test_a_check_without_its_extra_says_how_to_get_it(tmp_path: Path) -> None:
     code = "from madpo.errors import MadpoError\nfrom madpo_client.check import check_file\n"
     code += f"try: check_file({str(tmp_path / 'pairs.jsonl')!r})\nexcept MadpoError as error: print(error)"
     assert "pip install 'madpo[check]'" in run(REFUSE + code)
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["up"], "embedded"),
+        (["up", "--foreground"], "embedded"),
+        (["demo"], "embedded"),
+        (["demo", "movie-reviews"], "embedded"),
+        (["dataset", "check", "pairs.jsonl"], "check"),
+        (["ledger", "job-1"], "ledger"),
+        (["methods", "eval", "--vectors", "none.json"], "torch"),
+    ],
+)
+def test_a_command_that_needs_an_extra_names_it_in_one_line(command: list[str], extra: str, tmp_path: Path) -> None:
+    code = REFUSE + f"sys.argv = ['madpo', *{command!r}]\nfrom madpo_client.cli import main; main()"
+    environment = os.environ | {"MADPO_HOME": str(tmp_path), "COLUMNS": "200"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith(f" not installed: pip install 'madpo[{extra}]'\n")
 
 
 def test_importing_the_package_leaves_torch_out() -> None:
