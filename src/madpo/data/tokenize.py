@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from madpo.data.loss_mask import LossMask, counted_tokens
+from madpo.data.template_clock import TEMPLATE_CLOCK, reads_clock, with_fixed_clock
 from madpo.errors import InvalidArgumentError, InvalidPairError
 from madpo.types import NO_OPTIONS, ChatOptions, Content, Message, content_to_json
 
@@ -142,9 +143,10 @@ def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def template_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Digest of the chat template; that of the empty text without one."""
+    """Digest of the chat template, with the time it tells where it reads the clock; of the empty text without one."""
     template = tokenizer.chat_template or ""
-    return _sha256(template if isinstance(template, str) else json.dumps(template, sort_keys=True))
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return _sha256(f"{text}\0{TEMPLATE_CLOCK.isoformat()}" if reads_clock(text) else text)
 
 
 def _sha256(text: str) -> str:
@@ -168,9 +170,11 @@ def render_chat(
 ) -> str:
     """The text that the chat template makes of messages; its special tokens are part of it.
 
+    The same messages give the same text on any day, see `madpo.data.template_clock`.
+
     Raises:
         InvalidPairError: The chat template refuses the messages.
-        InvalidArgumentError: There is no chat template.
+        InvalidArgumentError: There is no chat template, or it draws at random.
     """
     from jinja2 import TemplateError
 
@@ -178,12 +182,14 @@ def render_chat(
         raise InvalidArgumentError(
             "the tokenizer has no chat template, so it cannot read messages: give text, or a tokenizer saved with one"
         )
+    inputs = options.template_inputs()
     try:
         rendered: str = tokenizer.apply_chat_template(
             content_to_json(tuple(messages)),
+            chat_template=with_fixed_clock(tokenizer.get_chat_template(tools=inputs.get("tools"))),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
-            **options.template_inputs(),
+            **inputs,
         )
     except (TemplateError, ValueError) as error:
         roles = ", ".join(message.role for message in messages)

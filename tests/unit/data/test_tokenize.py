@@ -1,19 +1,23 @@
 from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
 from tokenizers import processors
 
+from madpo.data import tokenize
 from madpo.data.tokenize import (
     Encoded,
     encode_prompt,
     encode_response,
     pad_id,
+    render_chat,
     template_sha256,
     tokenizer_sha256,
 )
 from madpo.errors import InvalidArgumentError, InvalidPairError
-from madpo.types import ChatOptions, Message, ToolCall
+from madpo.types import NO_OPTIONS, ChatOptions, Message, ToolCall
 
 Make = Callable[..., Any]
 USER = (Message("user", "the film"),)
@@ -143,3 +147,46 @@ def test_digests_follow_what_decides_the_ids_and_nothing_else(make_toy_tokenizer
     assert tokenizer_sha256(make_toy_tokenizer(bos_token="</s>", eos_token="<s>")) != before
     assert template_sha256(tokenizer) != template_sha256(make_toy_tokenizer(template=None))
     assert template_sha256(make_toy_tokenizer(template=None)).startswith("e3b0c442")
+
+
+DATED = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y, %-d/%m/%y %H:%M:%S 100%% %j') %}"
+    "{% else %}{% set date_string = 'none' %}{% endif %}{% endif %}"
+    "{{ date_string }}{% for m in messages %} {{ m['content'] }}{% endfor %}"
+)
+
+
+def test_the_clock_of_templates_stands_still(make_toy_tokenizer: Make) -> None:
+    tokenizer = make_toy_tokenizer(template=DATED)
+    render = partial(render_chat, tokenizer, USER, add_generation_prompt=True)
+
+    assert render(NO_OPTIONS) == "26 Jul 2024, 26/07/24 00:00:00 100% 208 the film"
+    assert render(ChatOptions(template_kwargs='{"date_string":"01 Jan 2026"}')) == "01 Jan 2026 the film"
+    assert tokenizer.chat_template == DATED
+
+
+def test_the_time_a_template_tells_is_part_of_its_digest(
+    make_toy_tokenizer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dated, timeless = make_toy_tokenizer(template=DATED), make_toy_tokenizer()
+    before = template_sha256(dated), template_sha256(timeless)
+
+    monkeypatch.setattr(tokenize, "TEMPLATE_CLOCK", datetime(2025, 1, 1, tzinfo=UTC))
+
+    assert template_sha256(dated) != before[0]
+    assert template_sha256(timeless) == before[1]
+
+
+def test_a_line_end_that_a_dated_template_begins_with_stays(make_toy_tokenizer: Make) -> None:
+    dated = "\n{{ strftime_now('%Y') }}{% for m in messages %} {{ m['content'] }}{% endfor %}"
+
+    assert render_chat(make_toy_tokenizer(template=dated), USER, NO_OPTIONS, add_generation_prompt=False) == (
+        "\n2024 the film"
+    )
+
+
+@pytest.mark.parametrize("chance", ["{{ ['a', 'b'] | random }}", "{{ lipsum() }}"])
+def test_a_template_that_draws_at_random_is_refused(make_toy_tokenizer: Make, chance: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="draws at random"):
+        encode_prompt(make_toy_tokenizer(template=chance + DATED), USER)
