@@ -29,14 +29,14 @@ class TokenView:
     Attributes:
         directory: Of the model, or of its tokenizer and configuration alone.
         name: What the report calls it; the directory's name by default.
-        max_tokens: Longest prompt plus response.
+        max_tokens: Longest prompt plus response; by default what a training's is.
         overlong: What becomes of longer rows.
         workers: Processes that tokenize; by default one for each core.
     """
 
     directory: Path
     name: str = ""
-    max_tokens: int = 1024
+    max_tokens: int | None = None
     overlong: Overlong = "error"
     workers: int | None = None
 

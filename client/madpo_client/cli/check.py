@@ -148,12 +148,13 @@ def _view(context: typer.Context, model: str | None, limits: Sequence[Setting]) 
     # The limits are those of a job, whose spec judges them and has their defaults; what it would look at is here.
     ids = (Setting("dataset", f"dataset-{0:032}", "FILE"), Setting("model", f"model-{0:032}", "--model"))
     spec = DatasetCheckSpec.model_validate(asked_job(_KIND, [*ids, *limits]).checked().spec)
+    max_tokens = spec.max_tokens if "max_tokens" in spec.model_fields_set else None
     if Path(model).exists():
-        yield TokenView(Path(model), max_tokens=spec.max_tokens, overlong=spec.overlong)
+        yield TokenView(Path(model), max_tokens=max_tokens, overlong=spec.overlong)
         return
     with tempfile.TemporaryDirectory(prefix="madpo-") as directory, open_client(context) as client:
         fetched = client.models.download(model, Path(directory) / "model", weights=False)
-        yield TokenView(fetched, name=model, max_tokens=spec.max_tokens, overlong=spec.overlong)
+        yield TokenView(fetched, name=model, max_tokens=max_tokens, overlong=spec.overlong)
 
 
 def show_report(report: "CheckReport") -> None:

@@ -51,6 +51,7 @@ def make_report(
     model: EvaluatedModel,
     reference: EvaluatedModel | None,
     implicit_reward_accuracy: Accuracy | None,
+    skipped_rows: Sequence[int] = (),
 ) -> EvaluationReport:
     """The report of an evaluation.
 
@@ -60,6 +61,7 @@ def make_report(
         model: The policy.
         reference: What KL was measured to.
         implicit_reward_accuracy: On held-out pairs, when there are any.
+        skipped_rows: Of prompts that left no room for a response.
     """
     return EvaluationReport(
         name=evaluation.name,
@@ -71,6 +73,7 @@ def make_report(
         samples_per_prompt=evaluation.sampling.samples_per_prompt,
         results=tuple(results),
         implicit_reward_accuracy=implicit_reward_accuracy,
+        skipped_rows=tuple(skipped_rows),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 
+from madpo.context_limit import context_limit
 from madpo.data.tokenize import encode_prompt, encode_response, template_sha256, tokenizer_sha256
 from madpo.errors import FailedPreconditionError
 from madpo.models.load import load_reward_model, load_tokenizer
@@ -206,8 +207,7 @@ def _proven(scorer: Scorer) -> Scorer:
 
 def _layouts(model: Any, *, pad_id: int, config: ScorerConfig) -> list[Layout]:
     """Those that may do for a model, the best first."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    max_tokens = min(config.max_tokens, positions or config.max_tokens)
+    max_tokens = min(config.max_tokens, context_limit(model.config.to_dict()) or config.max_tokens)
     batch_positions = _batch_positions(model) if config.batch_tokens is None else config.batch_tokens
     if batch_positions:
         return [PaddedRows(model, pad_id=pad_id, max_width=max_tokens, batch_positions=batch_positions)]

@@ -19,6 +19,7 @@ from transformers import logging as transformers_logging
 
 from madpo.calibration.report import CalibrationReport
 from madpo.config import load_settings
+from madpo.context_limit import directory_limit
 from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs.registry import KINDS, parse_spec
@@ -238,7 +239,7 @@ class TrainingRun:
             transfer=self._transfer,
             directory=initial.directory,
             tokenizer=tokenizer,
-            max_tokens=self._parameters.max_tokens,
+            max_tokens=min(self._parameters.max_tokens, directory_limit(initial.directory) or sys.maxsize),
             overlong=self._parameters.overlong,
         )
 

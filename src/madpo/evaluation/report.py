@@ -90,6 +90,8 @@ class EvaluationReport(_Part):
     """One for each temperature."""
     implicit_reward_accuracy: Accuracy | None
     """How often the policy's implicit reward orders held-out pairs as their labels do."""
+    skipped_rows: tuple[int, ...] = ()
+    """Rows whose prompts leave no room for a response in the model's context."""
 
     def to_json(self) -> str:
         """The file `report.json`; equal reports give equal bytes."""

@@ -22,7 +22,8 @@ class DatasetCheckSpec(Spec):
     eval_dataset: Annotated[DatasetReference | None, NeedsDataset()] = None
     """Rows whose prompts should not be among the checked ones."""
     max_tokens: int = Field(default=1024, ge=2)
-    """Longest prompt plus response."""
+    """Longest prompt plus response, in tokens. No more than the model can read; that is also the default where it is
+    less."""
     overlong: Overlong = "error"
     """What a training would do with longer rows; the report says what each policy would leave."""
 

@@ -101,7 +101,8 @@ class TrainingParameters(Spec):
     """Tokens per forward pass; longer rows go alone. A memory setting that does not change the result beyond rounding;
     halved once when memory runs out."""
     max_tokens: int = Field(default=1024, ge=2)
-    """Longest prompt plus response."""
+    """Longest prompt plus response, in tokens. No more than the model can read; that is also the default where it is
+    less."""
     overlong: Overlong = "error"
     """What becomes of longer rows: refuse the training and name them; leave them out; cut the beginning of the prompt;
     cut the end of the responses. Rows left out or cut are counted in the job's summary. A row of which no token of a

@@ -29,11 +29,14 @@ class Response:
 class SamplingEngine(Protocol):
     """A policy that answers prompts."""
 
-    def encode(self, prompts: Sequence[PromptOnly], *, max_new_tokens: int) -> list[list[int]]:
+    def encode(self, prompts: Sequence[PromptOnly], *, max_new_tokens: int) -> list[list[int] | None]:
         """Token ids of every prompt, rendered with the policy's template where it is a chat.
 
+        None where a prompt leaves no room for `max_new_tokens` in the policy's context.
+
         Raises:
-            InvalidArgumentError: A prompt leaves no room for `max_new_tokens`, or cannot be rendered.
+            InvalidPairError: A prompt cannot be rendered; names its row.
+            InvalidArgumentError: No prompt leaves room.
         """
         ...
 

@@ -1,5 +1,6 @@
 """Responses drawn from a policy's own distribution, with randomness that depends on nothing but the seed."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from madpo.context_limit import context_limit
 from madpo.data.tokenize import Encoded, encode_prompt, pad_id
-from madpo.errors import InvalidArgumentError
+from madpo.errors import InvalidArgumentError, InvalidPairError
 from madpo.jobs.sampling import SamplingParameters
 from madpo.sampling.engine import Response
 from madpo.types import PromptOnly
@@ -41,9 +43,10 @@ class TransformersEngine:
     ) -> None:
         self._model, self._tokenizer, self._batch_size, self._check = model, tokenizer, batch_size, check
 
-    def encode(self, prompts: Sequence[PromptOnly], *, max_new_tokens: int) -> list[list[int]]:
+    def encode(self, prompts: Sequence[PromptOnly], *, max_new_tokens: int) -> list[list[int] | None]:
         """See `encode_prompts`."""
-        return encode_prompts(self._model, self._tokenizer, prompts, max_new_tokens=max_new_tokens)
+        limit = context_limit(self._model.config.to_dict())
+        return encode_prompts(self._tokenizer, prompts, limit=limit, max_new_tokens=max_new_tokens)
 
     def sample(
         self, prompts: Sequence[list[int]], sampling: SamplingParameters, *, temperature: float
@@ -60,30 +63,32 @@ class TransformersEngine:
         )
 
 
-def context_limit(model: PreTrainedModel) -> int | None:
-    """Most tokens a sequence may have; None where the architecture sets no bound."""
-    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit
-
-
 def encode_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[PromptOnly], *, max_new_tokens: int
-) -> list[list[int]]:
-    """Token ids of every prompt; chat prompts are rendered with the tokenizer's template.
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[PromptOnly], *, limit: int | None, max_new_tokens: int
+) -> list[list[int] | None]:
+    """Token ids of every prompt, None where it leaves no room for `max_new_tokens` within `limit`.
+
+    Chat prompts are rendered with the tokenizer's template.
 
     Raises:
-        InvalidArgumentError: A prompt leaves no room for `max_new_tokens` in the model's context, or is a chat and the
-            tokenizer has no template.
+        InvalidPairError: The chat template refuses a prompt; names its row.
+        InvalidArgumentError: A prompt is a chat and the tokenizer has no template; or none leaves room.
     """
-    limit = context_limit(model)
-    encoded = [encode_prompt(tokenizer, asked.prompt, asked.options) for asked in prompts]
-    for index, ids in enumerate(encoded):
-        if limit is not None and len(ids) + max_new_tokens > limit:
-            raise InvalidArgumentError(
-                f"prompt {index} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} it exceeds the model's "
-                f"{limit} positions (lower sampling.max_new_tokens or leave the prompt out)"
-            )
-    return encoded
+    encoded = [_encode(tokenizer, asked) for asked in prompts]
+    room = sys.maxsize if limit is None else limit - max_new_tokens
+    if encoded and min(map(len, encoded)) > room:
+        raise InvalidArgumentError(
+            f"the shortest prompt has {min(map(len, encoded))} tokens; with max_new_tokens={max_new_tokens} every one "
+            f"exceeds the {limit} tokens that the model can read (lower sampling.max_new_tokens)"
+        )
+    return [ids if len(ids) <= room else None for ids in encoded]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, asked: PromptOnly) -> list[int]:
+    try:
+        return encode_prompt(tokenizer, asked.prompt, asked.options)
+    except InvalidPairError as error:
+        raise InvalidPairError.in_field(f"row {asked.row}" if asked.row else "prompt", str(error)) from error
 
 
 def generate(

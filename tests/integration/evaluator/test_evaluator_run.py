@@ -466,7 +466,7 @@ async def test_a_baseline_that_does_not_pair_up_is_refused(site: Site, change: d
         ({"metrics": ["no_such_metric"]}, InvalidArgumentError, "unknown metric 'no_such_metric'"),
         ({"model": {"model_id": "model-" + "f" * 32}}, NotFoundError, "no model model-fff"),
         ({"baseline_job_ids": ["job-" + "f" * 32]}, FailedPreconditionError, "left no evaluation to compare with"),
-        ({"sampling": {"max_new_tokens": 64}}, InvalidArgumentError, "exceeds the model's 64 positions"),
+        ({"sampling": {"max_new_tokens": 64}}, InvalidArgumentError, "exceeds the 64 tokens that the model can read"),
         (
             {"reward_model": {"job_id": "job-" + "f" * 32, "step": 3}},
             FailedPreconditionError,
@@ -486,6 +486,27 @@ async def test_a_reward_model_without_a_reward_service_is_refused_with_the_setti
 
     with pytest.raises(FailedPreconditionError, match="set MADPO_EVALUATOR_REWARD_TARGET"):
         await alone.execute(job_id("alone"), SPEC)
+
+
+async def test_prompts_and_pairs_over_the_models_context_are_skipped_and_named_by_row(site: Site) -> None:
+    scratch = site.home / "scratch"
+    long = PreferencePair("the film " * 30, "was good", "was bad . the film", row=4)
+    pairs, _ = DatasetStore(site.store).write(
+        [*PAIRS, long], kind=DatasetKind.PREFERENCE, display_name="long", scratch=scratch
+    )
+    spec = {
+        "prompt_dataset": pairs.dataset_id,
+        "reference": {"model_id": site.reference_id},
+        "eval_dataset": pairs.dataset_id,
+        "sampling": {"max_new_tokens": 8},
+    }
+
+    outcome = await site.execute(job_id("long"), spec)
+
+    assert outcome.summary["skipped_prompts"] == outcome.summary["skipped_pairs"] == {"count": 1, "rows": [4]}
+    report = site.report(job_id("long"))
+    assert (report["prompts"], report["skipped_rows"]) == (3, [4])
+    assert report["implicit_reward_accuracy"]["pairs"] == 3
 
 
 async def test_a_run_asked_to_stop_ends_between_batches_and_publishes_nothing(site: Site) -> None:

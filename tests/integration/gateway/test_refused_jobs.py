@@ -6,7 +6,15 @@ import pytest
 
 from madpo.queue.queue import job_id_of
 from tests.integration.gateway.messages import ref
-from tests.integration.gateway.service import NO_DATASET, NO_JOB, NO_MODEL, Gateway, make_material, refusal
+from tests.integration.gateway.service import (
+    NO_DATASET,
+    NO_JOB,
+    NO_MODEL,
+    POLICY_CONFIG,
+    Gateway,
+    make_material,
+    refusal,
+)
 
 
 async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_stored(gateway: Gateway) -> None:
@@ -203,3 +211,43 @@ async def test_a_wrong_request_is_refused_by_field(gateway: Gateway, fields: dic
     refused = await refusal(gateway.create(spec, **fields))
 
     assert (refused.code, list(refused.violations)) == ("INVALID_ARGUMENT", [field])
+
+
+async def test_no_job_asks_for_more_tokens_than_its_model_reads(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    short = (await gateway.upload_model(POLICY_CONFIG | {"max_position_embeddings": 96}, weights=2)).model.model_id
+    model = {"model_id": short}
+    first = await gateway.create(
+        {"supervised_training": {"model": model, "dataset": ref(ids.completions)}}, "default-length"
+    )
+    # What is trained from a model reads as much as the model.
+    after = {"job_id": first.job_id}
+    asked: list[tuple[str, dict[str, Any], str, str]] = [
+        (
+            "supervised_training",
+            {"dataset": ref(ids.completions)},
+            ".training.max_tokens",
+            "is 97, and the model reads",
+        ),
+        ("policy_training", {"dataset": ref(ids.pairs), "method": {"name": "dpo"}}, ".training.max_tokens", "96"),
+        ("dataset_check", {"dataset": ref(ids.pairs)}, ".max_tokens", "give 96 or less"),
+        ("evaluation", {"prompt_dataset": ref(ids.prompts)}, ".sampling.max_new_tokens", "give less than 96"),
+    ]
+    for kind, spec, field, expected in asked:
+        length = {
+            "dataset_check": {"max_tokens": 97},
+            "evaluation": {"sampling": {"max_new_tokens": 96}},
+        }.get(kind, {"training": {"max_tokens": 97}})
+        for source in (model, after):
+            error = await refusal(gateway.create({kind: {"model": source, **spec, **length}}, "wrong"))
+            ((name, description),) = error.violations.items()
+            assert name.endswith(field)
+            assert expected in description
+
+    kept = [
+        await gateway.create(
+            {"supervised_training": {"model": source, "dataset": ref(ids.completions)}}, f"job-{number}"
+        )
+        for number, source in enumerate((model, after))
+    ]
+    assert [job.spec.supervised_training.training.max_tokens for job in (first, *kept)] == [96, 96, 96]

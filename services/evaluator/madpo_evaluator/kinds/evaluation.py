@@ -2,19 +2,22 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
+from madpo.context_limit import directory_limit
 from madpo.data.collate import collate_pairs
-from madpo.data.tokenize import Encoded, encode_response, pad_id
+from madpo.data.encode import encode_rows
+from madpo.data.tokenize import Encoded, pad_id
 from madpo.errors import InvalidArgumentError, InvalidPairError
 from madpo.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport
 from madpo.jobs.base import ModelReference, validate
 from madpo.jobs.evaluation import EvaluationSpec
-from madpo.sampling.transformers import TransformersEngine, context_limit
+from madpo.sampling.transformers import TransformersEngine, encode_prompts
 from madpo.scoring.ask import score_texts
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
@@ -39,6 +42,8 @@ from madpo_evaluator.text_metrics import REWARD, Metric, load_metrics, measure
 
 logger = logging.getLogger(__name__)
 
+_NAMED_ROWS = 20
+
 
 class EvaluationRun:
     """One evaluation: everything cheap is checked before the first model is fetched."""
@@ -55,15 +60,21 @@ class EvaluationRun:
         prompts, pairs = self._read_prompts(), self._read_pairs()
         reward_model_id = self._reward_model_id(spec.reward_model) if spec.reward_model else None
         baselines = {job_id: read_evaluation(self._store, job_id) for job_id in spec.baseline_job_ids}
-        for job_id, baseline in baselines.items():
-            check_comparable(baseline, job_id, prompts=prompts, sampling=sampling, reward_model_id=reward_model_id)
-
         policy = self._resolve(spec.model)
         reference = self._resolve(spec.reference) if spec.reference else None
         models = load_models(policy, reference)
-        generations = self._generate(models, prompts)
-        tolerate = self._inputs.tolerance.attempt
-        accuracy = tolerate("the implicit reward", lambda: self._implicit_reward_accuracy(models, pairs), None)
+        limit = _limit(policy, reference)
+        fitting, skipped = self._fit(models, prompts, limit)
+        for job_id, baseline in baselines.items():
+            check_comparable(
+                baseline, job_id, prompts=list(fitting), sampling=sampling, reward_model_id=reward_model_id
+            )
+        generations = self._generate(models, fitting)
+        accuracy, skipped_pairs = self._inputs.tolerance.attempt(
+            "the implicit reward",
+            lambda: self._implicit_reward_accuracy(models, pairs, limit or sys.maxsize),
+            (None, []),
+        )
         measured = self._measure_all(reward_model_id, metrics, generations)
         evaluation = Evaluation(
             name=self._run.job.display_name,
@@ -81,19 +92,43 @@ class EvaluationRun:
             model=EvaluatedModel.of(spec.model, model_id=policy.model_id),
             reference=_evaluated(spec.reference, reference),
             implicit_reward_accuracy=accuracy,
+            skipped_rows=skipped,
         )
         self._publish(evaluation, baselines, report)
-        return self._inputs.result(key_figures(results, accuracy))
+        figures = key_figures(results, accuracy)
+        if skipped:
+            figures["skipped_prompts"] = {"count": len(skipped), "rows": skipped[:_NAMED_ROWS]}
+        if skipped_pairs:
+            figures["skipped_pairs"] = {"count": len(skipped_pairs), "rows": skipped_pairs[:_NAMED_ROWS]}
+        return self._inputs.result(figures)
 
-    def _read_prompts(self) -> list[PromptOnly]:
-        """Every prompt once, in the order of first appearance."""
+    def _fit(
+        self, models: Models, prompts: Mapping[PromptOnly, int], limit: int | None
+    ) -> tuple[dict[PromptOnly, list[int]], list[int]]:
+        """The prompts that leave room for a response, with their ids; and the rows of those that do not."""
+        asked = [replace(prompt, row=row) for prompt, row in prompts.items()]
+        new = self._spec.sampling.max_new_tokens
+        encoded = encode_prompts(models.tokenizer, asked, limit=limit, max_new_tokens=new)
+        fitting = {prompt: ids for prompt, ids in zip(prompts, encoded, strict=True) if ids is not None}
+        skipped = [each.row for each, ids in zip(asked, encoded, strict=True) if ids is None]
+        if skipped:
+            self._warn(f"{len(skipped)} of {len(asked)} prompts leave no room for a response and are skipped", skipped)
+        return fitting, skipped
+
+    def _warn(self, text: str, rows: Sequence[int]) -> None:
+        warning = f"warning: {text}: rows {', '.join(map(str, rows[:_NAMED_ROWS]))}"
+        logger.warning(warning)
+        Phase(self._run, warning)
+
+    def _read_prompts(self) -> dict[PromptOnly, int]:
+        """Every prompt once, in the order of first appearance, with its row."""
         rows = self._inputs.datasets.read(self._inputs.dataset_id(self._spec.prompt_dataset))
-        unique: dict[PromptOnly, None] = {}
+        unique: dict[PromptOnly, int] = {}
         for row in rows:
-            unique[PromptOnly(row.prompt, options=row.options)] = None
+            unique.setdefault(PromptOnly(row.prompt, options=row.options), row.row)
             if len(unique) == self._spec.max_prompts:
                 break
-        return list(unique)
+        return unique
 
     def _read_pairs(self) -> list[PreferencePair]:
         if self._spec.eval_dataset is None:
@@ -111,8 +146,8 @@ class EvaluationRun:
         require_scorer(self._inputs.settings)
         return resolve_model_id(reference, store=self._store)
 
-    def _generate(self, models: Models, prompts: Sequence[PromptOnly]) -> list[Generation]:
-        sampling = self._spec.sampling
+    def _generate(self, models: Models, fitting: Mapping[PromptOnly, list[int]]) -> list[Generation]:
+        sampling, prompts, encoded = self._spec.sampling, list(fitting), list(fitting.values())
         temperatures = tuple(dict.fromkeys(sampling.temperatures))
         count = len(temperatures) * len(prompts) * sampling.samples_per_prompt
         phase = Phase(self._run, "generating", count, unit="responses")
@@ -122,7 +157,6 @@ class EvaluationRun:
             batch_size=self._spec.generation_batch_size,
             check=lambda: phase.advance(0),
         )
-        encoded = engine.encode(prompts, max_new_tokens=sampling.max_new_tokens)
         generations: list[Generation] = []
         for temperature in temperatures:
             for batch in engine.sample(encoded, sampling, temperature=temperature):
@@ -149,20 +183,27 @@ class EvaluationRun:
             return [None] * len(responses)
         return kl_to_reference(models.policy, models.reference, responses, pad_id=pad_id(models.tokenizer))
 
-    def _implicit_reward_accuracy(self, models: Models, pairs: Sequence[PreferencePair]) -> Accuracy | None:
-        """How often the policy's implicit reward orders held-out pairs as their labels do."""
+    def _implicit_reward_accuracy(
+        self, models: Models, pairs: Sequence[PreferencePair], limit: int
+    ) -> tuple[Accuracy | None, list[int]]:
+        """How often the policy's implicit reward orders held-out pairs as their labels do, and rows too long for it."""
         if not pairs or models.reference is None:
-            return None
+            return None, []
         phase = Phase(self._run, "implicit reward", len(pairs), unit="pairs")
-        limit = context_limit(models.policy)
         diffs: list[float] = []
+        skipped: list[int] = []
         for start in range(0, len(pairs), self._spec.generation_batch_size):
             batch = pairs[start : start + self._spec.generation_batch_size]
-            encoded = [encode_pair(models.tokenizer, pair, limit=limit) for pair in batch]
-            collated = collate_pairs(encoded, pad_id=pad_id(models.tokenizer))
-            diffs += log_ratio_diff(models.policy, models.reference, collated)
+            encoded = [encode_pair(models.tokenizer, pair) for pair in batch]
+            fitting = [pair for pair in encoded if max(map(len, pair)) <= limit]
+            skipped += [row.row for row, pair in zip(batch, encoded, strict=True) if max(map(len, pair)) > limit]
+            if fitting:
+                collated = collate_pairs(fitting, pad_id=pad_id(models.tokenizer))
+                diffs += log_ratio_diff(models.policy, models.reference, collated)
             phase.advance(len(batch))
-        return estimate_accuracy(diffs)
+        if skipped:
+            self._warn(f"{len(skipped)} of {len(pairs)} pairs exceed the {limit} tokens the models can read", skipped)
+        return estimate_accuracy(diffs) if diffs else None, skipped
 
     def _measure_all(
         self, reward_model_id: str | None, metrics: Mapping[str, Metric], generations: Sequence[Generation]
@@ -210,17 +251,18 @@ def _evaluated(named: ModelReference | None, resolved: ResolvedModel | None) -> 
     return None if named is None or resolved is None else EvaluatedModel.of(named, model_id=resolved.model_id)
 
 
-def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, *, limit: int | None
-) -> tuple[Encoded, Encoded]:
-    """Chosen and rejected response. Raises InvalidPairError naming the row when one exceeds `limit` tokens."""
-    chosen, rejected = (
-        encode_response(tokenizer, pair.prompt, each, pair.options) for each in (pair.chosen, pair.rejected)
-    )
-    longest = max(len(chosen), len(rejected))
-    if limit is not None and longest > limit:
-        raise InvalidPairError(f"row {pair.row} has {longest} tokens, the model's context holds {limit}: leave it out")
-    return chosen, rejected
+def _limit(*models: ResolvedModel | None) -> int | None:
+    """Most tokens that all of the models can read."""
+    limits = [directory_limit(each.directory, base_directory=each.base_directory) for each in models if each]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> tuple[Encoded, Encoded]:
+    """Chosen and rejected response, of several turns the assistant's tokens counted. Raises InvalidPairError."""
+    ((encoded, _),) = encode_rows(tokenizer, [pair])
+    if isinstance(encoded, InvalidPairError):
+        raise encoded
+    return encoded.sequence(0), encoded.sequence(1)
 
 
 KIND = EvaluatorKind(JobKind.EVALUATION, lambda inputs: EvaluationRun(inputs).execute())

@@ -19,6 +19,7 @@ from madpo.storage.results import close_result, delete_job, reopen_result, write
 from madpo.types import Job, JobState
 from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
+from madpo_gateway.checks.context import with_context_default
 from madpo_gateway.checks.references import Shelves
 from madpo_gateway.checks.registry import all_dependencies, check_spec, with_method_defaults
 from madpo_gateway.job_log import job_log
@@ -46,7 +47,7 @@ class JobServicer(JobServiceServicer):
         require_match(request.request_id, REQUEST_ID_PATTERN, field="request_id")
         require_display_name(request.display_name, field="display_name")
         kind, spec = convert.spec_from_proto(request.spec)
-        spec = with_method_defaults(spec)
+        spec = await with_context_default(with_method_defaults(spec), shelves=self._shelves)
         wanted = JobRequest(
             request_id=request.request_id,
             kind=kind,

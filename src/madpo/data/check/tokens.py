@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from madpo.context_limit import directory_limit
 from madpo.data.check import row_texts as parts
 from madpo.data.check.examine import FAULTS, examine
 from madpo.data.check.findings import Findings
@@ -18,7 +19,7 @@ from madpo.data.overlong import POLICIES, fit, length
 from madpo.data.tokenize import Encoded, shared_length, template_sha256, tokenizer_sha256
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import InvalidPairError
-from madpo.jobs.training import Overlong
+from madpo.jobs.training import Overlong, TrainingParameters
 from madpo.types import DatasetRow, PreferencePair
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _PROMPT_TOKENS, _RESPONSE_TOKENS = 160, 240
 """Tokens of an example that are shown: the end of its prompt and the beginning of its response."""
+
+_MAX_TOKENS: int = TrainingParameters.model_fields["max_tokens"].default
 
 _FATES: dict[Overlong, str] = {
     "error": "the training is refused",
@@ -48,7 +51,7 @@ class TokenCheck:
         directory: Of the model, or of its tokenizer alone.
         findings: Where faults go.
         model: What to call the model.
-        max_tokens: Longest prompt plus response.
+        max_tokens: Longest prompt plus response; None for 1024, or what the model can read where that is less.
         overlong: What the training will do with longer rows.
         workers: See `RowEncoder`.
 
@@ -62,13 +65,15 @@ class TokenCheck:
         findings: Findings,
         *,
         model: str,
-        max_tokens: int,
+        max_tokens: int | None = None,
         overlong: Overlong = "error",
         workers: int | None = None,
     ) -> None:
         self.tokenizer = load_tokenizer(directory)
         self._encoder = RowEncoder(directory, self.tokenizer, examine=examine, workers=workers)
-        self._findings, self._model, self._max_tokens, self._overlong = findings, model, max_tokens, overlong
+        self._findings, self._model, self._overlong = findings, model, overlong
+        self._limit = directory_limit(directory)
+        self._max_tokens = max_tokens or min(_MAX_TOKENS, self._limit or _MAX_TOKENS)
         self._lengths: dict[str, Numbers] = {}
         self._shared, self._comparison = Numbers(), LengthComparison()
         self._outcomes = {policy: _Outcomes() for policy in POLICIES}
@@ -111,6 +116,13 @@ class TokenCheck:
                 severity="info",
                 title="the rows are plain text, so the model's chat template is not used",
                 advice="a chat model expects messages; give prompt and responses as messages to train it as one",
+            )
+        if self._limit is not None and self._max_tokens > self._limit:
+            self._findings.note(
+                "context_limit",
+                severity="error",
+                title=f"max_tokens={self._max_tokens} is more than the {self._limit} tokens that the model can read",
+                advice=f"give max_tokens={self._limit} or less",
             )
         return TokenFigures(
             model=self._model,

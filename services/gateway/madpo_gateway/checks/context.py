@@ -1,0 +1,83 @@
+"""What a job asks of its models' contexts: no row, prompt or response may be longer than a model can read."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from madpo.context_limit import context_limit
+from madpo.errors import InvalidArgumentError, NotFoundError
+from madpo.jobs.base import ModelReference, Spec
+from madpo.jobs.dataset_check import DatasetCheckSpec
+from madpo.jobs.evaluation import EvaluationSpec
+from madpo.jobs.training import TrainingParameters
+from madpo_gateway.checks.references import Shelves
+
+_MAX_CHAIN = 100
+"""Jobs that are followed from one that goes on from another."""
+
+
+async def with_context_default(spec: Spec, *, shelves: Shelves) -> Spec:
+    """The spec with `max_tokens` no larger than the model's context, where it does not say how long rows may be."""
+    part = _part(spec)
+    if part is None or "max_tokens" in part.model_fields_set:
+        return spec
+    limit = await _limit_of(_model(spec), shelves)
+    if limit is None or limit >= part.max_tokens:
+        return spec
+    shorter = {"max_tokens": limit}
+    return spec.model_copy(update=shorter if part is spec else {"training": part.model_copy(update=shorter)})
+
+
+async def over_context(spec: Spec, *, shelves: Shelves) -> AsyncIterator[tuple[str, str]]:
+    """Fields that ask for more than a model can read, and what to do about each."""
+    part = _part(spec)
+    if part is not None:
+        limit = await _limit_of(_model(spec), shelves)
+        if limit is not None and part.max_tokens > limit:
+            name = "max_tokens" if part is spec else "training.max_tokens"
+            yield name, f"is {part.max_tokens}, and the model reads {limit} tokens at most: give {limit} or less"
+    if isinstance(spec, EvaluationSpec):
+        for field, reference in (("model", spec.model), ("reference", spec.reference)):
+            limit = None if reference is None else await _limit_of(reference, shelves)
+            if limit is not None and spec.sampling.max_new_tokens >= limit:
+                yield (
+                    "sampling.max_new_tokens",
+                    f"is {spec.sampling.max_new_tokens}, and the {field} reads {limit} tokens at most, prompt and "
+                    f"response together: give less than {limit}",
+                )
+
+
+def _part(spec: Any) -> Any:
+    """The part of a spec that says how long rows may be."""
+    training = getattr(spec, "training", None)
+    if isinstance(training, TrainingParameters):
+        return training
+    return spec if isinstance(spec, DatasetCheckSpec) else None
+
+
+def _model(spec: Any) -> ModelReference:
+    reference: ModelReference = spec.model
+    return reference
+
+
+async def _limit_of(reference: ModelReference, shelves: Shelves) -> int | None:
+    """What a model can read: what is trained from one can read as much as that. None where nothing is known."""
+    for _ in range(_MAX_CHAIN):
+        if reference.model_id is not None:
+            return await asyncio.to_thread(_stored_limit, reference.model_id, shelves)
+        try:
+            job = await shelves.queue.get(reference.job_id or "")
+            reference = ModelReference.model_validate(job.spec["model"])
+        except (NotFoundError, KeyError, ValueError):
+            return None
+    return None
+
+
+def _stored_limit(model_id: str, shelves: Shelves) -> int | None:
+    try:
+        whole = shelves.models.get(model_id).base_model_id or model_id
+        with shelves.models.open_file(whole, "config.json") as file:
+            return context_limit(json.load(file))
+    except (NotFoundError, InvalidArgumentError, ValueError, AttributeError):
+        return None
