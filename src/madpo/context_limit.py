@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from madpo.model_files import is_adapter, read_config
+from madpo.model_files.configs import is_adapter, read_config
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "max_seq_length", "n_ctx")
 """Names of the number of positions, the newest first; a model has one of them."""

@@ -6,6 +6,7 @@ to the object store and asks the reward service. The others have a workspace of 
 """
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -136,7 +136,9 @@ def _outcome(
     count = len(row_responses(row))
     if isinstance(row.prompt, str):
         prompt_ids = finish_prompt(tokenizer, marked.take())
-        return EncodedRow(row.row, prompt_ids, tuple(finish_response(tokenizer, plain.take()) for _ in range(count)))
+        return EncodedRow(
+            row.row, prompt_ids, tuple(finish_response(tokenizer, plain.take(), prompt_ids) for _ in range(count))
+        )
     prompt_ids, *sequences = (plain.take() for _ in range(1 + count))
     try:
         responses = tuple(split(tokenizer, prompt_ids, ids).response_ids for ids in sequences)

@@ -14,7 +14,7 @@ from typing import Any
 from madpo.data.columns import PAIR_COLUMNS, ColumnMap
 from madpo.data.forms.form import Answered, Asked, Form, Pair, Ranked, Reading
 from madpo.data.forms.lists import read_number
-from madpo.data.forms.registry import KNOWN_COLUMNS, detect
+from madpo.data.forms.registry import KNOWN_COLUMNS, WEAK_SIGNATURES, detect
 from madpo.data.forms.system import with_system
 from madpo.data.messages import read_content, read_options, read_text
 from madpo.data.ranking import ListRule, ranked_pairs
@@ -107,7 +107,7 @@ class RowReader:
             if ours == "tools" and not getattr(reading, "tools", None):
                 continue
             found.setdefault(ours, set()).add(row.name(place))
-        for column in row.values.keys() - form.requires - form.allows:
+        for column in row.values.keys() - form.requires - form.allows - WEAK_SIGNATURES:
             found.setdefault(column, set()).add(row.name(column))
 
     def _build(self, form: Form, reading: Reading, row: RawRow) -> Iterator[DatasetRow]:

@@ -95,7 +95,7 @@ def encode_response(
     if isinstance(prompt, str) and isinstance(response, str):
         ids = encode_texts(tokenizer, [response], special_tokens=False)[0]
         prompt_ids = encode_prompt(tokenizer, prompt) if prompt_ids is None else prompt_ids
-        return Encoded(prompt_ids, finish_response(tokenizer, ids))
+        return Encoded(prompt_ids, finish_response(tokenizer, ids, prompt_ids))
     if isinstance(prompt, str) or isinstance(response, str):
         raise InvalidPairError("prompt and response must both be text or both be chat messages, got one of each")
     prompt_ids = encode_prompt(tokenizer, prompt, options) if prompt_ids is None else prompt_ids
@@ -103,9 +103,11 @@ def encode_response(
     return split(tokenizer, prompt_ids, encode_texts(tokenizer, [rendered], special_tokens=False)[0])
 
 
-def finish_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
-    """Ids of a response's text, with an EOS at their end."""
-    end = _end_id(tokenizer)
+def finish_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int], prompt_ids: list[int]) -> list[int]:
+    """Ids of a response's text, with an EOS at their end, and without a BOS that the prompt is already."""
+    end, bos = _end_id(tokenizer), tokenizer.bos_token_id
+    if bos is not None and prompt_ids == [bos] and ids[:1] == [bos]:
+        ids = ids[1:]
     return ids if ids[-1:] == [end] else [*ids, end]
 
 

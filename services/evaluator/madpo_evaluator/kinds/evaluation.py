@@ -70,10 +70,11 @@ class EvaluationRun:
                 baseline, job_id, prompts=list(fitting), sampling=sampling, reward_model_id=reward_model_id
             )
         generations = self._generate(models, fitting)
+        nothing: tuple[Accuracy | None, list[int]] = (None, [])
         accuracy, skipped_pairs = self._inputs.tolerance.attempt(
             "the implicit reward",
             lambda: self._implicit_reward_accuracy(models, pairs, limit or sys.maxsize),
-            (None, []),
+            nothing,
         )
         measured = self._measure_all(reward_model_id, metrics, generations)
         evaluation = Evaluation(

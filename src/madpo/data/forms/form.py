@@ -71,5 +71,7 @@ class Form:
     accepts: Callable[[RawRow], bool] = _accept
     is_implicit: bool = False
     """The prompt is a part of the responses; then a column for it that holds null is a mistake."""
+    gives_way: bool = False
+    """Files have its columns for other things too: they count only where no form without this fits."""
     text_is_turn: bool = True
     """Plain texts are what a user and an assistant say, so a system prompt can stand before them."""

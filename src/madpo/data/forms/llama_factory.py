@@ -21,7 +21,8 @@ _ROLES = {
 _CALL = "function_call"
 
 
-def _read_turn(value: Any, field: str, row: RawRow) -> Message:
+def read_turn(value: Any, field: str, row: RawRow) -> Message:
+    """A turn of ShareGPT: who speaks, and what is said or called."""
     if not isinstance(value, Mapping):
         row.refuse(field, f"must be an object with from and value, got {type(value).__name__}")
     unread = sorted(str(key) for key, part in value.items() if part is not None and key not in ("from", "value"))
@@ -42,8 +43,8 @@ def _read_sharegpt(row: RawRow) -> Pair:
         row.refuse("conversations", f"must be a list of turns, got {type(turns).__name__}")
     if not turns:
         row.refuse("conversations", "has no turns")
-    prompt = tuple(_read_turn(turn, f"conversations[{index}]", row) for index, turn in enumerate(turns))
-    return Pair(prompt, *((_read_turn(row[side], side, row),) for side in ("chosen", "rejected")))
+    prompt = tuple(read_turn(turn, f"conversations[{index}]", row) for index, turn in enumerate(turns))
+    return Pair(prompt, *((read_turn(row[side], side, row),) for side in ("chosen", "rejected")))
 
 
 def _read_tagged(row: RawRow) -> Pair:
@@ -51,15 +52,20 @@ def _read_tagged(row: RawRow) -> Pair:
     return Pair(prompt, *((read_message(row[side], side, row),) for side in ("chosen", "rejected")))
 
 
-def _read_alpaca(row: RawRow) -> Pair:
+def read_instruction(row: RawRow) -> Message:
+    """What is asked in a row of Alpaca."""
     instruction = read_text(row["instruction"], "instruction", row)
     detail = read_text(row.values.get("input", ""), "input", row)
-    asked = Message("user", f"{instruction}\n{detail}" if detail.strip() else instruction)
+    return Message("user", f"{instruction}\n{detail}" if detail.strip() else instruction)
+
+
+def _read_alpaca(row: RawRow) -> Pair:
     answers = (as_turns(row[side], "assistant", side, row) for side in ("chosen", "rejected"))
-    return Pair((*_read_history(row), asked), *answers)
+    return Pair((*read_history(row), read_instruction(row)), *answers)
 
 
-def _read_history(row: RawRow) -> list[Message]:
+def read_history(row: RawRow) -> list[Message]:
+    """Earlier questions with their answers, of a row of Alpaca."""
     turns: list[Message] = []
     history = row.values.get("history", [])
     if not isinstance(history, list):

@@ -4,6 +4,7 @@ To add a form, write it in a module of this package; every module is looked at.
 """
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -11,7 +12,6 @@ from madpo.data.columns import PAIR_COLUMNS, ROW_COLUMNS
 from madpo.data.forms.form import Form
 from madpo.data.raw_row import RawRow
 from madpo.discovery import declared_by_name
-from madpo.spelling import did_you_mean
 
 _MOST_COLUMNS = 20
 """Names of columns in one message."""
@@ -29,16 +29,42 @@ _UNSUPPORTED = (
 )
 """Columns that some trainers read and we do not: to leave them out in silence would train on something else."""
 
+_NEEDED = (
+    "give prompt, chosen and rejected to compare; prompt and completion, messages, conversations, instruction and "
+    "output, or text to learn from; prompt alone to ask"
+)
+_MEANT = {
+    "prompt": ("question", "query", "instruction", "input", "ask", "user"),
+    "completion": ("response", "answer", "output", "target", "reply", "assistant"),
+    "chosen": ("preferred", "accepted", "winner", "better", "best", "positive", "good", "response_chosen"),
+    "rejected": ("dispreferred", "loser", "worse", "worst", "negative", "bad", "response_rejected"),
+    "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
+    "text": ("content", "document", "body"),
+}
+"""Other names that people have for columns, to be asked about."""
+
 _PROMPTS = frozenset({"prompt", "question", "instruction", "input", "context", "conversations"})
 _FOUND = declared_by_name("madpo.data.forms", Form, besides=_OTHER_MODULES)
 
 FORMS: Mapping[str, Form] = MappingProxyType(dict(sorted(_FOUND.items())))
 
-SIGNATURES: frozenset[str] = frozenset().union(*(form.requires for form in FORMS.values()))
+SIGNATURES: frozenset[str] = frozenset().union(*(form.requires for form in FORMS.values() if not form.gives_way))
 """Columns that say of which form a row is."""
 
+WEAK_SIGNATURES: frozenset[str] = (
+    frozenset().union(*(form.requires for form in FORMS.values() if form.gives_way)) - SIGNATURES
+)
+"""Columns that do so where no form fits by the others."""
+
 KNOWN_COLUMNS: frozenset[str] = frozenset(
-    {*SIGNATURES, *PAIR_COLUMNS, *ROW_COLUMNS, "history", *(name for names, _ in _UNSUPPORTED for name in names)}
+    {
+        *SIGNATURES,
+        *WEAK_SIGNATURES,
+        *PAIR_COLUMNS,
+        *ROW_COLUMNS,
+        "history",
+        *(name for names, _ in _UNSUPPORTED for name in names),
+    }
 )
 """Columns that are read at all."""
 
@@ -53,7 +79,10 @@ def detect(row: RawRow) -> Form:
         if all(row.values.get(name) not in (None, []) for name in names):
             row.refuse(min(names), reason)
     given = SIGNATURES & row.values.keys()
-    fits = [form for form in FORMS.values() if _fits(form, given, row)]
+    fits = [form for form in FORMS.values() if not form.gives_way and _fits(form, given, row)]
+    if not fits:
+        weakly = given | (WEAK_SIGNATURES & row.values.keys())
+        fits = [form for form in FORMS.values() if form.gives_way and _fits(form, weakly, row)]
     if not fits:
         _explain(given, row)
     if len(fits) > 1:
@@ -70,38 +99,44 @@ def _fits(form: Form, given: frozenset[str], row: RawRow) -> bool:
 def _explain(given: frozenset[str], row: RawRow) -> NoReturn:
     """Refuse a row, naming what is missing or too much."""
     if not given:
-        held = ", ".join(sorted(map(repr, row.values))) or "none that is read"
-        row.refuse("", f"has no column that says what it is: {held} (a prompt, for one; map your own names)")
+        row.refuse("", f"has no column that says what it is: {_NEEDED}{_unread(_MEANT, row)}")
     nulls = sorted(_PROMPTS & row.nulls)
     implicit = [form for form in FORMS.values() if form.is_implicit and form.requires <= given and form.accepts(row)]
     if nulls and implicit:
         row.refuse(
             nulls[0], f"is null (to take the prompt from the responses, {implicit[0].name}, leave {nulls[0]} unread)"
         )
-    overlap = max(len(form.requires & given) for form in FORMS.values())
-    nearest = [form for form in FORMS.values() if len(form.requires & given) == overlap]
+    overlap = max(len(form.requires & given) for form in FORMS.values() if not form.gives_way)
+    nearest = [form for form in FORMS.values() if len(form.requires & given) == overlap and not form.gives_way]
     whole = [form for form in nearest if form.requires <= given and form.accepts(row)]
     if not whole:
         form = min(nearest, key=lambda form: (len(form.requires - given), form.name))
         missing = min(form.requires - given, default="")
         names = " or ".join(other.name for other in nearest if other.requires == form.requires)
         columns = ", ".join(sorted(form.requires))
-        row.refuse(
-            missing, f"{'is missing for' if missing else 'does not fit'} {names} ({columns}){_unread(missing, row)}"
-        )
+        reason = f"{'is missing for' if missing else 'does not fit'} {names} ({columns})"
+        row.refuse(missing, f"{reason}{_unread(sorted(form.requires - given), row)}")
     left = sorted(given - whole[0].requires - whole[0].allows)
     if len(whole) == 1 and left:
         row.refuse(left[0], f"is left over by {_listed(whole)}: leave it unread, or say which columns are meant")
     row.refuse("", f"could be {_listed(whole)}: say which columns are meant (map them, or leave some unread)")
 
 
-def _unread(missing: str, row: RawRow) -> str:
+def _unread(missing: Iterable[str], row: RawRow) -> str:
     """What the row has that is not read, and which of it may be what is missing."""
-    if not missing or not row.unread:
+    if not row.unread:
         return ""
+    found: dict[str, str] = {}
+    for ours in missing:
+        like = [given for given in row.unread if given.lower() in _MEANT.get(ours, ())]
+        like += get_close_matches(row.name(ours), row.unread, n=1, cutoff=0.7)
+        if like and like[0] not in found.values():
+            found[ours] = like[0]
     columns = ", ".join(sorted(row.unread)[:_MOST_COLUMNS])
-    meant = did_you_mean(row.name(missing), row.unread) or "; map one of them, if it is meant"
-    return f"; not read: {columns:.500}{meant}"
+    if not found:
+        return f"; not read: {columns:.500}; map one of them, if it is meant"
+    mapped = " ".join(f"--map {ours}={given}" for ours, given in found.items())
+    return f"; not read: {columns:.500}; did you mean {' and '.join(found.values())}? ({mapped:.500})"
 
 
 def _listed(forms: Iterable[Form]) -> str:

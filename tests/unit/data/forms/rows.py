@@ -315,6 +315,26 @@ def _sharegpt_messages(row: Any) -> Raw:
     return contents(row, prompt="messages") | sides | extras(row)
 
 
+_CONVERSATIONS = st.builds(
+    Completion,
+    PROMPTS.filter(lambda turns: all(turn.role != "assistant" for turn in turns)),
+    st.tuples(RESPONSES, st.just(()) | st.tuples(USER, ASSISTANT)).map(lambda parts: (*parts[0], *parts[1])),
+    options=OPTIONS,
+    id=st.none() | TEXTS,
+    source=st.none() | TEXTS,
+)
+
+
+def _whole(row: Any) -> Any:
+    return content_to_json(row.prompt + row.completion)
+
+
+def _instruction(row: Any) -> Raw:
+    instruction, _, detail = row.prompt[0].content.partition("\n")
+    asked = {"instruction": instruction, "input": detail} if detail.strip() else {"instruction": row.prompt[0].content}
+    return asked | {"output": row.completion[0].content, "text": "a rendering of all that"} | extras(row)
+
+
 _NAMES = {"id": st.none() | TEXTS, "source": st.none() | TEXTS}
 _ONE_TURN = ASSISTANT.map(lambda turn: (turn,))
 _CHAT_LISTS = lists(PROMPTS, RESPONSES, ranks=True)
@@ -355,6 +375,24 @@ CASES = (
         st.builds(Completion, TEXTS, SAYINGS, **_NAMES)
         | st.builds(Completion, PROMPTS, RESPONSES, options=OPTIONS, **_NAMES),
         lambda row: contents(row, prompt="prompt", completion="completion") | extras(row),
+    ),
+    Case("messages", _CONVERSATIONS, lambda row: {"messages": _whole(row)} | extras(row)),
+    Case("conversations", _CONVERSATIONS, lambda row: {"conversations": _whole(row)} | extras(row)),
+    Case(
+        "conversations",
+        st.builds(
+            Completion,
+            st.tuples(PLAIN_USER),
+            st.tuples(PLAIN_ASSISTANT) | st.tuples(PLAIN_ASSISTANT, PLAIN_USER, PLAIN_ASSISTANT),
+            **_NAMES,
+        ),
+        lambda row: {"conversations": list(map(_sharegpt_turn, row.prompt + row.completion))} | extras(row),
+    ),
+    Case("instruction", st.builds(Completion, st.tuples(PLAIN_USER), ANSWERS, **_NAMES), _instruction),
+    Case(
+        "text",
+        st.builds(Completion, st.just(""), SAYINGS, **_NAMES),
+        lambda row: {"text": row.completion} | extras(row),
     ),
     Case(
         "prompt",

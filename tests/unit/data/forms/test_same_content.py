@@ -27,6 +27,7 @@ PAIRS = [
 CHAT_FORMS = sorted(
     {case.form for case in CASES}
     - {"explicit-text", "implicit-text", "scored-list", "nectar", "nemo-rl", "completion", "prompt"}
+    - {"messages", "conversations", "instruction", "text"}
 )
 
 
