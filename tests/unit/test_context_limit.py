@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from madpo.context_limit import context_limit
+from madpo.model_files.context_limit import context_limit
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import transformers
 
-from madpo.context_limit import context_limit
 from madpo.data.tokenize import encode_prompt, encode_response, template_sha256, tokenizer_sha256
 from madpo.errors import FailedPreconditionError
+from madpo.model_files.context_limit import context_limit
 from madpo.models.load import load_reward_model, load_tokenizer
 from madpo.models.scores import padding_of, reward_scores
 from madpo.types import NO_OPTIONS, ChatOptions, Content, RewardModelInfo

@@ -20,10 +20,10 @@ from transformers import logging as transformers_logging
 
 from madpo.calibration.report import CalibrationReport
 from madpo.config import load_settings
-from madpo.context_limit import directory_limit
 from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs.registry import KINDS, parse_spec
+from madpo.model_files.context_limit import directory_limit
 from madpo.models.dtypes import WeightDtypes, round_weights
 from madpo.models.load import load_tokenizer
 from madpo.ports import ObjectStore

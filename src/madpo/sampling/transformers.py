@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from madpo.context_limit import context_limit
 from madpo.data.tokenize import Encoded, encode_prompt, pad_id
 from madpo.errors import InvalidArgumentError, InvalidPairError
 from madpo.jobs.sampling import SamplingParameters
+from madpo.model_files.context_limit import context_limit
 from madpo.sampling.engine import Response
 from madpo.types import PromptOnly
 

@@ -9,7 +9,6 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from madpo.context_limit import directory_limit
 from madpo.data.collate import collate_pairs
 from madpo.data.encode import encode_rows
 from madpo.data.tokenize import Encoded, pad_id
@@ -17,6 +16,7 @@ from madpo.errors import InvalidArgumentError, InvalidPairError
 from madpo.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport
 from madpo.jobs.base import ModelReference, validate
 from madpo.jobs.evaluation import EvaluationSpec
+from madpo.model_files.context_limit import directory_limit
 from madpo.sampling.transformers import TransformersEngine, encode_prompts
 from madpo.scoring.ask import score_texts
 from madpo.scoring.connection import connect_scorer, require_scorer

@@ -5,12 +5,10 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from madpo.context_limit import context_limit
 from madpo.errors import InvalidArgumentError, NotFoundError
 from madpo.jobs.base import ModelReference, Spec
-from madpo.jobs.dataset_check import DatasetCheckSpec
-from madpo.jobs.evaluation import EvaluationSpec
-from madpo.jobs.training import TrainingParameters
+from madpo.jobs.sampling import SamplingParameters
+from madpo.model_files.context_limit import context_limit
 from madpo_gateway.checks.references import Shelves
 
 _MAX_CHAIN = 100
@@ -37,23 +35,22 @@ async def over_context(spec: Spec, *, shelves: Shelves) -> AsyncIterator[tuple[s
         if limit is not None and part.max_tokens > limit:
             name = "max_tokens" if part is spec else "training.max_tokens"
             yield name, f"is {part.max_tokens}, and the model reads {limit} tokens at most: give {limit} or less"
-    if isinstance(spec, EvaluationSpec):
-        for field, reference in (("model", spec.model), ("reference", spec.reference)):
+    sampling = getattr(spec, "sampling", None)
+    if isinstance(sampling, SamplingParameters):
+        for field in ("model", "reference"):
+            reference = getattr(spec, field, None)
             limit = None if reference is None else await _limit_of(reference, shelves)
-            if limit is not None and spec.sampling.max_new_tokens >= limit:
+            if limit is not None and sampling.max_new_tokens >= limit:
                 yield (
                     "sampling.max_new_tokens",
-                    f"is {spec.sampling.max_new_tokens}, and the {field} reads {limit} tokens at most, prompt and "
+                    f"is {sampling.max_new_tokens}, and the {field} reads {limit} tokens at most, prompt and "
                     f"response together: give less than {limit}",
                 )
 
 
 def _part(spec: Any) -> Any:
     """The part of a spec that says how long rows may be."""
-    training = getattr(spec, "training", None)
-    if isinstance(training, TrainingParameters):
-        return training
-    return spec if isinstance(spec, DatasetCheckSpec) else None
+    return next((part for part in (spec, getattr(spec, "training", None)) if hasattr(part, "max_tokens")), None)
 
 
 def _model(spec: Any) -> ModelReference:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from madpo.context_limit import directory_limit
 from madpo.data.check import row_texts as parts
 from madpo.data.check.examine import FAULTS, examine
 from madpo.data.check.findings import Findings
@@ -20,6 +19,7 @@ from madpo.data.tokenize import Encoded, shared_length, template_sha256, tokeniz
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong, TrainingParameters
+from madpo.model_files.context_limit import directory_limit
 from madpo.types import DatasetRow, PreferencePair
 
 if TYPE_CHECKING:
