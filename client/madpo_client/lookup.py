@@ -216,12 +216,13 @@ def _newest(text: str, word: str | None, noun: str, shelves: Iterable[Iterator[_
         return word is None or any(kind == word or (not exactly and kind.startswith(word)) for kind in found.kinds)
 
     fitting = [[each for each in shelf if each.fits] for shelf in shelves]
+    words = {kind for shelf in fitting for each in shelf for kind in each.kinds}
     for exactly in (True, False):
         newest = [first for shelf in fitting if (first := next((e for e in shelf if is_of(e, exactly=exactly)), None))]
         if newest:
             return max(newest, key=lambda each: each.create_time)
-    of_word = f" of a kind or method {word!r}" if word else ""
-    raise NotFoundError(f"{text}: there is no {noun}{of_word} yet")
+    of_word = f" of a kind or method {word!r}{did_you_mean(word, words) or ' yet'}" if word else " yet"
+    raise NotFoundError(f"{text}: there is no {noun}{of_word}")
 
 
 def _only(text: str, noun: str, known: Sequence[_Found]) -> _Found:

@@ -14,7 +14,6 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TextColumn,
-    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -50,7 +49,9 @@ class TransferView:
         """So many more bytes have passed."""
         self._done_bytes += count
         total = "" if self._total_bytes is None else f"/{decimal(self._total_bytes)}"
-        self._progress.update(self._task, advance=count, count=f"{decimal(self._done_bytes)}{total}")
+        speed = self._progress.tasks[0].speed
+        rate = "" if speed is None else f", {decimal(int(speed))}/s"
+        self._progress.update(self._task, advance=count, count=f"{decimal(self._done_bytes)}{total}{rate}")
         if self._total_bytes is not None and self._done_bytes >= self._total_bytes:
             self._wait_for("sent; the gateway checks and stores it")
 
@@ -71,7 +72,6 @@ def transfer(description: str, total_bytes: int | None, *, shown: bool) -> Itera
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[count]}", markup=False),
-        TransferSpeedColumn(),
     )
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
         yield TransferView(progress, description, total_bytes)

@@ -1,6 +1,7 @@
 """What commands print: one thing field by field, many as a table, both as JSON on request."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -156,13 +157,17 @@ def _field_cell(name: str, value: Any) -> Text | str:
     if isinstance(value, (dict, list, tuple)):
         import yaml
 
-        plain = json.loads(json.dumps(_without_nothing(value)))
+        plain = json.loads(json.dumps(_for_people(value)))
         return Text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
-    return Text(str(value))
+    return Text(str(_for_people(value)))
 
 
-def _without_nothing(value: Any) -> Any:
-    """Without the fields of mappings that are None."""
+def _for_people(value: Any) -> Any:
+    """Without the fields of mappings that are None, and numbers in six digits."""
     if isinstance(value, Mapping):
-        return {name: _without_nothing(item) for name, item in value.items() if item is not None}
-    return [_without_nothing(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {name: _for_people(item) for name, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_for_people(item) for item in value]
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() and abs(value) < 1e15 else float(f"{value:.6g}")
+    return value

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -196,3 +197,16 @@ def test_a_client_of_no_stack_says_how_to_start_one(tmp_path: Path, monkeypatch:
         monkeypatch.setenv("MADPO_HOME", str(tmp_path))
         with Client.from_environment() as client:
             assert client.datasets.list() == []
+
+
+def test_a_stack_that_is_started_again_is_where_it_was(tmp_path: Path) -> None:
+    servers = []
+    for _ in range(2):
+        with without_workers(tmp_path) as stack:
+            servers.append(stack.connection().server)
+    assert servers[0] == servers[1]
+    port = int(servers[0].rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(FailedPreconditionError) as refused:
+        without_workers(tmp_path).start()
+    assert f"port {port}" in str(refused.value)
+    assert "madpo up --port" in str(refused.value)

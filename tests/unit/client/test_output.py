@@ -5,9 +5,19 @@ from collections.abc import Callable
 
 import pytest
 
+from madpo.evaluation.report import (
+    Accuracy,
+    Comparison,
+    Estimate,
+    EvaluatedModel,
+    EvaluationReport,
+    EvaluationResult,
+)
+from madpo.jobs.sampling import SamplingParameters
 from madpo.types import Job, JobKind, JobProgress, JobState
+from madpo_client.cli.evaluation import show_evaluation
 from madpo_client.cli.job_list import describe_progress, parse_since
-from madpo_client.cli.output import Column, size_text, table
+from madpo_client.cli.output import Column, show, size_text, table
 
 ID = "job-" + "1" * 32
 ROWS = [
@@ -96,3 +106,55 @@ def test_a_time_is_a_span_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_since("2026-01-31") is not None
     with pytest.raises(typer.BadParameter, match="a span such as"):
         parse_since("yesterday")
+
+
+def test_a_thing_is_shown_without_what_is_nothing_and_in_few_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    result = {"loss": 0.6989550225927503, "pairs": 10.0, "kl": None, "by": {"ece": float("nan"), "tiny": 1.23456789e-7}}
+    show({"job_id": ID, "reason": "", "size_bytes": 936_306, "result": result}, as_json=False)
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        f"job_id      {ID}",
+        "size_bytes  936,306 (936 kB)",
+        "result      loss: 0.698955",
+        "pairs: 10",
+        "by:",
+        "ece: .nan",
+        "tiny: 1.23457e-07",
+    ]
+
+
+def test_an_evaluation_says_whether_it_is_better_than_its_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    def estimate(mean: float) -> Estimate:
+        return Estimate(mean=mean, std=1.0, ci=(mean - 0.5, mean + 0.5))
+
+    def comparison(low: float, high: float) -> Comparison:
+        return Comparison(win_rate=(low + high) / 2, win_rate_ci=(low, high), difference=0.25, difference_ci=(0.1, 0.4))
+
+    report = EvaluationReport(
+        name="qwen-madpo", model=EvaluatedModel(), reference=None, reward_model_id=None, sampling=SamplingParameters(),
+        prompts=1200, samples_per_prompt=2, implicit_reward_accuracy=Accuracy(accuracy=0.75, ci=(0.7, 0.8), pairs=40),
+        results=(EvaluationResult(
+            temperature=1.0, metrics={"reward": estimate(1.25)}, kl=estimate(3.0), response_tokens=estimate(20.5),
+            finished_ratio=0.985,
+            versus={ID: {
+                "reward": comparison(0.55, 0.65), "length": comparison(0.4, 0.6), "other": comparison(0.2, 0.3),
+            }},
+        ),),
+    )  # fmt: skip
+
+    show_evaluation(report, names={ID: "qwen-evaluation"})
+
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "qwen-madpo: 1,200 prompts of 2 samples, temperature 1",
+        "mean 95 % interval",
+        "reward 1.25 0.75 to 1.75",
+        "KL to the reference, nats 3 2.5 to 3.5",
+        "tokens of a response 20.5 20 to 21",
+        "finished before the limit 98.5%",
+        "implicit reward right, of 40 pairs 75.0% 70.0% to 80.0%",
+        "",
+        "against qwen-evaluation",
+        "wins 95 % interval difference 95 % interval it is",
+        "reward 60.0% 55.0% to 65.0% +0.25 +0.1 to +0.4 higher",
+        "length 50.0% 40.0% to 60.0% +0.25 +0.1 to +0.4 no clear difference",
+        "other 25.0% 20.0% to 30.0% +0.25 +0.1 to +0.4 lower",
+    ]

@@ -185,6 +185,10 @@ def test_more_than_one_is_refused_with_all_of_them(references: References) -> No
         ("@lst", "there is no job '@lst'; did you mean @last?"),
         ("zzzz", "there is no job 'zzzz': give an id, its beginning (4 digits or more), a name, or @last"),
         ("aaa", "there is no job 'aaa': give an id"),
+        (
+            "@last:rewrd_training",
+            "@last:rewrd_training: there is no job of a kind or method 'rewrd_training'; did you mean",
+        ),
         ("@last:calibration", "@last:calibration: there is no job of a kind or method 'calibration' yet"),
     ],
 )
