@@ -7,7 +7,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from madpo.errors import DeadlineExceededError, InvalidArgumentError, MadpoError, NotFoundError
+from madpo.errors import CorruptObjectError, DeadlineExceededError, InvalidArgumentError, MadpoError, NotFoundError
 from madpo.jobs.base import DatasetReference
 from madpo.jobs.registry import parse_spec
 from madpo.types import FileEntry, Job, JobEvent, JobState, LogLine, StateChange
@@ -141,7 +141,7 @@ class JobHandle:
                     yield f"--- attempt {attempt} ---"
 
     def artifacts(self) -> list[FileEntry]:
-        """Files the job left: report, plots, metrics, ledger."""
+        """Files the job left: report, plots, metrics, ledger. A training has its metrics at each checkpoint."""
         return self._session.run(self._session.gateway.list_artifacts(self.id))
 
     def read_artifact(self, name: str) -> bytes:
@@ -230,7 +230,13 @@ class JobHandle:
         path = directory / entry.path
         if not path.resolve().is_relative_to(directory.resolve()):
             raise InvalidArgumentError(f"the artifact's name {entry.path!r} leads out of {directory}")
-        return self._session.run(self._session.gateway.download_artifact(self.id, entry, path))
+        try:
+            return self._session.run(self._session.gateway.download_artifact(self.id, entry, path))
+        except CorruptObjectError:
+            newer = self._artifact(entry.path)  # a running job may have stored it anew meanwhile
+            if newer == entry:
+                raise
+            return self._session.run(self._session.gateway.download_artifact(self.id, newer, path))
 
     def __repr__(self) -> str:
         return f"JobHandle({self.id!r}, {self.job.kind.value}, {self.state.value})"

@@ -40,7 +40,7 @@ from madpo.worker.failure import telling
 from madpo.worker.phase import Interrupted, Phase, transfers
 from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run, watch_lifeline
-from madpo_trainer.artifacts import leave_artifacts
+from madpo_trainer.artifacts import leave_artifacts, leave_metrics_so_far
 from madpo_trainer.held_out import HeldOutEvaluation, describe_publication, take_weights
 from madpo_trainer.initial_model import InitialModel, prepare_initial
 from madpo_trainer.kinds.base import TrainingInputs, TrainingSpec
@@ -142,6 +142,14 @@ class TrainingRun:
 
         def flush(step: int) -> list[str]:
             inputs.ledger.flush(step)
+            leave_metrics_so_far(
+                self._run,
+                self._store,
+                self._tolerance,
+                step=step,
+                metrics=self._metrics,
+                calibration=self._state.calibration,
+            )
             return list(inputs.ledger.parts)
 
         held_out = HeldOutEvaluation(
@@ -228,7 +236,7 @@ class TrainingRun:
 
     def _inputs(self, initial: InitialModel, checkpoint: Path | None) -> TrainingInputs:
         """What the objective is built from: the model, and readers of rows with their tokens."""
-        tokenizer = load_tokenizer(initial.directory)
+        tokenizer = self._ranks.together(lambda: load_tokenizer(initial.directory))
         runner = self._ranks.together(lambda: self._placing.runner(initial, checkpoint))
         dataset_id = resolve_dataset_id(self._spec.dataset, store=self._store)
         held_out = self._spec.eval_dataset
@@ -366,6 +374,7 @@ class TrainingRun:
             self._store,
             self._tolerance,
             metrics=self._metrics,
+            initial_eval=self._state.initial_eval,
             calibration=self._state.calibration,
             ledger=inputs.ledger,
         )

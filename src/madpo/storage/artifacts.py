@@ -11,21 +11,31 @@ from madpo.storage import bundle, keys
 from madpo.types import FileEntry
 
 
-def publish_artifacts(store: ObjectStore, job_id: str, directory: Path, *, attempt: int, early: bool = False) -> None:
+def publish_artifacts(
+    store: ObjectStore, job_id: str, directory: Path, *, attempt: int, early_step: int | None = None
+) -> None:
     """Store the files of a directory as the artifacts of an attempt; the same files again change nothing.
+
+    What the attempt published before is removed, but for the newest of it, which somebody may be reading.
 
     Args:
         store: Where to.
         job_id: Of the job.
-        directory: All files; what was published early is named again at the end, or hidden.
+        directory: All files; what was published before is named again, or gone.
         attempt: Of the job.
-        early: Files to be read while the attempt still runs; those of its end take their place.
+        early_step: Of files to be read while the attempt still runs: the step they tell of.
 
     Raises:
-        AlreadyExistsError: The attempt published other files before.
+        AlreadyExistsError: The attempt published other files at that step, or at its end, before.
         InvalidArgumentError: See `bundle.describe`.
     """
-    bundle.publish(store, keys.artifacts(job_id, attempt=attempt, early=early), directory, metadata={})
+    prefix = keys.artifacts(job_id, attempt=attempt, early_step=early_step)
+    bundle.publish(store, prefix, directory, metadata={})
+    root, own = keys.all_artifacts(job_id), keys.artifacts(job_id, attempt=attempt)
+    names = [name for name, _ in bundle.list_bundles(store, root) if f"{root}/{name}".startswith(own)]
+    before = [name for name in names if keys.artifacts_order(name) < keys.artifacts_order(_last(prefix))]
+    for name in sorted(before, key=keys.artifacts_order)[:-1]:
+        bundle.delete(store, f"{root}/{name}")
 
 
 def list_artifacts(store: ObjectStore, job_id: str) -> list[FileEntry]:
@@ -42,6 +52,10 @@ def open_artifact(store: ObjectStore, job_id: str, name: str) -> Iterator[Binary
         raise NotFoundError(f"job {job_id} has no artifact {name!r}")
     with store.open_read(f"{prefix}/{name}") as file:
         yield file
+
+
+def _last(prefix: str) -> str:
+    return prefix.rpartition("/")[2]
 
 
 def _newest_prefix(store: ObjectStore, job_id: str) -> str | None:

@@ -19,7 +19,7 @@
     jobs/{job_id}/ledger/step-00001000-a00002.parquet            ledger rows of the steps up to this one
     jobs/{job_id}/artifacts/a00002/{name}            report, plots, ledger, metrics
     jobs/{job_id}/artifacts/a00002/manifest.json     written last
-    jobs/{job_id}/artifacts/a00002-early/{name}      the same for what is there to be read before the attempt ends
+    jobs/{job_id}/artifacts/a00002-early-00001000/{name}         the same as it stood at a step, before the end
     probes/{nonce}                                   written and removed when a service opens the store
     probes/{nonce}/{name}                            written and removed by `madpo doctor`
 
@@ -161,15 +161,16 @@ def all_artifacts(job_id: str) -> str:
     return f"jobs/{job_id}/artifacts"
 
 
-def artifacts(job_id: str, *, attempt: int, early: bool = False) -> str:
-    """Prefix of the artifacts of one attempt, from before its end or from its end."""
-    return f"jobs/{job_id}/artifacts/a{attempt:05d}{'-early' if early else ''}"
+def artifacts(job_id: str, *, attempt: int, early_step: int | None = None) -> str:
+    """Prefix of the artifacts of one attempt, as they stood at a step, or from its end."""
+    early = "" if early_step is None else f"-early-{early_step:08d}"
+    return f"jobs/{job_id}/artifacts/a{attempt:05d}{early}"
 
 
-def artifacts_order(name: str) -> tuple[str, bool]:
+def artifacts_order(name: str) -> tuple[str, bool, str]:
     """Sorts the last parts of `artifacts` by age; stores do not agree on where a hyphen stands among keys."""
-    attempt, hyphen, _ = name.partition("-")
-    return attempt, not hyphen
+    attempt, hyphen, step = name.partition("-")
+    return attempt, not hyphen, step
 
 
 def probe(nonce: str) -> str:

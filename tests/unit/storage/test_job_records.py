@@ -144,8 +144,22 @@ def test_early_artifacts_stand_until_a_later_attempt_has_any_or_theirs_ends(obje
         publish_artifacts(object_store, JOB, directory, **when)
         return [file.path for file in list_artifacts(object_store, JOB)]
 
-    assert publish("first", attempt=1, early=True) == ["first.json"]
-    assert publish("second", attempt=2, early=True) == ["second.json"]
+    def kept() -> list[str]:
+        root = keys.all_artifacts(JOB)
+        return [
+            info.key.removeprefix(f"{root}/") for info in object_store.list(f"{root}/") if "manifest" not in info.key
+        ]
+
+    assert publish("first", attempt=1, early_step=0) == ["first.json"]
+    assert publish("second", attempt=1, early_step=9) == ["second.json"]
+    assert publish("third", attempt=1, early_step=10) == ["third.json"]
+    assert publish("again", attempt=2, early_step=5) == ["again.json"]
+    # Of an attempt the last but one stays, for those who are reading it.
+    assert sorted(kept()) == [
+        "a00001-early-00000009/second.json",
+        "a00001-early-00000010/third.json",
+        "a00002-early-00000005/again.json",
+    ]
     assert publish("end", attempt=2) == ["end.json"]
     assert publish("late", attempt=1) == ["end.json"]
 

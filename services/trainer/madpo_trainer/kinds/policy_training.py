@@ -191,7 +191,7 @@ class PolicyTraining:
         directory.mkdir(exist_ok=True)
         write_artifacts(report, directory, Tolerance())
         publish_artifacts(
-            self._inputs.store, self._inputs.run.job.job_id, directory, attempt=self._inputs.run.attempt, early=True
+            self._inputs.store, self._inputs.run.job.job_id, directory, attempt=self._inputs.run.attempt, early_step=0
         )
         for warning in report.warnings:
             logger.warning(warning)

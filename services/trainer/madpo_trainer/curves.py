@@ -1,0 +1,65 @@
+"""What a training did, as curves. matplotlib is imported only here, and only when they are drawn."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_PANELS: Mapping[str, tuple[str, ...]] = {
+    "loss (nats)": ("loss",),
+    "accuracy on pairs": ("rewards/accuracy",),
+    "implicit margin (nats times beta)": ("rewards/implicit_margin",),
+    "implicit reward (nats times beta)": ("rewards/chosen", "rewards/rejected"),
+    "reward margin (logits)": ("reward_margin/mean",),
+    "weight of a pair": ("weight/mean",),
+    "policy minus reference (nats per response)": ("log_ratio/mean",),
+    "learning rate": ("learning_rate",),
+    "norm of the gradient before clipping": ("grad_norm",),
+}
+"""What is drawn, by what its axis says; a figure on held-out rows (`eval/...`) stands beside that on training rows."""
+
+_COLUMNS = 3
+
+
+def write_curves(path: Path, rows: Sequence[Mapping[str, Any]], *, initial_eval: Mapping[str, float]) -> None:
+    """Draw the figures of a training over its steps.
+
+    Args:
+        path: Of the image; its ending says the format.
+        rows: As in `metrics.jsonl`.
+        initial_eval: Figures on the held-out rows before the first step.
+    """
+    # The object interface draws with Agg and keeps no global state.
+    from matplotlib.figure import Figure
+
+    before = {"step": 0, **{f"eval/{name}": value for name, value in initial_eval.items()}}
+    rows = [before, *rows]
+    panels = {label: names for label, names in _PANELS.items() if any(_points(rows, name) for name in names)}
+    if not panels:
+        return
+    lines = -(-len(panels) // _COLUMNS)
+    figure = Figure(figsize=(4.6 * min(_COLUMNS, len(panels)), 3.1 * lines), layout="constrained")
+    axes = figure.subplots(lines, min(_COLUMNS, len(panels)), squeeze=False).flat
+    for (label, names), axis in zip(panels.items(), axes, strict=False):
+        for name in names:
+            _draw(axis, rows, name, alone=len(names) == 1)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(axis.lines) > 1:
+            axis.legend(frameon=False, fontsize=8)
+    for axis in list(axes)[len(panels) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _draw(axis: Any, rows: Sequence[Mapping[str, Any]], name: str, *, alone: bool) -> None:
+    """A figure's line on the training rows, and its marks on the held-out ones."""
+    short = "" if alone else f"{name.rpartition('/')[2]}, "
+    if training := _points(rows, name):
+        axis.plot(*zip(*training, strict=True), linewidth=1.2, label=f"{short}training rows")
+    if held_out := _points(rows, f"eval/{name}"):
+        axis.plot(*zip(*held_out, strict=True), marker="o", markersize=4, label=f"{short}held-out rows")
+
+
+def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
