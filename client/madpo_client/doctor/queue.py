@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from madpo.config import QueueSettings
+from madpo.errors import InvalidArgumentError
 from madpo.rpc.channel import is_loopback_host
 from madpo_client.doctor.clock import compare_clocks
 from madpo_client.doctor.findings import Finding, error, ok, unchecked, warning
@@ -26,12 +27,16 @@ def check_queue(service: Service, settings: QueueSettings) -> Iterator[Finding]:
         return
     from redis import exceptions
 
+    from madpo.queue.server import check_url, refused_right
+
     try:
+        check_url(settings.redis_url.get_secret_value())
         client = _connect(settings)
-    except ValueError:
+    except ValueError as wrong:
+        what = str(wrong) if isinstance(wrong, InvalidArgumentError) else "the URL is none of Redis"
         yield error(
             "redis.reachable",
-            "the URL is none of Redis",
+            what,
             f"set {service.variable('redis_url')} to redis://host:port/0, rediss://... or unix:///path",
         )
         return
@@ -45,7 +50,12 @@ def check_queue(service: Service, settings: QueueSettings) -> Iterator[Finding]:
             yield _unreachable(service, where, failure)
             return
         yield _check_password(client, service)
-        yield _check_clock(client, where)
+        try:
+            yield _check_clock(client, where)
+        except exceptions.NoPermissionError as denied:
+            user = client.connection_pool.connection_kwargs.get("username") or "default"
+            lacking = refused_right(denied, user=user)
+            yield error("redis.permissions", f"{where}: {lacking}", "the queue needs it")
         try:
             facts: Mapping[str, Any] = client.info()
         except exceptions.ResponseError as denied:
@@ -87,9 +97,9 @@ def _name(client: "Redis") -> str:
 def _unreachable(service: Service, where: str, failure: Exception) -> Finding:
     from redis import exceptions
 
-    # Older servers answer a wrong password by a plain error.
-    signs = ("NOAUTH", "WRONGPASS", "invalid password", "invalid username-password")
-    if isinstance(failure, exceptions.AuthenticationError) or any(sign in str(failure) for sign in signs):
+    from madpo.queue.server import is_wrong_password
+
+    if is_wrong_password(failure):
         return error(
             "redis.password",
             f"{where} refuses the password",

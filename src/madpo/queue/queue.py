@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, cast
@@ -22,7 +22,6 @@ from madpo.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
-    OverloadedError,
     StaleAttemptError,
     UnavailableError,
 )
@@ -32,6 +31,7 @@ from madpo.queue.events import final_event, format_cursor, parse_cursor, read_ev
 from madpo.queue.keys import Keys
 from madpo.queue.records import RunEvent, canonical_json, event_to_json, job_from_hash, request_record, result_to_json
 from madpo.queue.replies import accepted, job_of, pairs
+from madpo.queue.server import check_url, explain, server_name
 from madpo.types import Job, JobEvent, JobResult, JobState, StateChange
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def connect(
     Raises:
         InvalidArgumentError: The URL is not one of Redis; its text, which may hold a password, is not repeated.
     """
+    check_url(url)
     try:
         client = Redis.from_url(
             url,
@@ -84,8 +85,8 @@ def connect(
             health_check_interval=15,
             retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
         )
-    except ValueError as error:
-        raise InvalidArgumentError("redis_url must be redis://[:password@]host:port/0 or unix:///path") from error
+    except ValueError:  # not repeated: it may name a part of the password
+        raise InvalidArgumentError("redis_url must be redis://[:password@]host:port/0 or unix:///path") from None
     return RedisJobQueue(client, namespace=namespace, lease_s=lease_s)
 
 
@@ -113,7 +114,7 @@ class RedisJobQueue:
         self._client = client
         self._keys = Keys(namespace)
         self._lease_ms = max(1, round(lease_s * 1000))
-        self._server = _server_name(client.connection_pool.connection_kwargs)
+        self._server = server_name(client.connection_pool.connection_kwargs)
         scripts = files("madpo.queue") / "scripts"
         common = (scripts / "common.lua").read_text()
         self._scripts = {name: common + (scripts / f"{name}.lua").read_text() for name in _SCRIPTS}
@@ -352,10 +353,12 @@ class RedisJobQueue:
     async def _answer(self, call: Awaitable[Any]) -> Any:
         try:
             return await call
-        except exceptions.OutOfMemoryError as error:
-            raise OverloadedError(f"{self._server} is out of memory: raise maxmemory", 5.0) from error
-        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-            raise UnavailableError(f"{self._server} does not answer (see redis_url): {error}") from error
+        except exceptions.NoScriptError:
+            raise
+        except (exceptions.RedisError, OSError) as error:
+            if (explained := explain(error, self._client.connection_pool.connection_kwargs)) is not None:
+                raise explained from error
+            raise
 
     @contextmanager
     def _token(self, *call: str) -> Iterator[str]:
@@ -377,10 +380,3 @@ def _notice_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-def _server_name(connection: Mapping[str, Any]) -> str:
-    """The server's URL without user and password."""
-    if "path" in connection:
-        return f"unix://{connection['path']}"
-    return f"redis://{connection.get('host', 'localhost')}:{connection.get('port', 6379)}/{connection.get('db', 0)}"
