@@ -89,7 +89,7 @@ def describe_output(
             )
         elif pad_id != tokenizer.pad_token_id:
             said["warning"] = (
-                f"in plain transformers pad batches with the model's pad_token_id ({pad_id}), not the tokenizer's: "
-                "transformers scores the last token that differs from it, and texts may end with the tokenizer's"
+                f"in plain transformers pad batches with the model's pad_token_id ({pad_id}): it scores the last token "
+                f"that differs from it, and texts may end with what the tokenizer pads with ({tokenizer.pad_token})"
             )
     return said

@@ -57,6 +57,15 @@ def add_end_tokens(directory: Path, ids: Collection[int], *, config: Path) -> tu
     return added
 
 
+def generation_ends(directory: Path) -> list[int] | None:
+    """The tokens at which a model stops to generate, from the files of its directory; None where none of them says."""
+    for name in (GENERATION_CONFIG, "config.json"):
+        path = directory / name
+        if path.is_file() and (ids := end_token_ids(_settings_of(read_config(path)))):
+            return ids
+    return None
+
+
 def end_token_ids(settings: dict[str, Any]) -> list[int]:
     """The tokens that end a text, of a model's configuration or generation settings: an id, a list, or nothing."""
     configured = settings.get("eos_token_id")

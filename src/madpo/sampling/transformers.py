@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from madpo.data.tokenize import Encoded, encode_prompt, pad_id
+from madpo.data.turn_end import turn_end_id
 from madpo.errors import InvalidArgumentError, InvalidPairError
 from madpo.jobs.sampling import SamplingParameters
 from madpo.model_files.context_limit import context_limit
@@ -159,11 +160,14 @@ class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
 def _plain_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Make the model generate without its own defaults, apart from the tokens that end a response.
 
-    A chat model may end its turns with other tokens than the tokenizer's EOS.
+    A chat model may end its turns with other tokens than the tokenizer's EOS: those that its settings name, and the one
+    of its template, with which it was trained.
     """
     configured = model.generation_config.eos_token_id
     extra = configured if isinstance(configured, list) else [configured]
-    ends = sorted({int(token) for token in (tokenizer.eos_token_id, *extra) if token is not None})
+    ends = sorted(
+        {int(token) for token in (tokenizer.eos_token_id, turn_end_id(tokenizer), *extra) if token is not None}
+    )
     config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=pad_id(tokenizer))
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     # `generate` fills whatever a given configuration leaves open from the model's own, so that one is replaced.

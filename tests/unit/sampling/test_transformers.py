@@ -124,6 +124,16 @@ def test_a_chat_model_may_end_its_turn_with_another_token(
     assert draw(model, make_toy_tokenizer(), samples_per_prompt=16) == responses
 
 
+def test_a_response_ends_where_the_template_ends_turns(make_toy_lm: MakeModel, make_toy_tokenizer: MakeModel) -> None:
+    template = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <user> {% endfor %}"
+    tokenizer = make_toy_tokenizer(template=template, additional_special_tokens=["<user>"])
+
+    responses = draw(make_toy_lm(seed=1), tokenizer, samples_per_prompt=16)
+
+    assert {each.encoded.response_ids[-1] for each in responses if each.finished} == {2, 4}
+    assert not any(4 in each.encoded.response_ids[:-1] for each in responses)
+
+
 def test_padding_with_eos_changes_nothing(make_toy_lm: MakeModel, make_toy_tokenizer: MakeModel) -> None:
     model = make_toy_lm(seed=1).double()
 

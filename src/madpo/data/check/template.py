@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from madpo.data.check.report import TemplateCheck
 from madpo.data.tokenize import encode_texts, render_chat, shared_length
+from madpo.data.turn_end import turn_end_id
 from madpo.errors import InvalidPairError
 from madpo.types import ChatOptions, Message
 
@@ -25,7 +26,11 @@ _SYSTEM, _USER, _ANSWER, _AGAIN, _LAST = (
 
 
 def check_template(
-    tokenizer: "PreTrainedTokenizerBase", *, roles: Collection[str], has_tools: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    roles: Collection[str],
+    has_tools: bool,
+    ends: Collection[int] | None = None,
 ) -> tuple[TemplateCheck, ...]:
     """Try the template; nothing without one.
 
@@ -33,18 +38,25 @@ def check_template(
         tokenizer: With the template.
         roles: Those that the data uses; a template need not know others.
         has_tools: Whether the data has tools.
+        ends: Tokens at which the model stops to generate, as it comes; None where that is not known.
     """
     if not tokenizer.chat_template:
         return ()
     try:
-        return tuple(_Probe(tokenizer, roles, has_tools).checks())
+        return tuple(_Probe(tokenizer, roles, has_tools, ends).checks())
     except InvalidPairError as error:
         return (TemplateCheck(name="renders a conversation", passed=False, detail=str(error)),)
 
 
 class _Probe:
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", roles: Collection[str], has_tools: bool) -> None:
-        self._tokenizer, self._roles, self._has_tools = tokenizer, roles, has_tools
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        roles: Collection[str],
+        has_tools: bool,
+        ends: Collection[int] | None,
+    ) -> None:
+        self._tokenizer, self._roles, self._has_tools, self._ends = tokenizer, roles, has_tools, ends
         self._prompt = (_USER, _ANSWER, _AGAIN)
         self._opened = self._render(self._prompt, opened=True)
         self._closed = self._render(self._prompt)
@@ -88,6 +100,13 @@ class _Probe:
     def _end(self) -> TemplateCheck:
         end = _between(self._whole, _LAST.content, None).strip()
         eos = str(self._tokenizer.eos_token)
+        first = turn_end_id(self._tokenizer)
+        if self._ends is not None and first not in {None, self._tokenizer.eos_token_id, *self._ends}:
+            detail = (
+                f"a response ends with {self._tokenizer.convert_ids_to_tokens(first)}, at which generation does not "
+                "stop by the model's settings; those of a policy trained on chats will name it"
+            )
+            return TemplateCheck(name="one EOS", passed=False, detail=detail)
         if end.count(eos) == 1:
             return TemplateCheck(name="one EOS", passed=True, detail=f"a response ends with {eos}")
         detail = f"a response ends with {end!r} where EOS is {eos}" if end else "a response ends with nothing"

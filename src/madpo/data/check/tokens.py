@@ -19,6 +19,7 @@ from madpo.data.tokenize import Encoded, shared_length, template_sha256, tokeniz
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong, TrainingParameters
+from madpo.model_files.companions import generation_ends
 from madpo.model_files.context_limit import directory_limit
 from madpo.types import DatasetRow, PreferencePair
 
@@ -70,6 +71,7 @@ class TokenCheck:
         workers: int | None = None,
     ) -> None:
         self.tokenizer = load_tokenizer(directory)
+        self._ends = generation_ends(directory)
         self._encoder = RowEncoder(directory, self.tokenizer, examine=examine, workers=workers)
         self._findings, self._model, self._overlong = findings, model, overlong
         self._limit = directory_limit(directory)
@@ -102,7 +104,7 @@ class TokenCheck:
         """What was found, once all rows have passed."""
         template: tuple[TemplateCheck, ...] = ()
         if self._roles:
-            template = check_template(self.tokenizer, roles=self._roles, has_tools=self._has_tools)
+            template = check_template(self.tokenizer, roles=self._roles, has_tools=self._has_tools, ends=self._ends)
         for check in template:
             if not check.passed:
                 self._findings.note(

@@ -121,6 +121,24 @@ def test_what_is_wrong_with_a_template_is_found_in_rows_and_by_trying_it(tokeniz
     assert report.verdict == ("warnings" if name in ("no EOS", "no system") else "refused")
 
 
+TURN = "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <unk> {% endfor %}" + OPENS
+
+
+@pytest.mark.parametrize(("configured", "named"), [(2, False), ([2, 3], True)])
+@pytest.mark.parametrize("template", [TURN, TURN + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"])
+def test_a_turns_end_at_which_generation_does_not_stop_is_said(
+    tokenizer_directory: Save, template: str, configured: Any, named: bool
+) -> None:
+    directory = tokenizer_directory(template=template)
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": configured}))
+
+    report = check(directory, pair())
+
+    assert ("one EOS" in failed(report)) is not named
+    titles = [finding.title for finding in report.findings]
+    assert named is not any("ends with <unk>, at which generation does not stop" in title for title in titles)
+
+
 def test_a_prompt_that_is_no_prefix_is_shown_token_by_token(tokenizer_directory: Save) -> None:
     report = check(tokenizer_directory(template=BROKEN["thinks"][0]), pair())
 
