@@ -4,6 +4,7 @@ from pathlib import Path
 
 from madpo.jobs.base import ModelReference, validate
 from madpo.jobs.registry import KINDS
+from madpo.model_files.uploads import files_to_upload
 from madpo.types import Checkpoint, Model
 from madpo_client.job import JobHandle
 from madpo_client.lookup import References
@@ -22,17 +23,38 @@ class Models:
         self._session = session
         self._references = References(session)
 
-    def upload(self, directory: Path | str, *, name: str | None = None, progress: bool = False) -> Model:
-        """Upload a Hugging Face model directory (safetensors, tokenizer, config); the same content twice is one model.
+    def upload(
+        self,
+        directory: Path | str,
+        *,
+        base: Model | str | None = None,
+        name: str | None = None,
+        progress: bool = False,
+    ) -> Model:
+        """Upload a Hugging Face model directory, or a LoRA adapter of peft's; the same content twice is one model.
+
+        Files that are known to be no part of a model stay behind, such as LICENSE or `training_args.bin`.
+
+        Args:
+            directory: Safetensors, tokenizer and configuration. An adapter may come without a tokenizer, its base's
+                is taken then.
+            base: For an adapter: the model it was trained on. Adapters that madpo trained name it themselves.
+            name: A label for people; by default the directory's name.
+            progress: Count the bytes on a terminal.
 
         Raises:
-            InvalidArgumentError: Not a model directory, or it holds a file of another kind; names it.
+            InvalidArgumentError: Not a model directory, or it holds files of another kind; names them, before any is
+                sent. Or the adapter does not fit its base.
         """
         directory = Path(directory)
-        total_bytes = sum(map(size_bytes_of, directory.rglob("*")))
+        files = files_to_upload(directory)
+        base_model_id = "" if base is None else self._references.model_id(base)
+        total_bytes = sum(size_bytes_of(directory / path) for path in files.taken)
         with transfer(f"Uploading {directory.name}", total_bytes, shown=progress) as view:
             label = directory.absolute().name if name is None else name
-            upload = self._session.gateway.upload_model(directory, display_name=label, on_bytes=view.on_bytes)
+            upload = self._session.gateway.upload_model(
+                directory, display_name=label, base_model_id=base_model_id, on_bytes=view.on_bytes
+            )
             return self._session.run(upload)[0]
 
     def import_from_hub(self, hub_id: str, *, commit: str) -> Model:

@@ -1,10 +1,12 @@
 """`madpo model`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from madpo.model_files.uploads import files_to_upload
 from madpo_client.cli.arguments import MODEL_HELP, JobArgument, ModelArgument, complete_models
 from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.output import AsJson, Column, Quiet, show, size_text, table, time_text
@@ -16,13 +18,24 @@ app = typer.Typer(no_args_is_help=True, help="Upload, import and download models
 def upload_model(
     context: typer.Context,
     directory: Annotated[Path, typer.Argument(help="Hugging Face directory: safetensors, tokenizer, config.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help=f"For a LoRA adapter: the model it was trained on. {MODEL_HELP}", autocompletion=complete_models
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="A label; by default the directory's name.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a model directory."""
+    """Upload a model directory, or a LoRA adapter of peft's."""
+    skipped = files_to_upload(directory).skipped
+    if skipped and not quiet:
+        print(f"skipped, no part of a model: {', '.join(skipped)}", file=sys.stderr)
     with open_client(context) as client, said_when_interrupted("stopped before the model was made: nothing is stored"):
-        model = client.models.upload(directory, name=name, progress=not quiet)
+        model = client.models.upload(directory, base=base, name=name, progress=not quiet)
+    for warning in model.metadata.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
     print(model.model_id) if quiet else show(model, as_json=as_json)
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from madpo.data.file_formats import format_of_name
 from madpo.errors import FailedPreconditionError, MadpoError, NotFoundError
+from madpo.model_files.configs import MODEL_SUFFIXES
+from madpo.model_files.uploads import SKIPPED_ON_HUB
 from madpo_gateway.requests import is_plain_path, violation
 
 HUB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$"
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 
-PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+PATTERNS = tuple(f"*{suffix}" for suffix in sorted(MODEL_SUFFIXES - {".md"}))
 """Files a model directory may hold; everything else stays on the hub."""
 
 _INSTEAD = "download it where the hub can be reached and upload it instead"
@@ -36,7 +38,12 @@ def fetch_from_hub(hub_id: str, *, commit: str, directory: Path, endpoint: str |
         from huggingface_hub import snapshot_download
 
         snapshot_download(
-            hub_id, revision=commit, allow_patterns=list(PATTERNS), local_dir=directory, endpoint=endpoint
+            hub_id,
+            revision=commit,
+            allow_patterns=list(PATTERNS),
+            ignore_patterns=list(SKIPPED_ON_HUB),
+            local_dir=directory,
+            endpoint=endpoint,
         )
     # The library keeps notes on the download beside the files.
     shutil.rmtree(directory / ".cache", ignore_errors=True)

@@ -26,6 +26,11 @@ def is_companion(path: str) -> bool:
     return name not in _OF_THE_WEIGHTS and not name.endswith(_SUFFIXES_OF_THE_WEIGHTS)
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a model directory brings a tokenizer of its own."""
+    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+
+
 def copy_companions(source: Path, directory: Path) -> None:
     """Copy those files byte for byte; none that is there is replaced."""
     for path in sorted(source.rglob("*")):

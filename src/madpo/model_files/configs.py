@@ -7,7 +7,8 @@ from typing import Any
 
 from madpo.errors import InvalidArgumentError
 
-MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
+_TOKENIZER_SUFFIXES = {".txt", ".model", ".jinja", ".bpe", ".codes", ".vocab", ".tiktoken"}
+MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".md", *_TOKENIZER_SUFFIXES})
 """Kinds of files a model directory may hold; every pickle format stays out."""
 
 _MAX_CONFIG_BYTES = 16 << 20
@@ -24,18 +25,26 @@ def check_config(directory: Path) -> None:
     """Refuse a directory whose files could run code or need what is not offered.
 
     Raises:
-        InvalidArgumentError: Names the file and what is wrong: no configuration, a file type outside
-            `MODEL_SUFFIXES`, a configuration that asks for code, for quantised weights, or for an adapter that is
-            not LoRA.
+        InvalidArgumentError: Names the file and what is wrong: a file type outside `MODEL_SUFFIXES`, or as
+            `check_settings` has it.
     """
-    if not any((directory / name).is_file() for name in _CONFIGS[:2]):
-        raise InvalidArgumentError("no config.json and no adapter_config.json: is this a model directory?")
+    _require_config(directory)
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.suffix not in MODEL_SUFFIXES:
             raise InvalidArgumentError(
                 f"{path.relative_to(directory)} is not a model file: expected {', '.join(sorted(MODEL_SUFFIXES))} "
                 "(save weights as safetensors and leave other files out)"
             )
+    check_settings(directory)
+
+
+def check_settings(directory: Path) -> None:
+    """Refuse configurations that ask for code, for quantised weights, or for an adapter that is not LoRA.
+
+    Raises:
+        InvalidArgumentError: Names the file and what is wrong; also where there is no configuration.
+    """
+    _require_config(directory)
     for name in _CONFIGS:
         if (directory / name).is_file():
             _check_keys(name, read_config(directory / name))
@@ -89,6 +98,11 @@ def model_kind(directory: Path) -> tuple[str, str]:
         "architectures in config.json must name one ...ForCausalLM (a policy) or one ...ForSequenceClassification"
         f" (a reward model), got {architectures!r}"
     )
+
+
+def _require_config(directory: Path) -> None:
+    if not any((directory / name).is_file() for name in _CONFIGS[:2]):
+        raise InvalidArgumentError("no config.json and no adapter_config.json: is this a model directory?")
 
 
 def _check_keys(name: str, config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 from madpo.errors import InvalidArgumentError
 
@@ -40,39 +41,43 @@ def weights_dtype(directory: Path) -> str:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, which fill it exactly.
+    """The tensors of one safetensors file. Raises InvalidArgumentError as `parse_header` does."""
+    with path.open("rb") as file:
+        return parse_header(file, size_bytes=path.stat().st_size, name=path.name)
+
+
+def parse_header(file: BinaryIO, *, size_bytes: int, name: str) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file from its beginning.
 
     Source: https://huggingface.co/docs/safetensors (format): 8 bytes little-endian header length, JSON header, data.
 
     Raises:
-        InvalidArgumentError: They do not; names the file.
+        InvalidArgumentError: They do not fill the file exactly; names it.
     """
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size_bytes - 8):
-            raise _torn(path, f"safetensors header of {header_bytes} bytes in a file of {size_bytes}")
-        data = file.read(header_bytes)
+    start = file.read(8)
+    header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size_bytes - 8):
+        raise _torn(name, f"safetensors header of {header_bytes} bytes in a file of {size_bytes}")
+    data = file.read(header_bytes)
     try:
         header = json.loads(data)
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
         spans = sorted((int(begin), int(end)) for begin, end in (each["data_offsets"] for each in entries.values()))
         tensors = {
-            name: TensorInfo(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
-            for name, entry in entries.items()
+            key: TensorInfo(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+            for key, entry in entries.items()
         }
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        raise _torn(path, "safetensors header cannot be read") from None
+        raise _torn(name, "safetensors header cannot be read") from None
     position = 0
     for begin, end in spans:
         if begin != position or end < begin:
-            raise _torn(path, f"safetensors data has a gap or an overlap at byte {position}")
+            raise _torn(name, f"safetensors data has a gap or an overlap at byte {position}")
         position = end
     if position != size_bytes - 8 - header_bytes:
-        raise _torn(path, "safetensors data does not fill the file")
+        raise _torn(name, "safetensors data does not fill the file")
     return tensors
 
 
-def _torn(path: Path, what: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{path.name}: {what} (was it copied whole?)")
+def _torn(name: str, what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{name}: {what} (was it copied whole?)")

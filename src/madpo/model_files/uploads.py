@@ -1,10 +1,73 @@
-"""What of a model directory is taken."""
+"""What of a model directory is taken, and what is left behind or refused."""
 
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from madpo.errors import FieldViolation, InvalidArgumentError
-from madpo.model_files.configs import MODEL_SUFFIXES, check_config
+from madpo.model_files.configs import MODEL_SUFFIXES, check_config, check_settings, model_kind
 from madpo.model_files.tensors import read_header
+
+_SKIPPED = (
+    # of the hub
+    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "README*", "*.md", "*.pdf", "*.png", "*.jpg", "*.jpeg"),
+    # of trainers
+    *("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth"),
+    *("trainer_state.json", "trainer_log.jsonl", "*_results.json", "events.out.tfevents.*", "*.log"),
+)
+_SKIPPED_FOLDERS = ("original", "runs", "logs", "wandb", "checkpoint-*", "onnx", "openvino", "coreml", "metal", "gguf")
+_OTHER_WEIGHTS = (
+    *("*.bin", "*.bin.index.json", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data"),
+    "consolidated*.safetensors",
+)
+"""The same weights once more, in forms that are not read, where there are some that are."""
+
+SKIPPED_ON_HUB = (*_SKIPPED, *_OTHER_WEIGHTS, *(f"{folder}/*" for folder in _SKIPPED_FOLDERS))
+"""Patterns of the paths that stay on the hub."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFiles:
+    """What is sent of a model directory: paths in it, in order."""
+
+    taken: tuple[str, ...]
+    skipped: tuple[str, ...]
+    """Files and folders known to be no part of a model; hidden ones are not named."""
+
+
+def files_to_upload(directory: Path) -> UploadFiles:
+    """Choose the files of a model directory, and check them as the gateway will.
+
+    Args:
+        directory: A clone from the hub, or a trainer's output, say; links to files are followed.
+
+    Raises:
+        InvalidArgumentError: No model directory, or one that cannot be taken; names all files that are in the way.
+    """
+    if not directory.is_dir():
+        raise InvalidArgumentError(f"{directory} is not a directory; a model is a directory with a config.json")
+    taken: list[str] = []
+    skipped: list[str] = []
+    for parent, folders, names in os.walk(directory):
+        for name in sorted(folders):
+            if name.startswith(".") or _is_like(name, _SKIPPED_FOLDERS):
+                folders.remove(name)
+                skipped += [] if name.startswith(".") else [f"{_relative(directory, parent, name)}/"]
+        for name in sorted(names):
+            if not name.startswith("."):
+                (skipped if _is_like(name, _SKIPPED) else taken).append(_relative(directory, parent, name))
+    if any(_is_weights(path) for path in taken):
+        skipped += [path for path in taken if _is_like(path, _OTHER_WEIGHTS)]
+        taken = [path for path in taken if not _is_like(path, _OTHER_WEIGHTS)]
+    if not taken:
+        raise InvalidArgumentError(f"{directory} holds no files of a model")
+    _refuse_faults((path, _fault(directory / path)) for path in sorted(taken))
+    _require_weights(taken)
+    check_settings(directory)
+    model_kind(directory)
+    return UploadFiles(tuple(sorted(taken)), tuple(sorted(skipped)))
 
 
 def check_files(directory: Path) -> None:
@@ -14,18 +77,31 @@ def check_files(directory: Path) -> None:
         InvalidArgumentError: With one violation per unsafe or broken file.
     """
     files = sorted(path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
-    faults = [(path.relative_to(directory).as_posix(), _fault(path)) for path in files]
+    names = [path.relative_to(directory).as_posix() for path in files]
+    links = (path.is_symlink() for path in files)
+    _refuse_faults(
+        (name, "not a regular file" if is_link else _fault(directory / name))
+        for name, is_link in zip(names, links, strict=True)
+    )
+    _require_weights(names)
+    check_config(directory)
+
+
+def _refuse_faults(faults: Iterable[tuple[str, str]]) -> None:
     violations = [FieldViolation(f"files.{path}", fault) for path, fault in faults if fault]
-    if not any(path.suffix == ".safetensors" for path in files):
-        violations.append(FieldViolation("files", "no .safetensors file: save the weights in that format"))
     if violations:
         raise InvalidArgumentError.of(violations, what="the model cannot be taken")
-    check_config(directory)
+
+
+def _require_weights(paths: Iterable[str]) -> None:
+    if not any(path.endswith(".safetensors") for path in paths):
+        fault = FieldViolation("files", "no .safetensors file: save the weights in that format")
+        raise InvalidArgumentError.of([fault], what="the model cannot be taken")
 
 
 def _fault(path: Path) -> str:
     """What is wrong with a file, "" when nothing is."""
-    if path.is_symlink() or not path.is_file():
+    if not path.is_file():
         return "not a regular file"
     if path.suffix not in MODEL_SUFFIXES:
         return f"only {', '.join(sorted(MODEL_SUFFIXES))} files are taken"
@@ -35,3 +111,15 @@ def _fault(path: Path) -> str:
         except InvalidArgumentError as error:
             return str(error).removeprefix(f"{path.name}: ")
     return ""
+
+
+def _is_like(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(path.rpartition("/")[2], pattern) for pattern in patterns)
+
+
+def _is_weights(path: str) -> bool:
+    return path.endswith(".safetensors") and not _is_like(path, _OTHER_WEIGHTS)
+
+
+def _relative(directory: Path, parent: str, name: str) -> str:
+    return Path(parent, name).relative_to(directory).as_posix()

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Self
 
 from madpo.errors import CorruptObjectError, FailedPreconditionError, InvalidArgumentError
+from madpo.model_files.uploads import files_to_upload
 from madpo.rpc.channel import CHUNK_BYTES
 from madpo.types import FileEntry
 
@@ -80,23 +81,17 @@ class OutgoingFiles:
 
 
 def describe_model(directory: Path) -> list[FileEntry]:
-    """Path, size and digest of every file a model upload sends, in path order; hidden files stay behind.
+    """Path, size and digest of every file a model upload sends, in path order.
 
     Raises:
-        InvalidArgumentError: Not a directory, or an empty one.
+        InvalidArgumentError: See `files_to_upload`.
     """
-    if not directory.is_dir():
-        raise InvalidArgumentError(f"{directory} is not a directory; a model is a directory with a config.json")
-    entries = []
-    for path in sorted(directory.rglob("*")):
-        relative = path.relative_to(directory)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            entries.append(FileEntry(relative.as_posix(), path.stat().st_size, digest))
-    if not entries:
-        raise InvalidArgumentError(f"{directory} holds no files")
-    return entries
+    return [_describe(directory / path, path) for path in files_to_upload(directory).taken]
+
+
+def _describe(path: Path, name: str) -> FileEntry:
+    with path.open("rb") as file:
+        return FileEntry(name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 class IncomingFile:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from madpo.errors import InvalidArgumentError, NotFoundError
+from madpo.model_files.adapters import check_adapter
+from madpo.model_files.companions import is_companion
 from madpo.model_files.configs import is_adapter, model_kind
-from madpo.model_files.tensors import weights_dtype
+from madpo.model_files.tensors import TensorInfo, parse_header, weights_dtype
 from madpo.model_files.uploads import check_files
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
@@ -127,13 +129,31 @@ class ModelStore:
         with self._store.open_read(f"{keys.model(model_id)}/{path}") as file:
             yield file
 
+    def tensors(self, model_id: str) -> dict[str, TensorInfo]:
+        """Names, dtypes and shapes of a model's tensors, without its weights. Raises NotFoundError."""
+        found: dict[str, TensorInfo] = {}
+        for entry in self.get(model_id).files:
+            if entry.path.endswith(".safetensors"):
+                with self.open_file(model_id, entry.path) as file:
+                    found |= parse_header(file, size_bytes=entry.size_bytes, name=entry.path)
+        return found
+
+    def copy_companions(self, model_id: str, directory: Path) -> None:
+        """Give a directory the tokenizer, the template and the generation settings of a stored model."""
+        for entry in self.get(model_id).files:
+            if is_companion(entry.path):
+                bundle.fetch_file(self._store, keys.model(model_id), entry, directory / entry.path)
+
     def _check_base(self, directory: Path, base_model_id: str | None) -> None:
         if is_adapter(directory) != (base_model_id is not None):
             raise InvalidArgumentError(
                 "an adapter needs base_model_id, the stored model it belongs to; others have none"
             )
-        if base_model_id is not None and (deeper := self.get(base_model_id).base_model_id):
+        if base_model_id is None:
+            return
+        if deeper := self.get(base_model_id).base_model_id:
             raise InvalidArgumentError(f"{base_model_id} is an adapter of {deeper} itself: merge it before going on")
+        check_adapter(directory, self.tensors(base_model_id))
 
 
 def _model(model_id: str, manifest: Manifest) -> Model:

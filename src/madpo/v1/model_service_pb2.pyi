@@ -21,12 +21,14 @@ class UploadModelRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadModelHeader, _Mapping]] = ..., file: _Optional[_Union[ModelFile, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class UploadModelHeader(_message.Message):
-    __slots__ = ("display_name", "file_count")
+    __slots__ = ("display_name", "file_count", "base_model_id")
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     display_name: str
     file_count: int
-    def __init__(self, display_name: _Optional[str] = ..., file_count: _Optional[int] = ...) -> None: ...
+    base_model_id: str
+    def __init__(self, display_name: _Optional[str] = ..., file_count: _Optional[int] = ..., base_model_id: _Optional[str] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("path", "size_bytes", "sha256")

@@ -224,9 +224,29 @@ def test_a_step_goes_with_a_job_and_not_with_a_model(client: Client, model: Mode
 def test_a_file_no_model_has_is_refused_by_name(client: Client, model_directory: Path, tmp_path: Path) -> None:
     for path in model_directory.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(InvalidArgumentError, match=r"pytorch_model\.bin"):
+    for name in ("modeling.py", "weights.pkl"):
+        (tmp_path / name).write_bytes(b"\x80\x04")
+    with pytest.raises(InvalidArgumentError, match=r"modeling\.py.*weights\.pkl"):
         client.models.upload(tmp_path)
+
+
+def test_files_that_are_no_part_of_a_model_stay_behind(
+    client: Client, model: Model, model_directory: Path, tmp_path: Path
+) -> None:
+    for path in model_directory.iterdir():
+        (tmp_path / path.name).symlink_to(path)  # as the hub's cache has them
+    for name in (
+        "LICENSE",
+        "README.md",
+        "training_args.bin",
+        "pytorch_model.bin",
+        "runs/events.out.tfevents.1",
+        ".git/x",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x80\x04")
+
+    assert client.models.upload(tmp_path).model_id == model.model_id
 
 
 def test_a_wrong_token_is_refused(stack: EmbeddedStack) -> None:

@@ -141,7 +141,9 @@ async def test_an_upload_that_nobody_reads_ends_at_the_timeout(tmp_path: Path) -
 
 async def test_a_model_upload_announces_every_file_and_leaves_hidden_ones(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    (tmp_path / "config.json").write_bytes(b"{}")
+    config, weights = b'{"architectures": ["LlamaForCausalLM"]}', (2).to_bytes(8, "little") + b"{}"
+    (tmp_path / "config.json").write_bytes(config)
+    (tmp_path / "model.safetensors").write_bytes(weights)
     (tmp_path / "sub" / "a.txt").write_bytes(b"text")
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "b.json").write_bytes(b"{}")
@@ -154,9 +156,10 @@ async def test_a_model_upload_announces_every_file_and_leaves_hidden_ones(tmp_pa
     gateway = Gateway()
     gateway.UploadModel = upload
     async with serving(gateway) as client:
-        await client.upload_model(tmp_path, display_name="tiny")
+        await client.upload_model(tmp_path, display_name="tiny", base_model_id=MODEL_ID)
+    assert (seen[0].header.file_count, seen[0].header.base_model_id) == (3, MODEL_ID)
     files = [convert.file_from_proto(request.file) for request in seen if request.WhichOneof("part") == "file"]
-    assert files == [entry("config.json", b"{}"), entry("sub/a.txt", b"text")]
+    assert files == [entry("config.json", config), entry("model.safetensors", weights), entry("sub/a.txt", b"text")]
 
 
 async def test_a_download_appears_whole(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from prometheus_client import Counter
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.jobs.base import JOB_ID_PATTERN, MODEL_ID_PATTERN
+from madpo.model_files.companions import MODEL_RECORD, has_tokenizer
 from madpo.model_files.configs import MODEL_SUFFIXES, check_config, is_adapter, model_kind, read_config
+from madpo.model_files.vocabulary import model_warnings
 from madpo.ports import JobQueue, ObjectStore
 from madpo.rpc import convert
 from madpo.storage import bundle, keys
@@ -69,7 +71,9 @@ class ModelServicer(ModelServiceServicer):
                 received=self._metrics.upload_bytes.labels("model"),
             )
             await incoming.receive(upload)
-            model, created = await run_blocking(self._publish, directory, display_name=name)
+            model, created = await run_blocking(
+                self._publish, directory, display_name=name, base=first.header.base_model_id
+            )
         return pb.UploadModelResponse(model=convert.model_to_proto(model), created=created)
 
     async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> pb.ImportModelResponse:  # noqa: N802
@@ -157,16 +161,22 @@ class ModelServicer(ModelServiceServicer):
         ]
 
     def _publish(
-        self, directory: Path, *, display_name: str, metadata: Mapping[str, str] | None = None
+        self, directory: Path, *, display_name: str, base: str = "", metadata: Mapping[str, str] | None = None
     ) -> tuple[Model, bool]:
         check_config(directory)
         kind, _ = model_kind(directory)
+        base_model_id = (base or _base_model_id(directory)) if is_adapter(directory) else None
+        if base and base_model_id is None:
+            raise violation("header.base_model_id", "is for an adapter, and this is a whole model (leave the base out)")
+        if base_model_id is not None and not has_tokenizer(directory):
+            self._models.copy_companions(base_model_id, directory)
+        warnings = list(model_warnings(directory))
         model, created = self._models.publish(
             directory,
             display_name=display_name,
             kind=kind,
-            base_model_id=_base_model_id(directory) if is_adapter(directory) else None,
-            metadata=metadata or {},
+            base_model_id=base_model_id,
+            metadata={**(metadata or {}), **({"warnings": warnings} if warnings else {})},
         )
         self._metrics.stored.labels("model").inc(created)
         logger.info("model stored", extra={"model_id": model.model_id, "kind": kind, "new": created})
@@ -239,12 +249,14 @@ class _Incoming:
 
 def _base_model_id(directory: Path) -> str:
     """The stored model an uploaded adapter says it belongs to."""
-    base = read_config(directory / "adapter_config.json").get("base_model_name_or_path")
+    record = directory / MODEL_RECORD
+    base = read_config(record).get("base_model_id") if record.is_file() else None
+    base = base or read_config(directory / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base, str) or re.fullmatch(MODEL_ID_PATTERN, base) is None:
         raise violation(
             "files.adapter_config.json",
-            f"base_model_name_or_path must be the id of a model stored here, got {base!r:.80}: upload the base model "
-            "and write its id there, or upload the merged model",
+            f"base_model_name_or_path is {base!r:.80}, which is no model stored here: upload that one, and name it as "
+            "the base of the adapter (`madpo model upload DIRECTORY --base MODEL`)",
         )
     return base
 

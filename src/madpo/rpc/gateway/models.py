@@ -21,20 +21,29 @@ class ModelCalls(GatewayCalls):
         return ModelServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
     async def upload_model(
-        self, directory: Path, *, display_name: str, on_bytes: OnBytes | None = None
+        self, directory: Path, *, display_name: str, base_model_id: str = "", on_bytes: OnBytes | None = None
     ) -> tuple[types.Model, bool]:
-        """Upload the files of a model directory; hidden files stay behind.
+        """Upload the files of a model directory; those that are known to be no part of a model stay behind.
+
+        Args:
+            directory: The files.
+            display_name: A label for people.
+            base_model_id: For an adapter: the stored model it belongs to; "" where its files say it.
+            on_bytes: Told of the progress.
 
         Returns:
             The model, and False when the same content was stored before.
 
         Raises:
-            InvalidArgumentError: Not a directory, or a file the gateway does not take; names it.
+            InvalidArgumentError: Not a model directory, or files the gateway does not take; names all of them, before
+                any is sent.
         """
         files = await asyncio.to_thread(describe_model, directory)
 
         async def parts() -> AsyncGenerator[models.UploadModelRequest]:
-            header = models.UploadModelHeader(display_name=display_name, file_count=len(files))
+            header = models.UploadModelHeader(
+                display_name=display_name, file_count=len(files), base_model_id=base_model_id
+            )
             yield models.UploadModelRequest(header=header)
             for entry in files:
                 yield models.UploadModelRequest(file=convert.file_to_proto(entry))

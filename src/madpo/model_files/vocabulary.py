@@ -1,0 +1,57 @@
+"""Whether a tokenizer's tokens all have embeddings, from the files alone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from madpo.errors import InvalidArgumentError
+from madpo.model_files.companions import end_token_ids
+from madpo.model_files.configs import is_adapter, read_config
+
+_MAX_TOKENIZER_BYTES = 256 << 20
+
+
+def model_warnings(directory: Path) -> Iterator[str]:
+    """What a user of a model directory should know of it.
+
+    Raises:
+        InvalidArgumentError: The tokenizer is that of another model: tokens of its vocabulary have no embedding.
+    """
+    if is_adapter(directory):
+        return
+    config = read_config(directory / "config.json")
+    yield from _tokens_without_embedding(directory, config)
+    architecture = "".join(map(str, config.get("architectures") or ()))
+    if architecture.endswith("ForSequenceClassification") and config.get("pad_token_id") in end_token_ids(config):
+        yield (
+            f"pad_token_id {config['pad_token_id']} in config.json is also EOS: plain transformers scores the token "
+            "before an EOS that ends a text, madpo scores the EOS"
+        )
+
+
+def _tokens_without_embedding(directory: Path, config: dict[str, Any]) -> Iterator[str]:
+    text = config.get("text_config")
+    embeddings = (text if isinstance(text, dict) else config).get("vocab_size")
+    path = directory / "tokenizer.json"
+    if not isinstance(embeddings, int) or not path.is_file() or path.stat().st_size > _MAX_TOKENIZER_BYTES:
+        return
+    try:
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        added = {int(token["id"]): str(token["content"]) for token in tokenizer.get("added_tokens") or ()}
+        vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        beyond = [token for token in ids if token >= embeddings and token not in added]
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"tokenizer.json cannot be read: {error} (was it copied whole?)") from error
+    if beyond:
+        raise InvalidArgumentError(
+            f"{len(beyond)} tokens of tokenizer.json have no embedding: the largest id is {max(beyond)}, vocab_size in "
+            f"config.json {embeddings} (is it the tokenizer of another model?)"
+        )
+    unembedded = [content for token, content in sorted(added.items()) if token >= embeddings]
+    if unembedded:
+        yield (
+            f"{len(unembedded)} added tokens have no embedding (vocab_size is {embeddings}): rows with "
+            f"{', '.join(unembedded[:5])} cannot be used; resize the model's embeddings where they are wanted"
+        )

@@ -1,0 +1,198 @@
+"""Which files of a directory are a model, and which adapters fit it."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from madpo.errors import InvalidArgumentError
+from madpo.model_files.adapters import check_adapter
+from madpo.model_files.tensors import TensorInfo, read_tensors
+from madpo.model_files.uploads import files_to_upload
+from madpo.model_files.vocabulary import model_warnings
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 4}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.bpe",
+    "chat_templates/a.jinja",
+)
+HARMLESS = (
+    *("LICENSE", "LICENSE.txt", "README.md", "USE_POLICY.md", ".gitattributes", ".git/config", ".cache/x.lock"),
+    *(
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state_0.pth",
+        "trainer_state.json",
+        "eval_results.json",
+    ),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf", "tf_model.h5", "consolidated.safetensors"),
+    *(
+        "original/consolidated.00.pth",
+        "checkpoint-100/model.safetensors",
+        "runs/a/events.out.tfevents.1",
+        "onnx/m.onnx",
+    ),
+)
+
+
+def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    header, position = {}, 0
+    for name, shape in shapes.items():
+        size = 4
+        for length in shape:
+            size *= length
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [position, position + size]}
+        position += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(position))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    write_safetensors(directory / "model.safetensors", {"a": (1,)})
+    return directory
+
+
+def add(directory: Path, *names: str) -> None:
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(b"{}")
+
+
+def test_what_hubs_and_trainers_leave_beside_a_model_is_skipped_and_named(directory: Path) -> None:
+    add(directory, *TOKENIZER_FILES, *HARMLESS)
+
+    files = files_to_upload(directory)
+
+    assert set(files.taken) == {"config.json", "model.safetensors", *TOKENIZER_FILES}
+    named = {*files.skipped, ".gitattributes", ".git/", ".cache/"}
+    assert all(name in named or f"{name.split('/')[0]}/" in named for name in HARMLESS)
+
+
+def test_everything_else_is_refused_at_once(directory: Path) -> None:
+    add(directory, "modeling_x.py", "weights.pkl", "data/rows.parquet")
+    (directory / "model-2.safetensors").write_bytes(b"torn")
+
+    with pytest.raises(InvalidArgumentError) as caught:
+        files_to_upload(directory)
+
+    assert {violation.field for violation in caught.value.violations} == {
+        "files.modeling_x.py",
+        "files.weights.pkl",
+        "files.data/rows.parquet",
+        "files.model-2.safetensors",
+    }
+
+
+def test_weights_that_are_there_in_no_other_form_are_named(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    add(directory, "pytorch_model.bin")
+
+    with pytest.raises(InvalidArgumentError, match=r"pytorch_model\.bin"):
+        files_to_upload(directory)
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"), ({"architectures": ["BertModel"]}, "BertModel")],
+)
+def test_a_configuration_is_refused_before_anything_is_sent(directory: Path, config: Any, complaint: str) -> None:
+    (directory / "config.json").write_text(json.dumps(CONFIG | config))
+
+    with pytest.raises(InvalidArgumentError, match=complaint):
+        files_to_upload(directory)
+
+
+# Adapters
+
+BASE = {
+    "model.embed_tokens.weight": TensorInfo("BF16", (8, 4)),
+    "model.layers.0.self_attn.q_proj.weight": TensorInfo("BF16", (6, 4)),
+    "lm_head.weight": TensorInfo("BF16", (8, 4)),
+}
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {f"{Q}.lora_A.weight": (2, 4), f"{Q}.lora_B.weight": (6, 2)},
+        {f"{Q}.lora_A.weight": (2, 6), f"{Q}.lora_B.weight": (4, 2)},  # GPT-2 keeps weights the other way round
+        {f"{Q}.lora_A.weight": (2, 4), "base_model.model.score.weight": (1, 4)},
+        {
+            "base_model.model.model.embed_tokens.lora_embedding_A": (2, 8),
+            "base_model.model.model.embed_tokens.lora_embedding_B": (4, 2),
+        },
+        {"base_model.model.lm_head.weight": (8, 4), f"{Q}.lora_magnitude_vector.weight": (6,)},
+    ],
+)
+def test_an_adapter_of_the_base_is_taken(tmp_path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
+    write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+
+    check_adapter(tmp_path, BASE)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "complaint"),
+    [
+        ({f"{Q}.lora_A.weight": (2, 5)}, r"q_proj.*\[2, 5\].*\[6, 4\].*base it was trained on"),
+        ({f"{Q}.lora_B.weight": (9, 2)}, r"q_proj.*\[9, 2\].*\[6, 4\]"),
+        ({"base_model.model.model.embed_tokens.weight": (10, 4)}, r"\[10, 4\].*\[8, 4\].*vocabulary extended"),
+        ({"base_model.model.lm_head.weight": (10, 4)}, r"lm_head.*\[10, 4\].*vocabulary extended"),
+        ({"base_model.model.h.0.attn.c_attn.lora_A.weight": (2, 4)}, "none of its layers"),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused_with_both_shapes(
+    tmp_path: Path, tensors: dict[str, tuple[int, ...]], complaint: str
+) -> None:
+    write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+
+    with pytest.raises(InvalidArgumentError, match=complaint):
+        check_adapter(tmp_path, BASE)
+
+
+def test_tensors_are_read_from_their_headers(directory: Path) -> None:
+    write_safetensors(directory / "b.safetensors", {"x": (2, 3), "y": ()})
+
+    tensors = read_tensors(directory)
+
+    assert tensors == {"a": TensorInfo("F32", (1,)), "x": TensorInfo("F32", (2, 3)), "y": TensorInfo("F32", ())}
+
+
+# Vocabularies
+
+
+@pytest.mark.parametrize("form", ["bpe", "unigram"])
+def test_a_tokenizer_of_another_model_is_refused(directory: Path, form: str) -> None:
+    vocabulary = {"a": 0, "b": 4} if form == "bpe" else [["a", 0.0]] * 5
+    (directory / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+
+    with pytest.raises(InvalidArgumentError, match=r"1 tokens.*largest id is 4, vocab_size in config.json 4"):
+        list(model_warnings(directory))
+
+
+def test_added_tokens_without_embedding_are_counted(directory: Path) -> None:
+    added = [{"id": 3, "content": "<pad>"}, {"id": 4, "content": "<tool>"}]
+    tokenizer = {"model": {"vocab": {"a": 0, "<tool>": 4}}, "added_tokens": added}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    assert [warning.split(":")[0] for warning in model_warnings(directory)] == [
+        "1 added tokens have no embedding (vocab_size is 4)"
+    ]
+
+
+def test_a_reward_model_that_pads_with_eos_is_read_otherwise_by_others(directory: Path) -> None:
+    config = {"architectures": ["LlamaForSequenceClassification"], "eos_token_id": [1, 2], "pad_token_id": 2}
+    (directory / "config.json").write_text(json.dumps(config))
+
+    assert "madpo scores the EOS" in next(model_warnings(directory))
