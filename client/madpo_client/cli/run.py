@@ -34,6 +34,16 @@ TRAINING = (
     FieldOption("--model", "model"),
     FieldOption("--dataset", "dataset"),
     FieldOption("--eval-dataset", "eval_dataset"),
+    FieldOption(
+        "--eval-every",
+        "training.eval_every_steps",
+        help="Steps between evaluations on the held-out rows.",
+    ),
+    FieldOption(
+        "--patience",
+        "training.early_stopping_patience",
+        help="Stop after so many evaluations without a new best, and leave the best step.",
+    ),
     FieldOption("--epochs", "training.epochs"),
     FieldOption("--max-steps", "training.max_steps"),
     FieldOption("--learning-rate", "training.optimizer.learning_rate"),

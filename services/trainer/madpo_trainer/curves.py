@@ -17,6 +17,9 @@ _PANELS: Mapping[str, tuple[str, ...]] = {
 }
 """What is drawn, by what its axis says; a figure on held-out rows (`eval/...`) stands beside that on training rows."""
 
+_HELD_OUT_NAMES = {"rewards/accuracy": ("accuracy",), "reward_margin/mean": ("margin_mean",)}
+"""What a reward model's held-out figures are called beside the names of training."""
+
 _COLUMNS = 3
 
 
@@ -57,7 +60,8 @@ def _draw(axis: Any, rows: Sequence[Mapping[str, Any]], name: str, *, alone: boo
     short = "" if alone else f"{name.rpartition('/')[2]}, "
     if training := _points(rows, name):
         axis.plot(*zip(*training, strict=True), linewidth=1.2, label=f"{short}training rows")
-    if held_out := _points(rows, f"eval/{name}"):
+    names = (name, *_HELD_OUT_NAMES.get(name, ()))
+    if held_out := [point for each in names for point in _points(rows, f"eval/{each}")]:
         axis.plot(*zip(*held_out, strict=True), marker="o", markersize=4, label=f"{short}held-out rows")
 
 

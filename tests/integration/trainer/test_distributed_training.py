@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +209,20 @@ def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
             )
             for name in ("mismatched", "moves on")
         },
+        "best sharded": (
+            JobKind.POLICY_TRAINING,
+            {
+                "model": model,
+                "dataset": pairs,
+                # What is learnt makes them worse, so that an early step is the best.
+                "eval_dataset": write(
+                    [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in PAIRS],
+                    DatasetKind.PREFERENCE,
+                ),
+                "method": {"name": "dpo"},
+                "training": {**TRAINING, "sharding": "fsdp", "eval_every_steps": 2, "publish": "best"},
+            },
+        ),
         "poisoned": (
             JobKind.POLICY_TRAINING,
             {
@@ -285,6 +299,7 @@ def test_two_ranks_end_with_the_weights_of_one(one, two, name):
         ("mismatched sharded", "mismatched"),
         ("moves on sharded", "moves on"),
         ("follows of adapters sharded", "follows of adapters"),
+        ("best sharded", "best sharded"),
     ],
 )
 def test_a_model_sharded_over_two_ranks_ends_with_the_weights_of_a_whole_one(one, two, name, unsharded):
@@ -302,6 +317,15 @@ def test_two_ranks_say_of_what_was_trained_what_one_says(one, two, name):
 
     assert trained(two) == trained(one)
     assert trained(two)["moved_tensors"] > 0
+
+
+def test_two_ranks_find_the_step_that_one_finds_the_best(one, two):
+    best = one.outcomes["best sharded"].result.summary
+
+    assert best["published_step"] == best["best"]["step"] == 2 < best["steps"]
+    assert two.outcomes["best sharded"].result.summary["best"] == best["best"] | {
+        "value": pytest.approx(best["best"]["value"], abs=1e-6)
+    }
 
 
 def test_recomputing_activations_changes_no_bit(one):
