@@ -101,7 +101,11 @@ class References:
         found = self._model(model, ANY_MODEL)
         if not found.startswith("job-"):
             return found
-        job = self._session.run(self._session.gateway.get_job(found.partition("@")[0]))
+        if "@" in found:
+            raise NotFoundError(
+                f"{found} is a checkpoint, which is no stored model: it can be trained on, and downloaded"
+            )
+        job = self._session.run(self._session.gateway.get_job(found))
         if job.result is None or job.result.model_id is None:
             raise NotFoundError(f"{found} is {job.state} and has left no model")
         return job.result.model_id
@@ -194,7 +198,8 @@ class References:
 
     def _jobs(self, fits: Callable[[Job], bool]) -> Iterator[_Found]:
         for job in self._session.each(self._session.gateway.list_jobs):
-            words = (job.kind.value, *([job.spec["method"]["name"]] if "method" in job.spec else []))
+            method = (job.spec.get("method") or {}).get("name")
+            words = (job.kind.value, *([method] if method else []))
             made = job.result.model_id if job.result else None
             yield _Found(
                 job.job_id, job.display_name, words, job.create_time, fits(job), state=job.state.value, model_id=made

@@ -1,7 +1,8 @@
 """`madpo dataset`."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +11,10 @@ from madpo_client.cli.arguments import DATASET_HELP, DatasetArgument, complete_d
 from madpo_client.cli.check import CheckCommand, check_dataset
 from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.forms import ColumnMapping, Lists, parse_columns, show_forms
-from madpo_client.cli.output import AsJson, Column, Quiet, size_text, table, time_text
+from madpo_client.cli.output import AsJson, Column, Quiet, show_deleted, size_text, table, time_text
+
+if TYPE_CHECKING:
+    from madpo_client.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Upload, check and delete datasets.")
 
@@ -98,10 +102,15 @@ def delete_datasets(
     datasets: Annotated[
         list[str], typer.Argument(metavar="DATASET...", help=DATASET_HELP, autocompletion=complete_datasets)
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Delete datasets that no unfinished job needs."""
-    with open_client(context) as client:
+
+    def delete(client: "Client") -> Iterator[str]:
         for dataset in datasets:
             found = client.datasets.get(dataset)
             client.datasets.delete(found)
-            print(f"deleted {found.dataset_id}")
+            yield found.dataset_id
+
+    with open_client(context) as client:
+        show_deleted(delete(client), as_json=as_json)

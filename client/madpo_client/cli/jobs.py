@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +14,12 @@ from madpo_client.cli.arguments import JOB_HELP, JobArgument, complete_jobs, com
 from madpo_client.cli.asked_job import asked_job, parse_settings, spec_of
 from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.field_options import SET_HELP, SPEC_HELP, complete_fields
-from madpo_client.cli.output import AsJson, Column, console, show, size_text, table
+from madpo_client.cli.output import AsJson, Column, console, show, show_deleted, size_text, table
 from madpo_client.cli.waiting import After, Name, Wait, follow
 
 if TYPE_CHECKING:
     from madpo.jobs.fields import SpecField
+    from madpo_client.client import Client
 
 _FILES = (
     Column("path", lambda file: file.path),
@@ -249,13 +250,18 @@ def resume_job(context: typer.Context, job: JobArgument, wait: Wait = True, as_j
 def delete_jobs(
     context: typer.Context,
     jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help=JOB_HELP, autocompletion=complete_jobs)],
+    as_json: AsJson = False,
 ) -> None:
     """Delete jobs that are over, with their checkpoints and artifacts; models they made stay."""
-    with open_client(context) as client:
+
+    def delete(client: "Client") -> Iterator[str]:
         for job in jobs:
-            handle = client.jobs.get(job)
-            handle.delete()
-            print(f"deleted {handle.id}")
+            found = client.jobs.get(job)
+            found.delete()
+            yield found.id
+
+    with open_client(context) as client:
+        show_deleted(delete(client), as_json=as_json)
 
 
 @app.command("artifacts")

@@ -1,15 +1,19 @@
 """`madpo model`."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from madpo.model_files.uploads import files_to_upload
 from madpo_client.cli.arguments import MODEL_HELP, JobArgument, ModelArgument, complete_models
 from madpo_client.cli.context import open_client, said_when_interrupted
-from madpo_client.cli.output import AsJson, Column, Quiet, show, size_text, table, time_text
+from madpo_client.cli.output import AsJson, Column, Quiet, show, show_deleted, size_text, table, time_text
+
+if TYPE_CHECKING:
+    from madpo_client.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Upload, import and download models and checkpoints.")
 
@@ -88,13 +92,18 @@ def show_model(context: typer.Context, model: ModelArgument, as_json: AsJson = F
 def delete_models(
     context: typer.Context,
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP, autocompletion=complete_models)],
+    as_json: AsJson = False,
 ) -> None:
     """Delete models that no unfinished job and no adapter needs."""
-    with open_client(context) as client:
+
+    def delete(client: "Client") -> Iterator[str]:
         for model in models:
             found = client.models.get(model)
             client.models.delete(found)
-            print(f"deleted {found.model_id}")
+            yield found.model_id
+
+    with open_client(context) as client:
+        show_deleted(delete(client), as_json=as_json)
 
 
 @app.command("checkpoints")
@@ -123,7 +132,9 @@ def download_model(
         ),
     ],
     directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
+    as_json: AsJson = False,
 ) -> None:
     """Download a model, the model a job made, or a checkpoint."""
     with open_client(context) as client:
-        print(client.models.download(model, directory, progress=True))
+        path = client.models.download(model, directory, progress=not as_json)
+    show({"directory": str(path)}, as_json=True) if as_json else print(path)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,6 +113,17 @@ def _fitted(columns: Sequence[Column], cells: Mapping[str, Sequence[Any]], width
 
 def _total(widths: Mapping[str, int]) -> int:
     return sum(widths.values()) + _GAP * max(0, len(widths) - 1)
+
+
+def show_deleted(ids: Iterator[str], *, as_json: bool) -> None:
+    """Say of each thing that it is gone, once it is; as JSON one document about all of them."""
+    gone = []
+    for each in ids:
+        gone.append(each)
+        if not as_json:
+            print(f"deleted {each}", flush=True)
+    if as_json:
+        print(json.dumps({"deleted": gone}, indent=2))
 
 
 def size_text(size_bytes: int) -> str:

@@ -25,6 +25,10 @@ class SpecLoader(yaml.SafeLoader):  # type: ignore[misc]
         for name in ("null", "bool", "int", "float", "str")
     } | {None: yaml.SafeLoader.construct_undefined}
 
+    def check_plain(self) -> bool:
+        """Whether text without quotes begins here: also with `@`, which YAML keeps for nothing yet, as in `@last`."""
+        return self.peek() == "@" or bool(super().check_plain())
+
     def read_list(self, node: Any) -> list[Any]:
         """The constructor of lists."""
         return [self.construct_object(item, deep=True) for item in node.value]

@@ -49,6 +49,7 @@ def up(
         int | None, typer.Option(min=0, max=65535, help="The gateway's; it is kept for later. 0: any (MADPO_PORT).")
     ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, log here, stop with Ctrl-C.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start all services on this machine."""
     from madpo_client.embedded import EmbeddedStack
@@ -62,8 +63,9 @@ def up(
         raise typer.Exit(run_in_foreground(stack.home, stack.options))
     with Console(stderr=True).status("starting (the first time takes longest)"):
         stack.start(detached=True)
-    _print_status(stack)
-    print(_NEXT)
+    _print_status(stack, as_json=as_json)
+    if not as_json:
+        print(_NEXT)
 
 
 @app.command("down")

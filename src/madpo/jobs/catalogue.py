@@ -158,7 +158,7 @@ training:
 ```
 
 Where an id is asked for, the beginning of one, a name, or `@last` for the newest that fits will do, in files too:
-`model: my-base`, `reward_model: "@last:reward"`, `model: my-run@200`. The command line and the SDK look it up; the job
+`model: my-base`, `reward_model: @last:reward`, `model: my-run@200`. The command line and the SDK look it up; the job
 keeps the id.
 
 From Python it is `client.jobs.create(kind, spec)` with the same mapping, or a method such as

@@ -1,9 +1,13 @@
 """The `madpo` command: what it says when something is wrong, and what needs no gateway."""
 
 import json
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from madpo.calibration.report import (
     CalibrationReport,
@@ -14,6 +18,7 @@ from madpo.calibration.report import (
     Weights,
 )
 from madpo.losses.registry import METHODS
+from madpo_client.cli import app
 from madpo_client.cli.calibrate import show_report
 from tests.unit.client.conftest import Command
 
@@ -195,3 +200,37 @@ def test_status_of_no_stack_is_exit_code_1(madpo: Command, tmp_path: Path) -> No
     )
     assert madpo("status", "--home", str(tmp_path), "--json").stdout == "[]\n"
     assert madpo("down", "--home", str(tmp_path)).returncode == 0
+
+
+def commands_of(group: Any, path: str = "madpo") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def test_every_command_that_prints_does_so_as_json_on_request() -> None:
+    # These say nothing of their own, or speak JSON or a log's own lines alone.
+    others = {"madpo down", "madpo demo", "madpo methods eval", "madpo job logs"}
+    without = {
+        path
+        for path, command in commands_of(typer.main.get_command(app))
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert without <= others
+
+
+def test_the_version_is_that_of_the_package(madpo: Command) -> None:
+    done = madpo("--version")
+    assert (done.returncode, done.stdout) == (0, f"madpo {version('madpo')}\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [(("jb",), "job"), (("job", "lst"), "list"), (("train", "polcy"), "policy")]
+)
+def test_a_command_that_there_is_not_is_refused_with_what_may_be_meant(
+    madpo: Command, typed: tuple[str, ...], meant: str
+) -> None:
+    done = madpo(*typed)
+    assert (done.returncode, f"Did you mean '{meant}'?" in done.stderr) == (2, True), done.stderr

@@ -141,6 +141,8 @@ def test_a_stored_model_may_be_named_by_its_job(references: References) -> None:
     assert references.model_id("bbbb1") == REWARD
     with pytest.raises(NotFoundError, match=f"{TRAINING} is RUNNING and has left no model"):
         references.model_id(TRAINING)
+    with pytest.raises(NotFoundError, match="@20 is a checkpoint, which is no stored model"):
+        references.model_id("bbbb1@20")
 
 
 def test_what_is_needed_decides_between_things_of_one_name(references: References) -> None:

@@ -37,6 +37,8 @@ from madpo_client.cli.spec_values import parse_value, read_spec
         ("#x", "#x"),
         (" # x", " # x"),
         ("null # x", "null # x"),
+        ("@last:reward", "@last:reward"),
+        ("{reward_model: @last:reward, a: 1}", {"reward_model": "@last:reward", "a": 1}),
         ("---", "---"),
         ("  ", "  "),
         ("[open", "[open"),
@@ -113,3 +115,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_spec(tmp_path / "none.yaml")
     with pytest.raises(InvalidArgumentError, match="Is a directory"):
         read_spec(tmp_path)
+
+
+def test_the_newest_needs_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("model: @last\nmargin: {reward_model: @last:reward}\nbaselines:\n- @last\n")
+    assert read_spec(path) == {"model": "@last", "margin": {"reward_model": "@last:reward"}, "baselines": ["@last"]}
