@@ -22,7 +22,7 @@ from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, Whol
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Part of the revision; raised by every change of scorer and layouts that can change a score's bits."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -94,14 +94,18 @@ class Scorer:
     ) -> Tokens:
         """Tokenize; a text over `max_tokens` loses the start of its prompt first, then the end of its response.
 
+        A BOS at the beginning stays.
+
         Raises:
             InvalidPairError: The model's template cannot render it.
         """
         encoded = encode_response(self._tokenizer, prompt, response, options, prompt_ids=prompt_ids)
-        kept = encoded.response_ids[: self.max_tokens]
-        room = self.max_tokens - len(kept)
-        prompt_ids = encoded.prompt_ids[max(0, len(encoded.prompt_ids) - room) :]
-        return Tokens(tuple(prompt_ids), tuple(kept), truncated=len(prompt_ids) + len(kept) < len(encoded))
+        bos = encoded.prompt_ids[:1] if encoded.prompt_ids[:1] == [self._tokenizer.bos_token_id] else []
+        rest = encoded.prompt_ids[len(bos) :]
+        kept = encoded.response_ids[: self.max_tokens - len(bos)]
+        room = self.max_tokens - len(bos) - len(kept)
+        ids = [*bos, *rest[max(0, len(rest) - room) :]]
+        return Tokens(tuple(ids), tuple(kept), truncated=len(ids) + len(kept) < len(encoded))
 
     def plan(self, texts: Sequence[Tokens]) -> list[Unit[Tokens]]:
         """What is computed together of a request's texts."""

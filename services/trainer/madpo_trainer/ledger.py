@@ -45,6 +45,8 @@ class LedgerRow:
     tokens: int
     neutral: bool = False
     """No scorer answered and the job's policy was to train with weight 1."""
+    truncated: bool = False
+    """The reward model read only a part of the pair."""
     dataset_weight: float | None = None
     """What the dataset says the pair weighs; `weight` includes it."""
     id: str | None = None

@@ -99,12 +99,18 @@ class FittedRows(LazyRows[T], Generic[T]):
         lists: bool = False,
     ) -> None:
         super().__init__(len(kept), lambda index: make(int(kept[index])), remember=True)
+        self._make_row = make
         self._mapped, self._kept, self.lengths, self.lists = mapped, kept, lengths, lists
 
     @property
     def all_pairs(self) -> LazyRows[PreferencePair]:
         """The rows as pairs, without their tokens; of a list its best response against its worst."""
         return LazyRows(len(self), lambda index: _as_pair(self._mapped.row(int(self._kept[index]))))
+
+    def without(self, places: Sequence[int]) -> "FittedRows[T]":
+        """The rows but some."""
+        stay = np.setdiff1d(np.arange(len(self)), np.array(places, dtype=np.int64))
+        return FittedRows(self._mapped, self._kept[stay], self.lengths.take(stay), self._make_row, lists=self.lists)
 
     @property
     def has_masks(self) -> bool:
@@ -237,6 +243,14 @@ class TrainingRows:
             return _policy_row(mapped.row(index), self._fit(mapped.encoded(index).only(chosen)), lists=lists)
 
         return self._fitted(dataset_id, mapped, places, make, lists=lists)
+
+    def leave_out(self, dataset_id: str, rows: FittedRows[PolicyRow], places: Sequence[int]) -> FittedRows[PolicyRow]:
+        """The rows but some, which count as dropped."""
+        counts = self.counts[dataset_id]
+        named = [rows.all_pairs[place].row for place in places[:_NAMED_ROWS]]
+        counts.dropped += len(places)
+        counts.dropped_rows = sorted([*counts.dropped_rows, *named])[:_NAMED_ROWS]
+        return rows.without(places)
 
     def _map(self, dataset_id: str) -> MappedRows:
         """The dataset and its tokens on this host; fetched by the first rank that comes."""

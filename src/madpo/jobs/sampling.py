@@ -10,8 +10,8 @@ from madpo.jobs.base import Spec
 class SamplingParameters(Spec):
     """How responses are drawn."""
 
-    temperatures: tuple[Annotated[float, Field(gt=0, le=10)], ...] = Field(default=(1.0,), min_length=1)
-    """Sampling temperatures; responses are drawn at each of them."""
+    temperatures: tuple[Annotated[float, Field(ge=0, le=10)], ...] = Field(default=(1.0,), min_length=1)
+    """Sampling temperatures; responses are drawn at each of them. 0 takes the likeliest token each time (greedy)."""
     samples_per_prompt: int = Field(default=1, ge=1, le=64)
     """Responses to each prompt at each temperature."""
     max_new_tokens: int = Field(default=128, ge=1)

@@ -114,7 +114,7 @@ def generate(
         tokenizer: The model's own.
         prompts: Token ids from `encode_prompts`.
         sampling: Seed, samples per prompt and token limit; its `temperatures` are not looked at.
-        temperature: Positive divisor of the logits.
+        temperature: Divisor of the logits; 0 takes the likeliest token each time.
         batch_size: Sequences per batch.
         check: Called before each token; it may raise to end the sampling.
     """
@@ -123,7 +123,9 @@ def generate(
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         seeds = [np.random.SeedSequence((sampling.seed, *row)) for row in batch]
-        draw = _SeededDraw(seeds, temperature=temperature, device=model.device, check=check)
+        draw: LogitsProcessor = _Greedy(check)
+        if temperature > 0:
+            draw = _SeededDraw(seeds, temperature=temperature, device=model.device, check=check)
         tokens = _continue(
             model, [prompts[index] for index, _ in batch], config, draw, max_new_tokens=sampling.max_new_tokens
         )
@@ -155,6 +157,17 @@ class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
         for row, generator in zip(exponential, self._generators, strict=True):
             row.exponential_(generator=generator)
         return scores.float() / self._temperature - exponential.log()
+
+
+class _Greedy(LogitsProcessor):  # type: ignore[misc]
+    """Leaves the likeliest token the likeliest."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._check()
+        return scores.float()
 
 
 def _plain_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -57,7 +57,7 @@ def test_a_reference_is_one_field_that_says_what_it_leads_to() -> None:
         (JobKind.POLICY_TRAINING, "margin.temperature", 'number > 0 or "fit"', "1.0"),
         (JobKind.POLICY_TRAINING, "method.params", "mapping", "{}"),
         (JobKind.EVALUATION, "baseline_job_ids", "list of JOB_ID", "[]"),
-        (JobKind.EVALUATION, "sampling.temperatures", "list of number in (0, 10]", "[1.0]"),
+        (JobKind.EVALUATION, "sampling.temperatures", "list of number in [0, 10]", "[1.0]"),
     ],
 )
 def test_types_ranges_and_defaults_are_those_of_the_spec(kind: JobKind, name: str, allowed: str, default: str) -> None:

@@ -174,3 +174,17 @@ def test_a_lower_temperature_gives_likelier_responses(make_toy_lm: MakeModel, ma
         return -sum(share * math.log(share) for share in shares)
 
     assert entropy(0.1) < entropy(1.0) < entropy(5.0)
+
+
+def test_temperature_0_takes_the_likeliest_token_each_time(
+    make_toy_lm: MakeModel, make_toy_tokenizer: MakeModel
+) -> None:
+    model, tokenizer = make_toy_lm(seed=3), make_toy_tokenizer()
+
+    first, again = draw(model, tokenizer, ["the film"], temperature=0.0, samples_per_prompt=2)
+
+    assert first.encoded == again.encoded
+    ids = [*first.encoded.prompt_ids]
+    for token in first.encoded.response_ids:
+        assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+        ids.append(token)

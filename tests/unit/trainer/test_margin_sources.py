@@ -1,6 +1,8 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from madpo.errors import (
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
+    InvalidPairError,
     NonFiniteError,
     RevisionMismatchError,
     UnavailableError,
@@ -20,6 +23,7 @@ from madpo.types import PreferencePair, ScoredPair
 from madpo.worker.phase import Interrupted
 from madpo_trainer.margins.journal import MarginJournal
 from madpo_trainer.margins.lookahead import LookAhead
+from madpo_trainer.margins.reading import longer_than
 from madpo_trainer.margins.remote import RemoteMargins
 from madpo_trainer.margins.source import DatasetMargins
 
@@ -105,6 +109,48 @@ def test_a_second_attempt_takes_journaled_margins_and_asks_only_for_the_rest(sto
     assert taken[:2] == [expected(0), expected(1)]
     assert not set(first.asked) & set(second.asked)
     assert resumed.summary()["from_journal"] == len(first.asked)
+
+
+def cut_scorer(cut):
+    class Cut(Scorer):
+        async def score_pairs(self, model_id, pairs, *, revision=None):
+            scores = await super().score_pairs(model_id, pairs, revision=revision)
+            return [replace(each, rejected_truncated=each.pair_id in cut) for each in scores]
+
+    return Cut(margins=MARGINS | dict.fromkeys(cut[:1], 0.0))
+
+
+def test_pairs_that_the_reward_model_read_in_part_are_counted_in_every_attempt(store):
+    cut = [PAIRS[3].pair_id, PAIRS[8].pair_id]
+    first = remote(store, cut_scorer(cut))
+    take_all(first)
+
+    again = remote(store, cut_scorer([]), attempt=2)
+
+    for source in (first, again):
+        summary = source.summary()
+        assert (summary["truncated"], summary["truncated_alike"]) == (2, 1)
+        assert [pair.row for pair in PAIRS if source.was_truncated(pair.pair_id)] == [4, 9]
+
+
+def test_a_job_that_refuses_long_rows_refuses_what_the_reward_model_reads_in_part(store):
+    source = remote(store, cut_scorer([PAIRS[3].pair_id]))
+    source._overlong = "error"
+
+    with pytest.raises(InvalidPairError, match=r"only a part of 1 pairs; rows \[4\] .*longer context"):
+        take_all(source)
+
+
+def test_pairs_longer_than_the_reward_model_reads_are_found_before_any_is_scored(make_toy_tokenizer, tmp_path):
+    make_toy_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    pairs = [PreferencePair("the film", "good " * words, "bad", row=words) for words in (5, 200, 300, 301)]
+    phase = Mock()
+
+    # BOS, two words, the response's words and EOS.
+    assert longer_than(304, pairs, tmp_path, phase=phase) == [3]
+    assert longer_than(303, pairs, tmp_path, phase=phase) == [2, 3]
+    assert longer_than(10_000, pairs, tmp_path / "nowhere", phase=phase) == []
 
 
 def test_a_journal_of_another_revision_is_refused_naming_both(store):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from madpo.calibration.report import CalibrationReport
 from madpo.data.order import Schedule
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
-from madpo.errors import FailedPreconditionError, InvalidArgumentError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, InvalidPairError
 from madpo.jobs.methods import MarginParameters
 from madpo.jobs.policy_training import PolicyTrainingSpec
 from madpo.losses.method import Method, MethodConfig, ReferenceUpdate, Requirements
@@ -28,6 +29,7 @@ from madpo_trainer.kinds.base import TrainingInputs, TrainingKind
 from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.margins.calibration import calibrate, write_artifacts
 from madpo_trainer.margins.journal import MarginJournal
+from madpo_trainer.margins.reading import fetch_tokenizer, longer_than
 from madpo_trainer.margins.remote import RemoteMargins, ask_scorer, unless_interrupted
 from madpo_trainer.margins.shared import SharedMargins
 from madpo_trainer.margins.source import DatasetMargins, MarginSource
@@ -49,6 +51,7 @@ class PolicyTraining:
     def __init__(self, inputs: TrainingInputs) -> None:
         self._inputs = inputs
         self._spec: PolicyTrainingSpec = inputs.spec
+        self._reward_limit = 0
 
     def build(self) -> tuple[PolicyObjective, Schedule]:
         """The objective, and the order of its rows.
@@ -64,6 +67,8 @@ class PolicyTraining:
             # The gateway has said so before the job existed; specs may come from elsewhere.
             raise InvalidArgumentError(f"{method.name} {conflict}")
         rows, held_out = self._read(method, requirements)
+        if requirements.margin and self._spec.margin is not None and self._spec.margin.reward_model is not None:
+            rows, held_out = self._readable(rows, held_out, self._spec.margin)
         inputs.runner.prove_layout(row_groups(rows))
         schedule = inputs.schedule(len(rows))
         temperature, margins = 1.0, None
@@ -108,6 +113,47 @@ class PolicyTraining:
 
         return self._inputs.ranks.together(read_both)
 
+    def _readable(
+        self, rows: FittedRows[PolicyRow], held_out: Sequence[PolicyRow], parameters: MarginParameters
+    ) -> tuple[FittedRows[PolicyRow], Sequence[PolicyRow]]:
+        """The rows without those that the reward model cannot read whole, where the job leaves long ones out.
+
+        Raises:
+            InvalidPairError: There are some, and `training.overlong` is `error`; or no row is left.
+        """
+        overlong = self._spec.training.overlong
+        if overlong not in ("error", "drop"):  # the scorer reads what fits, and it is counted
+            return rows, held_out
+        readable = self._left(rows, self._inputs.dataset_id, parameters)
+        if self._inputs.eval_dataset_id is not None and isinstance(held_out, FittedRows):
+            return readable, self._left(held_out, self._inputs.eval_dataset_id, parameters)
+        return readable, held_out
+
+    def _left(
+        self, rows: FittedRows[PolicyRow], dataset_id: str, parameters: MarginParameters
+    ) -> FittedRows[PolicyRow]:
+        limit, places = self._inputs.ranks.lead(partial(self._too_long, rows, parameters))
+        if not places:
+            return rows
+        if self._spec.training.overlong == "error" or len(places) == len(rows):
+            named = [rows.all_pairs[place].row for place in places[:10]]
+            raise InvalidPairError(
+                f"{len(places)} of {len(rows)} pairs of {dataset_id} are longer than the {limit} tokens that the "
+                f"reward model reads; the first: {named} (take a reward model with a longer context, or let "
+                "training.overlong drop them, or truncate what the reward model reads)"
+            )
+        return self._inputs.rows.leave_out(dataset_id, rows, places)
+
+    def _too_long(self, rows: FittedRows[PolicyRow], parameters: MarginParameters) -> tuple[int, list[int]]:
+        """What the reward model reads, and places of the pairs that are longer."""
+        inputs = self._inputs
+        require_scorer(inputs.settings)
+        assert parameters.reward_model is not None
+        model_id = resolve_model_id(parameters.reward_model, store=inputs.store)
+        asyncio.run(self._pin_revision(model_id, parameters))
+        tokenizer = fetch_tokenizer(model_id, inputs.run.directory / "reward-tokenizer", store=inputs.store)
+        return self._reward_limit, longer_than(self._reward_limit, rows.all_pairs, tokenizer, phase=inputs.phase)
+
     def _margins(self, rows: FittedRows[PolicyRow], schedule: Schedule) -> MarginSource:
         parameters = self._spec.margin
         if parameters is None:
@@ -139,6 +185,7 @@ class PolicyTraining:
             parameters=parameters,
             interrupted=self._stop_requested,
             phase=self._inputs.phase,
+            overlong=self._spec.training.overlong,
         )
 
     async def _pin_revision(self, model_id: str, parameters: MarginParameters) -> str:
@@ -148,6 +195,7 @@ class PolicyTraining:
             async with connect_scorer(self._inputs.settings) as client:
                 info = await ask_scorer(lambda: client.get_reward_model(model_id), parameters)
             self._inputs.state.reward_revision = self._inputs.state.reward_revision or info.revision
+            self._reward_limit = info.max_tokens
 
         await unless_interrupted([ask()], self._stop_requested)
         return cast(str, self._inputs.state.reward_revision)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Collection
 
 from madpo.errors import RevisionMismatchError
 from madpo.ports import ObjectStore
@@ -14,6 +15,8 @@ class MarginJournal:
     def __init__(self, store: ObjectStore, *, job_id: str, attempt: int) -> None:
         self._store, self._job_id, self._attempt = store, job_id, attempt
         self._parts = itertools.count()
+        self.truncated: set[str] = set()
+        """Pairs of which the reward model read only a part, as far as `load` and `append` know."""
 
     def load(self, revision: str) -> tuple[dict[str, float | None], set[str]]:
         """Margins by pair id from all attempts so far, and which are of training pairs; the earliest entry counts.
@@ -32,6 +35,8 @@ class MarginJournal:
                         f"serves {revision} (restore the scorer's dtype and batch settings, or start a new job)"
                     )
                 margins.setdefault(record["pair_id"], record["reward_margin"])
+                if record.get("truncated"):
+                    self.truncated.add(record["pair_id"])
                 if record.get("training", True):
                     of_training.add(record["pair_id"])
         return margins, of_training
@@ -40,11 +45,24 @@ class MarginJournal:
         """The number of a reply's object; a reply that is stored again after an outage keeps its own."""
         return next(self._parts)
 
-    def append(self, part: int, margins: dict[str, float | None], revision: str, *, training: bool = True) -> None:
-        """Store what one reply brought; None marks a pair that goes without a margin."""
+    def append(
+        self,
+        part: int,
+        margins: dict[str, float | None],
+        revision: str,
+        *,
+        training: bool = True,
+        truncated: Collection[str] = (),
+    ) -> None:
+        """Store what one reply brought; None marks a pair that goes without a margin, `truncated` those cut short."""
         use = {"revision": revision} if training else {"revision": revision, "training": False}
         lines = [
-            json.dumps({"pair_id": pair_id, "reward_margin": margin, **use}) for pair_id, margin in margins.items()
+            json.dumps(
+                {"pair_id": pair_id, "reward_margin": margin, **use}
+                | ({"truncated": True} if pair_id in truncated else {})
+            )
+            for pair_id, margin in margins.items()
         ]
+        self.truncated.update(truncated)
         key = keys.margin_journal_part(self._job_id, attempt=self._attempt, part=part)
         self._store.put(key, ("\n".join(lines) + "\n").encode())

@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from madpo.data.order import Schedule
-from madpo.errors import FailedPreconditionError, InternalError, NonFiniteError
+from madpo.errors import FailedPreconditionError, InternalError, InvalidPairError, NonFiniteError
 from madpo.jobs.methods import MarginParameters
+from madpo.jobs.training import Overlong
 from madpo.ports import RewardScorer
 from madpo.scoring.connection import REQUESTS_IN_FLIGHT
 from madpo.scoring.outage import OUTAGE, call_until_answered
@@ -37,6 +38,7 @@ _PAIRS_AT_ONCE = 4096
 _POLL_S = 0.5
 """How often a wait looks up whether the run was asked to stop."""
 _CLOSE_S = 5.0
+_NAMED_ROWS = 20
 
 
 class RemoteMargins:
@@ -67,7 +69,9 @@ class RemoteMargins:
         parameters: MarginParameters,
         interrupted: Callable[[], bool],
         phase: BeginPhase | None = None,
+        overlong: Overlong = "truncate_prompt",
     ) -> None:
+        self._overlong = overlong
         self._pairs, self._schedule = pairs, schedule
         self._connect, self._model_id, self._revision = connect, model_id, revision
         self._journal, self._parameters, self._interrupted, self._phase = journal, parameters, interrupted, phase
@@ -133,8 +137,14 @@ class RemoteMargins:
             "scored_live": self._scored_live,
             "from_journal": self._from_journal,
             "neutral": self._neutral,
+            "truncated": len(self._journal.truncated),
+            "truncated_alike": sum(self._known.get(pair_id) == 0.0 for pair_id in self._journal.truncated),
             "wait_s": self._wait_s,
         }
+
+    def was_truncated(self, pair_id: str) -> bool:
+        """Whether the reward model read only a part of a pair, as far as is known."""
+        return pair_id in self._journal.truncated
 
     def close(self) -> None:
         """Stop looking ahead."""
@@ -248,8 +258,8 @@ class RemoteMargins:
 
     async def _score(self, scorer: RewardScorer, batch: dict[str, PreferencePair], *, training: bool) -> None:
         start = time.monotonic()
-        margins = await self._ask(scorer, batch)
-        await self._keep(margins, training=training)
+        margins, truncated = await self._ask(scorer, batch)
+        await self._keep(margins, truncated, training=training)
         with self._condition:
             self._ahead.observe_latency(time.monotonic() - start)
             self._known.update(margins)
@@ -261,15 +271,21 @@ class RemoteMargins:
             self._condition.notify_all()
         self._wake()
 
-    async def _keep(self, margins: dict[str, float | None], *, training: bool) -> None:
+    async def _keep(self, margins: dict[str, float | None], truncated: frozenset[str], *, training: bool) -> None:
         part = self._journal.next_part()
         await call_until_answered(
-            lambda: asyncio.to_thread(self._journal.append, part, margins, self._revision, training=training),
+            lambda: asyncio.to_thread(
+                self._journal.append, part, margins, self._revision, training=training, truncated=truncated
+            ),
             budget_s=self._parameters.outage_budget_s,
             neighbour="the object store, to journal margins",
         )
 
-    async def _ask(self, scorer: RewardScorer, batch: dict[str, PreferencePair]) -> dict[str, float | None]:
+    async def _ask(
+        self, scorer: RewardScorer, batch: dict[str, PreferencePair]
+    ) -> tuple[dict[str, float | None], frozenset[str]]:
+        """Margins of pairs, and which of them the reward model read only in part."""
+
         def ask() -> Awaitable[list[ScoredPair]]:
             return scorer.score_pairs(self._model_id, list(batch.values()), revision=self._revision)
 
@@ -279,11 +295,23 @@ class RemoteMargins:
             if self._parameters.outage_policy != "neutral":
                 raise
             logger.warning("no scorer answers; going on with weight 1", extra={"pairs": len(batch)})
-            return dict.fromkeys(batch)
+            return dict.fromkeys(batch), frozenset()
         bad = [score.pair_id for score in scores if not math.isfinite(score.reward_margin)]
         if bad:
             raise NonFiniteError(f"the reward model gave a non-finite margin for {len(bad)} pairs: {bad[:5]}", bad)
-        return {score.pair_id: score.reward_margin for score in scores}
+        cut = frozenset(score.pair_id for score in scores if score.chosen_truncated or score.rejected_truncated)
+        if cut:
+            self._refuse_or_warn([batch[pair_id].row for pair_id in sorted(cut)])
+        return {score.pair_id: score.reward_margin for score in scores}, cut
+
+    def _refuse_or_warn(self, rows: Sequence[int]) -> None:
+        """Pairs are longer than the reward model reads. Raises InvalidPairError where the job keeps none of those."""
+        named = f"the reward model read only a part of {len(rows)} pairs; rows {sorted(rows)[:_NAMED_ROWS]}"
+        if self._overlong == "error":
+            raise InvalidPairError(
+                f"{named} (take a reward model with a longer context, or let training.overlong drop them, or truncate)"
+            )
+        logger.warning(named)
 
 
 async def ask_scorer(call: Callable[[], Awaitable[T]], parameters: MarginParameters) -> T:

@@ -37,6 +37,10 @@ class SharedMargins:
         """Margins of the step's rows; all ranks wait for the leader's source."""
         return self._ranks.lead(lambda: self._leaders.take(step))
 
+    def was_truncated(self, pair_id: str) -> bool:
+        """As the leader's source knows; False on other ranks."""
+        return self._source is not None and self._source.was_truncated(pair_id)
+
     def summary(self) -> dict[str, float]:
         """Counts so far, on all ranks."""
         return self._ranks.lead(lambda: self._leaders.summary())

@@ -40,8 +40,16 @@ class MarginSource(Protocol):
         """
         ...
 
+    def was_truncated(self, pair_id: str) -> bool:
+        """Whether the reward model read only a part of a pair; known on the leader, once its margin was taken."""
+        ...
+
     def summary(self) -> dict[str, float]:
-        """Counts of training pairs so far: requested, scored_live, from_journal, neutral; wait_s of the steps."""
+        """Counts of training pairs so far: requested, scored_live, from_journal, neutral; wait_s of the steps.
+
+        Of all pairs `truncated`, of which the reward model read only a part, and among them `truncated_alike`, of whose
+        responses it read the same: their margin is 0.
+        """
         ...
 
     def close(self) -> None:
@@ -78,9 +86,21 @@ class DatasetMargins:
         """Margins of the step's rows."""
         return [float(self._margins[index]) for index in self._schedule.batch(step)]
 
+    def was_truncated(self, pair_id: str) -> bool:
+        """Nobody read them."""
+        return False
+
     def summary(self) -> dict[str, float]:
         """No scorer was asked."""
-        return {"requested": 0, "scored_live": 0, "from_journal": 0, "neutral": 0, "wait_s": 0.0}
+        return {
+            "requested": 0,
+            "scored_live": 0,
+            "from_journal": 0,
+            "neutral": 0,
+            "truncated": 0,
+            "truncated_alike": 0,
+            "wait_s": 0.0,
+        }
 
     def close(self) -> None:
         """Nothing to stop."""

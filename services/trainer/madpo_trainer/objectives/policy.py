@@ -136,6 +136,11 @@ class PolicyObjective:
             summary["margins"] = self.margins.summary()
         return summary
 
+    def with_source(self, row: LedgerRow) -> LedgerRow:
+        """A ledger row with what the leader's source of margins knows of the pair."""
+        is_cut = self.margins is not None and self.margins.was_truncated(row.pair_id)
+        return replace(row, truncated=True) if is_cut else row
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The method's running statistics, and a reference that has moved."""
         moved = self.reference.tensors() if isinstance(self.reference, MovingReference) else {}
@@ -196,7 +201,8 @@ class PolicyStep:
             for name, total in sums.items():
                 metrics[name] = metrics.get(name, 0.0) + total / self._count
         if objective.runner.ranks.is_leader:
-            objective.ledger.extend([row for _, row in sorted(ledger_rows, key=lambda entry: entry[0])])
+            ordered = [row for _, row in sorted(ledger_rows, key=lambda entry: entry[0])]
+            objective.ledger.extend([objective.with_source(row) for row in ordered])
         if isinstance(objective.reference, MovingReference):
             moved = objective.reference.advance(self._step + 1, metrics["log_ratio/mean"])
             metrics["reference/moved"] = float(moved)

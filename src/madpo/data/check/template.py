@@ -108,17 +108,24 @@ class _Probe:
             )
             return TemplateCheck(name="one EOS", passed=False, detail=detail)
         if end.count(eos) == 1:
-            return TemplateCheck(name="one EOS", passed=True, detail=f"a response ends with {eos}")
-        detail = f"a response ends with {end!r} where EOS is {eos}" if end else "a response ends with nothing"
-        # A turn may end with a token of its own, which the model's generation settings then name as an end too.
+            return TemplateCheck(name="one EOS", passed=True, detail=f"a response ends with {end}")
+        # A turn may end with a token of its own; training names it as an end in the model's generation settings too.
         ids = self._ids(end)
         passed = len(ids) == 1 and ids[0] in self._tokenizer.added_tokens_decoder
+        detail = f"a response ends with {end!r} where EOS is {eos}" if end else "a response ends with nothing"
+        if passed:
+            detail = f"a turn ends with {end}, which is not EOS ({eos}): a trained model is told to stop at it as well"
         return TemplateCheck(name="one EOS", passed=passed, detail=detail)
 
     def _opens_a_turn(self) -> TemplateCheck:
-        opening = self._opened.removeprefix(self._closed)
-        passed = self._opened.startswith(self._closed) and bool(opening)
-        detail = f"{opening!r} behind a prompt" if passed else "the answer's beginning would be part of the loss"
+        # Some templates need no opening, for what a user says ends with a mark (Mistral); some put an EOS behind a
+        # prompt that nobody answers (Phi). Then the answer itself must be what stands next.
+        opening = self._opened[shared_length(self._opened, self._closed) :]
+        is_next = _between(self._whole, self._opened, None).lstrip().startswith(_LAST.content)
+        passed = is_next or (self._opened.startswith(self._closed) and bool(opening))
+        detail = f"{opening!r} behind a prompt" if opening else "none is needed: the answer stands next"
+        if not passed:
+            detail = "the answer's beginning would be part of the loss"
         return TemplateCheck(name="opens the assistant's turn", passed=passed, detail=detail)
 
     def _leaves_a_turn_closed(self) -> TemplateCheck:

@@ -212,6 +212,28 @@ def test_each_policy_for_long_rows_is_tried(tokenizer_directory: Save) -> None:
     assert [finding.severity for finding in dropping.findings] == ["warning"]
 
 
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+PHI = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% else %}{{ eos_token }}{% endif %}"
+)
+BARE = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }} {{ eos_token }} {% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "opens"), [(MISTRAL, True), (PHI, True), (BARE, False)], ids=["mistral", "phi", "bare"]
+)
+def test_a_template_opens_the_answer_with_a_prompt_a_mark_or_before_an_end(
+    tokenizer_directory: Save, template: str, opens: bool
+) -> None:
+    report = check(tokenizer_directory(template=template), pair())
+
+    assert ("opens the assistant's turn" not in failed(report)) is opens
+
+
 def test_examples_show_where_the_loss_is_taken(tokenizer_directory: Save) -> None:
     rows = [pair(1), pair(2, user("the")), pair(3, user("the film . the film .")), pair(4)]
 
