@@ -6,9 +6,10 @@ WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 INFINITY := out/bench/infinity
+TRANSFORMERS_4 := out/transformers-4/installed.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto docs format unit data methods bench bench-full bench-peers bench-methods compose-test clean
+.PHONY: help install demo demo-real up test lint proto docs format unit data methods families bench bench-full bench-peers bench-methods compose-test clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -39,7 +40,7 @@ lint: install  ## Style, types, layers, generated code
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-unit: install  ## All tests, in WORKERS=2 processes
+unit: install $(TRANSFORMERS_4)  ## All tests, in WORKERS=2 processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 bench-methods: install  ## Compare methods at equal KL over paired seeds (3 CPU-hours, resumable): docs/benchmark.md
@@ -65,15 +66,22 @@ data: install  ## What is promised of data: forms, formats, hostile files, uploa
 methods: install  ## What is promised of methods: vectors, properties, agreement with TRL, training; says how much was checked
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests -m methods
 
+families: install $(TRANSFORMERS_4)  ## Every family of models through the whole product, and read by plain transformers: docs/models.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/families
+
+$(TRANSFORMERS_4): tests/families/transformers-4.txt $(STAMP)
+	$(BIN)/python -m tests.families.older
+
 compose-test: install  ## Start, scale, break and stop the containers on a Docker-compatible engine (not part of test)
 	scripts/compose_e2e.sh
 
 proto: install  ## Regenerate src/madpo/v1
 	PYTHON=$(BIN)/python scripts/gen_proto.sh
 
-docs: install  ## Write docs/jobs.md from the specs of jobs, and docs/methods.md from the registry of methods
+docs: install  ## Write docs/jobs.md from the specs of jobs, docs/methods.md from the registry, the tables of docs/models.md from tests
 	$(BIN)/python -m madpo.jobs.catalogue > docs/jobs.md
 	$(BIN)/python -m madpo.losses.catalogue > docs/methods.md
+	$(BIN)/python -m tests.families.table
 
 format: install  ## Format and fix
 	$(BIN)/ruff format .

@@ -23,6 +23,8 @@ from tests import data_counts
 
 VECTORS_CHECKED = "vectors checked"
 """Property of a test's report: the vectors it compared."""
+FAMILY_CELL = "family cell"
+"""The same: family of models and column of the table that it belongs to."""
 TOY_WORDS = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>", "the", "film", "was", "good", "bad", ".")
 TOY_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {{ eos_token }}{% endfor %}"
@@ -31,7 +33,7 @@ TOY_TEMPLATE = (
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how much the data tests have tried, and how many vectors of methods were compared.
+    """Say how much the data tests have tried, how many vectors were compared, and which families of models work.
 
     Here, since the process that sums up may have collected no test: folders' own files are unknown to it.
     """
@@ -43,6 +45,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         from tests.unit.losses import vectors
 
         terminalreporter.write_line(vectors.report(keys))
+    if any(name == FAMILY_CELL for name, _ in recorded):
+        from tests.families import table
+
+        terminalreporter.write_line(table.results(table.collect(reports)))
 
 
 @pytest.fixture(scope="session")

@@ -32,10 +32,10 @@ def load_models(policy: ResolvedModel, reference: ResolvedModel | None) -> Model
     Raises:
         FailedPreconditionError: Policy and reference do not share a tokenizer.
     """
-    model, tokenizer = _load(policy), load_tokenizer(policy.directory)
+    model, tokenizer = _load(policy), _load_tokenizer(policy)
     if reference is None:
         return Models(model, tokenizer, None)
-    if tokenizer_sha256(load_tokenizer(reference.directory)) != tokenizer_sha256(tokenizer):
+    if tokenizer_sha256(_load_tokenizer(reference)) != tokenizer_sha256(tokenizer):
         raise FailedPreconditionError(
             "policy and reference have different tokenizers, so KL between them has no meaning "
             "(name the model the policy was trained from as reference)"
@@ -61,6 +61,10 @@ def adapter_off(policy: Any) -> Reference:
             yield policy
 
     return lend
+
+
+def _load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
+    return load_tokenizer(resolved.directory, base_directory=resolved.base_directory)
 
 
 def _load(resolved: ResolvedModel) -> PreTrainedModel:

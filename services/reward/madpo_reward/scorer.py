@@ -188,7 +188,7 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
         InvalidArgumentError: The directory does not hold a reward model we load.
         FailedPreconditionError: It has no trained head with one label, or fails `Scorer.check`.
     """
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, base_directory=base_directory)
     model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[config.dtype])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     *preferred, last = _layouts(model, pad_id=padding_of(model), config=config)

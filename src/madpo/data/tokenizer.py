@@ -10,19 +10,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+def load_tokenizer(directory: Path, *, base_directory: Path | None = None) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model directory, padding on the right.
+
+    Args:
+        directory: Of a model or of an adapter.
+        base_directory: Of an adapter's base. Transformers picks a tokenizer's class also by the model's configuration,
+            which an adapter does not have; the same files would then cut text in another way than beside the base.
 
     Raises:
         InvalidArgumentError: There is none, or it has no fast (`tokenizer.json`) form.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     check_config(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        known = {} if base_directory is None else {"config": AutoConfig.from_pretrained(base_directory, **_LOCAL)}
+        tokenizer = AutoTokenizer.from_pretrained(directory, **_LOCAL, **known)
     except (OSError, ValueError) as error:
-        raise InvalidArgumentError(f"{directory.name} has no tokenizer that can be loaded: {error}") from error
+        lacks = "" if (directory / "tokenizer.json").is_file() else " (it has no tokenizer.json: save its fast form)"
+        raise InvalidArgumentError(f"{directory.name} has no tokenizer that can be loaded: {error}{lacks}") from error
     if not tokenizer.is_fast:
         raise InvalidArgumentError(f"the tokenizer of {directory.name} has no tokenizer.json: save its fast form")
     tokenizer.padding_side = "right"

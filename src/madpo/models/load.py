@@ -110,7 +110,7 @@ def _load(
 def _set_padding(model: Any, directory: Path, base_directory: Path | None) -> None:
     """Name a padding token that ends no text: whoever loads the model pools at the last token that differs from it."""
     config = model.config.get_text_config()
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, base_directory=base_directory)
     settings = (base_directory or directory) / GENERATION_CONFIG
     configured = end_token_ids(config.to_dict()) + end_token_ids(read_config(settings) if settings.is_file() else {})
     closing = closing_ids(tokenizer, configured)

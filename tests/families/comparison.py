@@ -1,0 +1,164 @@
+"""What comes back of a flow, held against what madpo itself makes of it and against the base it was made from."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from madpo.data.tokenize import encode_texts, render_chat
+from madpo.data.tokenizer import load_tokenizer
+from madpo.models.load import load_causal_lm, load_reward_model
+from madpo.models.logps import ResponseGroup, padded_logps
+from madpo.models.packed.capability import prepare_layout
+from madpo.models.packed.logps import PackedLogps
+from madpo.models.scores import inner_model
+from madpo.types import NO_OPTIONS
+from tests.families.family import Family
+from tests.families.flows import BAD, GOOD, Flow, Flows, contents, scorer_of, scoring_flow
+
+Plain = Callable[..., Any]
+"""`plain` in this process, or in one with transformers 4."""
+
+OURS = {"config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors", "madpo.json"}
+"""Files that a training writes; all others are the base's."""
+
+
+def near(values: Any) -> Any:
+    """Equal to 1e-5 in float32."""
+    return pytest.approx(values, rel=1e-5, abs=1e-5)
+
+
+def near_rounded(values: list[float], dtype: str) -> Any:
+    """Equal up to weights that were rounded to a dtype once."""
+    tolerance = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}[dtype]
+    return pytest.approx(values, rel=tolerance, abs=tolerance)
+
+
+def kind_of(flow: Flow) -> str:
+    """Of the model that a flow leaves."""
+    return "reward" if flow.startswith("reward") else "causal_lm"
+
+
+def base_of(flows: Flows, family: Family, flow: Flow) -> Path | None:
+    """The base of what a flow leaves, where that is an adapter."""
+    return flows.base_directory(family) if flow.endswith("_lora") else None
+
+
+def attention(flows: Flows, family: Family, flow: Flow) -> str:
+    """By which kernel we run it."""
+    load = load_reward_model if kind_of(flow) == "reward" else load_causal_lm
+    model = load(flows.download(family, flow), base_directory=base_of(flows, family, flow))
+    return str(inner_model(model).config._attn_implementation)
+
+
+def attention_asked_for(family: Family) -> dict[str, Any]:
+    """What plain transformers is told of it: 4.57 by itself runs Gemma 2 without its cap."""
+    return {"attention": "eager"} if family.attention == "eager" else {}
+
+
+def rows(flows: Flows, family: Family) -> list[list[int]]:
+    """Tokens of every question with either response."""
+    encoded = [*flows.encode(family, GOOD), *flows.encode(family, BAD)]
+    return [each.prompt_ids + each.response_ids for each in encoded]
+
+
+def texts(flows: Flows, family: Family) -> list[str]:
+    """Every question with its good response, rendered where the family has a template."""
+    tokenizer = load_tokenizer(flows.base_directory(family))
+    return [
+        prompt + response
+        if isinstance(prompt, str)
+        else render_chat(tokenizer, (*prompt, *response), NO_OPTIONS, add_generation_prompt=False)
+        for prompt, response in contents(family, GOOD)
+    ]
+
+
+def our_ids(flows: Flows, family: Family, *, special_tokens: bool) -> list[list[int]]:
+    """Those of `texts`."""
+    tokenizer = load_tokenizer(flows.base_directory(family))
+    return encode_texts(tokenizer, texts(flows, family), special_tokens=special_tokens)
+
+
+def our_values(flows: Flows, family: Family, flow: Flow) -> list[float]:
+    """Log-probabilities of the tokens of `rows` in the layout the trainer runs, or the reward service's scores."""
+    if kind_of(flow) == "reward":
+        model_id = flows.job(family, flow).result.model_id
+        return flows.site.score(model_id, [*contents(family, GOOD), *contents(family, BAD)])
+    model = load_causal_lm(flows.download(family, flow), base_directory=base_of(flows, family, flow))
+    layout = prepare_layout(model, needs_head=True).name
+    groups = [ResponseGroup(ids[:1], [ids[1:]]) for ids in rows(flows, family)]
+    with torch.no_grad():
+        logps = (padded_logps if layout == "padded" else PackedLogps(share=layout == "packed"))(model, groups)
+    values: list[float] = logps.token_logps.tolist()
+    return values
+
+
+def ledger_margins(flows: Flows, family: Family, flow: Flow) -> dict[int, float]:
+    """By row, the margins that a policy was trained with."""
+    ledger = flows.site.client.jobs.ledger(flows.job(family, flow).job_id)
+    return {row["row"]: row["reward_margin"] for row in ledger.to_pylist()}
+
+
+def service_margins(flows: Flows, family: Family, flow: Flow) -> dict[int, float]:
+    """By row, those of the reward service."""
+    scorer = flows.job(scorer_of(family), scoring_flow(flow)).result.model_id
+    chosen, rejected = (flows.site.score(scorer, contents(family, each)) for each in (GOOD, BAD))
+    return {row: good - bad for row, (good, bad) in enumerate(zip(chosen, rejected, strict=True), start=1)}
+
+
+@dataclass(frozen=True)
+class PlainValues:
+    """The same by transformers alone."""
+
+    alone: list[float]
+    """Each row by itself."""
+    padded: list[float]
+    """All rows in one batch."""
+
+
+def plain_values(flows: Flows, family: Family, flow: Flow, plain: Plain, *, merged: bool = False) -> PlainValues:
+    """What transformers alone makes of the download; an adapter is put on its base by peft, unless it is merged."""
+    directory = flows.download(family, flow, merged=True) if merged else flows.download(family, flow)
+    base = None if merged else base_of(flows, family, flow)
+    options: dict[str, Any] = attention_asked_for(family)
+    if base is not None:
+        # What an adapter's base is padded with is not for the adapter to say: the job's result says it.
+        padding = flows.job(family, flow).result.summary["output"].get("pad_token_id")
+        options |= {"base": str(base), "padding": None if padding is None else int(padding)}
+    found = plain("measure", str(directory), kind_of(flow), rows(flows, family), **options)
+    return PlainValues(_flat(found["alone"]), _flat(found["padded"]))
+
+
+def changed_files(flows: Flows, family: Family, flow: Flow, *, merged: bool = False) -> set[str]:
+    """Files of the base that came back otherwise or not at all, and files that nobody asked for."""
+    base, back = flows.base_directory(family), flows.download(family, flow, merged=merged)
+    kept = {path.name for path in base.iterdir()} - OURS
+    if kind_of(flow) == "reward":
+        kept.discard("generation_config.json")
+    new = {path.name for path in back.iterdir()} - OURS - kept - {"generation_config.json"}
+    return new | {name for name in kept if not _same(base / name, back / name)}
+
+
+def dtypes(directory: Path) -> set[str]:
+    """Of the weights in a directory, and as its configuration says it."""
+    found = set()
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found |= {str(file.get_tensor(name).dtype).removeprefix("torch.") for name in file.keys()}  # noqa: SIM118
+    if (directory / "config.json").exists():
+        config = json.loads((directory / "config.json").read_text())
+        found.add(config.get("dtype", config.get("torch_dtype")))
+    return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.exists() and one.read_bytes() == other.read_bytes()
+
+
+def _flat(values: list[Any]) -> list[float]:
+    return [float(value) for row in values for value in (row if isinstance(row, list) else [row])]
