@@ -23,7 +23,7 @@ class GatewaySettings(QueueSettings):
     """Listen beyond loopback without TLS. Only for a network nobody else is on."""
     scratch: Path
     """Local directory of this gateway alone, for uploads that are not stored yet."""
-    max_upload_bytes: int = Field(default=2 * 1024**3, ge=1)
+    max_upload_bytes: int = Field(default=16 * 1024**3, ge=1)
     """Largest dataset, as it is uploaded: all files together."""
     max_decompressed_bytes: int = Field(default=DEFAULT_LIMITS.max_decompressed_bytes, ge=1)
     """Most bytes the files of a dataset may decompress to, together."""
