@@ -288,7 +288,8 @@ class TrainingRun:
         self._phase(f"going back to step {best}")
 
         def take() -> None:
-            fetch_once(directory, lambda into: self._checkpoints.fetch(self._checkpoints.of_step(best), into))
+            fetch = partial(self._checkpoints.fetch, self._checkpoints.of_step(best), transfer=self._transfer)
+            fetch_once(directory, fetch)
             take_weights(model, self._placing.whole(initial, directory))
 
         self._ranks.together(take)

@@ -23,15 +23,13 @@ from madpo.storage.files import Transfer, fetch_once, unwatched
 from madpo.storage.tokens import TokenStore, token_prefix
 from madpo.types import Completion, DatasetKind, DatasetRow, PreferencePair, ResponseList
 from madpo.types.columns import required_columns
-from madpo.worker.phase import BeginPhase, Phase
+from madpo.worker.phase import BeginPhase, Phase, counted
 from madpo_trainer.mapped_rows import LazyRows, MappedRows
 from madpo_trainer.row_lengths import Ragged, RowLengths
 
 T = TypeVar("T", covariant=True)
 
 _NAMED_ROWS = 20
-_PHASE_ROWS = 64
-"""Rows between two looks at whether the run should end."""
 
 EncodedCompletion = tuple[Completion, Encoded]
 EncodedPair = tuple[PreferencePair, Encoded, Encoded]
@@ -313,9 +311,7 @@ class TrainingRows:
     def _encode(self, rows: Iterable[DatasetRow], phase: Phase) -> Iterator[EncodedRow]:
         errors: list[InvalidPairError] = []
         encoder = RowEncoder(self._directory, self._tokenizer)
-        for count, (_, outcome, _) in enumerate(encoder.encode(rows), start=1):
-            if count % _PHASE_ROWS == 0:
-                phase.advance(_PHASE_ROWS)
+        for _, outcome, _ in counted(encoder.encode(rows), phase):
             if isinstance(outcome, InvalidPairError):
                 errors.append(outcome)
                 if len(errors) == _NAMED_ROWS:

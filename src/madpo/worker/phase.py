@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
 
 from madpo.storage.files import Transfer
 from madpo.types import JobProgress
@@ -11,7 +12,10 @@ from madpo.worker.workspace import Run
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _SAY_EVERY_S = 1.0
+_ITEMS_AT_ONCE = 64
 
 
 class Interrupted(Exception):  # noqa: N818 - control flow, not an error
@@ -82,6 +86,16 @@ class Phase:
             phase_unit=self._unit,
         )
         self._run.progress(progress)
+
+
+def counted(items: Iterable[T], phase: Phase) -> Iterator[T]:
+    """The items of a phase, of which many pass in a second. Raises Interrupted as `Phase.advance` does."""
+    count = 0
+    for count, item in enumerate(items, start=1):
+        if count % _ITEMS_AT_ONCE == 0:
+            phase.advance(_ITEMS_AT_ONCE)
+        yield item
+    phase.advance(count % _ITEMS_AT_ONCE)
 
 
 def transfers(begin: "BeginPhase") -> Transfer:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from madpo.models.load import save_model
 from madpo.ports import Claim
 from madpo.storage import tokens
 from madpo.storage.datasets import DatasetStore
@@ -18,6 +17,7 @@ from madpo.worker.workspace import Run, Workspace
 from madpo_evaluator.kinds.base import JobInputs
 from madpo_evaluator.kinds.dataset_check import DatasetCheckRun
 from madpo_evaluator.settings import EvaluatorSettings
+from tests.model_directories import save_directory
 
 
 @pytest.mark.parametrize("bad_row", [None, 3])
@@ -33,7 +33,7 @@ def test_tokens_are_kept_up_to_the_first_row_that_has_none(
     datasets, models = DatasetStore(store), ModelStore(store, tmp_path / "cache")
     picky = "{{ raise_exception('no system here') if messages[0]['role'] == 'system' }}"
     tokenizer = make_toy_tokenizer(template=picky + make_toy_tokenizer().chat_template)
-    save_model(make_toy_lm(), tokenizer, tmp_path / "model")
+    save_directory(make_toy_lm(), tokenizer, tmp_path / "model")
     model, _ = models.publish(tmp_path / "model", display_name="toy", kind="causal_lm")
     rows = [
         PreferencePair(
@@ -52,7 +52,7 @@ def test_tokens_are_kept_up_to_the_first_row_that_has_none(
         store_url=f"file://{tmp_path}/store", redis_url="redis://127.0.0.1:1/0", workspace=tmp_path
     )
 
-    DatasetCheckRun(JobInputs(Run.open(workspace.directory), settings, store, datasets, models)).execute()
+    DatasetCheckRun(JobInputs.open(Run.open(workspace.directory), settings)).execute()
     workspace.close()
 
     kept = TokenStore(store)

@@ -20,7 +20,7 @@ from madpo.storage.growing import GrowingBundle
 from madpo.storage.models import ModelStore
 from madpo.storage.tokens import TokenStore
 from madpo.types import DatasetKind, Message, PreferencePair
-from madpo_trainer import training_rows
+from madpo.worker import phase
 from madpo_trainer.kinds import policy_training
 from madpo_trainer.model_runner import ModelRunner
 from madpo_trainer.stored_reference import ReferenceStore
@@ -208,7 +208,7 @@ def test_a_run_that_ends_in_the_midst_of_a_long_phase_goes_on_behind_what_it_had
     crash: bool,
 ) -> None:
     monkeypatch.setattr(tokens, "_PART_ROWS", 4)
-    monkeypatch.setattr(training_rows, "_PHASE_ROWS", 1)
+    monkeypatch.setattr(phase, "_ITEMS_AT_ONCE", 1)
     monkeypatch.setattr(policy_training, "_CHUNK_MICRO_BATCHES", 1)
     model, tokenizer = make_toy_lm(), make_toy_tokenizer()
     whole, ended = (Site.make(tmp_path / name, model, tokenizer) for name in ("whole", "ended"))

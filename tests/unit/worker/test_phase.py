@@ -9,7 +9,7 @@ from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import Job, JobKind, JobProgress, JobState
 from madpo.worker import phase as module
-from madpo.worker.phase import Interrupted, Phase, transfers
+from madpo.worker.phase import Interrupted, Phase, counted, transfers
 from madpo.worker.workspace import Run, Workspace
 
 JOB = Job("job-" + "0" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
@@ -61,6 +61,23 @@ def test_it_says_its_begin_and_its_end_and_no_more_than_a_line_a_second_between(
     said = [each.phase_done for each in reports(workspace)]
     assert (said[0], said[-1]) == (0, 1000)
     assert len(said) in (11, 12)
+
+
+def test_items_are_counted_to_the_last_and_end_where_the_run_is_asked_to_stop(workspace: Workspace, run: Run) -> None:
+    assert list(counted(range(200), Phase(run, "tokenizing", 200, unit="rows"))) == list(range(200))
+    assert reports(workspace)[-1].phase_done == 200
+
+    seen = []
+
+    def look() -> None:
+        for item in counted(range(10_000), Phase(run, "tokenizing", 10_000)):
+            seen.append(item)
+            if item == 100:
+                workspace.request_stop("cancel")
+
+    with pytest.raises(Interrupted):
+        look()
+    assert seen == list(range(127))
 
 
 def test_what_an_earlier_attempt_did_counts_but_not_as_speed(

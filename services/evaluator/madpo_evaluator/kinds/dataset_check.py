@@ -12,12 +12,10 @@ from madpo.pages.check_page import render_page
 from madpo.storage.references import resolve_model
 from madpo.storage.tokens import TokenStore
 from madpo.types import Dataset, JobKind, JobResult
-from madpo.worker.phase import Phase
+from madpo.worker.phase import Phase, counted
 from madpo_evaluator.kinds.base import EvaluatorKind, JobInputs
 
 logger = logging.getLogger(__name__)
-
-_PROGRESS_ROWS = 256
 
 
 class _IncompleteError(Exception):
@@ -67,9 +65,7 @@ class DatasetCheckRun:
 
         def encoded() -> Iterator[EncodedRow]:
             nonlocal with_tokens
-            for passed, (_, ids) in enumerate(watched, start=1):
-                if passed % _PROGRESS_ROWS == 0:
-                    phase.advance(_PROGRESS_ROWS)
+            for passed, (_, ids) in enumerate(counted(watched, phase), start=1):
                 # What is kept has no gap: whoever goes on behind it counts rows.
                 if ids is not None and with_tokens == passed - 1:
                     with_tokens = passed
