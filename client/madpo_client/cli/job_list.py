@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.text import Text
 
+from madpo.spelling import nearest
 from madpo.types import Job, JobState
 from madpo_client.cli.output import Column, time_text
 from madpo_client.progress import describe_phase, describe_span
@@ -39,6 +40,15 @@ def parse_since(text: str | None) -> float | None:
             f"is a span such as 90m, 2h, 3d or 1w, or a time such as 2026-01-31 or 2026-01-31T12:00, got {text!r}",
             param_hint="--since",
         ) from None
+
+
+def require_method(name: str) -> None:
+    """Raises BadParameter for a method that there is not, whose jobs nobody can have."""
+    from madpo.losses.registry import METHODS
+
+    if name not in METHODS:
+        meant = " or ".join(nearest(name, METHODS))
+        raise typer.BadParameter(f"there is no method {name!r}; did you mean {meant}?", param_hint="--method")
 
 
 def job_columns(client: "Client", jobs: Sequence[Job]) -> list[Column]:

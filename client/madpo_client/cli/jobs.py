@@ -41,6 +41,12 @@ def parse_kind(name: str) -> JobKind:
         raise typer.BadParameter(str(error)) from error
 
 
+def parse_kind_begun(name: str) -> JobKind:
+    """The same by a beginning that no other has, as a list of jobs shows it: `policy`."""
+    begun = [kind for kind in JobKind if kind.value.startswith(name)]
+    return begun[0] if len(begun) == 1 else parse_kind(name)
+
+
 def complete_kinds(incomplete: str) -> list[str]:
     """What a shell offers as KIND."""
     return [kind.value for kind in JobKind if kind.value.startswith(incomplete)]
@@ -127,12 +133,22 @@ def _field_as_json(field: "SpecField") -> Mapping[str, Any]:
 def list_jobs(
     context: typer.Context,
     states: Annotated[
-        list[JobState] | None, typer.Option("--state", case_sensitive=False, help="In this state; repeatable.")
+        list[JobState] | None,
+        typer.Option(
+            "--state",
+            case_sensitive=False,
+            metavar="STATE",
+            help=f"In this state; repeatable: {', '.join(JobState).lower()}.",
+        ),
     ] = None,
     kinds: Annotated[
         list[JobKind] | None,
         typer.Option(
-            "--kind", parser=parse_kind, autocompletion=complete_kinds, metavar="KIND", help="Of this kind; repeatable."
+            "--kind",
+            parser=parse_kind_begun,
+            autocompletion=complete_kinds,
+            metavar="KIND",
+            help="Of this kind; repeatable.",
         ),
     ] = None,
     method: Annotated[str | None, typer.Option(autocompletion=complete_methods, help="With this method.")] = None,
@@ -146,8 +162,10 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    from madpo_client.cli.job_list import job_columns, parse_since
+    from madpo_client.cli.job_list import job_columns, parse_since, require_method
 
+    if method is not None:
+        require_method(method)
     start = parse_since(since)
     with open_client(context) as client:
         found = client.jobs.list(

@@ -234,3 +234,22 @@ def test_a_command_that_there_is_not_is_refused_with_what_may_be_meant(
 ) -> None:
     done = madpo(*typed)
     assert (done.returncode, f"Did you mean '{meant}'?" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("filter_", "message"),
+    [
+        (("--method", "madp"), "there is no method 'madp'; did you mean madpo"),
+        (("--kind", "polcy"), "there is no job kind 'polcy'"),
+        (("--state", "done"), "'done' is not one of"),
+        (("--since", "yesterday"), "a span such as 90m"),
+    ],
+)
+def test_a_filter_that_no_job_can_match_is_a_usage_error(
+    madpo: Command, closed: str, filter_: tuple[str, str], message: str
+) -> None:
+    done = madpo("--server", closed, "job", "list", *filter_)
+    assert (done.returncode, message in " ".join(done.stderr.replace("│", " ").split())) == (2, True), done.stderr
+    assert (
+        madpo("--server", closed, "job", "list", "--kind", "policy", "--state", "failed").returncode == 1
+    )  # no gateway
