@@ -8,6 +8,7 @@ from madpo.model_files.uploads import files_to_upload
 from madpo.types import Checkpoint, Model
 from madpo_client.job import JobHandle
 from madpo_client.lookup import References
+from madpo_client.merged import MergedDtype, download_merged
 from madpo_client.progress import transfer
 from madpo_client.references import ModelLike
 from madpo_client.session import Session
@@ -90,6 +91,8 @@ class Models:
         *,
         step: int | None = None,
         weights: bool = True,
+        merged: bool = False,
+        merged_dtype: MergedDtype = "exact",
         progress: bool = False,
     ) -> Path:
         """Download a model, a job's final model or its checkpoint of `step`; whole and verified, or not at all.
@@ -99,6 +102,8 @@ class Models:
             directory: Must not exist, or be empty.
             step: With a job: that checkpoint.
             weights: False leaves them out: the tokenizer and the configuration alone.
+            merged: Make of an adapter the whole model that it is with its base. That runs here, and needs torch.
+            merged_dtype: `exact` keeps in float32 what would not be exact in the base's dtype; `base` rounds it.
             progress: Count the bytes on a terminal.
 
         Raises:
@@ -110,9 +115,24 @@ class Models:
         reference = self._references.model(model)
         if step is not None:
             reference = validate(ModelReference, {"job_id": reference.job_id, "step": step}, path="model")
+        if not merged:
+            return self._download(reference, Path(directory), weights=weights, progress=progress)
+
+        def download_base(base_model_id: str | None, into: Path) -> None:
+            found = base_model_id or (self.get(reference.model_id).base_model_id if reference.model_id else None)
+            self._download(ModelReference(model_id=found), into, weights=True, progress=progress)
+
+        return download_merged(
+            Path(directory),
+            download=lambda into: self._download(reference, into, weights=True, progress=progress),
+            download_base=download_base,
+            dtype=merged_dtype,
+        )
+
+    def _download(self, reference: ModelReference, directory: Path, *, weights: bool, progress: bool) -> Path:
         with transfer("Downloading", None, shown=progress) as view:
             download = self._session.gateway.download_model(
-                Path(directory),
+                directory,
                 model_id=reference.model_id,
                 job_id=reference.job_id,
                 step=reference.step,

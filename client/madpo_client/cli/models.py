@@ -11,6 +11,7 @@ from madpo.model_files.uploads import files_to_upload
 from madpo_client.cli.arguments import MODEL_HELP, JobArgument, ModelArgument, complete_models
 from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.output import AsJson, Column, Quiet, show, show_deleted, size_text, table, time_text
+from madpo_client.merged import MergedDtype
 
 if TYPE_CHECKING:
     from madpo_client.client import Client
@@ -132,9 +133,19 @@ def download_model(
         ),
     ],
     directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
+    merged: Annotated[
+        bool,
+        typer.Option("--merged", help="Merge an adapter into its base, here (needs torch)."),
+    ] = False,
+    dtype: Annotated[
+        MergedDtype,
+        typer.Option(
+            help="Of a merged model: exact keeps in float32 what the base's dtype would round, base rounds it."
+        ),
+    ] = "exact",
     as_json: AsJson = False,
 ) -> None:
     """Download a model, the model a job made, or a checkpoint."""
     with open_client(context) as client:
-        path = client.models.download(model, directory, progress=not as_json)
+        path = client.models.download(model, directory, merged=merged, merged_dtype=dtype, progress=not as_json)
     show({"directory": str(path)}, as_json=True) if as_json else print(path)

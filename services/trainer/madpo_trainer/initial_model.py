@@ -8,12 +8,10 @@ from typing import Any
 from peft import TaskType
 
 from madpo.jobs.training import LoraParameters
-from madpo.model_files.companions import copy_companions
 from madpo.model_files.configs import model_kind
 from madpo.models.dtypes import WeightDtypes, stored_dtypes
 from madpo.models.load import load_causal_lm, load_reward_model
-from madpo.models.merge import load_merged
-from madpo.models.save import save_model
+from madpo.models.merge import write_merged
 from madpo.storage.models import ModelStore
 from madpo.storage.references import ResolvedModel
 from madpo_trainer.adapters import with_adapters
@@ -38,7 +36,7 @@ class InitialModel:
 def prepare_initial(resolved: ResolvedModel, *, models: ModelStore, scratch: Path) -> InitialModel:
     """Turn what a reference resolved to into a full, stored model.
 
-    An adapter is merged into its base first, in float32, and a bare checkpoint is stored as a model, so that everything
+    An adapter is merged into its base first, exactly, and a bare checkpoint is stored as a model, so that everything
     trained from it can name its base by id. Content addressing makes this idempotent over attempts.
 
     Raises:
@@ -55,9 +53,7 @@ def prepare_initial(resolved: ResolvedModel, *, models: ModelStore, scratch: Pat
     if resolved.base_directory is None:
         shutil.copytree(resolved.directory, directory)
     else:
-        merged = load_merged(resolved.directory, base_directory=resolved.base_directory, kind=kind)
-        copy_companions(resolved.directory, directory)
-        save_model(merged, directory, source=resolved.base_directory)
+        write_merged(resolved.directory, directory, base_directory=resolved.base_directory, kind=kind)
     model, _ = models.publish(directory, display_name="initial policy", kind=kind)
     return InitialModel(models.fetch(model.model_id), model.model_id, kind, dtypes, model.model_id)
 

@@ -40,6 +40,15 @@ class WeightDtypes:
 
         return {name: cast_one(name, tensor) for name, tensor in state.items()}
 
+    def widened(self, state: Mapping[str, Tensor]) -> "WeightDtypes":
+        """These, with the own dtype of each tensor of a state dict that would not be exact in them."""
+        exact = {
+            name: tensor.dtype
+            for name, tensor in state.items()
+            if tensor.is_floating_point() and not torch.equal(tensor.to(self.of(name)).to(tensor.dtype), tensor)
+        }
+        return WeightDtypes(self.default, {**self.named, **exact})
+
 
 def stored_dtypes(directory: Path) -> WeightDtypes:
     """Those of a model directory's files; the default is that of most of its numbers."""

@@ -11,7 +11,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from madpo.errors import FailedPreconditionError
+from madpo.model_files.companions import copy_companions
+from madpo.models.dtypes import stored_dtypes
 from madpo.models.load import load_causal_lm, load_reward_model
+from madpo.models.save import save_model
 from madpo.models.scores import reward_scores
 
 if TYPE_CHECKING:
@@ -50,6 +53,25 @@ def load_merged(directory: Path, *, base_directory: Path, kind: str) -> "PreTrai
             f"{_TOLERANCE:g} is rounding (merge it with the tool that made it, and upload the whole model)"
         )
     return merged
+
+
+def write_merged(directory: Path, into: Path, *, base_directory: Path, kind: str, exact: bool = True) -> None:
+    """Write the whole model that an adapter and its base are.
+
+    Args:
+        directory: The adapter, whose tokenizer, template and generation settings are taken.
+        into: Where to; made when missing.
+        base_directory: Its base.
+        kind: `causal_lm` or `reward`.
+        exact: Keep float32 what would not be exact in the base's dtype; else all is rounded to it.
+
+    Raises:
+        FailedPreconditionError: See `load_merged`.
+    """
+    merged: Any = load_merged(directory, base_directory=base_directory, kind=kind)
+    dtypes = stored_dtypes(base_directory)
+    copy_companions(directory, into)
+    save_model(merged, into, source=base_directory, dtypes=dtypes.widened(merged.state_dict()) if exact else dtypes)
 
 
 def _probe(model: Any) -> Tensor:

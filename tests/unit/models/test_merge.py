@@ -10,9 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from madpo.errors import FailedPreconditionError
+from madpo.model_files.tensors import read_tensors
 from madpo.models import merge
 from madpo.models.load import load_causal_lm, load_reward_model
-from madpo.models.merge import load_merged
+from madpo.models.merge import load_merged, write_merged
 from madpo.models.save import save_adapter, save_model
 from madpo.models.scores import reward_scores
 from tests.model_directories import save_directory
@@ -100,3 +101,22 @@ def test_a_merged_reward_model_has_the_same_scores(base: Path, tmp_path: Path) -
     mask = torch.ones_like(IDS)
     expected = reward_scores(adapted.eval(), IDS, mask)
     torch.testing.assert_close(reward_scores(load_reward_model(tmp_path / "merged"), IDS, mask), expected)
+
+
+def test_a_merged_model_is_exact_where_its_base_is_half_and_rounded_only_when_asked(
+    tmp_path: Path, make_toy_tokenizer: Callable[..., Any]
+) -> None:
+    config = LlamaConfig(vocab_size=12, **SIZES, initializer_range=0.5)
+    base = save_directory(LlamaForCausalLM(config).bfloat16(), make_toy_tokenizer(), tmp_path / "base")
+    expected = make_adapter(base, tmp_path / "adapter", ADAPTERS["linear"])
+    paths = {"base_directory": base, "kind": "causal_lm"}
+
+    write_merged(tmp_path / "adapter", tmp_path / "exact", **paths)
+    write_merged(tmp_path / "adapter", tmp_path / "rounded", **paths, exact=False)
+
+    exact, rounded = (load_causal_lm(tmp_path / name)(input_ids=IDS).logits for name in ("exact", "rounded"))
+    torch.testing.assert_close(exact, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(rounded, expected, atol=1e-4)
+    tensors = read_tensors(tmp_path / "exact")
+    assert {name.split(".")[-2] for name, tensor in tensors.items() if tensor.dtype == "F32"} == set(LINEAR)
+    assert {tensor.dtype for tensor in read_tensors(tmp_path / "rounded").values()} == {"BF16"}
