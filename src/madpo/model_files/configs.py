@@ -18,6 +18,8 @@ _KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "_attn_
 # Any other value names a kernel repository, whose code would be fetched and run.
 _KERNELS = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
 _KINDS = {"ForSequenceClassification": "reward", "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm"}
+_TEXT_OF_MORE = frozenset({"gemma3"})
+"""Models of text and images, by `model_type`, that transformers loads as language models and that take text alone."""
 _ADAPTER_KINDS = {"SEQ_CLS": "reward", "CAUSAL_LM": "causal_lm"}
 
 
@@ -94,6 +96,13 @@ def model_kind(directory: Path) -> tuple[str, str]:
         for suffix, kind in _KINDS.items():
             if str(architectures[0]).endswith(suffix):
                 return kind, str(architectures[0])
+        if str(architectures[0]).endswith("ForConditionalGeneration"):
+            if config.get("model_type") in _TEXT_OF_MORE:
+                return "causal_lm", str(architectures[0])
+            raise InvalidArgumentError(
+                f"{architectures[0]} reads more than text, or has an encoder of its own, which cannot "
+                "be trained here: upload its language model alone, saved as a ...ForCausalLM with its tokenizer"
+            )
     raise InvalidArgumentError(
         "architectures in config.json must name one ...ForCausalLM (a policy) or one ...ForSequenceClassification"
         f" (a reward model), got {architectures!r}"

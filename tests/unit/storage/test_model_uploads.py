@@ -9,6 +9,7 @@ import pytest
 
 from madpo.errors import InvalidArgumentError
 from madpo.model_files.adapters import check_adapter
+from madpo.model_files.configs import model_kind
 from madpo.model_files.tensors import TensorInfo, read_tensors
 from madpo.model_files.uploads import files_to_upload
 from madpo.model_files.vocabulary import model_warnings
@@ -110,6 +111,21 @@ def test_a_configuration_is_refused_before_anything_is_sent(directory: Path, con
     (directory / "config.json").write_text(json.dumps(CONFIG | config))
 
     with pytest.raises(InvalidArgumentError, match=complaint):
+        files_to_upload(directory)
+
+
+def test_models_of_text_and_images_are_taken_where_they_take_text_alone(directory: Path) -> None:
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+    (directory / "config.json").write_text(json.dumps(config))
+
+    assert model_kind(directory) == ("causal_lm", "Gemma3ForConditionalGeneration")
+
+
+def test_others_are_refused_with_the_way_out(directory: Path) -> None:
+    config = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    (directory / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(InvalidArgumentError, match=r"Mistral3.*more than text.*upload its language model alone"):
         files_to_upload(directory)
 
 
