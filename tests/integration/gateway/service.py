@@ -63,6 +63,7 @@ class Gateway:
 
     async def upload_model(self, config: Mapping[str, Any] = POLICY_CONFIG, weights: int = 1) -> Any:
         files = {"config.json": json.dumps(config).encode(), "model.safetensors": safetensors(weights)}
+        files["tokenizer.json"] = b"{}"
         return await self.ask(self.models.UploadModel, model_parts(files))
 
     async def create(self, spec: Mapping[str, Any], request_id: str = "a-request", **fields: Any) -> Any:

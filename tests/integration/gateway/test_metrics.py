@@ -20,7 +20,7 @@ async def test_uploads_and_watchers_are_counted(gateway: Gateway) -> None:
     assert await count("madpo_gateway_stored_total", content="model") == 1
     assert await count("madpo_gateway_upload_bytes_total", content="model") == len(
         json.dumps(POLICY_CONFIG).encode()
-    ) + len(safetensors(1))
+    ) + len(safetensors(1)) + len(b"{}")
     assert await count("madpo_queue_depth", queue="train") == 1
 
     await gateway.upload_dataset(COMPLETIONS)

@@ -9,10 +9,8 @@ from madpo.errors import InvalidArgumentError, NotFoundError
 from madpo.jobs.base import ModelReference, Spec
 from madpo.jobs.sampling import SamplingParameters
 from madpo.model_files.context_limit import context_limit
+from madpo_gateway.checks.origin import origin
 from madpo_gateway.checks.references import Shelves
-
-_MAX_CHAIN = 100
-"""Jobs that are followed from one that goes on from another."""
 
 
 async def with_context_default(spec: Spec, *, shelves: Shelves) -> Spec:
@@ -60,15 +58,8 @@ def _model(spec: Any) -> ModelReference:
 
 async def _limit_of(reference: ModelReference, shelves: Shelves) -> int | None:
     """What a model can read: what is trained from one can read as much as that. None where nothing is known."""
-    for _ in range(_MAX_CHAIN):
-        if reference.model_id is not None:
-            return await asyncio.to_thread(_stored_limit, reference.model_id, shelves)
-        try:
-            job = await shelves.queue.get(reference.job_id or "")
-            reference = ModelReference.model_validate(job.spec["model"])
-        except (NotFoundError, KeyError, ValueError):
-            return None
-    return None
+    model_id = await origin(reference, shelves)
+    return None if model_id is None else await asyncio.to_thread(_stored_limit, model_id, shelves)
 
 
 def _stored_limit(model_id: str, shelves: Shelves) -> int | None:
