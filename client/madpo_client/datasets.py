@@ -29,6 +29,7 @@ class Datasets:
         format: str | None = None,  # noqa: A002
         columns: Mapping[str, str] | None = None,
         lists: ListRule | None = None,
+        split: str | None = None,
         progress: bool = False,
     ) -> Dataset:
         """Upload rows; the same content twice is one dataset, whatever it came in.
@@ -39,13 +40,15 @@ class Datasets:
         Args:
             source: A file of JSON Lines, JSON, Parquet, Arrow or CSV, plain or compressed with gzip or zstd; several,
                 in the order of their rows; a directory that `datasets` saved, or of files of one format; or the rows
-                themselves: any iterable of mappings, such as a `datasets.Dataset`.
+                themselves: any iterable of mappings, such as a `datasets.Dataset` or `IterableDataset`, a generator,
+                or a table of pandas, polars (also a LazyFrame) or Arrow.
             name: A label; by default the file's name.
             format: `jsonl`, `json`, `parquet`, `arrow` or `csv`; by default told from content and name.
             columns: Our names of columns to the source's, where they differ: `{"chosen": "best"}`; "" leaves a column
                 unread. Which forms of rows are found by themselves, docs/data.md says.
             lists: What becomes of ranked responses: all `pairs`, the `best_worst` one, or `keep` the list. Without a
                 choice a list of scores stays one, and more than two ranked responses are refused.
+            split: Which split of a `datasets.DatasetDict`, or of any mapping of splits.
             progress: Show a progress bar on a terminal.
 
         Returns:
@@ -55,7 +58,7 @@ class Datasets:
             InvalidArgumentError: A row is wrong; names it.
             UnavailableError: The gateway cannot be reached, or stayed away.
         """
-        with open_source(source) as paths:
+        with open_source(source, split=split) as paths:
             label = name if name is not None else source_name(source)
             total_bytes = sum(map(size_bytes_of, paths))
             with transfer(f"Uploading {paths[0].name}", total_bytes, shown=progress) as view:

@@ -9,9 +9,11 @@ from typing import Any
 
 from madpo.data.file_formats import COMPRESSED_ENDINGS, format_of_name
 from madpo.errors import InvalidArgumentError
+from madpo.spelling import did_you_mean
+from madpo_client.frames import plain, table_rows
 
-Source = Path | str | Iterable[Path | str] | Iterable[Mapping[str, Any]]
-"""A path, paths, or rows: any iterable of mappings, such as a `datasets.Dataset`."""
+Source = Path | str | Iterable[Path | str] | Iterable[Mapping[str, Any]] | Any
+"""A path, paths, or rows: an iterable of mappings, such as a `datasets.Dataset`, or a table (pandas, polars, Arrow)."""
 
 _NOTES = ("dataset_info.json", "dataset_infos.json")
 """What `datasets` puts beside data files."""
@@ -19,20 +21,28 @@ _SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val",
 
 
 @contextmanager
-def open_source(source: Source) -> Iterator[list[Path]]:
+def open_source(source: Source, *, split: str | None = None) -> Iterator[list[Path]]:
     """The files to send, in the order of their rows. Rows in memory are in a temporary file until the end.
 
+    Args:
+        source: What to send.
+        split: Of a mapping of splits, such as a `datasets.DatasetDict`, the one that is meant.
+
     Raises:
-        InvalidArgumentError: A directory is of no shape known here, or a row is no JSON object; names it.
+        InvalidArgumentError: A directory is of no shape known here, there is no such split, or a row is no JSON object;
+            names it.
     """
+    source = _chosen(source, split)
     if isinstance(source, (Path, str)):
         path = Path(source).expanduser()
         yield directory_files(path) if path.is_dir() else [path]
         return
-    if isinstance(source, Mapping):
-        splits = ", ".join(map(repr, source))
-        raise InvalidArgumentError(f"a mapping is not rows; where it holds the splits {splits:.200}, give one of them")
-    items = iter(source)
+    rows = table_rows(source)
+    if rows is None and not isinstance(source, Iterable):
+        raise InvalidArgumentError(
+            f"{type(source).__name__} is no source of rows: give a path, paths, an iterable of mappings or a table"
+        )
+    items = iter(source if rows is None else rows)
     first = next(items, None)
     if isinstance(first, (Path, str)):
         yield [Path(path).expanduser() for path in _paths(first, items)]
@@ -45,6 +55,21 @@ def open_source(source: Source) -> Iterator[list[Path]]:
             for number, row in enumerate(items, start=2):
                 file.write(_line(row, number))
         yield [path]
+
+
+def _chosen(source: Source, split: str | None) -> Source:
+    if not isinstance(source, Mapping):
+        if split is not None:
+            raise InvalidArgumentError(f"split={split!r} is for a mapping of splits, got {type(source).__name__}")
+        return source
+    splits = ", ".join(map(repr, source))
+    if split is None:
+        raise InvalidArgumentError(
+            f"a mapping is not rows; where it holds the splits {splits:.200}, give one of them, or split= with its name"
+        )
+    if split not in source:
+        raise InvalidArgumentError(f"there is no split {split!r}{did_you_mean(split, map(str, source))}: {splits:.200}")
+    return source[split]
 
 
 def source_name(source: Source) -> str:
@@ -117,7 +142,7 @@ def _line(row: Any, number: int) -> str:
     try:
         if not isinstance(row, Mapping):
             raise TypeError(f"it is {type(row).__name__}")
-        return json.dumps(dict(row), allow_nan=False) + "\n"
+        return json.dumps(dict(row), allow_nan=False, default=plain) + "\n"
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(
             f"row {number} is no JSON object: {error}; give text, numbers, lists and mappings of them"

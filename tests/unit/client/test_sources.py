@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from madpo.errors import InvalidArgumentError
@@ -114,3 +115,48 @@ def test_a_directory_that_could_mean_several_things_is_refused(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=reason):
         sent(make(tmp_path / "d", *names))
+
+
+def rows_of(source: Source, **options: Any) -> list[Any]:
+    with open_source(source, **options) as (path,):
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+TABLE = [
+    {"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "margin": 1.5, "n": 1},
+    {"prompt": None, "chosen": [], "margin": None, "n": 2},
+]
+
+
+def test_tables_of_pandas_polars_and_arrow_are_rows() -> None:
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    table = pa.Table.from_pylist(TABLE)
+
+    for source in (table, table.to_batches()[0], table.to_reader(), pandas.DataFrame(TABLE), table.to_pandas()):
+        assert rows_of(source) == TABLE
+    assert rows_of(polars.DataFrame(TABLE)) == rows_of(polars.LazyFrame(TABLE)) == TABLE
+    for column in (pandas.Series(["a"]), polars.Series(["a"])):
+        with pytest.raises(InvalidArgumentError, match="a Series is one column"):
+            rows_of(column)
+    with pytest.raises(InvalidArgumentError, match="columns must be named by text, got 0"):
+        rows_of(pandas.DataFrame([["a"]]))
+
+
+def test_datasets_of_any_sort_are_rows_and_splits_are_chosen_by_name() -> None:
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_list(TABLE)
+    splits = datasets.DatasetDict({"train": dataset, "test": dataset.select([0])})
+
+    assert rows_of(dataset) == rows_of(dataset.to_iterable_dataset()) == rows_of(splits, split="train") == TABLE
+    assert rows_of(dataset.select([0]).with_format("numpy")) == TABLE[:1]
+    with pytest.raises(InvalidArgumentError, match="splits 'train', 'test', give one of them, or split="):
+        rows_of(splits)
+    with pytest.raises(InvalidArgumentError, match="no split 'trian'; did you mean train"):
+        rows_of(splits, split="trian")
+    with pytest.raises(InvalidArgumentError, match="split='train' is for a mapping of splits, got Dataset"):
+        rows_of(dataset, split="train")
+
+
+def test_what_is_no_source_is_refused_by_its_type() -> None:
+    with pytest.raises(InvalidArgumentError, match="int is no source of rows"):
+        rows_of(3)
