@@ -33,12 +33,6 @@ def near(values: Any) -> Any:
     return pytest.approx(values, rel=1e-5, abs=1e-5)
 
 
-def near_rounded(values: list[float], dtype: str) -> Any:
-    """Equal up to weights that were rounded to a dtype once."""
-    tolerance = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}[dtype]
-    return pytest.approx(values, rel=tolerance, abs=tolerance)
-
-
 def kind_of(flow: Flow) -> str:
     """Of the model that a flow leaves."""
     return "reward" if flow.startswith("reward") else "causal_lm"

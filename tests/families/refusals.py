@@ -101,11 +101,18 @@ REFUSALS = (
         _text_policy(BY_NAME["deberta-v3"]),
     ),
     Refusal(
-        "An encoder without a scoring head, and encoder-decoders (T5, BART)",
+        "Models of more than text (Qwen VL, Mistral 3; Gemma 3 is taken), and encoder-decoders (T5, BART)",
+        "upload",
+        "reads more than text, or has an encoder of its own, which cannot be trained here",
+        "upload the language model alone, saved as a `...ForCausalLM` with its tokenizer",
+        _upload(_with("config.json", architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3")),
+    ),
+    Refusal(
+        "An encoder without a scoring head",
         "upload",
         "architectures in config.json must name one ...ForCausalLM (a policy) or one ...ForSequenceClassification",
-        "give an encoder with a head of one label; of encoder-decoders none is trained",
-        _upload(_with("config.json", architectures=["T5ForConditionalGeneration"])),
+        "give one with a head of one label",
+        _upload(_with("config.json", architectures=["ModernBertForMaskedLM"])),
     ),
     Refusal(
         "A reward model of an architecture without a classifier in transformers (Granite)",

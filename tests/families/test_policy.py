@@ -6,7 +6,7 @@ import pytest
 
 from tests.families import comparison
 from tests.families.catalogue import CAUSAL
-from tests.families.comparison import Plain, near, near_rounded
+from tests.families.comparison import Plain, near
 from tests.families.family import Family
 from tests.families.flows import Flow, Flows
 
@@ -42,15 +42,15 @@ def test_plain_transformers_computes_what_we_do(flows: Flows, family: Family, fl
     assert values.padded == near(values.alone)
 
 
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="models.download has no merged yet")
 @pytest.mark.cell("merged")
 def test_merged_it_is_the_same(flows: Flows, family: Family, plain: Plain):
     apart = comparison.plain_values(flows, family, "policy_lora", plain)
     merged = comparison.plain_values(flows, family, "policy_lora", plain, merged=True)
 
-    assert comparison.dtypes(flows.download(family, "policy_lora", merged=True)) == {family.dtype}
+    assert merged.alone == near(apart.alone)
+    assert merged.padded == near(merged.alone)
     assert comparison.changed_files(flows, family, "policy_lora", merged=True) == family.may_change
-    assert merged.alone == near_rounded(apart.alone, family.dtype)
+    assert comparison.dtypes(flows.download(family, "policy_lora", merged=True)) <= {family.dtype, "float32"}
 
 
 @pytest.mark.cell("evaluation")
