@@ -79,6 +79,7 @@ def _sort(need: "Need") -> str:
 
 
 def _violations(spec: "type[Spec]", given: Mapping[str, Any], error: "ValidationError") -> Iterator[FieldViolation]:
+    from madpo.jobs.base import wrong_fields
     from madpo.jobs.fields import fields_of, is_reference
 
     fields: dict[str, SpecField] = {}
@@ -86,7 +87,7 @@ def _violations(spec: "type[Spec]", given: Mapping[str, Any], error: "Validation
         fields[each.name] = each
         if each.part is not None and is_reference(each.part):
             fields |= {part.name: part for part in fields_of(each.part, prefix=f"{each.name}.")}
-    for detail in error.errors(include_url=False):
+    for detail in wrong_fields(error):
         names = [str(name) for name in detail["loc"]]
         path, value = _written_at(spec, given, names)
         if path == names:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.types import DatasetKind, JobKind
@@ -246,9 +247,20 @@ def validate(schema: type[T], value: Any, *, path: str) -> T:
     except ValidationError as error:
         violations = [
             FieldViolation(".".join([path, *map(str, detail["loc"])]), _describe(detail["msg"], detail["input"]))
-            for detail in error.errors(include_url=False)
+            for detail in wrong_fields(error)
         ]
         raise InvalidArgumentError.of(violations) from error
+
+
+def wrong_fields(error: ValidationError) -> list[ErrorDetails]:
+    """What pydantic found, without what follows from it: a list whose items are wrong is not too short as well."""
+    found = error.errors(include_url=False)
+    return [
+        each
+        for each in found
+        if each["type"] != "too_short"
+        or not any(other["loc"][:-1] == each["loc"] for other in found if other is not each)
+    ]
 
 
 def _describe(message: str, value: Any) -> str:

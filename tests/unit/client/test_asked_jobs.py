@@ -313,7 +313,7 @@ def test_a_wrong_field_of_a_file_is_named_with_the_file(
         ),
         (
             ("evaluate", "--model", MODEL, "--prompts", DATASET, "--temperature", "11"),
-            "--temperature: must be a number in (0, 10], got 11",
+            "--temperature: must be a number in [0, 10], got 11",
         ),
         (("calibrate", "--eval-dataset", MODEL), f"--eval-dataset: must be a DATASET_ID, got '{MODEL}'"),
         (("calibrate", "--dataset", MODEL), f"--dataset: must be a DATASET_ID, got '{MODEL}'"),
@@ -444,7 +444,7 @@ def test_a_listed_default_is_a_value(madpo: Command) -> None:
         (("train", "reward"), ("--model model (causal_lm, reward) The model to start from",), ("--method", "--param")),
         (
             ("evaluate",),
-            ("--samples integer in [1, 64]", "--temperature number in (0, 10] S", "[1.0]]", "--baseline JOB_ID"),
+            ("--samples integer in [1, 64]", "--temperature number in [0, 10] S", "[1.0]]", "--baseline JOB_ID"),
             ("--pairs",),
         ),
         (("dataset", "check"), ("--max-tokens integer >= 2", "[default: 1024]", "[default: error]"), ("lists all",)),

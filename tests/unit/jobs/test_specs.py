@@ -5,9 +5,10 @@ from google.protobuf.descriptor import Descriptor
 from pydantic import BaseModel
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs.base import DatasetReference, ModelReference, _warn_once, awaited_job_ids
+from madpo.jobs.base import DatasetReference, ModelReference, _warn_once, awaited_job_ids, validate
 from madpo.jobs.policy_training import PolicyTrainingSpec
 from madpo.jobs.registry import KINDS, parse_spec
+from madpo.jobs.sampling import SamplingParameters
 from madpo.rpc import convert
 from madpo.types import Job, JobKind, JobState
 from madpo.v1 import job_service_pb2
@@ -193,3 +194,12 @@ def test_references_may_be_written_as_text():
     assert (spec.dataset.job_id, spec.eval_dataset.dataset_id) == (JOB, DATASET)
     assert spec.margin.reward_model.model_id == MODEL
     assert awaited_job_ids(spec) == (JOB,)
+
+
+def test_a_list_of_one_wrong_item_is_not_too_short_as_well() -> None:
+    with pytest.raises(InvalidArgumentError) as error:
+        validate(SamplingParameters, {"temperatures": [11]}, path="sampling")
+    assert [each.field for each in error.value.violations] == ["sampling.temperatures.0"]
+    with pytest.raises(InvalidArgumentError) as error:
+        validate(SamplingParameters, {"temperatures": []}, path="sampling")
+    assert [each.field for each in error.value.violations] == ["sampling.temperatures"]
