@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from madpo.data.tokenize import encode_prompt, encode_response, template_sha256, tokenizer_sha256
+from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import FailedPreconditionError
 from madpo.model_files.context_limit import context_limit
 from madpo.models.load import load_reward_model, load_tokenizer
@@ -67,6 +68,7 @@ class Scorer:
         self.dtype = dtype
         self.model_id = model_id
         self.revision = self._revision()
+        self._unembedded = UnembeddedTokens(tokenizer, model.get_input_embeddings().num_embeddings)
 
     def describe(self, *, max_pairs_per_request: int) -> RewardModelInfo:
         """What clients are told."""
@@ -97,7 +99,7 @@ class Scorer:
         A BOS at the beginning stays.
 
         Raises:
-            InvalidPairError: The model's template cannot render it.
+            InvalidPairError: The model's template cannot render it, or it has a token that the model does not embed.
         """
         encoded = encode_response(self._tokenizer, prompt, response, options, prompt_ids=prompt_ids)
         bos = encoded.prompt_ids[:1] if encoded.prompt_ids[:1] == [self._tokenizer.bos_token_id] else []
@@ -105,6 +107,7 @@ class Scorer:
         kept = encoded.response_ids[: self.max_tokens - len(bos)]
         room = self.max_tokens - len(bos) - len(kept)
         ids = [*bos, *rest[max(0, len(rest) - room) :]]
+        self._unembedded.require_none(ids, kept)
         return Tokens(tuple(ids), tuple(kept), truncated=len(ids) + len(kept) < len(encoded))
 
     def plan(self, texts: Sequence[Tokens]) -> list[Unit[Tokens]]:
@@ -119,13 +122,8 @@ class Scorer:
         """Prove that scores do not depend on company, order or row, and agree with a plain forward pass.
 
         Raises:
-            FailedPreconditionError: They do not, or the tokenizer makes ids the model does not know.
+            FailedPreconditionError: They do not.
         """
-        embeddings = self._model.get_input_embeddings().num_embeddings
-        if len(self._tokenizer) > embeddings:
-            raise FailedPreconditionError(
-                f"{self.model_id}: the tokenizer has {len(self._tokenizer)} tokens, the model embeds {embeddings}"
-            )
         samples = [self.encode(prompt, response) for prompt, response in _SAMPLES]
         together = self._score(samples)
         for text, reward in zip(samples, together, strict=True):

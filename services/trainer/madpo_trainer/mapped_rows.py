@@ -5,7 +5,7 @@ cache that holds it. A rank's own memory holds a few numbers of each row, never 
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, overload
@@ -95,6 +95,13 @@ class MappedRows:
         responses = tuple(ids[each].tolist() for each in range(*self._responses[chunk].bounds(place)))
         masks = (self._masks[index].as_py() or ()) if self._masks is not None else ()
         return EncodedRow(self.number(index), self._prompts[chunk][place].tolist(), responses, tuple(map(tuple, masks)))
+
+    def with_ids_from(self, lowest: int, indices: Iterable[int]) -> Iterator[tuple[int, Sequence[Sequence[int]]]]:
+        """Numbers of rows and all their ids; nothing where no id of any row is as large as the lowest asked for."""
+        if max(int(chunk.flat.max(initial=-1)) for chunk in (*self._prompts, *self._ids)) >= lowest:
+            for index in indices:
+                ids = self.encoded(int(index))
+                yield ids.row, (ids.prompt_ids, *ids.responses)
 
     @property
     def has_masks(self) -> bool:

@@ -13,9 +13,11 @@ from madpo.data.encoding import RowEncoder
 from madpo.data.loss_mask import LossMask
 from madpo.data.overlong import fit
 from madpo.data.tokenize import Encoded
+from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong
 from madpo.losses.method import Requirements
+from madpo.model_files.vocabulary import embedding_count
 from madpo.models.logps import ResponseGroup
 from madpo.storage import keys
 from madpo.storage.datasets import DatasetStore
@@ -194,7 +196,7 @@ class TrainingRows:
         """The rows of a completion dataset.
 
         Raises:
-            InvalidPairError: Rows are longer than `max_tokens`, and `overlong` is `error`; or none is left.
+            InvalidPairError: Rows are too long, and `overlong` is `error`; none is left; or tokens have no embedding.
         """
         mapped = self._map(dataset_id)
 
@@ -297,6 +299,8 @@ class TrainingRows:
         if len(dropped) and (self._overlong == "error" or len(dropped) == len(mapped)):
             raise self._refusal(counts, int((prompts + longest).max()))
         kept = np.flatnonzero(fits)
+        unembedded = UnembeddedTokens(self._tokenizer, embedding_count(self._directory))
+        unembedded.require_rows_without(mapped.with_ids_from(unembedded.lowest_id, kept))
         lengths = RowLengths(prompts, responses).take(kept).fitted(self._max_tokens, self._overlong)
         return FittedRows(mapped, kept, lengths, make, lists=lists)
 

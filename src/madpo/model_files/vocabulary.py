@@ -1,7 +1,7 @@
 """Whether a tokenizer's tokens all have embeddings, from the files alone."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,27 @@ def model_warnings(directory: Path) -> Iterator[str]:
         )
 
 
-def _tokens_without_embedding(directory: Path, config: dict[str, Any]) -> Iterator[str]:
+def embedding_count(directory: Path, *, base_directory: Path | None = None) -> int | None:
+    """Rows of a model's input embeddings; of an adapter those of its base, None without one.
+
+    Raises:
+        InvalidArgumentError: There is no configuration that can be read.
+    """
+    if is_adapter(directory):
+        return None if base_directory is None else embedding_count(base_directory)
+    return _embedding_count(read_config(directory / "config.json"))
+
+
+def _embedding_count(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config")
-    embeddings = (text if isinstance(text, dict) else config).get("vocab_size")
+    count = (text if isinstance(text, Mapping) else config).get("vocab_size")
+    return count if isinstance(count, int) else None
+
+
+def _tokens_without_embedding(directory: Path, config: dict[str, Any]) -> Iterator[str]:
+    embeddings = _embedding_count(config)
     path = directory / "tokenizer.json"
-    if not isinstance(embeddings, int) or not path.is_file() or path.stat().st_size > _MAX_TOKENIZER_BYTES:
+    if embeddings is None or not path.is_file() or path.stat().st_size > _MAX_TOKENIZER_BYTES:
         return
     try:
         tokenizer = json.loads(path.read_text(encoding="utf-8"))

@@ -21,7 +21,13 @@ from pydantic import SecretStr
 
 from madpo.calibration.report import CalibrationReport
 from madpo.data.check.report import CheckReport
-from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from madpo.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    InvalidPairError,
+    NotFoundError,
+    UnavailableError,
+)
 from madpo.jobs.base import ModelReference
 from madpo.models.load import load_tokenizer
 from madpo.ports import Claim
@@ -507,6 +513,27 @@ async def test_prompts_and_pairs_over_the_models_context_are_skipped_and_named_b
     report = site.report(job_id("long"))
     assert (report["prompts"], report["skipped_rows"]) == (3, [4])
     assert report["implicit_reward_accuracy"]["pairs"] == 3
+
+
+async def test_rows_with_tokens_that_the_model_does_not_embed_are_named(
+    site: Site, make_toy_lm: Make, make_toy_tokenizer: Make
+) -> None:
+    tokenizer = make_toy_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<tool>"]})
+    directory, scratch = save_directory(make_toy_lm(), tokenizer, site.home / "small"), site.home / "scratch"
+    models, datasets = ModelStore(site.store, site.home / "cache"), DatasetStore(site.store)
+    small, _ = models.publish(directory, display_name="small", kind="causal_lm")
+    pairs = [PAIRS[0], PreferencePair("the <tool>", "was good", "was bad", row=2)]
+    dataset, _ = datasets.write(pairs, kind=DatasetKind.PREFERENCE, display_name="tools", scratch=scratch)
+    model, used = {"model_id": small.model_id}, dataset.dataset_id
+    problem = "row 2: the model has no embedding for the token '<tool>'"
+
+    with pytest.raises(InvalidPairError, match=problem):
+        await site.execute(job_id("prompts"), {"model": model, "prompt_dataset": used})
+    result = await site.execute(job_id("pairs"), {"model": model, "reference": model, "eval_dataset": used})
+
+    (warning,) = result.warnings
+    assert problem in warning
 
 
 async def test_a_run_asked_to_stop_ends_between_batches_and_publishes_nothing(site: Site) -> None:

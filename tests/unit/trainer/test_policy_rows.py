@@ -1,5 +1,6 @@
 """Rows of pairs and lists with their tokens; what does not fit or is missing is named by its row."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +25,10 @@ RANKED = ResponseList("the film", ("was", "good", "bad", "the"), (0.0, 2.0, 2.0,
 def read(tmp_path, make_toy_tokenizer):
     store, tokenizer = LocalStore(tmp_path / "store"), make_toy_tokenizer()
     datasets = DatasetStore(store)
+    embeddings = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<tool>"]})
     tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": embeddings}))
 
     def read(*rows, max_tokens=32, lists=False, gold=False):
         kind = DatasetKind.LIST if isinstance(rows[0], ResponseList) else DatasetKind.PREFERENCE
@@ -78,3 +82,13 @@ def test_what_is_too_long_or_missing_is_named_by_its_row(read):
     with pytest.raises(InvalidPairError, match=r"row 1\.semantic_distance is missing"):
         require_columns(read(PAIR), Requirements(semantic_distance=True))
     require_columns(read(PAIR), Requirements(reference=True))
+
+
+def test_rows_with_tokens_that_the_model_does_not_embed_are_named(read):
+    bad = [replace(PAIR, chosen="was <tool>", row=2), replace(PAIR, prompt="<tool> film", row=3)]
+
+    with pytest.raises(InvalidPairError, match="row 2: the model has no embedding for the token '<tool>'") as raised:
+        read(PAIR, *bad)
+
+    assert [violation.field for violation in raised.value.violations] == ["row 2", "row 3"]
+    assert "resize_token_embeddings" in str(raised.value)

@@ -12,11 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from madpo.data.collate import collate_pairs
 from madpo.data.encode import encode_rows
 from madpo.data.tokenize import Encoded, pad_id
+from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import InvalidArgumentError, InvalidPairError
 from madpo.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport
 from madpo.jobs.base import ModelReference, validate
 from madpo.jobs.evaluation import EvaluationSpec
 from madpo.model_files.context_limit import directory_limit
+from madpo.model_files.vocabulary import embedding_count
 from madpo.sampling.transformers import TransformersEngine, encode_prompts
 from madpo.scoring.ask import score_texts
 from madpo.scoring.connection import connect_scorer, require_scorer
@@ -63,8 +65,10 @@ class EvaluationRun:
         policy = self._resolve(spec.model)
         reference = self._resolve(spec.reference) if spec.reference else None
         models = load_models(policy, reference)
-        limit = _limit(policy, reference)
+        limit = _least(directory_limit, policy, reference)
+        unembedded = UnembeddedTokens(models.tokenizer, _least(embedding_count, policy, reference))
         fitting, skipped = self._fit(models, prompts, limit)
+        unembedded.require_rows_without((prompts[prompt], [ids]) for prompt, ids in fitting.items())
         for job_id, baseline in baselines.items():
             check_comparable(
                 baseline, job_id, prompts=list(fitting), sampling=sampling, reward_model_id=reward_model_id
@@ -73,7 +77,7 @@ class EvaluationRun:
         nothing: tuple[Accuracy | None, list[int]] = (None, [])
         accuracy, skipped_pairs = self._inputs.tolerance.attempt(
             "the implicit reward",
-            lambda: self._implicit_reward_accuracy(models, pairs, limit or sys.maxsize),
+            lambda: self._implicit_reward_accuracy(models, pairs, limit or sys.maxsize, unembedded),
             nothing,
         )
         measured = self._measure_all(reward_model_id, metrics, generations)
@@ -185,7 +189,7 @@ class EvaluationRun:
         return kl_to_reference(models.policy, models.reference, responses, pad_id=pad_id(models.tokenizer))
 
     def _implicit_reward_accuracy(
-        self, models: Models, pairs: Sequence[PreferencePair], limit: int
+        self, models: Models, pairs: Sequence[PreferencePair], limit: int, unembedded: UnembeddedTokens
     ) -> tuple[Accuracy | None, list[int]]:
         """How often the policy's implicit reward orders held-out pairs as their labels do, and rows too long for it."""
         if not pairs or models.reference is None:
@@ -196,6 +200,10 @@ class EvaluationRun:
         for start in range(0, len(pairs), self._spec.generation_batch_size):
             batch = pairs[start : start + self._spec.generation_batch_size]
             encoded = [encode_pair(models.tokenizer, pair) for pair in batch]
+            unembedded.require_rows_without(
+                (row.row, [ids for side in pair for ids in (side.prompt_ids, side.response_ids)])
+                for row, pair in zip(batch, encoded, strict=True)
+            )
             fitting = [pair for pair in encoded if max(map(len, pair)) <= limit]
             skipped += [row.row for row, pair in zip(batch, encoded, strict=True) if max(map(len, pair)) > limit]
             if fitting:
@@ -252,10 +260,10 @@ def _evaluated(named: ModelReference | None, resolved: ResolvedModel | None) -> 
     return None if named is None or resolved is None else EvaluatedModel.of(named, model_id=resolved.model_id)
 
 
-def _limit(*models: ResolvedModel | None) -> int | None:
-    """Most tokens that all of the models can read."""
-    limits = [directory_limit(each.directory, base_directory=each.base_directory) for each in models if each]
-    return min((limit for limit in limits if limit is not None), default=None)
+def _least(figure: Callable[..., int | None], *models: ResolvedModel | None) -> int | None:
+    """The least that the files of a model say, of all the models; None where none says."""
+    figures = [figure(each.directory, base_directory=each.base_directory) for each in models if each]
+    return min((each for each in figures if each is not None), default=None)
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> tuple[Encoded, Encoded]:

@@ -17,10 +17,12 @@ from madpo.data.loss_mask import spans
 from madpo.data.overlong import POLICIES, fit, length
 from madpo.data.tokenize import Encoded, shared_length, template_sha256, tokenizer_sha256
 from madpo.data.tokenizer import load_tokenizer
+from madpo.data.unembedded import ADVICE, UnembeddedTokens
 from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong, TrainingParameters
 from madpo.model_files.companions import generation_ends
 from madpo.model_files.context_limit import directory_limit
+from madpo.model_files.vocabulary import embedding_count
 from madpo.types import DatasetRow, PreferencePair
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class TokenCheck:
         self._encoder = RowEncoder(directory, self.tokenizer, examine=examine, workers=workers)
         self._findings, self._model, self._overlong = findings, model, overlong
         self._limit = directory_limit(directory)
+        self._unembedded = UnembeddedTokens(self.tokenizer, embedding_count(directory))
         self._max_tokens = max_tokens or min(_MAX_TOKENS, self._limit or _MAX_TOKENS)
         self._lengths: dict[str, Numbers] = {}
         self._shared, self._comparison = Numbers(), LengthComparison()
@@ -151,6 +154,15 @@ class TokenCheck:
             self._comparison.add(len(chosen), len(rejected))
             self._shared.add(shared_length(chosen, rejected))
         self._examples.add(names, encoded)
+        if (token := self._unembedded.first(encoded.prompt_ids, *encoded.responses)) is not None:
+            self._findings.add(
+                "unembedded_token",
+                encoded.row,
+                severity="error",
+                title="a token that the model has no embedding for",
+                advice=ADVICE,
+                example=token,
+            )
         self._measure_overlong(encoded)
 
     def _measure_overlong(self, encoded: EncodedRow) -> None:

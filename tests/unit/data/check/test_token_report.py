@@ -283,3 +283,16 @@ def test_the_command_looks_through_a_model(tokenizer_directory: Save, tmp_path: 
     assert "<mark>was good &lt;/s&gt;</mark>" in page.read_text()
     assert run("--max-tokens", "8")[0] == 2
     assert run("--max-tokens", "8", "--overlong", "truncate_response", "--strict")[0] == 1
+
+
+def test_rows_with_tokens_that_the_model_does_not_embed_are_found(tokenizer_directory: Save) -> None:
+    directory = tokenizer_directory(additional_special_tokens=["<tool>"])
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    (number,) = (token["id"] for token in tokenizer["added_tokens"] if token["content"] == "<tool>")
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": number}))
+
+    report = check(directory, pair(1), pair(2, user("the <tool> film")))
+
+    (found,) = (finding for finding in report.findings if finding.code == "unembedded_token")
+    assert (found.rows, found.severity, found.example) == ((2,), "error", "<tool>")
+    assert "resize_token_embeddings" in found.advice
