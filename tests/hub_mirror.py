@@ -6,10 +6,13 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
-from urllib.parse import unquote, urlsplit
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c" * 40
+REVISIONS = ("main", "v1", "refs/pr/1", COMMIT)
+"""All that name the commit."""
 
 
 @contextmanager
@@ -23,20 +26,42 @@ def hub(
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             name = path.removeprefix(f"/{place}/resolve/{COMMIT}/")
-            if path == f"/api/{kind}/{repo}/revision/{COMMIT}":
+            if path in (f"/api/{kind}/{repo}/revision/{revision}" for revision in REVISIONS):
                 siblings = [{"rfilename": name} for name in files]
                 self.answer(json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode())
             elif path.startswith(f"/api/{kind}/{repo}/tree/{COMMIT}"):
-                tree = [{"type": "file", "path": name, "size": len(files[name]), "oid": "0" * 40} for name in files]
+                under = path.removeprefix(f"/api/{kind}/{repo}/tree/{COMMIT}").strip("/")
+                inside = [name for name in files if name.startswith(f"{under}/" if under else "")]
+                folders = {str(PurePosixPath(name).parent) for name in inside} - {".", under}
+                tree = [*map(self.file, inside), *map(self.folder, sorted(folders))]
                 self.answer(json.dumps(tree).encode())
             elif name in files:
                 self.answer(files[name])
+            elif path.startswith(f"/{place}/resolve/{COMMIT}/"):
+                self.refuse(404, "EntryNotFound")
             elif "private" in path:
                 self.refuse(403)
             else:
                 self.refuse(404, "RepoNotFound")
 
         do_HEAD = do_GET  # noqa: N815
+
+        def do_POST(self) -> None:
+            """Which of some paths there are, files and folders."""
+            asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            if self.path != f"/api/{kind}/{repo}/paths-info/{COMMIT}":
+                self.refuse(404, "RepoNotFound")
+                return
+            paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked)["paths"]
+            folders = [path for path in paths if any(name.startswith(f"{path}/") for name in files)]
+            found = [*map(self.file, set(paths) & set(files)), *map(self.folder, folders)]
+            self.answer(json.dumps(found).encode())
+
+        def file(self, name: str) -> dict[str, Any]:
+            return {"type": "file", "path": name, "size": len(files[name]), "oid": "0" * 40}
+
+        def folder(self, name: str) -> dict[str, Any]:
+            return {"type": "directory", "path": name, "oid": "0" * 40}
 
         def answer(self, data: bytes) -> None:
             self.send_response(200)

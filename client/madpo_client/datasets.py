@@ -5,9 +5,11 @@ from pathlib import Path
 
 from madpo.data.check.report import CheckReport
 from madpo.data.ranking import ListRule
+from madpo.errors import InvalidArgumentError
 from madpo.types import Dataset, DatasetRow
 from madpo_client.check import writing
 from madpo_client.deprecation import renamed
+from madpo_client.hub import PREFIX, is_on_hub, open_dataset, say_commit
 from madpo_client.lookup import References
 from madpo_client.progress import row_progress, transfer
 from madpo_client.session import Session
@@ -30,6 +32,8 @@ class Datasets:
         columns: Mapping[str, str] | None = None,
         lists: ListRule | None = None,
         split: str | None = None,
+        config: str | None = None,
+        revision: str | None = None,
         progress: bool = False,
     ) -> Dataset:
         """Upload rows; the same content twice is one dataset, whatever it came in.
@@ -41,25 +45,37 @@ class Datasets:
             source: A file of JSON Lines, JSON, Parquet, Arrow or CSV, plain or compressed with gzip or zstd; several,
                 in the order of their rows; a directory that `datasets` saved, or of files of one format; or the rows
                 themselves: any iterable of mappings, such as a `datasets.Dataset` or `IterableDataset`, a generator,
-                or a table of pandas, polars (also a LazyFrame) or Arrow.
-            name: A label; by default the file's name.
+                or a table of pandas, polars (also a LazyFrame) or Arrow. `hub:owner/name` is a dataset of the Hugging
+                Face hub, which the `datasets` library reads on this machine.
+            name: A label; by default the file's name, or of a dataset of the hub its id, split and commit.
             format: `jsonl`, `json`, `parquet`, `arrow` or `csv`; by default told from content and name.
             columns: Our names of columns to the source's, where they differ: `{"chosen": "best"}`; "" leaves a column
                 unread. Which forms of rows are found by themselves, docs/data.md says.
             lists: What becomes of ranked responses: all `pairs`, the `best_worst` one, or `keep` the list. Without a
                 choice a list of scores stays one, and more than two ranked responses are refused.
-            split: Which split of a `datasets.DatasetDict`, or of any mapping of splits.
+            split: Which split of a `datasets.DatasetDict`, of any mapping of splits, or of a dataset of the hub.
+            config: Which configuration of a dataset of the hub.
+            revision: Which branch, tag or commit of a dataset of the hub; without one `main`. The full commit
+                that it is now is logged.
             progress: Show a progress bar on a terminal.
 
         Returns:
             The dataset; its `forms` say what was found in this source, and what was read as what.
 
         Raises:
-            InvalidArgumentError: A row is wrong; names it.
+            InvalidArgumentError: A row is wrong; names it. Or it is not clear which split or configuration is meant.
+            NotFoundError: The hub has no such dataset or revision.
             UnavailableError: The gateway cannot be reached, or stayed away.
         """
+        found_name = source_name(source)
+        if is_on_hub(source):
+            hub_id = str(source).removeprefix(PREFIX)
+            source, found_name = open_dataset(hub_id, split=split, config=config, revision=revision)
+            split = None
+        elif config is not None or revision is not None:
+            raise InvalidArgumentError(f"config and revision are for datasets of the hub, such as {PREFIX}owner/name")
         with open_source(source, split=split) as paths:
-            label = name if name is not None else source_name(source)
+            label = name if name is not None else found_name
             total_bytes = sum(map(size_bytes_of, paths))
             with transfer(f"Uploading {paths[0].name}", total_bytes, shown=progress) as view:
                 upload = self._session.gateway.upload_dataset(
@@ -77,32 +93,38 @@ class Datasets:
         self,
         hub_id: str,
         *,
-        commit: str,
+        revision: str | None = None,
         files: Sequence[str] = (),
         format: str | None = None,  # noqa: A002
         columns: Mapping[str, str] | None = None,
         lists: ListRule | None = None,
+        commit: str | None = None,
     ) -> Dataset:
         """Let the gateway fetch a dataset from the hub.
 
         Args:
             hub_id: `owner/name`.
-            commit: The full 40-digit commit: what was imported can be said for ever.
+            revision: A branch, a tag or a commit; without one `main`. The full commit that it is now is logged, and its
+                beginning is part of the dataset's name.
             files: Names or patterns such as `data/train-*.parquet`, in the order of their rows; may be left out where
                 the repository has one file of rows.
             format: As of `upload`.
             columns: As of `upload`.
             lists: As of `upload`.
+            commit: The old name of `revision`.
 
         Raises:
             InvalidArgumentError: A row is wrong, or it is not clear which files are meant; names them.
-            NotFoundError: The hub has no such dataset or commit.
+            NotFoundError: The hub has no such dataset or revision.
             FailedPreconditionError: The gateway has no access to the hub.
         """
+        revision = renamed("commit", commit, "revision", revision) or "main"
         imported = self._session.gateway.import_dataset(
-            hub_id, commit=commit, files=files, format=format or "", columns=columns, lists=lists or ""
+            hub_id, revision=revision, files=files, format=format or "", columns=columns, lists=lists or ""
         )
-        return self._session.run(imported)[0]
+        dataset, _, found = self._session.run(imported)
+        say_commit(hub_id, revision, found)
+        return dataset
 
     def get(self, dataset_id: str) -> Dataset:
         """A dataset by its id, or what stands for one. Raises NotFoundError."""

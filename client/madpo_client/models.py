@@ -6,6 +6,8 @@ from madpo.jobs.base import ModelReference, validate
 from madpo.jobs.registry import KINDS
 from madpo.model_files.uploads import files_to_upload
 from madpo.types import Checkpoint, Model
+from madpo_client.deprecation import renamed
+from madpo_client.hub import say_commit
 from madpo_client.job import JobHandle
 from madpo_client.lookup import References
 from madpo_client.merged import MergedDtype, download_merged
@@ -58,14 +60,23 @@ class Models:
             )
             return self._session.run(upload)[0]
 
-    def import_from_hub(self, hub_id: str, *, commit: str) -> Model:
+    def import_from_hub(self, hub_id: str, *, revision: str | None = None, commit: str | None = None) -> Model:
         """Let the gateway fetch a model from the hub.
 
         Args:
             hub_id: `owner/name`.
-            commit: The full 40-digit commit: what was imported can be said for ever.
+            revision: A branch, a tag or a commit; without one `main`. The full commit that it is now is logged, and
+                kept in the model's metadata.
+            commit: The old name of `revision`.
+
+        Raises:
+            NotFoundError: The hub has no such model or revision.
+            FailedPreconditionError: The gateway has no access to the hub.
         """
-        return self._session.run(self._session.gateway.import_model(hub_id, commit=commit))[0]
+        revision = renamed("commit", commit, "revision", revision) or "main"
+        model, _, found = self._session.run(self._session.gateway.import_model(hub_id, revision=revision))
+        say_commit(hub_id, revision, found)
+        return model
 
     def get(self, model_id: str) -> Model:
         """A model by its id, or what stands for one. Raises NotFoundError."""

@@ -88,13 +88,14 @@ _SAYING = _Saying()
 def open_client(context: typer.Context) -> "Client":
     """A client of the gateway that was asked for, or of the embedded stack.
 
-    Which id a name was taken for is said on standard error.
+    Which id a name was taken for, and which commit a revision, is said on standard error.
     """
-    from madpo_client import lookup
+    from madpo_client import hub, lookup
     from madpo_client.client import Client
 
-    lookup.logger.setLevel(logging.INFO)
-    lookup.logger.addHandler(_SAYING)
+    for logger in (hub.logger, lookup.logger):
+        logger.setLevel(logging.INFO)
+        logger.addHandler(_SAYING)
     return Client.from_environment(**context.obj)
 
 

@@ -16,6 +16,8 @@ from madpo_client.cli.output import AsJson, Column, Quiet, show_deleted, size_te
 if TYPE_CHECKING:
     from madpo_client.client import Client
 
+Revision = Annotated[str | None, typer.Option(help="Of the hub: a branch, a tag or a commit.", show_default="main")]
+
 app = typer.Typer(no_args_is_help=True, help="Upload, check and delete datasets.")
 
 
@@ -24,12 +26,17 @@ def upload_dataset(
     context: typer.Context,
     files: Annotated[
         list[Path],
-        typer.Argument(help="JSON Lines, JSON, Parquet, Arrow or CSV, plain, gzip or zstd; or a `datasets` directory."),
+        typer.Argument(
+            help="JSON Lines, JSON, Parquet, Arrow or CSV, plain, gzip or zstd; a `datasets` folder; or hub:OWNER/NAME."
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="A label; by default the file's name.")] = None,
     format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; by default told from the file.")] = None,  # noqa: A002
     columns: ColumnMapping = None,
     lists: Lists = None,
+    split: Annotated[str | None, typer.Option(help="Of a dataset of the hub; needed where it has several.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a dataset of the hub; needed where it has several.")] = None,
+    revision: Revision = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -42,6 +49,9 @@ def upload_dataset(
             format=format,
             columns=parse_columns(columns),
             lists=lists,
+            split=split,
+            config=config,
+            revision=revision,
             progress=not quiet,
         )
     print(dataset.dataset_id) if quiet else show_forms(dataset, as_json=as_json)
@@ -51,20 +61,27 @@ def upload_dataset(
 def import_dataset(
     context: typer.Context,
     hub_id: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
-    commit: Annotated[str, typer.Option(help="Full 40-digit commit.")],
+    revision: Revision = None,
     files: Annotated[
         list[str] | None, typer.Option("--file", help="Name or pattern, such as 'data/train-*.parquet'; repeatable.")
     ] = None,
     format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; by default told from the file.")] = None,  # noqa: A002
     columns: ColumnMapping = None,
     lists: Lists = None,
+    commit: Annotated[str | None, typer.Option(hidden=True)] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Let the gateway fetch a dataset from the hub."""
     with open_client(context) as client:
         dataset = client.datasets.import_from_hub(
-            hub_id, commit=commit, files=files or (), format=format, columns=parse_columns(columns), lists=lists
+            hub_id,
+            revision=revision,
+            files=files or (),
+            format=format,
+            columns=parse_columns(columns),
+            lists=lists,
+            commit=commit,
         )
     print(dataset.dataset_id) if quiet else show_forms(dataset, as_json=as_json)
 

@@ -48,12 +48,18 @@ def upload_model(
 def import_model(
     context: typer.Context,
     hub_id: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
-    commit: Annotated[str, typer.Option(help="Full 40-digit commit.")],
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="A branch, a tag or a commit; which full commit it is now is said and kept.", show_default="main"
+        ),
+    ] = None,
+    commit: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Let the gateway fetch a model from the hub."""
     with open_client(context) as client:
-        show(client.models.import_from_hub(hub_id, commit=commit), as_json=as_json)
+        show(client.models.import_from_hub(hub_id, revision=revision, commit=commit), as_json=as_json)
 
 
 @app.command("list")

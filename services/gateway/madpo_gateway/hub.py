@@ -1,19 +1,25 @@
-"""Models and datasets from the Hugging Face hub, at a pinned commit. The hub library is optional here."""
+"""Models and datasets from the Hugging Face hub, each at one commit. The hub library is optional here."""
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 from madpo.data.file_formats import format_of_name
 from madpo.errors import FailedPreconditionError, MadpoError, NotFoundError
 from madpo.model_files.configs import MODEL_SUFFIXES
 from madpo.model_files.uploads import SKIPPED_ON_HUB
-from madpo_gateway.requests import is_plain_path, violation
+from madpo.v1.dataset_service_pb2 import ImportDatasetRequest
+from madpo.v1.model_service_pb2 import ImportModelRequest
+from madpo_gateway.requests import is_plain_path, require_match, violation
 
 HUB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$"
-COMMIT_PATTERN = r"^[0-9a-f]{40}$"
+REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}){0,4}$"
+"""A branch, a tag or a commit, also such as `refs/pr/1`."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 PATTERNS = tuple(f"*{suffix}" for suffix in sorted(MODEL_SUFFIXES - {".md"}))
 """Files a model directory may hold; everything else stays on the hub."""
@@ -21,12 +27,45 @@ PATTERNS = tuple(f"*{suffix}" for suffix in sorted(MODEL_SUFFIXES - {".md"}))
 _INSTEAD = "download it where the hub can be reached and upload it instead"
 
 
+def revision_of(request: ImportModelRequest | ImportDatasetRequest) -> str:
+    """The revision that an import asks for, by its new name or the old one. Raises InvalidArgumentError."""
+    if request.revision and request.commit:
+        raise violation("commit", "is the old name of revision: give revision alone")
+    if request.commit:
+        return require_match(request.commit, _COMMIT.pattern, field="commit")
+    return require_match(request.revision or "main", REVISION_PATTERN, field="revision")
+
+
+def find_commit(hub_id: str, revision: str, *, kind: Literal["model", "dataset"], endpoint: str | None = None) -> str:
+    """The commit that a revision is now, all 40 digits: what a branch or tag means may change while files come.
+
+    Args:
+        hub_id: `owner/name`, or `name`.
+        revision: A branch, a tag or a commit.
+        kind: What it is a revision of.
+        endpoint: URL of the hub; None is the library's default.
+
+    Raises:
+        NotFoundError: The hub has no such repository or revision.
+        FailedPreconditionError: The hub library is not installed here, or the hub does not answer or refuses.
+    """
+    if _COMMIT.fullmatch(revision):
+        return revision
+    with _asking(f"{kind} {hub_id}", revision):
+        from huggingface_hub import HfApi
+
+        commit = HfApi(endpoint=endpoint).repo_info(hub_id, revision=revision, repo_type=kind).sha
+        if commit is None or not _COMMIT.fullmatch(commit):
+            raise FailedPreconditionError(f"the hub names no commit for {revision} of {hub_id}: give a full commit")
+        return commit
+
+
 def fetch_from_hub(hub_id: str, *, commit: str, directory: Path, endpoint: str | None = None) -> None:
     """Copy the files of one commit of a model into a directory.
 
     Args:
         hub_id: `owner/name`, or `name`.
-        commit: All 40 digits; a branch or tag could mean something else tomorrow.
+        commit: All 40 digits.
         directory: Where to; must exist.
         endpoint: URL of the hub; None is the library's default.
 
@@ -113,7 +152,7 @@ def _choose(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _asking(what: str, commit: str) -> Iterator[None]:
+def _asking(what: str, revision: str) -> Iterator[None]:
     """Turn what the hub library raises into our errors."""
     try:
         from huggingface_hub import errors
@@ -126,6 +165,6 @@ def _asking(what: str, commit: str) -> Iterator[None]:
     except MadpoError:
         raise
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise NotFoundError(f"the hub has no {what} at commit {commit}, or does not show it to us") from error
+        raise NotFoundError(f"the hub has no {what} at {revision}, or does not show it to us") from error
     except Exception as error:  # what its HTTP library raises has no root in common with the rest
         raise FailedPreconditionError(f"the hub did not give {what} ({type(error).__name__}): {_INSTEAD}") from error

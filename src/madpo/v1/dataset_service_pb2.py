@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from madpo.v1 import preference_pb2 as madpo_dot_v1_dot_preference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emadpo/v1/dataset_service.proto\x12\x08madpo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19madpo/v1/preference.proto\"r\n\x14UploadDatasetRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.madpo.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\tH\x00\x42\x06\n\x04part\"\xff\x01\n\x13UploadDatasetHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12#\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x14.madpo.v1.UploadFile\x12;\n\x07\x63olumns\x18\x06 \x03(\x0b\x32*.madpo.v1.UploadDatasetHeader.ColumnsEntry\x12\r\n\x05lists\x18\x07 \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\".\n\nUploadFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"L\n\x15UploadDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"r\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12/\n\x06result\x18\x02 \x01(\x0b\x32\x1f.madpo.v1.UploadDatasetResponse\x12\x14\n\x0c\x63hecked_rows\x18\x03 \x01(\x03\"\xd2\x01\n\x14ImportDatasetRequest\x12\x0e\n\x06hub_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\r\n\x05\x66iles\x18\x03 \x03(\t\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12<\n\x07\x63olumns\x18\x05 \x03(\x0b\x32+.madpo.v1.ImportDatasetRequest.ColumnsEntry\x12\r\n\x05lists\x18\x06 \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x15ImportDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\xcb\x01\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63olumns\x18\x07 \x03(\t\x12$\n\x05\x66orms\x18\x08 \x03(\x0b\x32\x15.madpo.v1.DatasetForm\"\x8e\x01\n\x0b\x44\x61tasetForm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\x33\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\".madpo.v1.DatasetForm.ColumnsEntry\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.madpo.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"c\n\x13\x43heckDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x1f\n\x13held_out_dataset_id\x18\x02 \x01(\tB\x02\x18\x01\x12\x17\n\x0f\x65val_dataset_id\x18\x03 \x01(\t\"c\n\x14\x43heckDatasetResponse\x12\x16\n\x0c\x63hecked_rows\x18\x01 \x01(\x03H\x00\x12\x15\n\x0breport_json\x18\x02 \x01(\tH\x00\x12\x14\n\nrows_chunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\":\n\x16ReadDatasetRowsRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03\"=\n\x17ReadDatasetRowsResponse\x12\"\n\x04rows\x18\x01 \x03(\x0b\x32\x14.madpo.v1.DatasetRow\"\xba\x05\n\nDatasetRow\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.madpo.v1.Content\x12!\n\x06\x63hosen\x18\x03 \x01(\x0b\x32\x11.madpo.v1.Content\x12#\n\x08rejected\x18\x04 \x01(\x0b\x32\x11.madpo.v1.Content\x12%\n\ncompletion\x18\x05 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1f\n\x04gold\x18\x06 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1a\n\rreward_margin\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12\x63hosen_uncertainty\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12!\n\x14rejected_uncertainty\x18\t \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11semantic_distance\x18\n \x01(\x01H\x03\x88\x01\x01\x12$\n\tresponses\x18\x0b \x03(\x0b\x32\x11.madpo.v1.Content\x12\x0e\n\x06scores\x18\x0c \x03(\x01\x12&\n\x07options\x18\r \x01(\x0b\x32\x15.madpo.v1.ChatOptions\x12\x1a\n\rchosen_reward\x18\x0e \x01(\x01H\x04\x88\x01\x01\x12\x1c\n\x0frejected_reward\x18\x0f \x01(\x01H\x05\x88\x01\x01\x12\x13\n\x06weight\x18\x10 \x01(\x01H\x06\x88\x01\x01\x12\x0f\n\x02id\x18\x11 \x01(\tH\x07\x88\x01\x01\x12\x13\n\x06source\x18\x12 \x01(\tH\x08\x88\x01\x01\x42\x10\n\x0e_reward_marginB\x15\n\x13_chosen_uncertaintyB\x17\n\x15_rejected_uncertaintyB\x14\n\x12_semantic_distanceB\x10\n\x0e_chosen_rewardB\x12\n\x10_rejected_rewardB\t\n\x07_weightB\x05\n\x03_idB\t\n\x07_source2\x91\x05\n\x0e\x44\x61tasetService\x12R\n\rUploadDataset\x12\x1e.madpo.v1.UploadDatasetRequest\x1a\x1f.madpo.v1.UploadDatasetResponse(\x01\x12\x44\n\tGetUpload\x12\x1a.madpo.v1.GetUploadRequest\x1a\x1b.madpo.v1.GetUploadResponse\x12P\n\rImportDataset\x12\x1e.madpo.v1.ImportDatasetRequest\x1a\x1f.madpo.v1.ImportDatasetResponse\x12G\n\nGetDataset\x12\x1b.madpo.v1.GetDatasetRequest\x1a\x1c.madpo.v1.GetDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.madpo.v1.ListDatasetsRequest\x1a\x1e.madpo.v1.ListDatasetsResponse\x12P\n\rDeleteDataset\x12\x1e.madpo.v1.DeleteDatasetRequest\x1a\x1f.madpo.v1.DeleteDatasetResponse\x12O\n\x0c\x43heckDataset\x12\x1d.madpo.v1.CheckDatasetRequest\x1a\x1e.madpo.v1.CheckDatasetResponse0\x01\x12X\n\x0fReadDatasetRows\x12 .madpo.v1.ReadDatasetRowsRequest\x1a!.madpo.v1.ReadDatasetRowsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emadpo/v1/dataset_service.proto\x12\x08madpo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19madpo/v1/preference.proto\"r\n\x14UploadDatasetRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.madpo.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\tH\x00\x42\x06\n\x04part\"\xff\x01\n\x13UploadDatasetHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12#\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x14.madpo.v1.UploadFile\x12;\n\x07\x63olumns\x18\x06 \x03(\x0b\x32*.madpo.v1.UploadDatasetHeader.ColumnsEntry\x12\r\n\x05lists\x18\x07 \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\".\n\nUploadFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"L\n\x15UploadDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"r\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12/\n\x06result\x18\x02 \x01(\x0b\x32\x1f.madpo.v1.UploadDatasetResponse\x12\x14\n\x0c\x63hecked_rows\x18\x03 \x01(\x03\"\xe8\x01\n\x14ImportDatasetRequest\x12\x0e\n\x06hub_id\x18\x01 \x01(\t\x12\x12\n\x06\x63ommit\x18\x02 \x01(\tB\x02\x18\x01\x12\r\n\x05\x66iles\x18\x03 \x03(\t\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12<\n\x07\x63olumns\x18\x05 \x03(\x0b\x32+.madpo.v1.ImportDatasetRequest.ColumnsEntry\x12\r\n\x05lists\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\\\n\x15ImportDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\t\"\xcb\x01\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63olumns\x18\x07 \x03(\t\x12$\n\x05\x66orms\x18\x08 \x03(\x0b\x32\x15.madpo.v1.DatasetForm\"\x8e\x01\n\x0b\x44\x61tasetForm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\x33\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\".madpo.v1.DatasetForm.ColumnsEntry\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.madpo.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"c\n\x13\x43heckDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x1f\n\x13held_out_dataset_id\x18\x02 \x01(\tB\x02\x18\x01\x12\x17\n\x0f\x65val_dataset_id\x18\x03 \x01(\t\"c\n\x14\x43heckDatasetResponse\x12\x16\n\x0c\x63hecked_rows\x18\x01 \x01(\x03H\x00\x12\x15\n\x0breport_json\x18\x02 \x01(\tH\x00\x12\x14\n\nrows_chunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\":\n\x16ReadDatasetRowsRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03\"=\n\x17ReadDatasetRowsResponse\x12\"\n\x04rows\x18\x01 \x03(\x0b\x32\x14.madpo.v1.DatasetRow\"\xba\x05\n\nDatasetRow\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.madpo.v1.Content\x12!\n\x06\x63hosen\x18\x03 \x01(\x0b\x32\x11.madpo.v1.Content\x12#\n\x08rejected\x18\x04 \x01(\x0b\x32\x11.madpo.v1.Content\x12%\n\ncompletion\x18\x05 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1f\n\x04gold\x18\x06 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1a\n\rreward_margin\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12\x63hosen_uncertainty\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12!\n\x14rejected_uncertainty\x18\t \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11semantic_distance\x18\n \x01(\x01H\x03\x88\x01\x01\x12$\n\tresponses\x18\x0b \x03(\x0b\x32\x11.madpo.v1.Content\x12\x0e\n\x06scores\x18\x0c \x03(\x01\x12&\n\x07options\x18\r \x01(\x0b\x32\x15.madpo.v1.ChatOptions\x12\x1a\n\rchosen_reward\x18\x0e \x01(\x01H\x04\x88\x01\x01\x12\x1c\n\x0frejected_reward\x18\x0f \x01(\x01H\x05\x88\x01\x01\x12\x13\n\x06weight\x18\x10 \x01(\x01H\x06\x88\x01\x01\x12\x0f\n\x02id\x18\x11 \x01(\tH\x07\x88\x01\x01\x12\x13\n\x06source\x18\x12 \x01(\tH\x08\x88\x01\x01\x42\x10\n\x0e_reward_marginB\x15\n\x13_chosen_uncertaintyB\x17\n\x15_rejected_uncertaintyB\x14\n\x12_semantic_distanceB\x10\n\x0e_chosen_rewardB\x12\n\x10_rejected_rewardB\t\n\x07_weightB\x05\n\x03_idB\t\n\x07_source2\x91\x05\n\x0e\x44\x61tasetService\x12R\n\rUploadDataset\x12\x1e.madpo.v1.UploadDatasetRequest\x1a\x1f.madpo.v1.UploadDatasetResponse(\x01\x12\x44\n\tGetUpload\x12\x1a.madpo.v1.GetUploadRequest\x1a\x1b.madpo.v1.GetUploadResponse\x12P\n\rImportDataset\x12\x1e.madpo.v1.ImportDatasetRequest\x1a\x1f.madpo.v1.ImportDatasetResponse\x12G\n\nGetDataset\x12\x1b.madpo.v1.GetDatasetRequest\x1a\x1c.madpo.v1.GetDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.madpo.v1.ListDatasetsRequest\x1a\x1e.madpo.v1.ListDatasetsResponse\x12P\n\rDeleteDataset\x12\x1e.madpo.v1.DeleteDatasetRequest\x1a\x1f.madpo.v1.DeleteDatasetResponse\x12O\n\x0c\x43heckDataset\x12\x1d.madpo.v1.CheckDatasetRequest\x1a\x1e.madpo.v1.CheckDatasetResponse0\x01\x12X\n\x0fReadDatasetRows\x12 .madpo.v1.ReadDatasetRowsRequest\x1a!.madpo.v1.ReadDatasetRowsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADDATASETHEADER_COLUMNSENTRY']._serialized_options = b'8\001'
   _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._loaded_options = None
   _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_options = b'8\001'
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['commit']._loaded_options = None
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['commit']._serialized_options = b'\030\001'
   _globals['_DATASETFORM_COLUMNSENTRY']._loaded_options = None
   _globals['_DATASETFORM_COLUMNSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKDATASETREQUEST'].fields_by_name['held_out_dataset_id']._loaded_options = None
@@ -56,39 +58,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUPLOADRESPONSE']._serialized_start=643
   _globals['_GETUPLOADRESPONSE']._serialized_end=757
   _globals['_IMPORTDATASETREQUEST']._serialized_start=760
-  _globals['_IMPORTDATASETREQUEST']._serialized_end=970
+  _globals['_IMPORTDATASETREQUEST']._serialized_end=992
   _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_start=430
   _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_end=476
-  _globals['_IMPORTDATASETRESPONSE']._serialized_start=972
-  _globals['_IMPORTDATASETRESPONSE']._serialized_end=1048
-  _globals['_DATASET']._serialized_start=1051
-  _globals['_DATASET']._serialized_end=1254
-  _globals['_DATASETFORM']._serialized_start=1257
-  _globals['_DATASETFORM']._serialized_end=1399
+  _globals['_IMPORTDATASETRESPONSE']._serialized_start=994
+  _globals['_IMPORTDATASETRESPONSE']._serialized_end=1086
+  _globals['_DATASET']._serialized_start=1089
+  _globals['_DATASET']._serialized_end=1292
+  _globals['_DATASETFORM']._serialized_start=1295
+  _globals['_DATASETFORM']._serialized_end=1437
   _globals['_DATASETFORM_COLUMNSENTRY']._serialized_start=430
   _globals['_DATASETFORM_COLUMNSENTRY']._serialized_end=476
-  _globals['_GETDATASETREQUEST']._serialized_start=1401
-  _globals['_GETDATASETREQUEST']._serialized_end=1440
-  _globals['_GETDATASETRESPONSE']._serialized_start=1442
-  _globals['_GETDATASETRESPONSE']._serialized_end=1498
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1500
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1560
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1562
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1646
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1648
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1690
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1692
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1715
-  _globals['_CHECKDATASETREQUEST']._serialized_start=1717
-  _globals['_CHECKDATASETREQUEST']._serialized_end=1816
-  _globals['_CHECKDATASETRESPONSE']._serialized_start=1818
-  _globals['_CHECKDATASETRESPONSE']._serialized_end=1917
-  _globals['_READDATASETROWSREQUEST']._serialized_start=1919
-  _globals['_READDATASETROWSREQUEST']._serialized_end=1977
-  _globals['_READDATASETROWSRESPONSE']._serialized_start=1979
-  _globals['_READDATASETROWSRESPONSE']._serialized_end=2040
-  _globals['_DATASETROW']._serialized_start=2043
-  _globals['_DATASETROW']._serialized_end=2741
-  _globals['_DATASETSERVICE']._serialized_start=2744
-  _globals['_DATASETSERVICE']._serialized_end=3401
+  _globals['_GETDATASETREQUEST']._serialized_start=1439
+  _globals['_GETDATASETREQUEST']._serialized_end=1478
+  _globals['_GETDATASETRESPONSE']._serialized_start=1480
+  _globals['_GETDATASETRESPONSE']._serialized_end=1536
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1538
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1598
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1600
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1684
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1686
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1728
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1730
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1753
+  _globals['_CHECKDATASETREQUEST']._serialized_start=1755
+  _globals['_CHECKDATASETREQUEST']._serialized_end=1854
+  _globals['_CHECKDATASETRESPONSE']._serialized_start=1856
+  _globals['_CHECKDATASETRESPONSE']._serialized_end=1955
+  _globals['_READDATASETROWSREQUEST']._serialized_start=1957
+  _globals['_READDATASETROWSREQUEST']._serialized_end=2015
+  _globals['_READDATASETROWSRESPONSE']._serialized_start=2017
+  _globals['_READDATASETROWSRESPONSE']._serialized_end=2078
+  _globals['_DATASETROW']._serialized_start=2081
+  _globals['_DATASETROW']._serialized_end=2779
+  _globals['_DATASETSERVICE']._serialized_start=2782
+  _globals['_DATASETSERVICE']._serialized_end=3439
 # @@protoc_insertion_point(module_scope)

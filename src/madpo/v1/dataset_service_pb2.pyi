@@ -78,7 +78,7 @@ class GetUploadResponse(_message.Message):
     def __init__(self, received_bytes: _Optional[int] = ..., result: _Optional[_Union[UploadDatasetResponse, _Mapping]] = ..., checked_rows: _Optional[int] = ...) -> None: ...
 
 class ImportDatasetRequest(_message.Message):
-    __slots__ = ("hub_id", "commit", "files", "format", "columns", "lists")
+    __slots__ = ("hub_id", "commit", "files", "format", "columns", "lists", "revision")
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -92,21 +92,25 @@ class ImportDatasetRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     LISTS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     hub_id: str
     commit: str
     files: _containers.RepeatedScalarFieldContainer[str]
     format: str
     columns: _containers.ScalarMap[str, str]
     lists: str
-    def __init__(self, hub_id: _Optional[str] = ..., commit: _Optional[str] = ..., files: _Optional[_Iterable[str]] = ..., format: _Optional[str] = ..., columns: _Optional[_Mapping[str, str]] = ..., lists: _Optional[str] = ...) -> None: ...
+    revision: str
+    def __init__(self, hub_id: _Optional[str] = ..., commit: _Optional[str] = ..., files: _Optional[_Iterable[str]] = ..., format: _Optional[str] = ..., columns: _Optional[_Mapping[str, str]] = ..., lists: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class ImportDatasetResponse(_message.Message):
-    __slots__ = ("dataset", "created")
+    __slots__ = ("dataset", "created", "commit")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
     dataset: Dataset
     created: bool
-    def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+    commit: str
+    def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ..., created: _Optional[bool] = ..., commit: _Optional[str] = ...) -> None: ...
 
 class Dataset(_message.Message):
     __slots__ = ("dataset_id", "display_name", "kind", "rows", "size_bytes", "create_time", "columns", "forms")

@@ -100,7 +100,7 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportDataset(self, request, context):
-        """Fetches files of a dataset repository from the hub at a pinned commit, and takes them in like an upload.
+        """Fetches files of a dataset repository from the hub at the commit that a revision is now, and takes them in like an upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -84,7 +84,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportModel(self, request, context):
-        """Fetches a model from the hub at a pinned commit.
+        """Fetches a model from the hub, at the commit that a revision is now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,4 @@
-"""Datasets from the hub, at a pinned commit, through a real gateway; the hub is a mirror on loopback."""
+"""Datasets from the hub, at one commit, through a real gateway; the hub is a mirror on loopback."""
 
 import io
 import json
@@ -73,11 +73,13 @@ async def test_the_files_that_a_pattern_names_become_a_dataset(
     uploaded = tmp_path / "pairs.jsonl"
     uploaded.write_text("\n".join(map(json.dumps, PAIRS[:4])))
     async with importing(tmp_path, redis_url, redis_namespace, FILES) as (client, _):
-        dataset, created = await client.import_dataset("somebody/pairs", commit=COMMIT, files=["data/train-*.parquet"])
+        dataset, created, _ = await client.import_dataset(
+            "somebody/pairs", revision=COMMIT, files=["data/train-*.parquet"]
+        )
         rows = await client.read_dataset_rows(dataset.dataset_id, [1, 4])
         same, created_again = await client.upload_dataset([uploaded], display_name="")
 
-    assert (dataset.rows, dataset.display_name, created) == (4, "somebody/pairs", True)
+    assert (dataset.rows, dataset.display_name, created) == (4, f"somebody/pairs@{COMMIT[:12]}", True)
     assert [getattr(row, "prompt", None) for row in rows] == ["0+1?", "3+1?"]
     assert (same.dataset_id, created_again) == (dataset.dataset_id, False)
 
@@ -85,9 +87,11 @@ async def test_the_files_that_a_pattern_names_become_a_dataset(
 async def test_a_single_file_needs_no_pattern(tmp_path: Path, redis_url: str, redis_namespace: str) -> None:
     files = {"README.md": b"", "pairs.jsonl": "\n".join(map(json.dumps, PAIRS)).encode()}
     async with importing(tmp_path, redis_url, redis_namespace, files) as (client, _):
-        dataset, _ = await client.import_dataset("somebody/pairs", commit=COMMIT)
+        dataset, *_ = await client.import_dataset("somebody/pairs", revision=COMMIT)
+        _, created, commit = await client.import_dataset("somebody/pairs", revision="v1")
 
     assert dataset.rows == 6
+    assert (created, commit) == (False, COMMIT)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +108,7 @@ async def test_what_is_meant_must_be_clear(
 ) -> None:
     async with importing(tmp_path, redis_url, redis_namespace, FILES) as (client, settings):
         with pytest.raises(InvalidArgumentError, match=reason) as caught:
-            await client.import_dataset("somebody/pairs", commit=COMMIT, files=files)
+            await client.import_dataset("somebody/pairs", revision=COMMIT, files=files)
         assert list(open_store(settings).list("")) == []
 
     assert [violation.field for violation in caught.value.violations] == ([field] if field else [])
@@ -114,7 +118,7 @@ async def test_a_wrong_row_is_named_with_its_file(tmp_path: Path, redis_url: str
     files = {"a.jsonl": json.dumps(PAIRS[0]).encode(), "b.jsonl": b'{"prompt": "x", "chosen": 5, "rejected": "y"}'}
     async with importing(tmp_path, redis_url, redis_namespace, files) as (client, _):
         with pytest.raises(InvalidArgumentError) as caught:
-            await client.import_dataset("somebody/pairs", commit=COMMIT, files=["*.jsonl"])
+            await client.import_dataset("somebody/pairs", revision=COMMIT, files=["*.jsonl"])
 
     assert [violation.field for violation in caught.value.violations] == ["b.jsonl row 1.chosen"]
 
@@ -122,18 +126,20 @@ async def test_a_wrong_row_is_named_with_its_file(tmp_path: Path, redis_url: str
 async def test_files_that_are_too_large_are_not_fetched(tmp_path: Path, redis_url: str, redis_namespace: str) -> None:
     async with importing(tmp_path, redis_url, redis_namespace, FILES, max_upload_bytes=100) as (client, _):
         with pytest.raises(InvalidArgumentError, match=r"more than max_upload_bytes \(100\)"):
-            await client.import_dataset("somebody/pairs", commit=COMMIT, files=["data/*"])
+            await client.import_dataset("somebody/pairs", revision=COMMIT, files=["data/*"])
 
 
-async def test_an_import_names_a_dataset_and_a_commit_that_are_there(
+async def test_an_import_names_a_dataset_and_a_revision_that_are_there(
     tmp_path: Path, redis_url: str, redis_namespace: str
 ) -> None:
     async with importing(tmp_path, redis_url, redis_namespace, FILES) as (client, _):
         with pytest.raises(NotFoundError, match="no dataset somebody/other"):
-            await client.import_dataset("somebody/other", commit=COMMIT)
+            await client.import_dataset("somebody/other", revision=COMMIT)
+        with pytest.raises(NotFoundError, match="no dataset somebody/pairs at v2"):
+            await client.import_dataset("somebody/pairs", revision="v2")
         with pytest.raises(FailedPreconditionError, match="did not give dataset private/pairs"):
-            await client.import_dataset("private/pairs", commit=COMMIT)
-        for hub_id, commit, field in (("../pairs", COMMIT, "hub_id"), ("somebody/pairs", "main", "commit")):
+            await client.import_dataset("private/pairs", revision=COMMIT)
+        for hub_id, revision, field in (("../pairs", COMMIT, "hub_id"), ("somebody/pairs", "../x", "revision")):
             with pytest.raises(InvalidArgumentError) as caught:
-                await client.import_dataset(hub_id, commit=commit)
+                await client.import_dataset(hub_id, revision=revision)
             assert [violation.field for violation in caught.value.violations] == [field]

@@ -1,4 +1,4 @@
-"""Models from the hub, at a pinned commit; the hub is a mirror on loopback."""
+"""Models from the hub, at one commit; the hub is a mirror on loopback."""
 
 import json
 import sys
@@ -8,44 +8,55 @@ import pytest
 from madpo.rpc import convert
 from madpo.v1 import model_service_pb2
 from madpo_gateway.settings import GatewaySettings
-from tests.hub_mirror import COMMIT, hub
+from tests.hub_mirror import COMMIT, REVISIONS, hub
 from tests.integration.gateway.messages import safetensors
 from tests.integration.gateway.service import POLICY_CONFIG, Gateway, refusal, running
 
 
-async def test_a_model_is_imported_from_the_hub_at_a_commit(settings: GatewaySettings) -> None:
+@pytest.mark.parametrize(
+    "revision",
+    [{"commit": COMMIT}, {}, *({"revision": revision} for revision in REVISIONS)],
+    ids=lambda given: " ".join(given.values()) or "none",
+)
+async def test_a_model_is_imported_at_the_commit_that_a_revision_is(
+    settings: GatewaySettings, revision: dict[str, str]
+) -> None:
     pytest.importorskip("huggingface_hub")
     wanted = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": safetensors(3)}
     request = model_service_pb2.ImportModelRequest
     with hub({**wanted, "pytorch_model.bin": b"pickle", "modeling.py": b"code"}) as url:
         async with running(settings.model_copy(update={"hub_endpoint": url})) as gateway:
-            imported = await gateway.ask(gateway.models.ImportModel, request(hub_id="somebody/model", commit=COMMIT))
+            imported = await gateway.ask(gateway.models.ImportModel, request(hub_id="somebody/model", **revision))
             unknown = await refusal(
-                gateway.ask(gateway.models.ImportModel, request(hub_id="somebody/other", commit=COMMIT))
+                gateway.ask(gateway.models.ImportModel, request(hub_id="somebody/other", **revision))
             )
             assert gateway.spooled() == []
 
     model = convert.model_from_proto(imported.model)
-    assert imported.created
+    assert (imported.created, imported.commit) == (True, COMMIT)
     assert {file.path for file in model.files} == set(wanted)
     assert (model.display_name, model.metadata) == ("somebody/model", {"hub_id": "somebody/model", "commit": COMMIT})
     assert unknown.code == "NOT_FOUND"
 
 
 @pytest.mark.parametrize(
-    ("hub_id", "commit", "field"),
+    ("hub_id", "revision", "field"),
     [
-        ("https://example.org/model", COMMIT, "hub_id"),
-        ("../model", COMMIT, "hub_id"),
-        ("a/b/c", COMMIT, "hub_id"),
-        ("a/b", "main", "commit"),
-        ("a/b", COMMIT + "\n", "commit"),
+        ("https://example.org/model", {"revision": COMMIT}, "hub_id"),
+        ("../model", {"revision": COMMIT}, "hub_id"),
+        ("a/b/c", {"revision": COMMIT}, "hub_id"),
+        ("a/b", {"commit": "main"}, "commit"),
+        ("a/b", {"commit": COMMIT + "\n"}, "commit"),
+        ("a/b", {"commit": COMMIT, "revision": COMMIT}, "commit"),
+        ("a/b", {"revision": "main\n"}, "revision"),
+        ("a/b", {"revision": "../main"}, "revision"),
+        ("a/b", {"revision": "main?x"}, "revision"),
     ],
 )
-async def test_an_import_names_a_hub_model_and_a_full_commit(
-    gateway: Gateway, hub_id: str, commit: str, field: str
+async def test_an_import_names_a_hub_model_and_a_revision(
+    gateway: Gateway, hub_id: str, revision: dict[str, str], field: str
 ) -> None:
-    request = model_service_pb2.ImportModelRequest(hub_id=hub_id, commit=commit)
+    request = model_service_pb2.ImportModelRequest(hub_id=hub_id, **revision)
 
     refused = await refusal(gateway.ask(gateway.models.ImportModel, request))
 

@@ -23,7 +23,7 @@ from madpo.storage.datasets import DatasetStore
 from madpo.types import Dataset, DatasetRow
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
-from madpo_gateway.hub import COMMIT_PATTERN, HUB_ID_PATTERN, fetch_dataset_files
+from madpo_gateway.hub import HUB_ID_PATTERN, fetch_dataset_files, find_commit, revision_of
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_match, violation
 from madpo_gateway.settings import GatewaySettings
@@ -59,11 +59,14 @@ class DatasetServicer(DatasetServiceServicer):
         return await self._uploaded(result)
 
     async def ImportDataset(self, request: pb.ImportDatasetRequest, context: Any) -> pb.ImportDatasetResponse:  # noqa: N802
-        """Fetch files of a pinned commit from the hub and store their rows."""
+        """Fetch files of a revision from the hub and store their rows."""
         hub_id = require_match(request.hub_id, HUB_ID_PATTERN, field="hub_id")
-        commit = require_match(request.commit, COMMIT_PATTERN, field="commit")
+        revision, endpoint = revision_of(request), self._settings.hub_endpoint
         file_format = parse_format(request.format)
-        header = pb.UploadDatasetHeader(display_name=hub_id, columns=request.columns, lists=request.lists)
+        commit = await run_blocking(find_commit, hub_id, revision, kind="dataset", endpoint=endpoint)
+        header = pb.UploadDatasetHeader(
+            display_name=f"{hub_id}@{commit[:12]}", columns=request.columns, lists=request.lists
+        )
         async with scratch_directory(self._settings.uploads) as directory:
             fetched = await run_blocking(
                 fetch_dataset_files,
@@ -72,12 +75,12 @@ class DatasetServicer(DatasetServiceServicer):
                 patterns=request.files,
                 directory=directory,
                 limit_bytes=self._settings.max_upload_bytes,
-                endpoint=self._settings.hub_endpoint,
+                endpoint=endpoint,
             )
             files = [DataFile(path, name, file_format) for name, path in fetched]
             result = await run_blocking(self._store, header, files)
         stored = await self._uploaded(result)
-        return pb.ImportDatasetResponse(dataset=stored.dataset, created=stored.created)
+        return pb.ImportDatasetResponse(dataset=stored.dataset, created=stored.created, commit=commit)
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Any) -> pb.GetUploadResponse:  # noqa: N802
         """How far an upload has come, or what it became."""

@@ -25,7 +25,7 @@ from madpo.storage.references import CHECKPOINT_MODEL
 from madpo.types import FileEntry, Model
 from madpo.v1 import model_service_pb2 as pb
 from madpo.v1.model_service_pb2_grpc import ModelServiceServicer
-from madpo_gateway.hub import COMMIT_PATTERN, HUB_ID_PATTERN, fetch_from_hub
+from madpo_gateway.hub import HUB_ID_PATTERN, fetch_from_hub, find_commit, revision_of
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
@@ -77,17 +77,16 @@ class ModelServicer(ModelServiceServicer):
         return pb.UploadModelResponse(model=convert.model_to_proto(model), created=created)
 
     async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> pb.ImportModelResponse:  # noqa: N802
-        """Fetch a pinned commit from the hub and store it."""
+        """Fetch a revision from the hub and store it."""
         hub_id = require_match(request.hub_id, HUB_ID_PATTERN, field="hub_id")
-        commit = require_match(request.commit, COMMIT_PATTERN, field="commit")
+        revision, endpoint = revision_of(request), self._settings.hub_endpoint
+        commit = await run_blocking(find_commit, hub_id, revision, kind="model", endpoint=endpoint)
         async with scratch_directory(self._settings.uploads) as directory:
-            await run_blocking(
-                fetch_from_hub, hub_id, commit=commit, directory=directory, endpoint=self._settings.hub_endpoint
-            )
+            await run_blocking(fetch_from_hub, hub_id, commit=commit, directory=directory, endpoint=endpoint)
             model, created = await run_blocking(
                 self._publish, directory, display_name=hub_id, metadata={"hub_id": hub_id, "commit": commit}
             )
-        return pb.ImportModelResponse(model=convert.model_to_proto(model), created=created)
+        return pb.ImportModelResponse(model=convert.model_to_proto(model), created=created, commit=commit)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         """One model."""

@@ -121,18 +121,21 @@ class DatasetCalls(GatewayCalls):
         self,
         hub_id: str,
         *,
-        commit: str,
+        revision: str = "main",
         files: Sequence[str] = (),
         format: str = "",  # noqa: A002
         columns: Mapping[str, str] | None = None,
         lists: str = "",
-    ) -> tuple[types.Dataset, bool]:
-        """Let the gateway fetch files of rows from the hub at a full commit; the rest is as of an upload."""
+    ) -> tuple[types.Dataset, bool, str]:
+        """Let the gateway fetch files of rows of a branch, tag or commit from the hub; gives the full commit as well.
+
+        The rest is as of an upload.
+        """
         request = datasets.ImportDatasetRequest(
-            hub_id=hub_id, commit=commit, files=files, format=format, columns=columns, lists=lists
+            hub_id=hub_id, revision=revision, files=files, format=format, columns=columns, lists=lists
         )
         response = await self.call(self._datasets.ImportDataset, request, timeout_s=self.commit_timeout_s)
-        return convert.dataset_from_proto(response.dataset), response.created
+        return convert.dataset_from_proto(response.dataset), response.created, response.commit
 
     async def get_dataset(self, dataset_id: str) -> types.Dataset:
         """Raises NotFoundError."""

@@ -53,11 +53,11 @@ class ModelCalls(GatewayCalls):
         response = await self.upload(self._models.UploadModel(metadata=self.metadata), parts())
         return convert.model_from_proto(response.model), response.created
 
-    async def import_model(self, hub_id: str, *, commit: str) -> tuple[types.Model, bool]:
-        """Let the gateway fetch a model from the hub at a full commit."""
-        request = models.ImportModelRequest(hub_id=hub_id, commit=commit)
+    async def import_model(self, hub_id: str, *, revision: str = "main") -> tuple[types.Model, bool, str]:
+        """Let the gateway fetch a branch, tag or commit of a model from the hub; gives the full commit as well."""
+        request = models.ImportModelRequest(hub_id=hub_id, revision=revision)
         response = await self.call(self._models.ImportModel, request, timeout_s=self.commit_timeout_s)
-        return convert.model_from_proto(response.model), response.created
+        return convert.model_from_proto(response.model), response.created, response.commit
 
     async def get_model(self, model_id: str) -> types.Model:
         """Raises NotFoundError."""
