@@ -60,7 +60,7 @@ def job_columns(client: "Client", jobs: Sequence[Job]) -> list[Column]:
         Column("kind", lambda job: job.kind.value.removesuffix("_training"), rank=3),
         Column("method", method_of, rank=5),
         Column("model", lambda job: _model_name(job, names), rank=6, shortest=12),
-        Column("state", lambda job: Text(job.state.value.lower(), style=_STYLES.get(job.state, "")), rank=2),
+        Column("state", _state, rank=2),
         Column("progress", describe_progress, rank=7),
         Column("took", lambda job: _took(job), rank=8, is_right=True),
         Column("created", lambda job: time_text(job.create_time), rank=9),
@@ -88,6 +88,12 @@ def describe_progress(job: Job) -> str:
     return f"{describe_phase(progress)}{left}"
 
 
+def _state(job: Job) -> Text:
+    """Yellow where a job has done what it is for, and something beside went wrong."""
+    has_warnings = job.state is JobState.SUCCEEDED and job.result is not None and bool(job.result.warnings)
+    return Text(job.state.value.lower(), style="yellow" if has_warnings else _STYLES.get(job.state, ""))
+
+
 def _took(job: Job) -> str:
     if job.start_time is None:
         return ""
@@ -98,6 +104,10 @@ def _reason(job: Job, names: Mapping[str, str]) -> str:
     """Why it is as it is, in a line: `madpo job show` has all of it."""
     if job.state is JobState.WAITING:
         return f"waits for {', '.join(names.get(each) or each for each in job.depends_on)}"
+    if job.state is JobState.SUCCEEDED and job.result is not None and job.result.warnings:
+        first, *more = job.result.warnings
+        others = f" (and {len(more)} more)" if more else ""
+        return f"warning: {first.strip().partition(chr(10))[0]}{others}"
     return job.reason.strip().partition("\n")[0]
 
 

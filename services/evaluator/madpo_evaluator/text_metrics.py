@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NonFiniteError
+from madpo.spelling import did_you_mean
 from madpo.types import Content
 
 Metric = Callable[[Sequence[Content], Sequence[str]], Sequence[float]]
@@ -26,7 +27,8 @@ def load_metrics(names: Iterable[str]) -> dict[str, Metric]:
     for name in names:
         if name not in registered:
             known = ", ".join(sorted(registered)) or "none"
-            raise InvalidArgumentError(f"spec.evaluation.metrics: unknown metric {name!r}; installed: {known}")
+            meant = did_you_mean(name, registered)
+            raise InvalidArgumentError(f"spec.evaluation.metrics: unknown metric {name!r}; installed: {known}{meant}")
         try:
             metrics[name] = registered[name].load()
         except (ImportError, AttributeError) as error:

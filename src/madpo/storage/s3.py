@@ -29,6 +29,20 @@ from madpo.storage.keys import check_path
 _PART_BYTES = 32 << 20  # S3 takes 10,000 parts: files up to 312 GiB
 _MAX_CONFLICTS = 8
 _MAX_DOWNLOADS = 4
+_RIGHTS = {
+    "GET": "s3:GetObject",
+    "HEAD": "s3:GetObject",
+    "PUT": "s3:PutObject",
+    "DELETE": "s3:DeleteObject",
+    "LIST": "s3:ListBucket",
+}
+"""What a request needs, by its method; listing is called by a name of its own."""
+_REMEDIES = {
+    "InvalidAccessKeyId": "it knows no such access key: check s3_access_key, and that s3_endpoint is where it was made",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key: check s3_secret_key and s3_access_key",
+    "RequestTimeTooSkewed": "the clocks of the two machines differ by minutes: let both follow a time server",
+}
+"""What to do about a refusal, by its code; the reply to a HEAD has none."""
 
 
 class S3Store:
@@ -94,8 +108,8 @@ class S3Store:
             UnavailableError: The server does not answer.
             FailedPreconditionError: It refuses the credentials, or the bucket is missing and may not be made.
         """
-        with self._errors():
-            if not self._client.bucket_exists(self._bucket):
+        with self._errors("LIST"):
+            if not self._has_bucket():
                 try:
                     self._client.make_bucket(self._bucket, location=self._region)
                 except S3Error as error:
@@ -104,6 +118,16 @@ class S3Store:
                             f"{self._where} has no bucket {self._bucket!r} and does not let us make it ({error.code}):"
                             " create it, or correct store_url"
                         ) from error
+
+    def _has_bucket(self) -> bool:
+        try:
+            return bool(self._client.bucket_exists(self._bucket))
+        except S3Error as error:
+            if error.response.status != 403:
+                raise
+            # A HEAD is refused without a reason; a listing is with one.
+            next(iter(self._client.list_objects(self._bucket, prefix=self._prefix)), None)
+            return True
 
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises NotFoundError."""
@@ -117,7 +141,7 @@ class S3Store:
     @contextmanager
     def open_read(self, key: str) -> Iterator[BinaryIO]:
         """The object as a stream. Raises NotFoundError."""
-        with self._errors(key):
+        with self._errors("GET", key):
             response = self._client.get_object(self._bucket, self._name(key))
             try:
                 response.auto_close = False  # the buffer still asks at the end
@@ -140,7 +164,7 @@ class S3Store:
 
     def put_file(self, key: str, path: Path) -> str:
         """Write a local file, in parts where it is large; returns the etag."""
-        with self._errors(key):
+        with self._errors("PUT", key):
             try:
                 result = self._client.fput_object(self._bucket, self._name(key), str(path), part_size=_PART_BYTES)
             except S3Error as error:
@@ -164,7 +188,7 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo | None:
         """The object's description, or None."""
         try:
-            with self._errors(key):
+            with self._errors("HEAD", key):
                 return self._info(self._client.stat_object(self._bucket, self._name(key)))
         except NotFoundError:
             return None
@@ -174,13 +198,13 @@ class S3Store:
         folder = prefix.rpartition("/")[0]
         if folder:
             check_path(folder)
-        with self._errors():
+        with self._errors("LIST", prefix):
             for item in self._client.list_objects(self._bucket, prefix=self._prefix + prefix, recursive=True):
                 yield self._info(item)
 
     def delete(self, key: str) -> None:
         """Remove; absent is fine."""
-        with self._errors(key):
+        with self._errors("DELETE", key):
             self._client.remove_object(self._bucket, self._name(key))
 
     def request(
@@ -193,7 +217,7 @@ class S3Store:
         """
         if body is not None:
             headers = {"Content-Type": "application/octet-stream", **(headers or {})}
-        with self._errors(key):
+        with self._errors(method, key):
             return self._client._execute(method, self._bucket, self._name(key), body=body, headers=headers)
 
     def _put_conditionally(self, key: str, data: bytes, condition: dict[str, str]) -> str | None:
@@ -225,7 +249,7 @@ class S3Store:
         return ObjectInfo(key, item.size, item.etag.strip('"'), modified_time)
 
     @contextmanager
-    def _errors(self, key: str = "") -> Iterator[None]:
+    def _errors(self, method: str, key: str = "") -> Iterator[None]:
         try:
             yield
         except HTTPError as error:
@@ -233,19 +257,21 @@ class S3Store:
                 f"{self._where} does not answer ({error}): is s3_endpoint right, and is it up?"
             ) from error
         except MinioException as error:
-            raise self._translate(error, key) from error
+            raise self._translate(error, method, key) from error
 
-    def _translate(self, error: MinioException, key: str) -> MadpoError:
+    def _translate(self, error: MinioException, method: str, key: str) -> MadpoError:
         status, code = _status(error), getattr(error, "code", None)
         if code == "NoSuchBucket":
-            return FailedPreconditionError(f"{self._where} has no bucket {self._bucket!r}: create it")
+            return FailedPreconditionError(
+                f"{self._where} has no bucket {self._bucket!r}: create it, or correct store_url"
+            )
         if status == 404:
             return NotFoundError(f"no object {key}")
         if status in (401, 403):
-            return FailedPreconditionError(
-                f"{self._where} refuses access to {self._bucket}/{self._prefix}{key} ({code}):"
-                " check s3_access_key, s3_secret_key and the rights they carry"
-            )
+            right = _RIGHTS.get(method, method)
+            remedy = _REMEDIES.get(str(code), f"check s3_access_key, s3_secret_key, and that they allow {right}")
+            what = f"{self._bucket}/{self._prefix}{key} for {right} ({code or status})"
+            return FailedPreconditionError(f"{self._where} refuses access to {what}: {remedy}")
         if status == 409:
             return _ConflictError(f"{self._where}: {key} is being written by another")
         if status == 412:

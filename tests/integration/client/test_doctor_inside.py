@@ -293,11 +293,13 @@ def test_credentials_that_may_not_write_are_told(s3: StoreSettings, liar: Liar) 
     found = examine(s3, s3_endpoint=f"http://127.0.0.1:{liar.server_port}")
     assert not_ok(found) == {"store.contract": "warning"}
     assert "probes/*" in found["store.contract"].advice
+    assert "for s3:PutObject (403): check s3_access_key, s3_secret_key, and" in found["store.contract"].message
 
 
 def test_wrong_credentials_buckets_and_settings_are_told(s3: StoreSettings) -> None:
     for changes, message in (
-        ({"s3_secret_key": SecretStr("wrong-wrong")}, "refuses access"),
+        ({"s3_secret_key": SecretStr("wrong-wrong")}, "the secret key does not belong to the access key"),
+        ({"s3_access_key": SecretStr("wrong-wrong")}, "knows no such access key"),
         ({"store_url": f"s3://madpo-{uuid4().hex}"}, "has no bucket"),
         ({"s3_secret_key": None}, "s3_secret_key"),
         ({"store_url": "ftp://host"}, "store_url must be"),

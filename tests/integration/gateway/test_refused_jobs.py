@@ -14,6 +14,7 @@ from tests.integration.gateway.service import (
     NO_JOB,
     NO_MODEL,
     POLICY_CONFIG,
+    REWARD_CONFIG,
     Gateway,
     make_material,
     refusal,
@@ -303,6 +304,22 @@ async def test_a_baseline_that_was_sampled_otherwise_is_refused(gateway: Gateway
 
     assert list(refused.violations) == ["spec.evaluation.baseline_job_ids.0"]
     assert "was evaluated with sampling.max_new_tokens=8, this evaluation uses 9" in refused.message
+
+
+async def test_a_baseline_that_another_reward_model_scored_is_refused(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    other = (await gateway.upload_model(REWARD_CONFIG | {"hidden_size": 128})).model.model_id
+    spec = {"model": {"model_id": ids.policy}, "prompt_dataset": ref(ids.prompts)}
+    first = await gateway.create({"evaluation": spec | {"reward_model": {"model_id": ids.reward}}}, "first")
+    later = spec | {"baseline_job_ids": [first.job_id]}
+
+    refused = await refusal(gateway.create({"evaluation": later | {"reward_model": {"model_id": other}}}, "other"))
+    await gateway.create({"evaluation": later | {"reward_model": {"model_id": ids.reward}}}, "same")
+    await gateway.create({"evaluation": later}, "unscored")
+
+    ((field, said),) = refused.violations.items()
+    assert field == "spec.evaluation.baseline_job_ids.0"
+    assert f"was scored by {ids.reward}, this evaluation by {other}" in said
 
 
 async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(gateway: Gateway) -> None:

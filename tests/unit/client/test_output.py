@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -14,10 +15,11 @@ from madpo.evaluation.report import (
     EvaluationResult,
 )
 from madpo.jobs.sampling import SamplingParameters
-from madpo.types import Job, JobKind, JobProgress, JobState
+from madpo.types import Job, JobKind, JobProgress, JobResult, JobState
 from madpo_client.cli.evaluation import show_evaluation
-from madpo_client.cli.job_list import describe_progress, parse_since
+from madpo_client.cli.job_list import describe_progress, job_columns, parse_since
 from madpo_client.cli.output import Column, show, size_text, table
+from madpo_client.client import Client
 
 ID = "job-" + "1" * 32
 ROWS = [
@@ -95,6 +97,17 @@ def test_progress_is_steps_and_what_is_left() -> None:
     ) == ("scoring 1,200/5,000 rows")
     assert describe_progress(job(JobState.RUNNING, phase="tokenizing")) == "tokenizing"
     assert describe_progress(job(JobState.CANCELLED, step=3, total_steps=10, remaining_s=65.0)) == "3/10"
+
+
+def test_a_job_that_succeeded_with_warnings_says_so_in_the_list() -> None:
+    jobs = [
+        Job(ID, JobKind.EVALUATION, JobState.SUCCEEDED, {}, result=JobResult(summary={}, warnings=warnings))
+        for warnings in ((), ("metric 'words' failed: no\nmore", "the plots failed"))
+    ]
+    columns = {column.title: column for column in job_columns(cast(Client, None), jobs)}
+
+    assert [columns["reason"].value(job) for job in jobs] == ["", "warning: metric 'words' failed: no (and 1 more)"]
+    assert [str(columns["state"].value(job).style) for job in jobs] == ["green", "yellow"]
 
 
 def test_a_time_is_a_span_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ def test_a_metric_is_loaded_by_name() -> None:
 def test_an_unknown_metric_is_refused_with_the_installed_names() -> None:
     with pytest.raises(InvalidArgumentError, match=r"unknown metric 'bleu'; installed: broken, words"):
         load_metrics(["bleu"])
+    with pytest.raises(InvalidArgumentError, match=r"unknown metric 'word'; installed: .*; did you mean words\?"):
+        load_metrics(["word"])
 
 
 @pytest.mark.usefixtures("registered")

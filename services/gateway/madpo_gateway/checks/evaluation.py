@@ -1,7 +1,7 @@
 """Evaluations: baselines whose samples do not pair up with ours."""
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs.base import validate
+from madpo.jobs.base import ModelReference, validate
 from madpo.jobs.evaluation import EvaluationSpec
 from madpo.types import JobKind
 from madpo_gateway.checks.base import SpecCheck
@@ -26,6 +26,17 @@ def look(spec: EvaluationSpec, findings: Findings) -> None:
                     f"baseline_job_ids.{index}",
                     f"{job_id} was evaluated with sampling.{name}={theirs[name]}, this evaluation uses {value}",
                 )
+        if (ours_by := spec.reward_model) and (theirs_by := baseline.reward_model) and _differ(ours_by, theirs_by):
+            findings.add(
+                f"baseline_job_ids.{index}",
+                f"{job_id} was scored by {theirs_by.model_id}, this evaluation by {ours_by.model_id}: their rewards "
+                "cannot be compared",
+            )
+
+
+def _differ(ours: ModelReference, theirs: ModelReference) -> bool:
+    """Whether two stored models are known to be two; what a job leaves is not known yet."""
+    return None not in (ours.model_id, theirs.model_id) and ours.model_id != theirs.model_id
 
 
 CHECK = SpecCheck(EvaluationSpec, look)
