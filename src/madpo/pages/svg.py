@@ -6,7 +6,11 @@ from html import escape
 from madpo.data.check.report import Distribution
 
 _WIDTH, _HEIGHT, _BASE, _TOP = 420, 150, 122, 8
-_LABEL_WIDTH, _BAR_HEIGHT = 150, 22
+_LABEL_WIDTH, _VALUE_WIDTH, _BAR_HEIGHT = 150, 140, 22
+_CHAR_WIDTH = 6.2
+"""Of the 11 px of the style sheet, on average; a line of capitals is wider."""
+_BESIDE_CHARS = int((_LABEL_WIDTH - 8) / _CHAR_WIDTH)
+_LINE_CHARS = int(_WIDTH / _CHAR_WIDTH)
 
 
 def histogram(title: str, distributions: Mapping[str, Distribution], *, unit: str, mark: float | None = None) -> str:
@@ -16,15 +20,27 @@ def histogram(title: str, distributions: Mapping[str, Distribution], *, unit: st
 
 
 def bars(title: str, shares: Sequence[tuple[str, float, str]]) -> str:
-    """Horizontal bars: label, share from 0 to 1, and what to write at the end."""
-    height = len(shares) * _BAR_HEIGHT + 4
-    room = _WIDTH - _LABEL_WIDTH - 70
-    drawn = [_svg(title, height)]
+    """Horizontal bars: label, share from 0 to 1, and what to write at the end.
+
+    Labels stand beside their bars where all have room there, else above them, at the full width.
+    """
+    is_beside = all(len(label) <= _BESIDE_CHARS for label, _, _ in shares)
+    left, row_height = (_LABEL_WIDTH, _BAR_HEIGHT) if is_beside else (0, 2 * _BAR_HEIGHT - 6)
+    room = _WIDTH - left - _VALUE_WIDTH
+    drawn = [_svg(title, len(shares) * row_height + 4)]
     for index, (label, share, text) in enumerate(shares):
-        y = index * _BAR_HEIGHT + 3
-        drawn.append(_text(_LABEL_WIDTH - 8, y + 12, label[:24], anchor="end"))
-        drawn.append(f'<rect class="bar" x="{_LABEL_WIDTH}" y="{y}" width="{max(share * room, 0.5):.1f}" height="15"/>')
-        drawn.append(_text(_LABEL_WIDTH + max(share * room, 0.5) + 6, y + 12, text))
+        y = index * row_height + 3
+        if is_beside:
+            drawn.append(_text(left - 8, y + 12, label, anchor="end"))
+        else:
+            drawn.append(_text(0, y + 12, label if len(label) <= _LINE_CHARS else f"{label[: _LINE_CHARS - 1]}…"))
+            y += row_height - _BAR_HEIGHT
+        width = max(share * room, 0.5)
+        drawn.append(
+            f'<rect class="bar" x="{left}" y="{y}" width="{width:.1f}" height="15">'
+            f"<title>{escape(label)}</title></rect>"
+        )
+        drawn.append(_text(left + width + 6, y + 12, text))
     return "".join([*drawn, "</svg>"])
 
 
@@ -53,9 +69,19 @@ def _histogram(title: str, name: str, found: Distribution, unit: str, mark: floa
     if mark is not None and edges[0] <= mark <= edges[-1]:
         limit = _position(mark, edges, bin_width)
         drawn.append(f'<line class="limit" x1="{limit:.1f}" x2="{limit:.1f}" y1="{_TOP}" y2="{_BASE}"/>')
-    caption = f"<figcaption><b>{escape(name)}</b> median {_number(found.quantiles['0.5'])}, mean {found.mean:,.0f}, "
-    caption += f"95 % up to {_number(found.quantiles['0.95'])} {escape(unit)}</figcaption>"
-    return f"<figure>{caption}{''.join(drawn)}</svg></figure>"
+    return (
+        f"<figure><figcaption><b>{escape(name)}</b> {_figures(found, unit)}</figcaption>{''.join(drawn)}</svg></figure>"
+    )
+
+
+def _figures(found: Distribution, unit: str) -> str:
+    if found.smallest == found.largest:
+        return f"always {_number(found.largest)} {escape(unit)}"
+    mean = f"{found.mean:.1f}" if found.mean < 100 else _number(found.mean)
+    return (
+        f"median {_number(found.quantiles['0.5'])}, mean {mean}, 95 % up to {_number(found.quantiles['0.95'])} "
+        f"{escape(unit)}"
+    )
 
 
 def _position(value: float, edges: Sequence[float], bin_width: float) -> float:
