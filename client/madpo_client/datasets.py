@@ -10,7 +10,7 @@ from madpo.types import Dataset, DatasetRow
 from madpo_client.check import writing
 from madpo_client.deprecation import renamed
 from madpo_client.hub import PREFIX, is_on_hub, open_dataset, say_commit
-from madpo_client.lookup import References
+from madpo_client.lookup import References, say_kept_name
 from madpo_client.progress import row_progress, transfer
 from madpo_client.session import Session
 from madpo_client.sources import Source, open_source, size_bytes_of, source_name
@@ -48,6 +48,7 @@ class Datasets:
                 or a table of pandas, polars (also a LazyFrame) or Arrow. `hub:owner/name` is a dataset of the Hugging
                 Face hub, which the `datasets` library reads on this machine.
             name: A label; by default the file's name, or of a dataset of the hub its id, split and commit.
+                Content that is stored already keeps its name, which is logged.
             format: `jsonl`, `json`, `parquet`, `arrow` or `csv`; by default told from content and name.
             columns: Our names of columns to the source's, where they differ: `{"chosen": "best"}`; "" leaves a column
                 unread. Which forms of rows are found by themselves, docs/data.md says.
@@ -87,7 +88,9 @@ class Datasets:
                     on_bytes=view.on_bytes,
                     on_rows=view.on_rows if progress else None,
                 )
-                return self._session.run(upload)[0]
+                dataset, _ = self._session.run(upload)
+        say_kept_name(dataset, label)
+        return dataset
 
     def import_from_hub(
         self,

@@ -27,7 +27,7 @@ from madpo_client.references import ModelLike, model_reference
 from madpo_client.session import Session
 
 logger = logging.getLogger(__name__)
-"""Says, as INFO, which id a text was taken for."""
+"""Says, as INFO, which id a text was taken for, and which name something has."""
 
 _ID = re.compile(r"(?:job|model|dataset)-[0-9a-f]{32}")
 _BEGINNING = re.compile(r"(?:(job|model|dataset)-)?([0-9a-f]{4,32})")
@@ -70,6 +70,14 @@ class _Found:
     def __str__(self) -> str:
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.create_time))
         return "  ".join(part for part in (self.id, made, self.kinds[0], self.state, self.name) if part)
+
+
+def say_kept_name(stored: Dataset | Model, name: str) -> None:
+    """Tell that content which was stored before keeps the name it has: another one would find nothing."""
+    if name and name != stored.display_name:
+        found = stored.model_id if isinstance(stored, Model) else stored.dataset_id
+        kept = f"the name {stored.display_name!r}" if stored.display_name else "no name"
+        logger.info("the same content is stored already: %s keeps %s, and is not called %r", found, kept, name)
 
 
 class References:

@@ -9,7 +9,7 @@ from madpo.types import Checkpoint, Model
 from madpo_client.deprecation import renamed
 from madpo_client.hub import say_commit
 from madpo_client.job import JobHandle
-from madpo_client.lookup import References
+from madpo_client.lookup import References, say_kept_name
 from madpo_client.merged import MergedDtype, download_merged
 from madpo_client.progress import transfer
 from madpo_client.references import ModelLike
@@ -42,7 +42,8 @@ class Models:
             directory: Safetensors, tokenizer and configuration. An adapter may come without a tokenizer, its base's
                 is taken then.
             base: For an adapter: the model it was trained on. Adapters that madpo trained name it themselves.
-            name: A label for people; by default the directory's name.
+            name: A label for people; by default the directory's name. Content that is stored already keeps its name,
+                which is logged.
             progress: Count the bytes on a terminal.
 
         Raises:
@@ -58,7 +59,9 @@ class Models:
             upload = self._session.gateway.upload_model(
                 directory, display_name=label, base_model_id=base_model_id, on_bytes=view.on_bytes
             )
-            return self._session.run(upload)[0]
+            model, _ = self._session.run(upload)
+        say_kept_name(model, label)
+        return model
 
     def import_from_hub(self, hub_id: str, *, revision: str | None = None, commit: str | None = None) -> Model:
         """Let the gateway fetch a model from the hub.

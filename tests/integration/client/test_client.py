@@ -118,6 +118,24 @@ def test_rows_and_a_file_of_the_same_content_are_one_dataset(client: Client, pai
     assert pairs in client.datasets.list()
 
 
+def test_content_that_is_stored_already_keeps_its_name_and_that_is_said(
+    client: Client, pairs: Dataset, model: Model, model_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="madpo_client.lookup"):
+        client.datasets.upload(PAIRS, name="pairs")
+        client.models.upload(model_directory)
+        assert caplog.messages == []
+        client.datasets.upload(PAIRS, name="held-out")
+        client.models.upload(model_directory, name="large")
+
+    kept = "the same content is stored already: {} keeps the name {!r}, and is not called {!r}"
+    assert caplog.messages == [
+        kept.format(pairs.dataset_id, "pairs", "held-out"),
+        kept.format(model.model_id, "tiny", "large"),
+    ]
+    assert client.datasets.get("pairs") == pairs
+
+
 @pytest.mark.data
 def test_the_same_rows_are_one_dataset_however_they_are_given(client: Client, pairs: Dataset, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
