@@ -87,7 +87,7 @@ class Mismatched:
             if not len(fits):
                 raise InvalidPairError(
                     f"row {self._rows[row].pair.row}: no chosen response of another row fits behind its prompt within "
-                    f"training.max_tokens={self._max_tokens} (raise max_tokens, or remove this row)"
+                    f"training.max_tokens={self._max_tokens} (remove it, or raise max_tokens if the model reads more)"
                 )
             found[place] = after[fits[0]]
         return found.astype(np.int32)

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
 from madpo.data.loss_mask import LossMask
-from madpo.data.overlong import fit
+from madpo.data.overlong import fit, keep_whole
 from madpo.data.tokenize import Encoded
 from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong
 from madpo.losses.method import Requirements
+from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
 from madpo.models.logps import ResponseGroup
 from madpo.storage import keys
@@ -294,8 +295,7 @@ class TrainingRows:
                 fits[index] = fit(ids, self._max_tokens, self._overlong, bos_id=None) is not None
         dropped = np.flatnonzero(~fits)
         named = [mapped.number(int(index)) for index in dropped[:_NAMED_ROWS]]
-        counts = RowCounts(len(mapped), int((fits & is_long).sum()), len(dropped), named)
-        self.counts[dataset_id] = counts
+        counts = self.counts[dataset_id] = RowCounts(len(mapped), int((fits & is_long).sum()), len(dropped), named)
         if len(dropped) and (self._overlong == "error" or len(dropped) == len(mapped)):
             raise self._refusal(counts, int((prompts + longest).max()))
         kept = np.flatnonzero(fits)
@@ -305,11 +305,11 @@ class TrainingRows:
         return FittedRows(mapped, kept, lengths, make, lists=lists)
 
     def _refusal(self, counts: RowCounts, longest: int) -> InvalidPairError:
+        remedy = keep_whole(self._max_tokens, directory_limit(self._directory))
         return InvalidPairError(
             f"{counts.dropped} of {counts.rows} rows are longer than training.max_tokens={self._max_tokens} "
-            f"(the longest has {longest}); the first: {counts.dropped_rows[:10]} "
-            "(raise max_tokens, or let training.overlong drop or truncate them: `madpo dataset check` says what is "
-            "left then)"
+            f"(the longest has {longest}); the first: {counts.dropped_rows[:10]} ({remedy}, or let training.overlong "
+            "drop or truncate them: `madpo dataset check` says what is left then)"
         )
 
     def _encode(self, rows: Iterable[DatasetRow], phase: Phase) -> Iterator[EncodedRow]:

@@ -10,6 +10,18 @@ from madpo.jobs.training import Overlong
 POLICIES: tuple[Overlong, ...] = get_args(Overlong)
 
 
+def keep_whole(max_tokens: int, limit: int | None) -> str:
+    """What to do about rows longer than `max_tokens` that are to be kept whole.
+
+    Args:
+        max_tokens: Longest prompt plus response of the training.
+        limit: What the model can read; None where nothing bounds it.
+    """
+    if limit is None or max_tokens < limit:
+        return "raise max_tokens"
+    return f"shorten them, for the model reads {limit} tokens at most"
+
+
 def length(row: EncodedRow) -> int:
     """Tokens of the longest prompt and response."""
     return len(row.prompt_ids) + max(map(len, row.responses), default=0)

@@ -21,6 +21,7 @@ def model_warnings(directory: Path) -> Iterator[str]:
     if is_adapter(directory):
         return
     config = read_config(directory / "config.json")
+    yield from _padding_without_embedding(config)
     yield from _tokens_without_embedding(directory, config)
     architecture = "".join(map(str, config.get("architectures") or ()))
     if architecture.endswith("ForSequenceClassification") and config.get("pad_token_id") in end_token_ids(config):
@@ -45,6 +46,17 @@ def _embedding_count(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config")
     count = (text if isinstance(text, Mapping) else config).get("vocab_size")
     return count if isinstance(count, int) else None
+
+
+def _padding_without_embedding(config: Mapping[str, Any]) -> Iterator[str]:
+    text = config.get("text_config")
+    padding = (text if isinstance(text, Mapping) else config).get("pad_token_id")
+    embeddings = _embedding_count(config)
+    if isinstance(padding, int) and embeddings is not None and padding >= embeddings:
+        yield (
+            f"pad_token_id {padding} in config.json has no embedding (vocab_size is {embeddings}): most architectures "
+            "cannot be loaded so; give null, or the id of a token that has one"
+        )
 
 
 def _tokens_without_embedding(directory: Path, config: dict[str, Any]) -> Iterator[str]:

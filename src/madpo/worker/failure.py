@@ -61,6 +61,10 @@ _ADVICE = (
         r"index out of range in self|device-side assert",
         "a token id may lie outside the model's embeddings: use the tokenizer the model was saved with",
     ),
+    (
+        r"Padding_idx must be within num_embeddings",
+        "pad_token_id in the model's config.json has no embedding: give null there, or a token that has one",
+    ),
     (r"^ImportError|^ModuleNotFoundError", "install it where the worker runs"),
     (r"no kernel image|driver version is insufficient", "the installed torch does not fit this GPU or its driver"),
 )

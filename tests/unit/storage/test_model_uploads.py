@@ -207,6 +207,13 @@ def test_added_tokens_without_embedding_are_counted(directory: Path) -> None:
     ]
 
 
+def test_a_padding_token_without_embedding_is_told(directory: Path) -> None:
+    for padding, warnings in ((3, 0), (4, 1)):
+        (directory / "config.json").write_text(json.dumps({"vocab_size": 4, "pad_token_id": padding}))
+
+        assert len(list(model_warnings(directory))) == warnings
+
+
 def test_a_reward_model_that_pads_with_eos_is_read_otherwise_by_others(directory: Path) -> None:
     config = {"architectures": ["LlamaForSequenceClassification"], "eos_token_id": [1, 2], "pad_token_id": 2}
     (directory / "config.json").write_text(json.dumps(config))

@@ -74,7 +74,8 @@ def test_what_is_too_long_or_missing_is_named_by_its_row(read):
     second = replace(PAIR, chosen="was", row=2, gold=None)
 
     with pytest.raises(
-        InvalidPairError, match=r"1 of 2 rows are longer than training\.max_tokens=7 .*; the first: \[1\]"
+        InvalidPairError,
+        match=r"1 of 2 rows are longer than training\.max_tokens=7 .*; the first: \[1\] \(raise max_tokens, or let",
     ):
         read(PAIR, replace(second, gold="was"), max_tokens=7, gold=True)
     with pytest.raises(InvalidPairError, match=r"row 2\.gold is missing"):
@@ -82,6 +83,14 @@ def test_what_is_too_long_or_missing_is_named_by_its_row(read):
     with pytest.raises(InvalidPairError, match=r"row 1\.semantic_distance is missing"):
         require_columns(read(PAIR), Requirements(semantic_distance=True))
     require_columns(read(PAIR), Requirements(reference=True))
+
+
+def test_rows_as_long_as_the_model_reads_are_not_to_be_kept_by_a_larger_max_tokens(read, tmp_path):
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 7}))
+
+    with pytest.raises(InvalidPairError, match=r"\(shorten them, for the model reads 7 tokens at most, or let"):
+        read(PAIR, replace(PAIR, gold="was", row=2), max_tokens=7, gold=True)
 
 
 def test_rows_with_tokens_that_the_model_does_not_embed_are_named(read):

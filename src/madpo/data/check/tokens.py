@@ -14,7 +14,7 @@ from madpo.data.check.text import LengthComparison
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
 from madpo.data.loss_mask import spans
-from madpo.data.overlong import POLICIES, fit, length
+from madpo.data.overlong import POLICIES, fit, keep_whole, length
 from madpo.data.tokenize import Encoded, shared_length, template_sha256, tokenizer_sha256
 from madpo.data.tokenizer import load_tokenizer
 from madpo.data.unembedded import ADVICE, UnembeddedTokens
@@ -178,7 +178,8 @@ class TokenCheck:
                 encoded.row,
                 severity="error" if self._overlong == "error" else "warning",
                 title=f"longer than max_tokens={self._max_tokens}",
-                advice=f"overlong={self._overlong}: {_FATES[self._overlong]}; raise max_tokens to keep it whole",
+                advice=f"overlong={self._overlong}: {_FATES[self._overlong]}; "
+                f"{keep_whole(self._max_tokens, self._limit)} to keep rows whole",
                 tokens=length(encoded),
             )
 

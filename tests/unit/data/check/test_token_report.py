@@ -208,6 +208,7 @@ def test_each_policy_for_long_rows_is_tried(tokenizer_directory: Save) -> None:
     }
     (overlong,) = report.findings
     assert (overlong.code, overlong.severity, overlong.rows) == ("overlong", "error", (2, 3, 4))
+    assert "raise max_tokens" in overlong.advice
     dropping = check(tokenizer_directory(), *rows, max_tokens=12, overlong="drop")
     assert [finding.severity for finding in dropping.findings] == ["warning"]
 
@@ -296,3 +297,14 @@ def test_rows_with_tokens_that_the_model_does_not_embed_are_found(tokenizer_dire
     (found,) = (finding for finding in report.findings if finding.code == "unembedded_token")
     assert (found.rows, found.severity, found.example) == ((2,), "error", "<tool>")
     assert "resize_token_embeddings" in found.advice
+
+
+def test_a_row_longer_than_the_model_reads_is_not_to_be_kept_by_a_larger_max_tokens(tokenizer_directory: Save) -> None:
+    directory = tokenizer_directory()
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 12}))
+
+    (found,) = check(directory, pair(1, user("the film " * 4)), max_tokens=None).findings
+
+    assert found.code == "overlong"
+    assert "the model reads 12 tokens at most" in found.advice
+    assert "raise max_tokens" not in found.advice
