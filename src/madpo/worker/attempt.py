@@ -108,7 +108,8 @@ class Attempt:
         self._metrics.answered()
 
     async def _run_child(self, workspace: Workspace, tasks: asyncio.TaskGroup) -> int:
-        child = Child(self._command(workspace.directory), log_path=workspace.log_path, threads=self._settings.threads)
+        command = self._command(workspace.directory)
+        child = Child(command, log_path=workspace.log_path, settings=self._settings)
         try:
             relay = tasks.create_task(self._relay(workspace, child.exited))
             await self._until_exit(workspace, child)

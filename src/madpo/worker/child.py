@@ -8,14 +8,24 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from madpo.config import WorkerSettings
+
 
 class Child:
-    """A process group, killed as a whole."""
+    """A process group, killed as a whole.
 
-    def __init__(self, command: Sequence[str], *, log_path: Path, threads: int | None) -> None:
+    Args:
+        command: What to run.
+        log_path: Gets what it prints.
+        settings: Threads of the run, and the workspace.
+    """
+
+    def __init__(self, command: Sequence[str], *, log_path: Path, settings: WorkerSettings) -> None:
         environment = dict(os.environ)
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
+        # Torch would leave what it compiles in the temporary directory; here later jobs find it again.
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.workspace / "compiled"))
+        if settings.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(settings.threads)
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,

@@ -41,6 +41,25 @@ async def test_a_job_is_run_and_everything_it_says_is_passed_on(
     assert outcomes(registry) == {"succeeded": 1}
 
 
+async def test_a_run_that_uses_torchs_compiler_leaves_nothing_in_the_temporary_directory(
+    queue: RedisJobQueue, tmp_path: Path, run_script: Path, working: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    use = "from torch._inductor.runtime.cache_dir_utils import cache_dir; print('cache', cache_dir())"
+    script = f'"{sys.executable}" -c "{use}" && exec "{sys.executable}" "{run_script}" "$0"'
+    job_id = await create(queue, "work")
+
+    async with working(command=lambda directory: ["sh", "-c", script, str(directory)]):
+        events = [event.event async for event in queue.watch(job_id)]
+
+    assert (await queue.get(job_id)).state == JobState.SUCCEEDED
+    assert LogLine(f"cache {tmp_path / 'workspace' / 'compiled'}") in events
+    assert list(temporary.iterdir()) == []
+
+
 async def test_the_result_is_in_the_store_before_the_queue_calls_the_job_done(
     settings: WorkerSettings, store: ObjectStore, working: Any
 ) -> None:
