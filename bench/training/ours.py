@@ -29,6 +29,7 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobProgress, JobState, PreferencePair
 from madpo.worker.workspace import Run
+from madpo_trainer.fitted_rows import PolicyRow
 from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop
@@ -36,7 +37,6 @@ from madpo_trainer.model_runner import ModelRunner, choose_layout
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.state import TrainingState
-from madpo_trainer.training_rows import PolicyRow
 
 JOB = Job("job-" + "1" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from madpo.data.order import Schedule
 from madpo.errors import InvalidPairError
 from madpo.models.logps import ResponseGroup
+from madpo_trainer.fitted_rows import PolicyRow, chosen_lengths
 from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.row_lengths import RowLengths
 from madpo_trainer.stored_reference import StoredLogps
-from madpo_trainer.training_rows import PolicyRow, chosen_lengths
 
 
 class Mismatched:

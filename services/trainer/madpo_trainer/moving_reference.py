@@ -11,9 +11,9 @@ from madpo.losses.apo_accel import extrapolate
 from madpo.losses.method import ReferenceUpdate
 from madpo.models.logps import ResponseLogps
 from madpo.models.scores import inner_model
+from madpo_trainer.fitted_rows import PolicyRow
 from madpo_trainer.sharding import part_like, whole
 from madpo_trainer.stored_reference import ReferenceLogps
-from madpo_trainer.training_rows import PolicyRow
 
 _REFERENCE, _PREVIOUS = "reference", "previous"
 

@@ -1,126 +1,33 @@
-"""Training rows with their tokens. What becomes of rows that do not fit is the job's to say, and counted."""
+"""From stored datasets to a training's rows. What becomes of rows that do not fit is the job's to say, and counted."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
-from madpo.data.loss_mask import LossMask
 from madpo.data.overlong import fit, keep_whole
-from madpo.data.tokenize import Encoded
 from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong
-from madpo.losses.method import Requirements
 from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
-from madpo.models.logps import ResponseGroup
 from madpo.storage import keys
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.files import Transfer, fetch_once, unwatched
 from madpo.storage.tokens import TokenStore, token_prefix
-from madpo.types import Completion, DatasetKind, DatasetRow, PreferencePair, ResponseList
-from madpo.types.columns import required_columns
+from madpo.types import Completion, DatasetKind, DatasetRow, PreferencePair
 from madpo.worker.phase import BeginPhase, Phase, counted
-from madpo_trainer.mapped_rows import LazyRows, MappedRows
+from madpo_trainer.fitted_rows import EncodedCompletion, EncodedPair, FittedRows, PolicyRow, policy_row
+from madpo_trainer.mapped_rows import MappedRows
 from madpo_trainer.row_lengths import Ragged, RowLengths
 
 T = TypeVar("T", covariant=True)
 
 _NAMED_ROWS = 20
-
-EncodedCompletion = tuple[Completion, Encoded]
-EncodedPair = tuple[PreferencePair, Encoded, Encoded]
-"""A pair with the tokens of its chosen and its rejected sequence."""
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyRow:
-    """What a policy learns from: a prompt with two responses, or with a list of them."""
-
-    row_id: str
-    """Of the pair or the list."""
-    pair: PreferencePair
-    """Of a list its best response against its worst."""
-    prompt_ids: list[int]
-    responses: tuple[list[int], ...]
-    """Tokens of chosen and rejected response, or of all of a list."""
-    chosen_and_rejected: tuple[int, int] = (0, 1)
-    """Places of the pair's responses."""
-    scores: tuple[float, ...] = ()
-    """Of the list's responses, higher is better; none for a pair."""
-    gold_ids: list[int] | None = None
-    """Tokens of the gold response, where it is asked for."""
-    masks: tuple[LossMask, ...] = ()
-    """Which tokens of each response count; none where all of all do."""
-    gold_mask: LossMask = ()
-
-    @property
-    def group(self) -> ResponseGroup:
-        """The responses behind their prompt, without the gold one."""
-        return ResponseGroup(self.prompt_ids, self.responses, self.masks)
-
-    @property
-    def chosen(self) -> ResponseGroup:
-        """The chosen response alone behind the prompt."""
-        place = self.chosen_and_rejected[0]
-        return ResponseGroup(self.prompt_ids, (self.responses[place],), self.masks[place : place + 1])
-
-    def asked(self, *, gold: bool) -> ResponseGroup:
-        """The responses behind their prompt, and behind them the gold one where it is wanted."""
-        if not gold:
-            return self.group
-        masks = (*(self.masks or [()] * len(self.responses)), self.gold_mask)
-        return ResponseGroup(self.prompt_ids, (*self.responses, self.gold_ids or ()), masks)
-
-
-class FittedRows(LazyRows[T], Generic[T]):
-    """The rows of a dataset that fit into a training, each read when its step comes.
-
-    Args:
-        mapped: All rows of the dataset.
-        kept: Numbers of those that fit, from 0, [rows].
-        lengths: Tokens of their prompts, and of each of their responses, as they are after cutting.
-        make: What the training makes of a row, given its number in the dataset.
-        lists: Rows have the responses of lists, in their order; else the chosen one comes first.
-    """
-
-    def __init__(
-        self,
-        mapped: MappedRows,
-        kept: NDArray[np.int64],
-        lengths: RowLengths,
-        make: Callable[[int], T],
-        *,
-        lists: bool = False,
-    ) -> None:
-        super().__init__(len(kept), lambda index: make(int(kept[index])), remember=True)
-        self._make_row = make
-        self._mapped, self._kept, self.lengths, self.lists = mapped, kept, lengths, lists
-
-    @property
-    def all_pairs(self) -> LazyRows[PreferencePair]:
-        """The rows as pairs, without their tokens; of a list its best response against its worst."""
-        return LazyRows(len(self), lambda index: _as_pair(self._mapped.row(int(self._kept[index]))))
-
-    def without(self, places: Sequence[int]) -> "FittedRows[T]":
-        """The rows but some."""
-        stay = np.setdiff1d(np.arange(len(self)), np.array(places, dtype=np.int64))
-        return FittedRows(self._mapped, self._kept[stay], self.lengths.take(stay), self._make_row, lists=self.lists)
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether there may be responses of which not all tokens count."""
-        return self._mapped.has_masks
-
-    def numbers(self, column: str) -> NDArray[Any]:
-        """A column of numbers, [rows]; NaN where a row has none."""
-        return self._mapped.numbers(column)[self._kept]
 
 
 @dataclass(slots=True)
@@ -241,7 +148,7 @@ class TrainingRows:
 
         def make(index: int) -> PolicyRow:
             chosen = places.values[starts[index] : starts[index] + places.counts[index]].tolist()
-            return _policy_row(mapped.row(index), self._fit(mapped.encoded(index).only(chosen)), lists=lists)
+            return policy_row(mapped.row(index), self._fit(mapped.encoded(index).only(chosen)), lists=lists)
 
         return self._fitted(dataset_id, mapped, places, make, lists=lists)
 
@@ -327,35 +234,6 @@ class TrainingRows:
             raise InvalidPairError(f"{len(errors)} rows have no tokens, the first: {errors[0]}", violations)
 
 
-def row_groups(rows: Sequence[PolicyRow]) -> LazyRows[ResponseGroup]:
-    """The responses of rows behind their prompts, without the gold ones."""
-    return LazyRows(len(rows), lambda row: rows[row].group)
-
-
-def lengths_of(rows: Sequence[Any], groups: Sequence[ResponseGroup]) -> RowLengths:
-    """Lengths of rows: those that are known, or else of the groups that they are run as."""
-    return rows.lengths if isinstance(rows, FittedRows) else RowLengths.of(groups)
-
-
-def chosen_lengths(rows: Sequence[PolicyRow]) -> RowLengths:
-    """Of prompts with their chosen responses alone."""
-    if isinstance(rows, FittedRows) and not rows.lists:
-        responses = rows.lengths.responses
-        return RowLengths(rows.lengths.prompts, responses.firsts())
-    return RowLengths.of(LazyRows(len(rows), lambda row: rows[row].chosen))
-
-
-def require_columns(rows: FittedRows[PolicyRow], requirements: Requirements) -> None:
-    """Refuse rows that lack a number the method reads. Raises InvalidPairError naming the first."""
-    for column in required_columns(requirements):
-        if column.sort != "number":
-            continue
-        missing = np.flatnonzero(np.isnan(rows.numbers(column.name)))
-        if len(missing):
-            number = int(rows.numbers("row")[missing[0]])
-            raise InvalidPairError(f"row {number}.{column.name} is missing (give it in every row)")
-
-
 def _same_places(rows: int, count: int) -> Ragged:
     """The first responses of every row."""
     return Ragged(np.full(rows, count, np.int32), np.tile(np.arange(count, dtype=np.int32), rows))
@@ -373,28 +251,3 @@ def _best_and_worst(scores: Ragged) -> Ragged:
         for each in (scores, Ragged(scores.counts, -scores.values))
     )
     return Ragged(np.full(len(scores.counts), 2), np.stack([best, worst], axis=1).ravel())
-
-
-def _policy_row(row: DatasetRow, ids: EncodedRow, *, lists: bool) -> PolicyRow:
-    if isinstance(row, ResponseList) and lists:
-        best_and_worst = row.best_and_worst
-        return PolicyRow(
-            row.list_id, row.as_pair(), ids.prompt_ids, ids.responses, best_and_worst, row.scores, masks=ids.masks
-        )
-    pair = _as_pair(row)
-    two, has_gold = ids.only((0, 1)), len(ids.responses) > 2
-    return PolicyRow(
-        pair.pair_id,
-        pair,
-        ids.prompt_ids,
-        two.responses,
-        gold_ids=ids.responses[2] if has_gold else None,
-        masks=two.masks,
-        gold_mask=ids.mask(2) if has_gold else (),
-    )
-
-
-def _as_pair(row: DatasetRow) -> PreferencePair:
-    pair = row.as_pair() if isinstance(row, ResponseList) else row
-    assert isinstance(pair, PreferencePair)
-    return pair

@@ -14,11 +14,11 @@ from madpo.jobs.training import TrainingParameters
 from madpo.losses.method import Requirements
 from madpo.models.logps import ResponseGroup, padded_logps
 from madpo.types import PreferencePair
+from madpo_trainer.fitted_rows import PolicyRow
 from madpo_trainer.mismatched_responses import Mismatched
 from madpo_trainer.model_runner import ModelRunner, choose_layout
 from madpo_trainer.objectives.batches import BatchMaker
 from madpo_trainer.ranks import OneRank
-from madpo_trainer.training_rows import PolicyRow
 
 
 def pair_row(number: int, prompt: list[int], chosen: list[int], rejected: list[int], gold: list[int]) -> PolicyRow:

@@ -6,9 +6,9 @@ import torch
 from madpo.data.order import Schedule
 from madpo.errors import InvalidPairError
 from madpo.types import PreferencePair
+from madpo_trainer.fitted_rows import PolicyRow
 from madpo_trainer.mismatched_responses import Mismatched
 from madpo_trainer.stored_reference import StoredLogps
-from madpo_trainer.training_rows import PolicyRow
 
 
 def row(number: int, *, prompt: int = 1, chosen: int = 1) -> PolicyRow:

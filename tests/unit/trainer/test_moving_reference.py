@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from madpo.losses.method import ReferenceUpdate
 from madpo.models.logps import padded_logps
 from madpo.types import PreferencePair
+from madpo_trainer.fitted_rows import PolicyRow
 from madpo_trainer.moving_reference import MovingReference, effective_weights
-from madpo_trainer.training_rows import PolicyRow
 
 ROWS = [PolicyRow("a", PreferencePair("", "x", "y"), [1, 6], ([7, 2], [8, 9, 2]))]
 

@@ -14,7 +14,8 @@ from madpo.storage.tokens import TokenStore
 from madpo.types import DatasetKind, Job, JobKind, JobState, PreferencePair, ResponseList
 from madpo.worker.phase import Phase
 from madpo.worker.workspace import Run
-from madpo_trainer.training_rows import TrainingRows, require_columns
+from madpo_trainer.fitted_rows import require_columns
+from madpo_trainer.training_rows import TrainingRows
 
 JOB = Job("job-" + "0" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
 PAIR = PreferencePair("the film", "was good", "was bad", row=1, gold="was good good good")

@@ -14,13 +14,14 @@ from madpo.storage.datasets import DatasetStore
 from madpo.types import JobKind
 from madpo.worker.phase import BeginPhase
 from madpo.worker.workspace import Run
+from madpo_trainer.fitted_rows import FittedRows
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.model_runner import ModelRunner
 from madpo_trainer.objectives.base import Objective
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.settings import TrainerSettings
 from madpo_trainer.state import TrainingState
-from madpo_trainer.training_rows import FittedRows, TrainingRows
+from madpo_trainer.training_rows import TrainingRows
 
 T = TypeVar("T")
 

@@ -25,6 +25,7 @@ from madpo.storage.references import resolve_model_id
 from madpo.types import DatasetKind, JobKind, PreferencePair
 from madpo.worker.phase import Phase
 from madpo.worker.tolerance import Tolerance
+from madpo_trainer.fitted_rows import FittedRows, PolicyRow, require_columns, row_groups
 from madpo_trainer.kinds.base import TrainingInputs, TrainingKind
 from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.margins.calibration import calibrate, write_artifacts
@@ -37,7 +38,6 @@ from madpo_trainer.mismatched_responses import Mismatched
 from madpo_trainer.moving_reference import MovingReference
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.stored_reference import ReferenceStore, StoredLogps, reference_digest, rows_digest
-from madpo_trainer.training_rows import FittedRows, PolicyRow, require_columns, row_groups
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from madpo.losses.method import LossBatch, Requirements
 from madpo.models.logps import ResponseGroup, ResponseLogps
 from madpo.types.columns import required_columns
+from madpo_trainer.fitted_rows import PolicyRow
 from madpo_trainer.mismatched_responses import Mismatched
 from madpo_trainer.model_runner import ModelRunner
 from madpo_trainer.stored_reference import ReferenceSource
-from madpo_trainer.training_rows import PolicyRow
 
 Margins = Mapping[int, float | None]
 """Reward margins by row; None where none could be had. Empty without a reward model."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from madpo.losses.method import LossBatch, LossOutput
+from madpo_trainer.fitted_rows import PolicyRow
 from madpo_trainer.ledger import LedgerRow
 from madpo_trainer.objectives.batches import Margins
-from madpo_trainer.training_rows import PolicyRow
 
 
 class StepFigures:

@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 from madpo.losses.method import LossContext, LossOutput, Method, MethodConfig
 from madpo.worker.phase import Phase
+from madpo_trainer.fitted_rows import PolicyRow, lengths_of, row_groups
 from madpo_trainer.ledger import Ledger, LedgerRow
 from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.margins.source import MarginSource
@@ -20,7 +21,6 @@ from madpo_trainer.moving_reference import MovingReference
 from madpo_trainer.objectives.batches import BatchMaker, Margins
 from madpo_trainer.objectives.figures import StepFigures, wins
 from madpo_trainer.stored_reference import StoredLogps
-from madpo_trainer.training_rows import PolicyRow, lengths_of, row_groups
 
 
 class PolicyObjective:

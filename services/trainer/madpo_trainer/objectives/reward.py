@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from madpo.calibration.figures import reward_report
 from madpo.models.logps import ResponseGroup
 from madpo.worker.phase import Phase
+from madpo_trainer.fitted_rows import EncodedPair, lengths_of
 from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.model_runner import ModelRunner
 from madpo_trainer.objectives.figures import wins
-from madpo_trainer.training_rows import EncodedPair, lengths_of
 
 
 class RewardObjective:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from madpo.data.tokenize import Encoded
 from madpo.models.logps import ResponseGroup
 from madpo.worker.phase import Phase
+from madpo_trainer.fitted_rows import EncodedCompletion, lengths_of
 from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.model_runner import ModelRunner
-from madpo_trainer.training_rows import EncodedCompletion, lengths_of
 
 
 class SupervisedObjective:
