@@ -9,6 +9,7 @@ from madpo.model_files.tensors import TensorInfo, read_tensors
 
 _LORA = re.compile(r"(?P<layer>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?$")
 _PREFIX = "base_model.model."
+_WEIGHTS = "adapter_model.safetensors"
 
 
 def check_adapter(directory: Path, base: Mapping[str, TensorInfo]) -> None:
@@ -19,8 +20,15 @@ def check_adapter(directory: Path, base: Mapping[str, TensorInfo]) -> None:
         base: The tensors of the base model.
 
     Raises:
-        InvalidArgumentError: A weight has another shape than the base's, or none of its layers is in the base.
+        InvalidArgumentError: Its weights are not in the one file that peft reads, a weight has another shape than the
+            base's, or none of its layers is in the base.
     """
+    if not (directory / _WEIGHTS).is_file():
+        there = ", ".join(sorted(path.name for path in directory.glob("*.safetensors"))) or "none"
+        raise InvalidArgumentError(
+            f"{_WEIGHTS} is missing, the one file that peft reads an adapter from (safetensors files there: {there}): "
+            "save the adapter whole, not in shards"
+        )
     shapes = {_short(name): tensor.shape for name, tensor in base.items()}
     layers: dict[str, bool] = {}
     for name, tensor in read_tensors(directory).items():

@@ -166,7 +166,7 @@ def test_early_artifacts_stand_until_a_later_attempt_has_any_or_theirs_ends(obje
 
 def make_model(directory: Path, *, adapter: bool = False) -> Path:
     directory.mkdir(parents=True)
-    (directory / "model.safetensors").write_bytes(EMPTY_SAFETENSORS)
+    (directory / f"{'adapter_' if adapter else ''}model.safetensors").write_bytes(EMPTY_SAFETENSORS)
     if adapter:
         (directory / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM", "peft_type": "LORA"}')
     else:
@@ -236,8 +236,8 @@ def test_a_step_resolves_to_the_model_of_that_checkpoint(store: LocalStore, mode
 
     assert sorted(path.name for path in resolved.directory.iterdir()) == [
         "adapter_config.json",
+        "adapter_model.safetensors",
         "madpo.json",
-        "model.safetensors",
     ]
     assert (resolved.base_directory, resolved.model_id) == (models.fetch(base.model_id), None)
     assert later.base_directory is None

@@ -177,6 +177,14 @@ def test_an_adapter_of_another_base_is_refused_with_both_shapes(
         check_adapter(tmp_path, BASE)
 
 
+def test_an_adapter_in_shards_is_refused_with_what_is_there(tmp_path: Path) -> None:
+    tensors = {f"{Q}.lora_A.weight": (2, 4)}
+    write_safetensors(tmp_path / "adapter_model-00001-of-00002.safetensors", tensors)
+
+    with pytest.raises(InvalidArgumentError, match=r"adapter_model\.safetensors is missing.*00001-of-00002"):
+        check_adapter(tmp_path, BASE)
+
+
 def test_tensors_are_read_from_their_headers(directory: Path) -> None:
     write_safetensors(directory / "b.safetensors", {"x": (2, 3), "y": ()})
 

@@ -152,6 +152,7 @@ def test_unknown_models_are_not_found(models: ModelStore) -> None:
 def test_an_adapter_belongs_to_a_base(models: ModelStore, directory: Path, tmp_path: Path) -> None:
     base, _ = publish(models, directory)
     directory = make_model(tmp_path / "adapter", config=ADAPTER, name="adapter_config.json")
+    (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
 
     adapter, _ = publish(models, directory, base_model_id=base.model_id)
 
