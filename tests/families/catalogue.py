@@ -145,6 +145,7 @@ CAUSAL = (
             template="olmo-2",
             beside=("vocab.json", "merges.txt", "special_tokens_map.json"),
         ),
+        has_older_classifier=False,
     ),
     Family(
         "granite-3",

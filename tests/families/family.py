@@ -32,6 +32,8 @@ class Family:
     """The family of the reward model that its policies are trained with, where it is another one."""
     has_classifier: bool = True
     """Transformers has a sequence classification model of it; else it cannot be made a reward model."""
+    has_older_classifier: bool = True
+    """Transformers 4.57 has one as well; else nobody can read its reward models there."""
 
     def __str__(self) -> str:
         return self.name

@@ -7,6 +7,7 @@ from tests.families.catalogue import FAMILIES
 from tests.families.comparison import Plain, near
 from tests.families.family import Family
 from tests.families.flows import Flow, Flows
+from tests.families.older import OlderTransformers
 
 pytestmark = pytest.mark.parametrize("family", [each for each in FAMILIES if each.has_classifier], ids=str)
 each_way = pytest.mark.parametrize("flow", ["reward", "reward_lora"])
@@ -34,6 +35,10 @@ def test_tokenizer_template_and_dtype_are_those_of_the_base(flows: Flows, family
 @each_way
 @pytest.mark.cell("transformers")
 def test_plain_transformers_scores_as_the_reward_service_does(flows: Flows, family: Family, flow: Flow, plain: Plain):
+    if isinstance(plain, OlderTransformers) and not family.has_older_classifier:
+        with pytest.raises(AssertionError, match="Unrecognized configuration class"):
+            comparison.plain_values(flows, family, flow, plain)
+        return
     values = comparison.plain_values(flows, family, flow, plain)
 
     assert values.alone == near(comparison.our_values(flows, family, flow))
@@ -42,6 +47,8 @@ def test_plain_transformers_scores_as_the_reward_service_does(flows: Flows, fami
 
 @pytest.mark.cell("merged")
 def test_merged_it_is_the_same(flows: Flows, family: Family, plain: Plain):
+    if isinstance(plain, OlderTransformers) and not family.has_older_classifier:
+        pytest.skip("transformers 4.57 has no classifier of this family")
     apart = comparison.plain_values(flows, family, "reward_lora", plain)
     merged = comparison.plain_values(flows, family, "reward_lora", plain, merged=True)
 

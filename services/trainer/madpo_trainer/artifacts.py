@@ -22,13 +22,16 @@ CURVES = "training.png"
 def leave_metrics_so_far(
     run: Run,
     store: ObjectStore,
-    tolerance: Tolerance,
     *,
     step: int,
     metrics: Sequence[dict[str, Any]],
     calibration: Mapping[str, Any],
 ) -> None:
-    """Store what can be read of a run that goes on: the metrics up to a step, and the calibration it began with."""
+    """Store what can be read of a run that goes on: the metrics up to a step, and the calibration it began with.
+
+    What fails of it is only logged: all of it is stored once more at the end.
+    """
+    tolerance = Tolerance()
 
     def write() -> None:
         directory = run.directory / f"artifacts-{step}"

@@ -145,7 +145,6 @@ class TrainingRun:
             leave_metrics_so_far(
                 self._run,
                 self._store,
-                self._tolerance,
                 step=step,
                 metrics=self._metrics,
                 calibration=self._state.calibration,

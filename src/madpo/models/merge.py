@@ -11,7 +11,6 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from madpo.errors import FailedPreconditionError
-from madpo.model_files.companions import copy_companions
 from madpo.models.dtypes import stored_dtypes
 from madpo.models.load import load_causal_lm, load_reward_model
 from madpo.models.save import save_model
@@ -70,8 +69,13 @@ def write_merged(directory: Path, into: Path, *, base_directory: Path, kind: str
     """
     merged: Any = load_merged(directory, base_directory=base_directory, kind=kind)
     dtypes = stored_dtypes(base_directory)
-    copy_companions(directory, into)
-    save_model(merged, into, source=base_directory, dtypes=dtypes.widened(merged.state_dict()) if exact else dtypes)
+    save_model(
+        merged,
+        into,
+        source=base_directory,
+        dtypes=dtypes.widened(merged.state_dict()) if exact else dtypes,
+        companions=directory,
+    )
 
 
 def _probe(model: Any) -> Tensor:

@@ -31,6 +31,7 @@ def save_model(
     source: Path,
     state: Mapping[str, Tensor] | None = None,
     dtypes: WeightDtypes | None = None,
+    companions: Path | None = None,
 ) -> None:
     """Write a whole model; the same weights give the same bytes.
 
@@ -40,6 +41,7 @@ def save_model(
         source: A model directory, whose tokenizer, template, generation settings and configuration are copied.
         state: The model's state dict, where its own tensors are not whole.
         dtypes: Of the files; None keeps those of the tensors.
+        companions: A directory whose tokenizer, template and generation settings go before those of the source.
     """
     tensors = model.state_dict() if state is None else dict(state)
     tensors = tensors if dtypes is None else dtypes.cast(tensors)
@@ -47,7 +49,8 @@ def save_model(
         model.save_pretrained(directory, state_dict=tensors)
     (directory / GENERATION_CONFIG).unlink(missing_ok=True)
     _write_config(model, directory / _CONFIG, source, stored_dtypes(directory).default)
-    copy_companions(source, directory)
+    for each in filter(None, (companions, source)):
+        copy_companions(each, directory)
 
 
 def save_adapter(

@@ -23,10 +23,13 @@ from tests.integration.reward.service import PAIRS, POSITIONS, TOKEN, WORDS, Mod
 
 
 def plain_score(models: Models, prompt: Any, response: Any, *, last_tokens: int = 0) -> float:
-    """What transformers itself gives one text, unpadded and alone."""
+    """What transformers itself gives one text, unpadded and alone; of a longer one BOS and its last tokens."""
     model = LlamaForSequenceClassification.from_pretrained(models.directory).eval()
     encoded = encode_response(models.tokenizer, prompt, response)
-    ids = [*encoded.prompt_ids, *encoded.response_ids][-last_tokens:]
+    ids = [*encoded.prompt_ids, *encoded.response_ids]
+    if last_tokens:
+        assert ids[0] == models.tokenizer.bos_token_id
+        ids = [ids[0], *ids[1 - last_tokens :]]
     with torch.inference_mode():
         return float(model(torch.tensor([ids])).logits[0, 0])
 

@@ -105,7 +105,8 @@ def test_each_thing_beside_the_model_fails_for_itself(
 
     assert warning.startswith(f"{what} failed: ZeroDivisionError")
     left = {file.path for file in list_artifacts(site.store, job_id(what))}
-    assert left == {"metrics.jsonl", "calibration.json", "calibration.png", "ledger.parquet"} - {missing}
+    whole = {"metrics.jsonl", "training.png", "calibration.json", "calibration.png", "ledger.parquet"}
+    assert left == whole - {missing}
 
 
 def test_artifacts_that_cannot_be_stored_are_missed_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
