@@ -77,6 +77,37 @@ class PolicyRow:
         return values
 
 
+@dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """How far a policy had moved after some steps, and what that was worth.
+
+    Attributes:
+        step: Of the checkpoint.
+        reward: Mean of the demo's metric over all samples.
+        kl: To the reference policy, in nats a response.
+    """
+
+    step: int
+    reward: Estimate
+    kl: Estimate
+
+    @classmethod
+    def of(cls, step: int, evaluation: Evaluation, *, metric: str) -> "FrontierPoint":
+        """Read it from the evaluation of a checkpoint; `metric` is the one that is the reward."""
+        result = evaluation.result
+        return cls(step, _estimate(result.metrics[metric]), _estimate(result.kl))
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat form for the summary: each estimate as `name` and `name_ci`."""
+        return {
+            "step": self.step,
+            "reward": self.reward.mean,
+            "reward_ci": list(self.reward.ci),
+            "kl": self.kl.mean,
+            "kl_ci": list(self.kl.ci),
+        }
+
+
 def json_lines(data: bytes) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines artifact."""
     return (json.loads(line) for line in data.decode().splitlines() if line)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from madpo.types import Job
-from madpo_examples.comparison import Evaluation, PolicyRow, compare, json_lines, verdict
+from madpo_examples.comparison import Evaluation, FrontierPoint, PolicyRow, compare, json_lines, verdict
 from madpo_examples.experiment import Experiment, Jobs
 from madpo_examples.plots import plot_frontier, plot_margins, plot_training
 from madpo_examples.stages import Stages
@@ -42,8 +42,13 @@ def write_report(
     plot_margins(jobs.policies["madpo"].read_artifact("ledger.parquet"), out / "margins.png")
     curves = {name: list(json_lines(handle.read_artifact("metrics.jsonl"))) for name, handle in jobs.policies.items()}
     plot_training(curves, out / "training.png")
-    plot_frontier(rows, out / "frontier.png", reward=reward)
+    frontier = {
+        name: [FrontierPoint.of(step, Evaluation.of(handle), metric=metric) for step, handle in checkpoints.items()]
+        for name, checkpoints in jobs.checkpoint_evaluations.items()
+    }
+    plot_frontier(rows, frontier, out / "frontier.png", reward=reward)
     summary = _summary(rows, jobs, reward=reward)
+    summary["frontier"] = {name: [point.to_json() for point in points] for name, points in frontier.items()}
     console.print(comparison_table(rows, reward=reward))
     console.print(summary["verdict"])
     console.print(_margin_sentence(summary["reward_model"], summary["margins"]))

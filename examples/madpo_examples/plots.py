@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from madpo_examples.comparison import PolicyRow
+from madpo_examples.comparison import FrontierPoint, PolicyRow
 
 _PANELS = {"loss": "loss", "rewards/implicit_margin": "implicit margin", "rewards/accuracy": "accuracy"}
 _SMOOTHING_STEPS = 8
@@ -60,24 +60,52 @@ def plot_training(metrics: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
     figure.savefig(path, dpi=150)
 
 
-def plot_frontier(rows: Sequence[PolicyRow], path: Path, *, reward: str) -> None:
-    """Draw reward against KL with 95 % intervals: one point a policy, since each ran at one setting."""
+def plot_frontier(
+    rows: Sequence[PolicyRow], checkpoints: Mapping[str, Sequence[FrontierPoint]], path: Path, *, reward: str
+) -> None:
+    """Draw reward against KL with 95 % intervals: each policy's way from the reference over its checkpoints.
+
+    Args:
+        rows: The reference policy first, then the trained ones.
+        checkpoints: Of each trained policy, those before its last, by step.
+        path: PNG to write.
+        reward: What the reward is called.
+    """
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axes: Axes = figure.subplots()
-    for row in rows:
-        axes.errorbar(
-            row.kl.mean,
-            row.reward.mean,
-            xerr=_error(row.kl.mean, row.kl.ci),
-            yerr=_error(row.reward.mean, row.reward.ci),
-            color=_color(row.name),
-            marker="o",
-            capsize=3,
-            label=row.name,
-        )
-    axes.set(xlabel=f"KL to {rows[0].name} (nats a response)", ylabel=f"mean {reward}")
-    axes.legend()
+    reference, *policies = rows
+    _draw_point(axes, reference, label=reference.name, color=_color(reference.name))
+    for row in policies:
+        color, points = _color(row.name), checkpoints.get(row.name, ())
+        way: list[PolicyRow | FrontierPoint] = [reference, *points, row]
+        axes.plot([each.kl.mean for each in way], [each.reward.mean for each in way], color=color, linewidth=1)
+        for point in points:
+            _draw_point(axes, point, color=color, markersize=4)
+            axes.annotate(
+                f"step {point.step}",
+                (point.kl.mean, point.reward.mean),
+                xytext=(5, -10),
+                textcoords="offset points",
+                fontsize="x-small",
+                color=color,
+            )
+        _draw_point(axes, row, label=row.name, color=color)
+    axes.set(xlabel=f"KL to {reference.name} (nats a response)", ylabel=f"mean {reward}")
+    axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
+
+
+def _draw_point(axes: Axes, point: PolicyRow | FrontierPoint, **style: Any) -> None:
+    axes.errorbar(
+        point.kl.mean,
+        point.reward.mean,
+        xerr=_error(point.kl.mean, point.kl.ci),
+        yerr=_error(point.reward.mean, point.reward.ci),
+        marker="o",
+        capsize=3,
+        linestyle="none",
+        **style,
+    )
 
 
 def _color(name: str) -> str:

@@ -117,7 +117,7 @@ def main(*, client: Client, out: Path, scale: Literal["full", "smoke"] = "full")
         batch_size=32,
     )
     jobs = submit(client, experiment)
-    wait(stages, jobs)
+    wait(client, experiment, stages, jobs)
     write_report(
         console,
         out,

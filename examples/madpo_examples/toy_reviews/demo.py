@@ -23,7 +23,7 @@ from madpo.types import Dataset, Model
 from madpo_client import Client
 from madpo_client.job import JobHandle
 from madpo_examples.demo_report import write_report
-from madpo_examples.experiment import Experiment, submit, wait
+from madpo_examples.experiment import Experiment, Jobs, submit, wait
 from madpo_examples.stages import Stages
 from madpo_examples.toy_reviews.language import PROMPT_WORDS, negative_openings, split_review, write_review
 from madpo_examples.toy_reviews.model import MAX_TOKENS, make_base_model
@@ -31,6 +31,10 @@ from madpo_examples.toy_reviews.preferences import candidate_pairs, noiseless_la
 
 _CANDIDATES_PER_PROMPT = 8
 """Four pairs from every prompt: there are fewer different prompts than pairs are wanted."""
+_BATCH_SIZE = 32
+"""Rows a step."""
+_FRONTIER_CHECKPOINTS = 2
+"""The first ones of each policy: the reward rises fastest then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,15 @@ class Settings:
     held_out_pairs: int = 512
     reward_epochs: float = 2.0
     reward_learning_rate: float = 1e-3
-    policy_epochs: float = 1.0
-    policy_learning_rate: float = 3e-4
-    policy_warmup_ratio: float = 0.4
-    """A long one: at 5e-4 behind a short one the gradient grows fourfold by step 15, and grammar may be lost."""
-    beta: float = 0.5
-    """Keeps both policies near enough to the reference policy to stay grammatical."""
+    policy_epochs: float = 2.0
+    policy_learning_rate: float = 1e-4
+    """Slow: at three times this rate single steps throw a policy off the language, and a rounding decides which."""
+    policy_warmup_ratio: float = 0.1
+    beta: float = 0.1
+    checkpoint_every_steps: int = 64
+    """Of the policies, which keep them all."""
+    frontier_prompts: int = 100
+    """What policies are asked at their earlier checkpoints."""
     evaluation_prompts: int = 400
     samples_per_prompt: int = 4
     """In the evaluations."""
@@ -64,6 +71,8 @@ SCALES: Mapping[str, Settings] = {
         train_pairs=64,
         held_out_pairs=16,
         reward_epochs=1.0,
+        checkpoint_every_steps=1,
+        frontier_prompts=16,
         evaluation_prompts=16,
         samples_per_prompt=1,
     ),
@@ -97,15 +106,9 @@ def main(*, client: Client, out: Path, scale: Literal["full", "smoke"] = "full")
     console, settings = Console(), SCALES[scale]
     stages, rng = Stages(console), random.Random(settings.seed)
     with stages.work("data made and uploaded"):
-        data = _upload(client, settings, rng)
-    supervised, generations = _submit_supervised(client, settings, data)
-    stages.wait("supervised training", supervised)
-    stages.wait("responses sampled", generations)
-    with stages.work("pairs labelled and uploaded"):
-        pairs, held_out = _label(client, settings, generations, rng)
-    experiment = _experiment(settings, data, supervised, pairs, held_out)
-    jobs = submit(client, experiment)
-    wait(stages, jobs)
+        data = upload(client, settings, rng)
+    supervised = submit_supervised(client, settings, data)
+    experiment, jobs = compare_policies(client, settings, data, supervised, stages, rng)
     write_report(
         console,
         out,
@@ -116,11 +119,43 @@ def main(*, client: Client, out: Path, scale: Literal["full", "smoke"] = "full")
     )
 
 
-def _upload(client: Client, settings: Settings, rng: random.Random) -> Data:
+def compare_policies(
+    client: Client, settings: Settings, data: Data, start: Model | JobHandle, stages: Stages, rng: random.Random
+) -> tuple[Experiment, Jobs]:
+    """Everything after supervised training, to the end of the last evaluation.
+
+    Args:
+        client: Of a running stack.
+        settings: Sizes and step counts.
+        data: From `upload`.
+        start: The supervised policy, or the job that leaves it.
+        stages: Told of every stage.
+        rng: Of the labels' noise.
+    """
+    generations = client.jobs.evaluate(
+        model=start,
+        prompts=data.training_prompts,
+        sampling=_sampling(samples_per_prompt=_CANDIDATES_PER_PROMPT, seed=settings.seed),
+        generation_batch_size=512,
+        name="toy-reviews: candidate responses",
+    )
+    if isinstance(start, JobHandle):
+        stages.wait("supervised training", start)
+    stages.wait("responses sampled", generations)
+    with stages.work("pairs labelled and uploaded"):
+        pairs, held_out = _label(client, settings, generations, rng)
+    experiment = _experiment(settings, data, start, pairs, held_out)
+    jobs = submit(client, experiment)
+    wait(client, experiment, stages, jobs)
+    return experiment, jobs
+
+
+def upload(client: Client, settings: Settings, rng: random.Random) -> Data:
+    """Make the base model, the corpus and the prompts, and upload them."""
     reviews = [split_review(write_review(rng)) for _ in range(settings.reviews)]
     evaluation_prompts = negative_openings(settings.evaluation_prompts, rng)
     # Not every two samples make a pair (see candidate_pairs), so there are some to spare.
-    samples = 2.2 * (settings.train_pairs + settings.held_out_pairs)
+    samples = 2.6 * (settings.train_pairs + settings.held_out_pairs)
     training_prompts = negative_openings(
         math.ceil(samples / _CANDIDATES_PER_PROMPT) + 16, rng, exclude=set(evaluation_prompts)
     )
@@ -140,8 +175,9 @@ def _upload_prompts(client: Client, prompts: Iterable[str], name: str) -> Datase
     return client.datasets.upload(({"prompt": prompt} for prompt in prompts), name=name)
 
 
-def _submit_supervised(client: Client, settings: Settings, data: Data) -> tuple[JobHandle, JobHandle]:
-    supervised = client.jobs.train_supervised(
+def submit_supervised(client: Client, settings: Settings, data: Data) -> JobHandle:
+    """Submit the job that teaches the base model the language."""
+    return client.jobs.train_supervised(
         model=data.base,
         dataset=data.corpus,
         training=_training(
@@ -152,14 +188,6 @@ def _submit_supervised(client: Client, settings: Settings, data: Data) -> tuple[
         ),
         name="toy-reviews: supervised",
     )
-    generations = client.jobs.evaluate(
-        model=supervised,
-        prompts=data.training_prompts,
-        sampling=_sampling(samples_per_prompt=_CANDIDATES_PER_PROMPT, seed=settings.seed),
-        generation_batch_size=512,
-        name="toy-reviews: candidate responses",
-    )
-    return supervised, generations
 
 
 def _label(client: Client, settings: Settings, generations: JobHandle, rng: random.Random) -> tuple[Dataset, Dataset]:
@@ -178,10 +206,12 @@ def _label(client: Client, settings: Settings, generations: JobHandle, rng: rand
     )
 
 
-def _experiment(settings: Settings, data: Data, supervised: JobHandle, pairs: Dataset, held_out: Dataset) -> Experiment:
+def _experiment(
+    settings: Settings, data: Data, start: Model | JobHandle, pairs: Dataset, held_out: Dataset
+) -> Experiment:
     return Experiment(
         title="toy-reviews",
-        start=supervised,
+        start=start,
         start_name="sft",
         pairs=pairs,
         held_out=held_out,
@@ -192,11 +222,15 @@ def _experiment(settings: Settings, data: Data, supervised: JobHandle, pairs: Da
             learning_rate=settings.policy_learning_rate,
             warmup_ratio=settings.policy_warmup_ratio,
             epochs=settings.policy_epochs,
+            checkpoint_every_steps=settings.checkpoint_every_steps,
+            keep_checkpoints=math.ceil(settings.policy_epochs * settings.train_pairs / _BATCH_SIZE),
         ),
         beta=settings.beta,
         metrics={"toy_reward": "true reward", "toy_grammatical": "grammatical"},
         sampling=_sampling(samples_per_prompt=settings.samples_per_prompt, seed=settings.seed + 1),
         batch_size=400,
+        frontier_checkpoints=_FRONTIER_CHECKPOINTS,
+        frontier_prompts=settings.frontier_prompts,
     )
 
 
@@ -206,6 +240,7 @@ def _training(
     return TrainingParameters(
         max_tokens=MAX_TOKENS,
         seed=settings.seed,
+        global_batch_size=_BATCH_SIZE,
         optimizer=OptimizerParameters(learning_rate=learning_rate, warmup_ratio=warmup_ratio),
         **extra,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import itemgetter
 
-from madpo_examples.toy_reviews.language import true_reward
+from madpo_examples.toy_reviews.language import is_grammatical, true_reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Candidates:
 def candidate_pairs(generations: Iterable[str]) -> list[Candidates]:
     """Pair neighbouring samples of each prompt: 0 with 1, 2 with 3, and so on, in the order of the prompts.
 
-    A pair is left out when a sample is empty or was cut off before its end, since training would teach the cut, or when
-    both samples are the same text.
+    A pair is left out when a sample was cut off before its end or is not grammatical, since training would teach that,
+    or when both samples are the same text.
 
     Args:
         generations: Lines of an evaluation's `generations.jsonl`, with an even number of samples a prompt.
@@ -32,9 +32,10 @@ def candidate_pairs(generations: Iterable[str]) -> list[Candidates]:
     pairs = []
     for first, second in zip(samples[::2], samples[1::2], strict=True):
         prompt, responses = first["prompt"], (first["response"], second["response"])
-        if first["finished"] and second["finished"] and all(responses) and responses[0] != responses[1]:
-            rewards = (true_reward(f"{prompt} {responses[0]}"), true_reward(f"{prompt} {responses[1]}"))
-            pairs.append(Candidates(prompt, responses, rewards))
+        reviews = (f"{prompt} {responses[0]}", f"{prompt} {responses[1]}")
+        is_whole = first["finished"] and second["finished"] and all(map(is_grammatical, reviews))
+        if is_whole and responses[0] != responses[1]:
+            pairs.append(Candidates(prompt, responses, (true_reward(reviews[0]), true_reward(reviews[1]))))
     return pairs
 
 

@@ -187,14 +187,16 @@ def generations(prompt_index: int, *responses: str, finished: bool = True) -> li
     ]
 
 
-def test_pairs_leave_out_empty_cut_off_and_equal_responses() -> None:
+def test_pairs_leave_out_empty_cut_off_ungrammatical_and_equal_responses() -> None:
+    whole = ("is good . it has a good set .", "is weak . it has a good set .")
     lines = [
-        *generations(0, "is good . it has a good set .", "is weak . it has a good set .", "is good .", "is good ."),
-        *generations(1, "", "is good ."),
-        *generations(2, "is good .", "is", finished=False),
+        *generations(0, *whole, whole[0], whole[0]),
+        *generations(1, "", whole[0]),
+        *generations(2, whole[0], "is", finished=False),
+        *generations(3, whole[0], "is good . it has has a set ."),
     ]
     (pair,) = candidate_pairs(lines)
-    assert pair.responses == ("is good . it has a good set .", "is weak . it has a good set .")
+    assert pair.responses == whole
     assert pair.rewards == (3.0 * math.tanh(0.5), 0.0)
 
 
@@ -330,7 +332,10 @@ def test_report_restates_what_the_jobs_measured(tmp_path: Path, capsys: pytest.C
         ),
     }
     policies = {name: recorded_policy(name, tmp_path) for name in ("dpo", "madpo")}
-    jobs = cast(Jobs, Jobs(RecordedJob("rm", {"eval": held_out}), policies, evaluations))  # type: ignore[arg-type]
+    on_the_way = {
+        name: {1: recorded_evaluation(f"{name} at step 1", reward=0.8, kl=1.2, versus={})} for name in policies
+    }
+    jobs = cast(Jobs, Jobs(RecordedJob("rm", {"eval": held_out}), policies, evaluations, on_the_way))  # type: ignore[arg-type]
     data = Data(base=None, corpus=None, training_prompts=None, evaluation_prompts=None)  # type: ignore[arg-type]
     experiment = _experiment(SCALES["smoke"], data, cast(JobHandle, None), None, None)  # type: ignore[arg-type]
 
@@ -347,6 +352,15 @@ def test_report_restates_what_the_jobs_measured(tmp_path: Path, capsys: pytest.C
     assert madpo["reward_model_score"] == 3.4
     assert summary["reward_model"]["accuracy_noiseless"] == 0.8
     assert summary["margins"]["wait_share"] == 0.02
+    assert summary["frontier"]["dpo"] == [
+        {
+            "step": 1,
+            "reward": 0.8,
+            "reward_ci": pytest.approx([0.7, 0.9]),
+            "kl": 1.2,
+            "kl_ci": pytest.approx([1.1, 1.3]),
+        }
+    ]
     assert summary["seconds"]["total"] >= 0
     assert all(
         (tmp_path / name).read_bytes().startswith(b"\x89PNG")
