@@ -88,6 +88,7 @@ class FittedRows(LazyRows[T], Generic[T]):
         super().__init__(len(kept), lambda index: make(int(kept[index])), remember=True)
         self._make_row = make
         self._mapped, self._kept, self.lengths, self.lists = mapped, kept, lengths, lists
+        self.chosen: NDArray[np.int64] | None = None  # their numbers, where more than lengths decided which they are
 
     @property
     def all_pairs(self) -> LazyRows[PreferencePair]:
@@ -97,7 +98,9 @@ class FittedRows(LazyRows[T], Generic[T]):
     def without(self, places: Sequence[int]) -> "FittedRows[T]":
         """The rows but some."""
         stay = np.setdiff1d(np.arange(len(self)), np.array(places, dtype=np.int64))
-        return FittedRows(self._mapped, self._kept[stay], self.lengths.take(stay), self._make_row, lists=self.lists)
+        left = FittedRows(self._mapped, self._kept[stay], self.lengths.take(stay), self._make_row, lists=self.lists)
+        left.chosen = left._kept
+        return left
 
     @property
     def has_masks(self) -> bool:

@@ -21,7 +21,10 @@ from madpo.worker.files import write_whole
 _MESSAGE_CHARS = 500
 _PACKAGES = re.compile(r"madpo(_\w+)?(\.|$)")
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]*@")
-_NAMED_SECRET = re.compile(r"(?i)\b(bearer\s+|(?:password|passwd|secret\w*|api_?key)\s*[=:]\s*)[^\s,;'\"]+")
+_NAMED_SECRET = re.compile(
+    r"(?i)(\bbearer\s+|(?:password|passwd|secret\w*|api_?key|-signature)['\"]?\s*[=:]\s*['\"]?)"
+    r"[^\s,;&'\"]+"
+)
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+")
 """Addresses, steps, attempts and sizes: they may differ where the error is the same."""
 _PEER_LOST = re.compile(

@@ -32,10 +32,19 @@ ALIKE = PreferencePair("the film", f"{LONG} good", f"{LONG} bad", row=8)
 """34 tokens, of which the reward model reads the first 24."""
 
 
-async def run(site: Site, reward_model: str, overlong: str) -> Any:
+def publish_reward_model(site: Site, tokenizer: Any, *, reads: int) -> str:
+    torch.manual_seed(0)
+    config = llama_config(tokenizer, num_labels=1)
+    config.max_position_embeddings = reads
+    directory = save_directory(LlamaForSequenceClassification(config), tokenizer, site.home / f"reward-{reads}")
+    return ModelStore(site.store, site.home / "cache").publish(directory, display_name="r", kind="reward")[0].model_id
+
+
+async def run(site: Site, reward_model: str, overlong: str, *, name: str = "", rows: Any = (*ROWS, ALIKE)) -> Any:
     store = f"file://{site.home / 'store'}"
+    name = name or overlong
     dataset, _ = DatasetStore(site.store).write(
-        [*ROWS, ALIKE], kind=DatasetKind.PREFERENCE, display_name="rows", scratch=site.home / "scratch"
+        list(rows), kind=DatasetKind.PREFERENCE, display_name="rows", scratch=site.home / "scratch"
     )
     spec = {
         "model": site.model,
@@ -44,8 +53,8 @@ async def run(site: Site, reward_model: str, overlong: str) -> Any:
         "margin": {"reward_model": reward_model},
         "training": {"global_batch_size": 8, "max_tokens": 64, "overlong": overlong},
     }
-    job = Job(job_id(overlong), JobKind.POLICY_TRAINING, JobState.RUNNING, spec, attempt=1)
-    workspace = Workspace(site.home / overlong, Claim(job, attempt=1, worker_id="test"))
+    job = Job(job_id(name), JobKind.POLICY_TRAINING, JobState.RUNNING, spec, attempt=1)
+    workspace = Workspace(site.home / name, Claim(job, attempt=1, worker_id="test"))
     settings = RewardSettings(
         store_url=store, token=SecretStr(TOKEN), grace_s=5, batch_tokens=0, cache=site.home / "reward-cache"
     )
@@ -70,12 +79,7 @@ async def test_pairs_longer_than_the_reward_model_reads_are_refused_dropped_or_c
 ) -> None:
     tokenizer = make_toy_tokenizer()
     site = Site.make(tmp_path, make_toy_lm(), tokenizer)
-    torch.manual_seed(0)
-    config = llama_config(tokenizer, num_labels=1)
-    config.max_position_embeddings = 24
-    directory = save_directory(LlamaForSequenceClassification(config), tokenizer, tmp_path / "reward")
-    models = ModelStore(site.store, tmp_path / "cache")
-    reward_model = models.publish(directory, display_name="reward", kind="reward")[0].model_id
+    reward_model = publish_reward_model(site, tokenizer, reads=24)
 
     with pytest.raises(InvalidPairError, match=r"1 of 8 pairs of .* the 24 tokens that the reward model reads.*\[8\]"):
         await run(site, reward_model, "error")
@@ -88,3 +92,21 @@ async def test_pairs_longer_than_the_reward_model_reads_are_refused_dropped_or_c
     assert (margins["requested"], margins["truncated"], margins["truncated_alike"]) == (8, 1, 1)
     ledger = site.ledger("truncate_prompt")
     assert [row["row"] for row in ledger if row["truncated"]] == [8]
+
+
+async def test_reference_log_probs_of_the_rows_that_are_left_are_not_those_of_all(
+    tmp_path: Path, make_toy_lm: Any, make_toy_tokenizer: Any
+) -> None:
+    """Another job on the same data, whose reward model reads every pair, has stored those of all rows before."""
+    tokenizer, model = make_toy_tokenizer(), make_toy_lm()
+    rows = [ALIKE, *ROWS]
+    alone, behind = (Site.make(tmp_path / name, model, tokenizer) for name in ("alone", "behind"))
+    short = publish_reward_model(alone, tokenizer, reads=24)
+    assert publish_reward_model(behind, tokenizer, reads=24) == short
+    whole = publish_reward_model(behind, tokenizer, reads=64)
+    await run(behind, whole, "drop", name="whole", rows=rows)
+
+    left = await run(behind, short, "drop", rows=rows)
+
+    assert left.summary["rows"]["training"]["dropped"] == 1
+    assert left.model_id == (await run(alone, short, "drop", rows=rows)).model_id

@@ -279,6 +279,7 @@ class PolicyTraining:
                 has_masks=rows.has_masks,
                 dataset=self._inputs.dataset_id,
                 mismatched={**order, "max_tokens": max_tokens},
+                **_identity(rows),
             )
         )
         return mismatched
@@ -305,6 +306,7 @@ class PolicyTraining:
             dataset=dataset_id,
             lists=rows.lists,
             rows=None if len(chosen) == len(rows) else rows_digest(chosen),
+            **_identity(rows),
         )
 
     def _load_or_compute(
@@ -357,6 +359,11 @@ class PolicyTraining:
             chunk_tokens=_CHUNK_MICRO_BATCHES * training.micro_batch_tokens,
         )
         return store.load_or_compute(digest, groups, rows=asked, lengths=lengths, compute=compute)
+
+
+def _identity(rows: FittedRows[PolicyRow]) -> dict[str, Any]:
+    """What names the rows of a dataset beside the training's parameters: those that a reward model left."""
+    return {} if rows.chosen is None else {"chosen": rows_digest(rows.chosen)}
 
 
 KIND = TrainingKind(JobKind.POLICY_TRAINING, lambda inputs: PolicyTraining(inputs).build())
