@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from madpo.ports import ObjectStore
 from madpo.storage import documents, keys
+from madpo.worker.phase import Interrupted
 from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run
 from madpo_trainer.ranks import Ranks
@@ -24,10 +25,15 @@ def evaluate_last(
     if tries > _TRIES:
         tolerance.warnings.append(f"no held-out evaluation after training: {tries - 1} attempts died of it")
         return {}
-    if ranks.in_step:  # the others cannot be told of an error: they would wait for this rank
-        return evaluate()
     nothing: dict[str, float] = {}
-    return tolerance.attempt("the held-out evaluation after training", evaluate, nothing)
+    try:
+        if ranks.in_step:  # the others cannot be told of an error: they would wait for this rank
+            return evaluate()
+        return tolerance.attempt("the held-out evaluation after training", evaluate, nothing)
+    except Interrupted:
+        if ranks.is_leader:  # asked to stop, which is no death
+            store.delete(keys.last_evaluation(run.job.job_id, attempt=run.attempt))
+        raise
 
 
 def note_begin(store: ObjectStore, job_id: str, *, attempt: int) -> int:

@@ -1,6 +1,7 @@
 """A finished training is never lost to what comes after it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,12 +9,15 @@ import torch
 
 from madpo.storage.artifacts import list_artifacts
 from madpo.storage.models import ModelStore
+from madpo.worker.phase import Interrupted
+from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Outcome
 from madpo_trainer import artifacts
-from madpo_trainer.last_evaluation import note_begin
+from madpo_trainer.last_evaluation import evaluate_last, note_begin
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.margins import calibration
 from madpo_trainer.objectives.policy import PolicyObjective
+from madpo_trainer.ranks import OneRank
 from tests.integration.trainer.training_site import Site, job_id
 
 
@@ -128,6 +132,21 @@ def test_an_evaluation_that_kills_its_process_again_and_again_is_left_out(
     warnings = trained(site, site.train("killed", spec(site)))
 
     assert warnings == ("no held-out evaluation after training: 2 attempts died of it",)
+
+
+def test_an_evaluation_that_was_asked_to_stop_died_of_nothing(site: Site) -> None:
+    run: Any = SimpleNamespace(job=SimpleNamespace(job_id=job_id("drained")), attempt=1)
+
+    def stop() -> Any:
+        raise Interrupted
+
+    for run.attempt in (1, 2):
+        with pytest.raises(Interrupted):
+            evaluate_last(stop, run, site.store, OneRank(), Tolerance())
+    run.attempt, tolerance = 3, Tolerance()
+
+    assert evaluate_last(lambda: {"loss": 1.0}, run, site.store, OneRank(), tolerance) == {"loss": 1.0}
+    assert tolerance.warnings == []
 
 
 def test_a_run_that_ended_after_its_last_checkpoint_goes_on_from_it(
