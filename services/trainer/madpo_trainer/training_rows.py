@@ -60,6 +60,7 @@ class TrainingRows:
         transfer: Told of what is fetched.
 
     Attributes:
+        max_tokens: As given.
         counts: What became of the rows of each dataset that was read.
     """
 
@@ -77,7 +78,7 @@ class TrainingRows:
     ) -> None:
         self._datasets, self._tokens, self._cache = datasets, tokens, cache
         self._directory, self._tokenizer = directory, tokenizer
-        self._max_tokens, self._overlong, self._transfer = max_tokens, overlong, transfer
+        self.max_tokens, self._overlong, self._transfer = max_tokens, overlong, transfer
         self.counts: dict[str, RowCounts] = {}
 
     def prepare(self, dataset_id: str, *, scratch: Path, phase: BeginPhase) -> None:
@@ -173,7 +174,7 @@ class TrainingRows:
         return MappedRows(self._datasets.get(dataset_id).kind, rows, tokens)
 
     def _fit(self, ids: EncodedRow) -> EncodedRow:
-        fitted = fit(ids, self._max_tokens, self._overlong, bos_id=self._tokenizer.bos_token_id)
+        fitted = fit(ids, self.max_tokens, self._overlong, bos_id=self._tokenizer.bos_token_id)
         assert fitted is not None, f"row {ids.row} was found to fit"
         return fitted
 
@@ -190,16 +191,16 @@ class TrainingRows:
         every = mapped.response_lengths()
         responses = Ragged(places.counts, every.values[np.repeat(every.starts, places.counts) + places.values])
         prompts, longest = mapped.prompt_lengths(), responses.most()
-        is_long = prompts + longest > self._max_tokens
+        is_long = prompts + longest > self.max_tokens
         fits = ~is_long
         if self._overlong == "truncate_prompt":
-            fits |= longest < self._max_tokens
+            fits |= longest < self.max_tokens
         elif self._overlong == "truncate_response":
             starts = places.starts
-            for index in np.flatnonzero(is_long & (prompts < self._max_tokens)):
+            for index in np.flatnonzero(is_long & (prompts < self.max_tokens)):
                 chosen = places.values[starts[index] : starts[index] + places.counts[index]].tolist()
                 ids = mapped.encoded(int(index)).only(chosen)
-                fits[index] = fit(ids, self._max_tokens, self._overlong, bos_id=None) is not None
+                fits[index] = fit(ids, self.max_tokens, self._overlong, bos_id=None) is not None
         dropped = np.flatnonzero(~fits)
         named = [mapped.number(int(index)) for index in dropped[:_NAMED_ROWS]]
         counts = self.counts[dataset_id] = RowCounts(len(mapped), int((fits & is_long).sum()), len(dropped), named)
@@ -208,13 +209,13 @@ class TrainingRows:
         kept = np.flatnonzero(fits)
         unembedded = UnembeddedTokens(self._tokenizer, embedding_count(self._directory))
         unembedded.require_rows_without(mapped.with_ids_from(unembedded.lowest_id, kept))
-        lengths = RowLengths(prompts, responses).take(kept).fitted(self._max_tokens, self._overlong)
+        lengths = RowLengths(prompts, responses).take(kept).fitted(self.max_tokens, self._overlong)
         return FittedRows(mapped, kept, lengths, make, lists=lists)
 
     def _refusal(self, counts: RowCounts, longest: int) -> InvalidPairError:
-        remedy = keep_whole(self._max_tokens, directory_limit(self._directory))
+        remedy = keep_whole(self.max_tokens, directory_limit(self._directory))
         return InvalidPairError(
-            f"{counts.dropped} of {counts.rows} rows are longer than training.max_tokens={self._max_tokens} "
+            f"{counts.dropped} of {counts.rows} rows are longer than training.max_tokens={self.max_tokens} "
             f"(the longest has {longest}); the first: {counts.dropped_rows[:10]} ({remedy}, or let training.overlong "
             "drop or truncate them: `madpo dataset check` says what is left then)"
         )

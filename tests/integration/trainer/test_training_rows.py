@@ -267,3 +267,18 @@ def test_a_cancel_is_met_between_two_micro_batches_of_the_reference(
     outcome = site.train("cancelled", spec)
 
     assert (outcome.kind, len(passes)) == ("stopped", 4)
+
+
+def test_a_response_behind_another_prompt_stays_within_what_the_model_reads(site: Site) -> None:
+    words = ("the film was good . " * 10).split()
+    pairs = [
+        PreferencePair(" ".join(words[:50]), "good .", "was .", row=1),
+        PreferencePair("the film", " ".join(words[:40]), "was .", row=2),
+    ]
+    spec = {
+        "dataset": stored(site, pairs),
+        "method": {"name": "kto", "params": {}},
+        "training": {"max_steps": 1, "global_batch_size": 2, "max_tokens": 1024},
+    }
+    with pytest.raises(InvalidPairError, match=r"row 1: no chosen response .* within training\.max_tokens=64 "):
+        site.train("mismatched", spec)

@@ -268,7 +268,7 @@ class PolicyTraining:
         )
 
     def _mismatched(self, rows: FittedRows[PolicyRow], schedule: Schedule) -> Mismatched:
-        max_tokens = self._spec.training.max_tokens
+        max_tokens = self._inputs.rows.max_tokens
         mismatched = Mismatched(rows, schedule, max_tokens=max_tokens)
         order = {"seed": schedule.seed, "batch_size": schedule.batch_size, "rows": schedule.total_rows}
         mismatched.compute_reference(
