@@ -16,15 +16,11 @@ from pathlib import Path
 from typing import Self
 
 from madpo.errors import InternalError, MadpoError
+from madpo.worker.credentials import without_credentials
 from madpo.worker.files import write_whole
 
 _MESSAGE_CHARS = 500
 _PACKAGES = re.compile(r"madpo(_\w+)?(\.|$)")
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]*@")
-_NAMED_SECRET = re.compile(
-    r"(?i)(\bbearer\s+|(?:password|passwd|secret\w*|api_?key|-signature)['\"]?\s*[=:]\s*['\"]?)"
-    r"[^\s,;&'\"]+"
-)
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+")
 """Addresses, steps, attempts and sizes: they may differ where the error is the same."""
 _PEER_LOST = re.compile(
@@ -159,7 +155,7 @@ def first_failure(workspace: Path) -> Failure | None:
 
 def one_line(text: str) -> str:
     """Text for a reason: on one line, bounded, without credentials."""
-    text = _NAMED_SECRET.sub(r"\1***", _USER_IN_URL.sub("***@", " ".join(text.split())))
+    text = without_credentials(" ".join(text.split()))
     return text if len(text) <= _MESSAGE_CHARS else f"{text[: _MESSAGE_CHARS - 4]} ..."
 
 

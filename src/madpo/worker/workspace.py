@@ -32,6 +32,7 @@ from madpo.queue.records import (
     result_to_json,
 )
 from madpo.types import CheckpointPublished, Job, JobProgress, JobResult, LogLine
+from madpo.worker.credentials import without_credentials
 from madpo.worker.failure import Failure, first_failure
 from madpo.worker.files import write_whole
 
@@ -250,6 +251,6 @@ def read_tail(path: Path, lines: int | None, *, max_bytes: int = _TAIL_BYTES) ->
 
 
 def clean_line(line: str) -> str:
-    """A line fit for a terminal and an event: what a progress bar last drew, no control characters, bounded."""
+    """A line fit for a terminal and an event: what a progress bar last drew, bounded, no controls, no secrets."""
     drawn = line.rstrip("\r\n").rpartition("\r")[2]
-    return _UNPRINTABLE.sub("", drawn)[:LOG_LINE_CHARS]
+    return without_credentials(_UNPRINTABLE.sub("", drawn))[:LOG_LINE_CHARS]

@@ -113,6 +113,13 @@ def test_log_lines_are_complete_clean_and_end_with_the_unfinished_one(workspace:
     assert workspace.log_tail(2) == "30%\nKil"
 
 
+def test_log_lines_hold_no_credentials(workspace: Workspace) -> None:
+    workspace.log_path.write_text("redis://user:opensesame@host:6379/0\nMADPO_S3_SECRET_KEY=opensesame\n")
+    masked = ["redis://***@host:6379/0", "MADPO_S3_SECRET_KEY=***"]
+    assert workspace.new_log_lines() == masked
+    assert workspace.log_tail() == workspace.log_text(1000) == "\n".join(masked)
+
+
 def test_the_tail_of_a_large_log_is_its_end(workspace: Workspace) -> None:
     workspace.log_path.write_text("".join(f"line {i}\n" for i in range(50_000)))
     assert workspace.log_tail(3) == "line 49997\nline 49998\nline 49999"
