@@ -50,6 +50,13 @@ def attention(flows: Flows, family: Family, flow: Flow) -> str:
     return str(inner_model(model).config._attn_implementation)
 
 
+def end_tokens(directory: Path) -> set[int]:
+    """Those at which plain transformers stops: of the generation settings, or else of the configuration."""
+    settings = directory / "generation_config.json"
+    values = json.loads((settings if settings.is_file() else directory / "config.json").read_text())["eos_token_id"]
+    return set(values if isinstance(values, list) else [values])
+
+
 def attention_asked_for(family: Family) -> dict[str, Any]:
     """What plain transformers is told of it: 4.57 by itself runs Gemma 2 without its cap."""
     return {"attention": "eager"} if family.attention == "eager" else {}

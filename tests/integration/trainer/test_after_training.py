@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from madpo.storage.artifacts import list_artifacts
 from madpo.storage.models import ModelStore
@@ -19,14 +18,6 @@ from madpo_trainer.margins import calibration
 from madpo_trainer.objectives.policy import PolicyObjective
 from madpo_trainer.ranks import OneRank
 from tests.integration.trainer.training_site import Site, job_id
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, make_toy_lm: Any, make_toy_tokenizer: Any) -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Site.make(tmp_path_factory.mktemp("site"), make_toy_lm(), make_toy_tokenizer())
-    torch.set_num_threads(before)
 
 
 def spec(site: Site, **margin: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
 from madpo.types import DatasetKind
-from tests.integration.trainer.training_site import PAIRS, Site, job_id
+from tests.integration.trainer.training_site import PAIRS, job_id
 
 FIELDS = {
     "max_steps": 6,
@@ -19,14 +19,6 @@ FIELDS = {
     "eval_every_steps": 2,
     "keep_checkpoints": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Site.make(tmp_path_factory.mktemp("site"), make_toy_lm(), make_toy_tokenizer())
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

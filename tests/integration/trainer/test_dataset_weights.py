@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from madpo.errors import FailedPreconditionError
 from madpo.storage.artifacts import open_artifact
@@ -17,14 +16,6 @@ from madpo.types import DatasetKind
 from tests.integration.trainer.training_site import PAIRS, Site, job_id
 
 WEIGHTS = [None, 0.0, 0.5, 3.0]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Site.make(tmp_path_factory.mktemp("site"), make_toy_lm(), make_toy_tokenizer())
-    torch.set_num_threads(before)
 
 
 def train(site: Site, name: str, weights: Sequence[float | None], **training: Any) -> tuple[Any, dict[int, dict], dict]:

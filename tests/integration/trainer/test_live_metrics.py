@@ -2,20 +2,9 @@
 
 import json
 
-import pytest
-import torch
-
 from madpo.storage.artifacts import list_artifacts, open_artifact
 from madpo_trainer import artifacts
-from tests.integration.trainer.training_site import PausingRun, Site, job_id
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Site.make(tmp_path_factory.mktemp("site"), make_toy_lm(), make_toy_tokenizer())
-    torch.set_num_threads(before)
+from tests.integration.trainer.training_site import PausingRun, job_id
 
 
 def spec(site):

@@ -32,14 +32,6 @@ TRAINING = {
 }
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Site.make(tmp_path_factory.mktemp("site"), make_toy_lm(), make_toy_tokenizer())
-    torch.set_num_threads(before)
-
-
 def spec(site: Site, method: str, params: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
     """A policy job on the data that the method asks for."""
     params = {**OUTER_LOOPS.get(method, {}), **(params or {})}

@@ -3,21 +3,12 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from madpo.errors import FailedPreconditionError
 from madpo.storage.datasets import DatasetStore
 from madpo.types import DatasetKind
 from madpo_trainer.trained_weights import require_movement
-from tests.integration.trainer.training_site import PAIRS, Site
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory, make_toy_lm, make_toy_tokenizer):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Site.make(tmp_path_factory.mktemp("site"), make_toy_lm(), make_toy_tokenizer())
-    torch.set_num_threads(before)
+from tests.integration.trainer.training_site import PAIRS
 
 
 def train(site, name, *, pairs=None, optimizer=None, pause_at=None, **training):
