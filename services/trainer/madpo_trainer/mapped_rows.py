@@ -6,9 +6,10 @@ cache that holds it. A rank's own memory holds a few numbers of each row, never 
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,22 +134,23 @@ class MappedRows:
         return Ragged(counts, np.concatenate([chunk.lengths for chunk in self._ids]))
 
 
-class _List(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _List:
     """A list array of Arrow without its objects: views of the mapped file."""
 
     offsets: NDArray[np.int32]
     values: NDArray[Any]
+    """Of all lists, one after the other; none where they are lists themselves."""
 
     @classmethod
     def of(cls, array: Any) -> "_List":
-        nested = array.values
-        values = nested.to_numpy(zero_copy_only=False) if hasattr(nested, "to_numpy") and not _is_list(nested) else None
-        return cls(array.offsets.to_numpy(), values)  # type: ignore[arg-type]
+        is_nested = hasattr(array.values, "offsets")
+        return cls(array.offsets.to_numpy(), np.empty(0) if is_nested else array.values.to_numpy())
 
     def bounds(self, place: int) -> tuple[int, int]:
         return int(self.offsets[place]), int(self.offsets[place + 1])
 
-    def __getitem__(self, place: int) -> NDArray[Any]:  # type: ignore[override]
+    def __getitem__(self, place: int) -> NDArray[Any]:
         return self.values[slice(*self.bounds(place))]
 
     @property
@@ -158,10 +160,6 @@ class _List(NamedTuple):
     @property
     def flat(self) -> NDArray[Any]:
         return self.values[self.offsets[0] : self.offsets[-1]]
-
-
-def _is_list(array: Any) -> bool:
-    return hasattr(array, "offsets")
 
 
 def _map_files(directory: Path) -> Any:

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -175,7 +175,7 @@ class ReferenceStore:
             phase = self.begin("reference log-probs", len(rows), unit="rows", done=len(rows) - left)
             for number in missing:
                 computed = compute([groups[row] for row in rows[chunks[number]].tolist()], phase)
-                self.ranks.lead(lambda name=names[number], computed=computed: self._save(name, computed))  # type: ignore[misc]
+                self.ranks.lead(partial(self._save, names[number], computed))
         sizes = [chunk.stop - chunk.start for chunk in chunks]
         directory = self.ranks.together(
             lambda: fetch_once(self.cache / prefix, lambda directory: self._join(names, sizes, directory))

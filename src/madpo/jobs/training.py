@@ -1,11 +1,11 @@
 """What every training job is asked."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from madpo.jobs.base import Spec
+from madpo.jobs.base import DatasetReference, Spec
 
 Overlong = Literal["error", "drop", "truncate_prompt", "truncate_response"]
 """Rows over `max_tokens`: refuse the training; leave the row out; cut the beginning of its prompt; cut the end of its
@@ -159,9 +159,12 @@ class TrainingParameters(Spec):
 class EvaluatedTraining(Spec):
     """Base of the specs of trainings: what they say of `training` and of `eval_dataset` must go together."""
 
+    if TYPE_CHECKING:  # each has them in its own order
+        training: TrainingParameters
+        eval_dataset: DatasetReference | None
+
     @model_validator(mode="after")
     def _has_held_out_rows(self) -> Self:
-        training: TrainingParameters = self.training  # type: ignore[attr-defined]
-        if training.eval_every_steps is not None and self.eval_dataset is None:  # type: ignore[attr-defined]
+        if self.training.eval_every_steps is not None and self.eval_dataset is None:
             raise ValueError("training.eval_every_steps needs eval_dataset: the held-out rows to evaluate on")
         return self
