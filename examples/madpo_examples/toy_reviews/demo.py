@@ -67,7 +67,7 @@ SCALES: Mapping[str, Settings] = {
     "full": Settings(),
     "smoke": Settings(
         reviews=2_000,
-        supervised_steps=150,
+        supervised_steps=300,
         train_pairs=64,
         held_out_pairs=16,
         reward_epochs=1.0,

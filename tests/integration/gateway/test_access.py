@@ -13,7 +13,7 @@ from tests.integration.gateway.service import NO_DATASET, NO_JOB, NO_MODEL, TOKE
 
 REQUESTS: dict[str, Message] = {
     "UploadDataset": header(format="jsonl"),
-    "ImportDataset": dataset_service_pb2.ImportDatasetRequest(hub_id="a/b"),
+    "ImportDataset": dataset_service_pb2.ImportDatasetRequest(hub_id="no/such/id"),
     "GetUpload": dataset_service_pb2.GetUploadRequest(upload_id="0" * 32),
     "GetDataset": dataset_service_pb2.GetDatasetRequest(dataset_id=NO_DATASET),
     "ListDatasets": dataset_service_pb2.ListDatasetsRequest(),
@@ -21,7 +21,7 @@ REQUESTS: dict[str, Message] = {
     "CheckDataset": dataset_service_pb2.CheckDatasetRequest(dataset_id=NO_DATASET),
     "ReadDatasetRows": dataset_service_pb2.ReadDatasetRowsRequest(dataset_id=NO_DATASET, rows=[1]),
     "UploadModel": model_header(),
-    "ImportModel": model_service_pb2.ImportModelRequest(hub_id="a/b"),
+    "ImportModel": model_service_pb2.ImportModelRequest(hub_id="no/such/id"),
     "GetModel": model_service_pb2.GetModelRequest(model_id=NO_MODEL),
     "ListModels": model_service_pb2.ListModelsRequest(),
     "ListCheckpoints": model_service_pb2.ListCheckpointsRequest(job_id=NO_JOB),
