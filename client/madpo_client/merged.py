@@ -49,7 +49,7 @@ def download_merged(
         if is_adapter(adapter):
             record = adapter / MODEL_RECORD
             download_base(read_config(record).get("base_model_id") if record.is_file() else None, base)
-            kind, _ = model_kind(adapter)
+            kind, _ = model_kind(adapter, base_kind=model_kind(base)[0])
             write_merged(adapter, merged, base_directory=base, kind=kind, exact=dtype == "exact")
         else:
             merged = adapter

@@ -1,12 +1,12 @@
 """Which layers of a model get an adapter, by name: what a trainer adapts, and what can be known before. No torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.training import ALL_LINEAR
 from madpo.spelling import did_you_mean
 
-_TENSOR_SUFFIXES = (".weight", ".bias")
+_WEIGHT = ".weight"
 
 
 def is_named(layer: str, name: str) -> bool:
@@ -14,20 +14,23 @@ def is_named(layer: str, name: str) -> bool:
     return layer == name or layer.endswith(f".{name}")
 
 
-def layers_of_tensors(tensors: Iterable[str]) -> set[str]:
-    """The layers whose tensors these are, such as stand in the headers of a model's safetensors files.
+def layers_of_tensors(shapes: Mapping[str, Sequence[int]]) -> set[str]:
+    """The layers that may get an adapter, linear ones and embeddings: those whose weight is a matrix.
 
     Some are not those of the model in memory, which may stack the experts of its files into one tensor.
+
+    Args:
+        shapes: Of a model's tensors by name, such as stand in the headers of its safetensors files.
     """
-    return {name.removesuffix(end) for name in tensors for end in _TENSOR_SUFFIXES if name.endswith(end)}
+    return {name.removesuffix(_WEIGHT) for name, shape in shapes.items() if name.endswith(_WEIGHT) and len(shape) == 2}
 
 
 def require_layers(names: Sequence[str], layers: Iterable[str], *, field: str) -> None:
-    """Refuse names that no layer has.
+    """Refuse names that no layer has, of those that may get an adapter.
 
     Args:
         names: Of `target_modules` or `exclude_modules`.
-        layers: Names of the model's layers.
+        layers: Names of the model's linear layers and embeddings.
         field: Of the spec, for the error.
 
     Raises:
@@ -41,6 +44,6 @@ def require_layers(names: Sequence[str], layers: Iterable[str], *, field: str) -
     meant = did_you_mean(absent[0], there)
     raise InvalidArgumentError.in_field(
         field,
-        f"the model has no layer {', '.join(absent)}{meant or ';'} it has {', '.join(there)} ({ALL_LINEAR} takes every "
-        "linear one but the head)",
+        f"the model has no layer {', '.join(absent)} that an adapter can go on{meant or ';'} it has "
+        f"{', '.join(there)} ({ALL_LINEAR} takes every linear one but the head)",
     )

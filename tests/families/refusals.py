@@ -117,7 +117,7 @@ REFUSALS = (
     Refusal(
         "A reward model of an architecture without a classifier in transformers (Granite)",
         "job",
-        "AutoModelForSequenceClassification",
+        "is a granite model, of which transformers has no sequence classifier",
         "train the reward model from another family: it reads text or messages with its own tokenizer",
         _reward(BY_NAME["granite-3"]),
     ),

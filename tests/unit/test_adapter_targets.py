@@ -5,22 +5,22 @@ import pytest
 from madpo.adapter_targets import layers_of_tensors, require_layers
 from madpo.errors import InvalidArgumentError
 
-TENSORS = [
-    "model.embed_tokens.weight",
-    "model.layers.0.self_attn.qkv_proj.weight",
-    "model.layers.0.self_attn.qkv_proj.bias",
-    "model.layers.0.mlp.down_proj.weight",
-    "model.layers.0.input_layernorm.weight",
-    "model.layers.0.mlp.experts.scale",
-]
+TENSORS = {
+    "model.embed_tokens.weight": (8, 4),
+    "model.layers.0.self_attn.qkv_proj.weight": (12, 4),
+    "model.layers.0.self_attn.qkv_proj.bias": (12,),
+    "model.layers.0.mlp.down_proj.weight": (4, 8),
+    "model.layers.0.input_layernorm.weight": (4,),
+    "model.layers.0.conv1d.weight": (4, 1, 3),
+    "model.layers.0.mlp.experts.scale": (2, 2),
+}
 
 
-def test_layers_are_known_from_the_names_of_tensors():
+def test_layers_that_may_get_an_adapter_are_known_from_names_and_shapes_of_tensors():
     assert layers_of_tensors(TENSORS) == {
         "model.embed_tokens",
         "model.layers.0.self_attn.qkv_proj",
         "model.layers.0.mlp.down_proj",
-        "model.layers.0.input_layernorm",
     }
 
 
@@ -40,6 +40,6 @@ def test_absent_names_are_refused_with_those_there_are():
     (violation,) = caught.value.violations
     assert violation.field == "training.lora.target_modules"
     assert violation.description == (
-        "the model has no layer qkv_prj, own_proj; did you mean qkv_proj? it has down_proj, embed_tokens, "
-        "input_layernorm, qkv_proj (all-linear takes every linear one but the head)"
+        "the model has no layer qkv_prj, own_proj that an adapter can go on; did you mean qkv_proj? it has down_proj, "
+        "embed_tokens, qkv_proj (all-linear takes every linear one but the head)"
     )

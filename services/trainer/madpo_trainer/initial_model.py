@@ -42,7 +42,8 @@ def prepare_initial(resolved: ResolvedModel, *, models: ModelStore, scratch: Pat
     Raises:
         FailedPreconditionError: The adapter cannot be merged without changing what the model says.
     """
-    kind, _ = model_kind(resolved.directory)
+    base_kind = "causal_lm" if resolved.base_directory is None else model_kind(resolved.base_directory)[0]
+    kind, _ = model_kind(resolved.directory, base_kind=base_kind)
     dtypes = stored_dtypes(resolved.base_directory or resolved.directory)
     if resolved.base_directory is None and resolved.model_id is not None:
         metadata = models.get(resolved.model_id).metadata

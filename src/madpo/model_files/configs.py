@@ -1,11 +1,13 @@
 """Configuration files of a model directory: plain data, never code; and what kind of model they describe."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from madpo.errors import InvalidArgumentError
+from madpo.model_files.tensors import TensorInfo, read_tensors
 
 _TOKENIZER_SUFFIXES = {".txt", ".model", ".jinja", ".bpe", ".codes", ".vocab", ".tiktoken"}
 MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".md", *_TOKENIZER_SUFFIXES})
@@ -21,6 +23,7 @@ _KINDS = {"ForSequenceClassification": "reward", "ForCausalLM": "causal_lm", "LM
 _TEXT_OF_MORE = frozenset({"gemma3"})
 """Models of text and images, by `model_type`, that transformers loads as language models and that take text alone."""
 _ADAPTER_KINDS = {"SEQ_CLS": "reward", "CAUSAL_LM": "causal_lm"}
+_HEAD = re.compile(r"(base_model\.model\.)?(score|classifier)\.((dense|out_proj)\.)?(modules_to_save\.)?weight")
 
 
 def check_config(directory: Path) -> None:
@@ -51,9 +54,10 @@ def check_settings(directory: Path) -> None:
         if (directory / name).is_file():
             _check_keys(name, read_config(directory / name))
     if (directory / "adapter_config.json").is_file():
-        kind = read_config(directory / "adapter_config.json").get("peft_type")
-        if kind != "LORA":
-            raise InvalidArgumentError(f"adapter_config.json: peft_type must be LORA, got {kind!r}")
+        config = read_config(directory / "adapter_config.json")
+        if config.get("peft_type") != "LORA":
+            raise InvalidArgumentError(f"adapter_config.json: peft_type must be LORA, got {config.get('peft_type')!r}")
+        _adapter_kind(config)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -76,19 +80,22 @@ def is_adapter(directory: Path) -> bool:
     return (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file()
 
 
-def model_kind(directory: Path) -> tuple[str, str]:
+def model_kind(directory: Path, *, base_kind: str = "causal_lm") -> tuple[str, str]:
     """Kind (`causal_lm` or `reward`) and architecture of a model directory, from its configuration.
+
+    Args:
+        directory: A whole model, or an adapter.
+        base_kind: Kind of the adapter's base, which is that of an adapter that does not say its task, as many tools
+            write them; unless it brings a scoring head of its own.
 
     Raises:
         InvalidArgumentError: There is no configuration, or it names neither kind.
     """
     if is_adapter(directory):
         config = read_config(directory / "adapter_config.json")
-        kind = _ADAPTER_KINDS.get(str(config.get("task_type")))
+        kind = _adapter_kind(config)
         if kind is None:
-            raise InvalidArgumentError(
-                f"task_type in adapter_config.json must be CAUSAL_LM or SEQ_CLS, got {config.get('task_type')!r}"
-            )
+            kind = "reward" if scoring_head(read_tensors(directory)) else base_kind
         return kind, str(config.get("peft_type", ""))
     config = read_config(directory / "config.json")
     architectures = config.get("architectures")
@@ -107,6 +114,32 @@ def model_kind(directory: Path) -> tuple[str, str]:
         "architectures in config.json must name one ...ForCausalLM (a policy) or one ...ForSequenceClassification"
         f" (a reward model), got {architectures!r}"
     )
+
+
+def _adapter_kind(config: Mapping[str, Any]) -> str | None:
+    """Kind by an adapter's task; None where it says none."""
+    task = config.get("task_type")
+    if task is None:
+        return None
+    if task not in _ADAPTER_KINDS:
+        raise InvalidArgumentError(
+            f"task_type in adapter_config.json must be CAUSAL_LM or SEQ_CLS, or null for that of its base, got {task!r}"
+        )
+    return _ADAPTER_KINDS[task]
+
+
+def label_count(config: Mapping[str, Any]) -> int:
+    """The outputs of a sequence classifier, as transformers reads its `config.json`: 2 where it says nothing."""
+    names, count = config.get("id2label"), config.get("num_labels")
+    if isinstance(names, Mapping):
+        return len(names)
+    return count if isinstance(count, int) else 2
+
+
+def scoring_head(tensors: Mapping[str, TensorInfo]) -> tuple[int, ...] | None:
+    """The shape of a sequence classifier's last layer, [labels, hidden], from its tensors by name; None without one."""
+    heads = [tensor.shape for name, tensor in tensors.items() if _HEAD.fullmatch(name) and ".dense." not in name]
+    return heads[-1] if heads else None
 
 
 def _require_config(directory: Path) -> None:

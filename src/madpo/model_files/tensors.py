@@ -32,22 +32,6 @@ def read_tensors(directory: Path) -> dict[str, TensorInfo]:
     }
 
 
-def header_names(file: BinaryIO, *, name: str) -> set[str]:
-    """Names of the tensors of a safetensors file that is read from its beginning; the data is not read.
-
-    Raises:
-        InvalidArgumentError: There is no header; names the file.
-    """
-    start = file.read(8)
-    header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    try:
-        if not 2 <= header_bytes <= _MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {header_bytes} bytes")
-        return set(json.loads(file.read(header_bytes))) - {"__metadata__"}
-    except (ValueError, TypeError) as error:
-        raise InvalidArgumentError(f"{name} is not a safetensors file: {error}") from error
-
-
 def weights_dtype(directory: Path) -> str:
     """The dtype that most numbers of the weights have, as safetensors calls it: `BF16`; "" without any."""
     sizes: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.model_files.companions import GENERATION_CONFIG, end_token_ids
-from madpo.model_files.configs import check_config, read_config
+from madpo.model_files.configs import check_config, label_count, read_config
 from madpo.models.padding import closing_ids, padding_id
 from madpo.models.scores import reads_last_token
 
@@ -22,6 +22,7 @@ __all__ = ["check_config", "load_causal_lm", "load_reward_model", "load_tokenize
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _HEADS = ("score.", "classifier.")
+_ADAPTER_HEADS = tuple(f"base_model.model.{head}" for head in _HEADS)
 
 
 def load_causal_lm(
@@ -101,7 +102,12 @@ def _load(
             directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise InvalidArgumentError(f"cannot load the model in {directory.name}: {error}") from error
+        what = str(error)
+        if what.startswith("Unrecognized configuration class"):  # and a list of all that are known
+            what = (
+                f"transformers has no {auto_class.__name__.removeprefix('AutoModelFor')} of {config.model_type} models"
+            )
+        raise InvalidArgumentError(f"cannot load the model in {directory.name}: {what}") from error
     # An embedding gives its padding token no gradient, which is wrong when EOS pads; padding has none anyway.
     model.get_input_embeddings().padding_idx = None
     return model.eval(), set(info["missing_keys"])
@@ -144,7 +150,7 @@ def _require_one_label(directory: Path) -> None:
             f"{directory.name} is a {architecture or 'model of unknown architecture'}, which has no scoring head: "
             "train a reward model from it first"
         )
-    labels = AutoConfig.from_pretrained(directory, **_LOCAL).num_labels
+    labels = label_count(read_config(directory / "config.json"))
     if labels != 1:
         raise InvalidArgumentError(
             f"{directory.name} has {labels} labels: a reward model has exactly one (num_labels=1), a raw logit"
@@ -152,11 +158,14 @@ def _require_one_label(directory: Path) -> None:
 
 
 def _with_adapter(model: "PreTrainedModel", directory: Path, *, trainable: bool) -> "PreTrainedModel":
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, TaskType, get_peft_model_state_dict
 
     check_config(directory)
     try:
-        adapted = PeftModel.from_pretrained(model, directory, is_trainable=trainable)
+        config = PeftConfig.from_pretrained(directory)
+        if config.task_type is None and any(key.startswith(_ADAPTER_HEADS) for key in _adapter_keys(directory)):
+            config.task_type = TaskType.SEQ_CLS  # without it peft leaves the head out
+        adapted = PeftModel.from_pretrained(model, directory, config=config, is_trainable=trainable)
     except (OSError, ValueError, SafetensorError) as error:
         raise InvalidArgumentError(f"cannot load the adapter in {directory.name}: {error}") from error
     _refuse_missing(

@@ -65,7 +65,8 @@ class ModelStore:
             NotFoundError: There is no `base_model_id`.
         """
         check_files(directory)
-        found, architecture = model_kind(directory)
+        base_kind = self.get(base_model_id).kind if base_model_id else kind
+        found, architecture = model_kind(directory, base_kind=base_kind)
         if found != kind:
             raise InvalidArgumentError(f"the configuration says {found} ({architecture}), expected {kind}")
         self._check_base(directory, base_model_id)

@@ -5,6 +5,7 @@ import io
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import pyarrow as pa
@@ -40,10 +41,20 @@ def dataset_parts(data: bytes, *, file_format: str = "jsonl", name: str = "") ->
     return [header(format=file_format, display_name=name), *chunks, digest(data)]
 
 
-def safetensors(weights: int) -> bytes:
-    shape = {"dtype": "F32", "shape": [weights], "data_offsets": [0, 4 * weights]}
-    text = json.dumps({"weight": shape}).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(4 * weights)
+def safetensors(weights: int, *, name: str = "weight") -> bytes:
+    """One tensor of so many numbers."""
+    return tensors({name: (weights,)})
+
+
+def tensors(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """Tensors of these shapes, all 0."""
+    header, position = {}, 0
+    for name, shape in shapes.items():
+        end = position + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(position)
 
 
 def model_header(files: int = 2) -> Any:

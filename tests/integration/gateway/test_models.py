@@ -85,9 +85,9 @@ CONFIG = model_file("config.json", json.dumps(POLICY_CONFIG).encode())
         ),
         ([model_header(), *WEIGHTS, *model_file("config.json", b'{"architectures": ["Bert"]}')], None, "ForCausalLM"),
         (
-            [model_header(), *WEIGHTS, *model_file("adapter_config.json", b'{"peft_type": "LORA"}')],
+            [model_header(), *WEIGHTS, *model_file("adapter_config.json", b'{"peft_type": "LORA", "task_type": "QA"}')],
             None,
-            "task_type",
+            "task_type in adapter_config.json must be CAUSAL_LM or SEQ_CLS, or null for that of its base, got 'QA'",
         ),
     ],
 )
@@ -101,6 +101,68 @@ async def test_a_model_upload_that_is_not_as_agreed_is_refused(
     assert reason in refused.message
     assert gateway.stored() == []
     assert gateway.spooled() == []
+
+
+BROKEN = b"{% for m in messages %}\n{{ m.content }\n{% endfor %}"
+FINE = b"{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% break %}{% endfor %}"
+NAMED = [{"name": "default", "template": "{{ messages }}"}, {"name": "tool_use", "template": "{{ oh"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("chat_template.jinja", BROKEN, "no jinja: unexpected '}' (line 2: {{ m.content })"),
+        ("additional_chat_templates/rag.jinja", b"{% if %}", "(line 1: {% if %})"),
+        ("tokenizer_config.json", json.dumps({"chat_template": BROKEN.decode()}).encode(), "(line 2: {{ m.content })"),
+        ("tokenizer_config.json", json.dumps({"chat_template": NAMED}).encode(), "(line 1: {{ oh)"),
+        ("tokenizer_config.json", b'{"chat_template": 7}', "must be text, got 7"),
+        ("chat_template.json", b'{"chat_template": "{% nonsense %}"}', "unknown tag 'nonsense'"),
+        ("chat_template.jinja", b" \n", "is empty"),
+        ("chat_template.jinja", b"{{ messages }}\xff", "is not UTF-8 text: invalid start byte at byte 14"),
+        ("chat_template.jinja", b"{{" + b"(" * 20_000, "nested too deeply"),
+    ],
+)
+async def test_a_chat_template_that_nothing_can_read_is_refused_with_its_line(
+    gateway: Gateway, name: str, content: bytes, reason: str
+) -> None:
+    parts = [model_header(3), *CONFIG, *WEIGHTS, *model_file(name, content)]
+
+    refused = await refusal(gateway.ask(gateway.models.UploadModel, parts))
+
+    assert refused.code == "INVALID_ARGUMENT"
+    assert list(refused.violations) == [f"files.{name}"]
+    assert reason in refused.message
+    assert gateway.stored() == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"chat_template.jinja": FINE},
+        {"chat_template.jinja": FINE, "tokenizer_config.json": json.dumps({"chat_template": BROKEN.decode()}).encode()},
+        {"tokenizer_config.json": b'{"chat_template": null}'},
+    ],
+    ids=["the tags of transformers", "one that stands elsewhere is not read", "none"],
+)
+async def test_a_chat_template_that_can_be_read_is_taken(gateway: Gateway, files: dict[str, bytes]) -> None:
+    parts = [part for name, content in files.items() for part in model_file(name, content)]
+
+    await gateway.ask(gateway.models.UploadModel, [model_header(2 + len(files)), *CONFIG, *WEIGHTS, *parts])
+
+
+async def test_an_adapter_that_does_not_say_its_task_has_that_of_its_base_or_of_its_head(gateway: Gateway) -> None:
+    async def kind(base: str, tensor: str) -> str:
+        config = json.dumps({"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base}).encode()
+        weights = safetensors(2, name=tensor)
+        files = {"adapter_config.json": config, "adapter_model.safetensors": weights}
+        return str((await gateway.ask(gateway.models.UploadModel, model_parts(files))).model.kind)
+
+    policy = (await gateway.upload_model()).model.model_id
+    reward = (await gateway.upload_model(REWARD_CONFIG)).model.model_id
+
+    assert await kind(policy, "weight") == "causal_lm"
+    assert await kind(policy, "base_model.model.score.weight") == "reward"
+    assert await kind(reward, "weight") == "reward"
 
 
 async def test_a_client_that_goes_away_between_two_files_leaves_nothing(gateway: Gateway) -> None:

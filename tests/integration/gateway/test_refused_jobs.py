@@ -1,19 +1,15 @@
 """Jobs that are refused: every wrong field is named, and nothing is stored."""
 
-import io
-import json
-import struct
 from typing import Any
 
 import pytest
 
 from madpo.queue.queue import job_id_of
-from tests.integration.gateway.messages import model_parts, ref, safetensors
+from tests.integration.gateway.messages import ref
 from tests.integration.gateway.service import (
     NO_DATASET,
     NO_JOB,
     NO_MODEL,
-    POLICY_CONFIG,
     REWARD_CONFIG,
     Gateway,
     make_material,
@@ -217,82 +213,6 @@ async def test_a_wrong_request_is_refused_by_field(gateway: Gateway, fields: dic
     assert (refused.code, list(refused.violations)) == ("INVALID_ARGUMENT", [field])
 
 
-async def test_no_job_asks_for_more_tokens_than_its_model_reads(gateway: Gateway) -> None:
-    ids = await make_material(gateway)
-    short = (await gateway.upload_model(POLICY_CONFIG | {"max_position_embeddings": 96}, weights=2)).model.model_id
-    model = {"model_id": short}
-    first = await gateway.create(
-        {"supervised_training": {"model": model, "dataset": ref(ids.completions)}}, "default-length"
-    )
-    # What is trained from a model reads as much as the model.
-    after = {"job_id": first.job_id}
-    asked: list[tuple[str, dict[str, Any], str, str]] = [
-        (
-            "supervised_training",
-            {"dataset": ref(ids.completions)},
-            ".training.max_tokens",
-            "is 97, and the model reads",
-        ),
-        ("policy_training", {"dataset": ref(ids.pairs), "method": {"name": "dpo"}}, ".training.max_tokens", "96"),
-        ("dataset_check", {"dataset": ref(ids.pairs)}, ".max_tokens", "give 96 or less"),
-        ("evaluation", {"prompt_dataset": ref(ids.prompts)}, ".sampling.max_new_tokens", "give less than 96"),
-    ]
-    for kind, spec, field, expected in asked:
-        length = {
-            "dataset_check": {"max_tokens": 97},
-            "evaluation": {"sampling": {"max_new_tokens": 96}},
-        }.get(kind, {"training": {"max_tokens": 97}})
-        for source in (model, after):
-            error = await refusal(gateway.create({kind: {"model": source, **spec, **length}}, "wrong"))
-            ((name, description),) = error.violations.items()
-            assert name.endswith(field)
-            assert expected in description
-
-    kept = [
-        await gateway.create(
-            {"supervised_training": {"model": source, "dataset": ref(ids.completions)}}, f"job-{number}"
-        )
-        for number, source in enumerate((model, after))
-    ]
-    assert [job.spec.supervised_training.training.max_tokens for job in (first, *kept)] == [96, 96, 96]
-
-
-async def test_no_job_asks_for_a_tokenizer_or_a_template_that_its_model_does_not_have(gateway: Gateway) -> None:
-    async def model(**files: bytes) -> dict[str, str]:
-        parts = {name.replace("__", "."): data for name, data in files.items()}
-        given = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": safetensors(len(files) + 9)}
-        uploaded = await gateway.ask(gateway.models.UploadModel, model_parts(given | parts))
-        return {"model_id": uploaded.model.model_id}
-
-    ids = await make_material(gateway)
-    chat = [{"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}]}]
-    messages = (await gateway.upload_dataset(chat)).dataset.dataset_id
-    bare, text = await model(), await model(tokenizer__json=b"{}")
-    with_template = [
-        await model(tokenizer__json=b"{}", chat_template__jinja=b"{{ messages }}"),
-        await model(
-            tokenizer__json=b"{}", tokenizer_config__json=b'{"chat_template": "{{ messages }}"}', vocab__txt=b"a"
-        ),
-    ]
-
-    def training(model: dict[str, str], dataset: str) -> dict[str, Any]:
-        return {"supervised_training": {"model": model, "dataset": ref(dataset)}}
-
-    no_tokenizer = await refusal(gateway.create(training(bare, ids.completions), "bare"))
-    no_template = await refusal(gateway.create(training(text, messages), "text"))
-    after = await gateway.create(training(text, ids.completions), "text-rows")
-    evaluation = {"model": {"job_id": after.job_id}, "prompt_dataset": ref(messages)}
-    still_none = await refusal(gateway.create({"evaluation": evaluation}, "after"))
-    for number, fit in enumerate(with_template):
-        await gateway.create(training(fit, messages), f"fit-{number}")
-
-    (said,) = no_tokenizer.violations.values()
-    assert "has no tokenizer: upload it with the files of one" in said
-    for refused in (no_template, still_none):
-        (said,) = refused.violations.values()
-        assert f"has no chat template, and rows of {messages} are messages" in said
-
-
 async def test_a_baseline_that_was_sampled_otherwise_is_refused(gateway: Gateway) -> None:
     ids = await make_material(gateway)
     spec = {"model": {"model_id": ids.policy}, "prompt_dataset": ref(ids.prompts)}
@@ -320,29 +240,3 @@ async def test_a_baseline_that_another_reward_model_scored_is_refused(gateway: G
     ((field, said),) = refused.violations.items()
     assert field == "spec.evaluation.baseline_job_ids.0"
     assert f"was scored by {ids.reward}, this evaluation by {other}" in said
-
-
-async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(gateway: Gateway) -> None:
-    ids = await make_material(gateway)
-    weights = io.BytesIO()
-    names = ("model.layers.0.self_attn.qkv_proj.weight", "model.layers.0.self_attn.o_proj.weight")
-    header = json.dumps(
-        {name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(names)}
-    ).encode()
-    weights.write(struct.pack("<Q", len(header)) + header + bytes(8))
-    files = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": weights.getvalue()}
-    uploaded = await gateway.ask(gateway.models.UploadModel, model_parts(files | {"tokenizer.json": b"{}"}))
-
-    def spec(*targets: str) -> dict[str, Any]:
-        model, lora = {"model_id": uploaded.model.model_id}, {"rank": 2, "target_modules": list(targets)}
-        training = {"training": {"lora": lora}}
-        return {"supervised_training": {"model": model, "dataset": ref(ids.completions), **training}}
-
-    refused = await refusal(gateway.create(spec("q_proj", "o_proj"), "wrong"))
-    for number, targets in enumerate((["o_proj"], ["self_attn.qkv_proj", "lm_head"], ["all-linear"], [])):
-        await gateway.create(spec(*targets), f"right-{number}")
-
-    ((field, said),) = refused.violations.items()
-    assert field == "spec.supervised_training.training.lora.target_modules"
-    assert "the model has no layer q_proj" in said
-    assert "it has o_proj, qkv_proj" in said

@@ -9,12 +9,15 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     BertConfig,
     BertForSequenceClassification,
     Gemma3TextConfig,
     Gemma3TextForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -22,8 +25,14 @@ from transformers import (
     Qwen2Config,
     Qwen2ForSequenceClassification,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
+from madpo.model_files.classifiers import WITHOUT_CLASSIFIER
+from madpo.model_files.configs import label_count, model_kind
 from madpo.models.load import (
     check_config,
     load_causal_lm,
@@ -277,6 +286,46 @@ def test_a_reward_adapter_brings_its_head(policy: Path, tmp_path: Path) -> None:
     head = trainable.get_base_model().score.weight.grad
     assert head is not None
     assert head.abs().sum() > 0
+
+
+def test_an_adapter_that_does_not_say_its_task_brings_its_head(policy: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["score"], task_type=TaskType.SEQ_CLS)
+    adapted = get_peft_model(load_reward_model(policy, new_head=True), lora)
+    directory = saved_adapter(adapted, policy, tmp_path / "adapter")
+    edit(directory / "adapter_config.json", task_type=None, modules_to_save=None)
+
+    loaded = load_reward_model(directory, base_directory=policy)
+
+    assert model_kind(directory) == ("reward", "LORA")
+    assert torch.equal(reward_scores(loaded, IDS, MASK), reward_scores(adapted.eval(), IDS, MASK))
+
+
+@pytest.mark.parametrize(
+    "config", [{"num_labels": 1}, {"num_labels": 3}, {}, {"id2label": {"0": "a"}}, {"id2label": {"0": "a", "1": "b"}}]
+)
+def test_labels_are_counted_as_transformers_counts_them(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+
+    assert label_count(config) == AutoConfig.from_pretrained(tmp_path).num_labels
+
+
+def test_families_without_a_classifier_are_those_of_transformers() -> None:
+    of_language, of_labels = (
+        set(mapping) for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+    )
+
+    assert sorted(WITHOUT_CLASSIFIER) == sorted(of_language - of_labels)
+
+
+def test_a_family_without_a_classifier_is_named_without_the_list_of_all_others(
+    tmp_path: Path, make_toy_tokenizer: Make
+) -> None:
+    directory = save_directory(GraniteForCausalLM(GraniteConfig(**LLAMA)), make_toy_tokenizer(), tmp_path / "granite")
+
+    with pytest.raises(
+        InvalidArgumentError, match=r"granite: transformers has no SequenceClassification of granite models$"
+    ):
+        load_reward_model(directory, new_head=True)
 
 
 def test_a_reward_adapter_without_head_is_refused(policy: Path, tmp_path: Path) -> None:

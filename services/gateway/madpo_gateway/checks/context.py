@@ -1,7 +1,6 @@
 """What a job asks of its models' contexts: no row, prompt or response may be longer than a model can read."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +8,7 @@ from madpo.errors import InvalidArgumentError, NotFoundError
 from madpo.jobs.base import ModelReference, Spec
 from madpo.jobs.sampling import SamplingParameters
 from madpo.model_files.context_limit import context_limit
-from madpo_gateway.checks.origin import origin
+from madpo_gateway.checks.origin import model_config, origin
 from madpo_gateway.checks.references import Shelves
 
 
@@ -64,8 +63,6 @@ async def _limit_of(reference: ModelReference, shelves: Shelves) -> int | None:
 
 def _stored_limit(model_id: str, shelves: Shelves) -> int | None:
     try:
-        whole = shelves.models.get(model_id).base_model_id or model_id
-        with shelves.models.open_file(whole, "config.json") as file:
-            return context_limit(json.load(file))
+        return context_limit(model_config(shelves.models.get(model_id), shelves))
     except (NotFoundError, InvalidArgumentError, ValueError, AttributeError):
         return None

@@ -4,15 +4,14 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import cast
 
 from madpo.adapter_targets import layers_of_tensors, require_layers
 from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError
 from madpo.jobs.base import ModelReference, NeedsModel, Spec, references
 from madpo.jobs.training import LoraParameters
-from madpo.model_files.tensors import header_names
 from madpo.types import Dataset, Model
-from madpo_gateway.checks.origin import origin
+from madpo_gateway.checks.origin import origin_model
 from madpo_gateway.checks.references import Shelves
 
 _TOKENIZER = re.compile(r"tokenizer[^/]*|vocab[^/]*|[^/]+\.(model|spm)")
@@ -34,7 +33,7 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
     for reference in references(spec):
         # The reference of an evaluation is given the tokens of its policy.
         if isinstance(reference.need, NeedsModel) and reference.path != "reference":
-            model = await _model(reference.target, shelves)
+            model = await origin_model(cast(ModelReference, reference.target), shelves)
             if model is not None:
                 found[reference.path] = model
     if found:
@@ -54,17 +53,6 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
     if lora is not None and "model" in found:
         for name, problem in await asyncio.to_thread(_absent_layers, lora, found["model"], shelves):
             yield name, problem
-
-
-async def _model(target: Any, shelves: Shelves) -> Model | None:
-    assert isinstance(target, ModelReference)
-    model_id = await origin(target, shelves)
-    if model_id is None:
-        return None
-    try:
-        return await asyncio.to_thread(shelves.models.get, model_id)
-    except NotFoundError:
-        return None
 
 
 def _tokenizer_owner(model: Model, shelves: Shelves) -> Model | None:
@@ -100,19 +88,15 @@ def _has_template(model: Model, shelves: Shelves) -> bool:
 
 
 def _absent_layers(lora: LoraParameters, model: Model, shelves: Shelves) -> list[tuple[str, str]]:
-    """Names of layers that the weights do not have: the spec's field, and which are there."""
-    whole = model if model.base_model_id is None else shelves.models.get(model.base_model_id)
-    tensors: set[str] = set()
-    for file in whole.files:
-        if file.path.endswith(".safetensors"):
-            with shelves.models.open_file(whole.model_id, file.path) as stream:
-                tensors |= header_names(stream, name=file.path)
+    """Names of layers that are not there, or can carry no adapter: the spec's field, and which may be named."""
+    tensors = shelves.models.tensors(model.base_model_id or model.model_id)
+    layers = layers_of_tensors({name: tensor.shape for name, tensor in tensors.items()})
     problems: list[tuple[str, str]] = []
     for field in ("target_modules", "exclude_modules"):
         # Paths of layers in memory may differ from those in the files; their last names do not.
         names = [last for name in getattr(lora, field) if (last := name.rpartition(".")[2]) not in _HEADS]
         try:
-            require_layers(names, layers_of_tensors(tensors), field=f"training.lora.{field}")
+            require_layers(names, layers, field=f"training.lora.{field}")
         except InvalidArgumentError as error:
             problems += [(violation.field, violation.description) for violation in error.violations]
     return problems

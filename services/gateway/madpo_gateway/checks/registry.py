@@ -16,6 +16,7 @@ from madpo_gateway.checks.base import SpecCheck
 from madpo_gateway.checks.context import over_context
 from madpo_gateway.checks.model_files import unfit_models
 from madpo_gateway.checks.references import Findings, ReferenceCheck, Shelves
+from madpo_gateway.checks.reward_models import unfit_reward_models
 from madpo_gateway.requests import require_match, violation
 
 MAX_JOB_REFERENCES = 100
@@ -70,6 +71,8 @@ async def check_spec(spec: Spec, *, depends_on: Sequence[str], shelves: Shelves)
     async for name, description in over_context(spec, shelves=shelves):
         findings.add(name, description)
     async for name, description in unfit_models(spec, datasets=findings.datasets, shelves=shelves):
+        findings.add(name, description)
+    async for name, description in unfit_reward_models(spec, shelves=shelves):
         findings.add(name, description)
     findings.path = ""
     dependencies = [job for job_id in depends_on if (job := await follower.job("depends_on", job_id))]

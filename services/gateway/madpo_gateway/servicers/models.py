@@ -12,6 +12,7 @@ from prometheus_client import Counter
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.jobs.base import JOB_ID_PATTERN, MODEL_ID_PATTERN
+from madpo.model_files.chat_templates import check_templates
 from madpo.model_files.companions import MODEL_RECORD, has_tokenizer
 from madpo.model_files.configs import MODEL_SUFFIXES, check_config, is_adapter, model_kind, read_config
 from madpo.model_files.vocabulary import model_warnings
@@ -163,10 +164,12 @@ class ModelServicer(ModelServiceServicer):
         self, directory: Path, *, display_name: str, base: str = "", metadata: Mapping[str, str] | None = None
     ) -> tuple[Model, bool]:
         check_config(directory)
-        kind, _ = model_kind(directory)
+        check_templates(directory)
         base_model_id = (base or _base_model_id(directory)) if is_adapter(directory) else None
         if base and base_model_id is None:
             raise violation("header.base_model_id", "is for an adapter, and this is a whole model (leave the base out)")
+        base_kind = self._models.get(base_model_id).kind if base_model_id else "causal_lm"
+        kind, _ = model_kind(directory, base_kind=base_kind)
         if base_model_id is not None and not has_tokenizer(directory):
             self._models.copy_companions(base_model_id, directory)
         warnings = list(model_warnings(directory))

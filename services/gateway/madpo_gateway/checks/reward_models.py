@@ -1,0 +1,51 @@
+"""What a job asks of its reward models: one score for a text, from an architecture that can give one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import cast
+
+from madpo.jobs.base import REWARD, ModelReference, NeedsModel, Spec, references
+from madpo.jobs.registry import kind_of
+from madpo.model_files.classifiers import WITHOUT_CLASSIFIER
+from madpo.model_files.configs import label_count, scoring_head
+from madpo.types import Model
+from madpo_gateway.checks.origin import model_config, origin_model
+from madpo_gateway.checks.references import Shelves
+
+
+async def unfit_reward_models(spec: Spec, *, shelves: Shelves) -> AsyncIterator[tuple[str, str]]:
+    """Fields whose model can be no reward model, which it is to be, and what to do about each."""
+    leaves_reward_model = kind_of(spec).leaves_model in REWARD
+    for reference in references(spec):
+        if isinstance(reference.need, NeedsModel) and (reference.need.kinds == REWARD or leaves_reward_model):
+            model = await origin_model(cast(ModelReference, reference.target), shelves)
+            problem = "" if model is None else await asyncio.to_thread(_problem, model, shelves)
+            if problem:
+                yield reference.path, problem
+
+
+def _problem(model: Model, shelves: Shelves) -> str:
+    config = model_config(model, shelves)
+    if config.get("model_type") in WITHOUT_CLASSIFIER:
+        return (
+            f"{model.model_id} is a {config['model_type']} model, of which transformers has no sequence classifier: "
+            "give a reward model of another family, which reads the same text or messages"
+        )
+    if model.kind != "reward":
+        return ""
+    if model.base_model_id is None:
+        labels = label_count(config)
+        said = (
+            ""
+            if {"id2label", "num_labels"} & config.keys()
+            else ", which is what a config.json without num_labels says"
+        )
+    else:
+        head, said = scoring_head(shelves.models.tensors(model.model_id)), ""
+        labels = 1 if head is None else head[0]
+    if labels == 1:
+        return ""
+    return (
+        f"{model.model_id} has {labels} labels{said}: a reward model has exactly one (num_labels: 1), a raw logit; "
+        "train a reward model from its language model"
+    )

@@ -1,0 +1,173 @@
+"""Jobs whose model cannot do what they ask of it: known from its files, and refused by field."""
+
+import json
+from typing import Any
+
+from tests.integration.gateway.messages import model_parts, ref, safetensors, tensors
+from tests.integration.gateway.service import POLICY_CONFIG, Gateway, Material, make_material, refusal
+
+
+async def test_no_job_asks_for_more_tokens_than_its_model_reads(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    short = (await gateway.upload_model(POLICY_CONFIG | {"max_position_embeddings": 96}, weights=2)).model.model_id
+    model = {"model_id": short}
+    first = await gateway.create(
+        {"supervised_training": {"model": model, "dataset": ref(ids.completions)}}, "default-length"
+    )
+    # What is trained from a model reads as much as the model.
+    after = {"job_id": first.job_id}
+    asked: list[tuple[str, dict[str, Any], str, str]] = [
+        (
+            "supervised_training",
+            {"dataset": ref(ids.completions)},
+            ".training.max_tokens",
+            "is 97, and the model reads",
+        ),
+        ("policy_training", {"dataset": ref(ids.pairs), "method": {"name": "dpo"}}, ".training.max_tokens", "96"),
+        ("dataset_check", {"dataset": ref(ids.pairs)}, ".max_tokens", "give 96 or less"),
+        ("evaluation", {"prompt_dataset": ref(ids.prompts)}, ".sampling.max_new_tokens", "give less than 96"),
+    ]
+    for kind, spec, field, expected in asked:
+        length = {
+            "dataset_check": {"max_tokens": 97},
+            "evaluation": {"sampling": {"max_new_tokens": 96}},
+        }.get(kind, {"training": {"max_tokens": 97}})
+        for source in (model, after):
+            error = await refusal(gateway.create({kind: {"model": source, **spec, **length}}, "wrong"))
+            ((name, description),) = error.violations.items()
+            assert name.endswith(field)
+            assert expected in description
+
+    kept = [
+        await gateway.create(
+            {"supervised_training": {"model": source, "dataset": ref(ids.completions)}}, f"job-{number}"
+        )
+        for number, source in enumerate((model, after))
+    ]
+    assert [job.spec.supervised_training.training.max_tokens for job in (first, *kept)] == [96, 96, 96]
+
+
+async def test_no_job_asks_for_a_tokenizer_or_a_template_that_its_model_does_not_have(gateway: Gateway) -> None:
+    async def model(**files: bytes) -> dict[str, str]:
+        parts = {name.replace("__", "."): data for name, data in files.items()}
+        given = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": safetensors(len(files) + 9)}
+        uploaded = await gateway.ask(gateway.models.UploadModel, model_parts(given | parts))
+        return {"model_id": uploaded.model.model_id}
+
+    ids = await make_material(gateway)
+    chat = [{"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}]}]
+    messages = (await gateway.upload_dataset(chat)).dataset.dataset_id
+    bare, text = await model(), await model(tokenizer__json=b"{}")
+    with_template = [
+        await model(tokenizer__json=b"{}", chat_template__jinja=b"{{ messages }}"),
+        await model(
+            tokenizer__json=b"{}", tokenizer_config__json=b'{"chat_template": "{{ messages }}"}', vocab__txt=b"a"
+        ),
+    ]
+
+    def training(model: dict[str, str], dataset: str) -> dict[str, Any]:
+        return {"supervised_training": {"model": model, "dataset": ref(dataset)}}
+
+    no_tokenizer = await refusal(gateway.create(training(bare, ids.completions), "bare"))
+    no_template = await refusal(gateway.create(training(text, messages), "text"))
+    after = await gateway.create(training(text, ids.completions), "text-rows")
+    evaluation = {"model": {"job_id": after.job_id}, "prompt_dataset": ref(messages)}
+    still_none = await refusal(gateway.create({"evaluation": evaluation}, "after"))
+    for number, fit in enumerate(with_template):
+        await gateway.create(training(fit, messages), f"fit-{number}")
+
+    (said,) = no_tokenizer.violations.values()
+    assert "has no tokenizer: upload it with the files of one" in said
+    for refused in (no_template, still_none):
+        (said,) = refused.violations.values()
+        assert f"has no chat template, and rows of {messages} are messages" in said
+
+
+async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    weights = tensors(
+        {
+            "model.layers.0.self_attn.qkv_proj.weight": (3, 2),
+            "model.layers.0.self_attn.o_proj.weight": (2, 2),
+            "model.layers.0.input_layernorm.weight": (2,),
+        }
+    )
+    files = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": weights}
+    uploaded = await gateway.ask(gateway.models.UploadModel, model_parts(files | {"tokenizer.json": b"{}"}))
+
+    def spec(*targets: str) -> dict[str, Any]:
+        model, lora = {"model_id": uploaded.model.model_id}, {"rank": 2, "target_modules": list(targets)}
+        training = {"training": {"lora": lora}}
+        return {"supervised_training": {"model": model, "dataset": ref(ids.completions), **training}}
+
+    refused = await refusal(gateway.create(spec("q_proj", "o_proj"), "wrong"))
+    vectors = await refusal(gateway.create(spec("input_layernorm"), "vectors"))
+    for number, targets in enumerate((["o_proj"], ["self_attn.qkv_proj", "lm_head"], ["all-linear"], [])):
+        await gateway.create(spec(*targets), f"right-{number}")
+
+    ((field, said),) = refused.violations.items()
+    assert field == "spec.supervised_training.training.lora.target_modules"
+    assert "the model has no layer q_proj that an adapter can go on" in said
+    ((_, said_of_vectors),) = vectors.violations.items()
+    assert "no layer input_layernorm that an adapter can go on; it has o_proj, qkv_proj" in said_of_vectors
+    assert "it has o_proj, qkv_proj" in said
+
+
+async def test_a_reward_model_gives_one_score(gateway: Gateway) -> None:
+    async def classifier(**config: Any) -> dict[str, str]:
+        given = {"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"} | config
+        return {"model_id": (await gateway.upload_model(given)).model.model_id}
+
+    async def adapter(labels: int) -> dict[str, str]:
+        base = (await gateway.upload_model()).model.model_id
+        config = json.dumps({"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": base}).encode()
+        weights = tensors({"base_model.model.score.weight": (labels, 4)})
+        parts = model_parts({"adapter_config.json": config, "adapter_model.safetensors": weights})
+        return {"model_id": (await gateway.ask(gateway.models.UploadModel, parts)).model.model_id}
+
+    ids = await make_material(gateway)
+    several = [
+        (await classifier(num_labels=3), "has 3 labels: a reward model has exactly one"),
+        (await classifier(id2label={"0": "bad", "1": "good"}), "has 2 labels: "),
+        (await classifier(), "has 2 labels, which is what a config.json without num_labels says: "),
+        (await adapter(5), "has 5 labels: "),
+    ]
+    for model, said in several:
+        for field, spec in _uses_of_a_reward_model(ids, model).items():
+            refused = await refusal(gateway.create(spec, "several"))
+            assert set(refused.violations) == {field}
+            assert said in refused.violations[field]
+    for number, model in enumerate([await classifier(id2label={"0": "score"}), await adapter(1)]):
+        for field, spec in _uses_of_a_reward_model(ids, model).items():
+            await gateway.create(spec, f"one-{field.replace('.', '-')}-{number}")
+
+
+async def test_a_family_without_a_classifier_has_no_reward_model(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    config = {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}
+    model = {"model_id": (await gateway.upload_model(config, weights=3)).model.model_id}
+    training = {"reward_training": {"model": model, "dataset": ref(ids.pairs)}}
+    policy = {"policy_training": {"model": model, "dataset": ref(ids.pairs), "method": {"name": "dpo"}}}
+
+    refused = await refusal(gateway.create(training, "reward"))
+    await gateway.create(policy, "policy")
+
+    ((field, said),) = refused.violations.items()
+    assert field == "spec.reward_training.model"
+    assert "is a granite model, of which transformers has no sequence classifier" in said
+    assert "give a reward model of another family" in said
+
+
+def _uses_of_a_reward_model(ids: Material, model: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Every field that takes one, and a spec with it there."""
+    policy, pairs = {"model_id": ids.policy}, ref(ids.pairs)
+    return {
+        "spec.policy_training.margin.reward_model": {
+            "policy_training": {"model": policy, "dataset": pairs, "margin": {"reward_model": model}}
+        },
+        "spec.reward_training.model": {"reward_training": {"model": model, "dataset": pairs}},
+        "spec.calibration.reward_model": {"calibration": {"eval_dataset": pairs, "reward_model": model}},
+        "spec.evaluation.reward_model": {
+            "evaluation": {"model": policy, "prompt_dataset": pairs, "reward_model": model}
+        },
+    }
