@@ -3,7 +3,7 @@
 Every implementation of a port passes one contract suite under `tests/contract`.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +225,14 @@ class JobQueue(Protocol):
 
     async def status(self, queue: str) -> QueueStatus:
         """How the queue stands now."""
+        ...
+
+    async def announce(self, queue: str, worker_id: str, names: Collection[str]) -> None:
+        """Say by name what a worker of the queue can do that not all can; it holds for the length of a lease."""
+        ...
+
+    async def announced(self, queue: str) -> frozenset[str] | None:
+        """What live workers of the queue can do, of all of them together; None where none says."""
         ...
 
     async def claim(self, queue: str, worker_id: str, *, timeout_s: float) -> Claim | None:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from madpo.errors import FailedPreconditionError, NotFoundError
 from madpo.evaluation.report import EvaluationReport
+from madpo.jobs.evaluation import REWARD_METRIC
 from madpo.jobs.sampling import SamplingParameters
 from madpo.ports import ObjectStore
 from madpo.storage.artifacts import open_artifact
 from madpo.types import NO_OPTIONS, ChatOptions, Content, Message, PromptOnly, content_from_json, content_to_json
-from madpo_evaluator.text_metrics import REWARD
 
 GENERATIONS = "generations.jsonl"
 REPORT = "report.json"
@@ -158,5 +158,5 @@ def check_comparable(
     if None not in (reward_model_id, baseline.reward_model_id) and reward_model_id != baseline.reward_model_id:
         raise FailedPreconditionError(
             f"baseline {job_id} was scored by {baseline.reward_model_id}, this evaluation uses {reward_model_id}: "
-            f"their {REWARD!r} values cannot be compared"
+            f"their {REWARD_METRIC!r} values cannot be compared"
         )

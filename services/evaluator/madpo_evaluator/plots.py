@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from madpo.evaluation.report import Estimate
+from madpo.jobs.evaluation import REWARD_METRIC
 from madpo_evaluator.generations import Evaluation
 from madpo_evaluator.statistics import estimate_mean
 from madpo_evaluator.summary import estimate_kl
-from madpo_evaluator.text_metrics import REWARD
 
 _BINS = 30
-_LABELS = {REWARD: "reward (reward-model logits)"}
+_LABELS = {REWARD_METRIC: "reward (reward-model logits)"}
 
 
 def write_plots(directory: Path, evaluations: Sequence[Evaluation]) -> None:
@@ -35,7 +35,7 @@ def write_plots(directory: Path, evaluations: Sequence[Evaluation]) -> None:
     _histogram(axes[0], evaluations, tokens, label="response length (tokens)")
     _save(figure, axes, directory / "response_tokens.png", title=f"Response length at temperature {first:g}")
     if ours.metric_names and ours.has_kl:
-        name = REWARD if REWARD in ours.metric_names else ours.metric_names[0]
+        name = REWARD_METRIC if REWARD_METRIC in ours.metric_names else ours.metric_names[0]
         figure, axes = _figure(1)
         _frontier(axes[0], [each for each in evaluations if each.has_kl and name in each.metric_names], name)
         _save(figure, axes, directory / "frontier.png", title="Mean with 95% intervals")

@@ -7,11 +7,13 @@ from prometheus_client import CollectorRegistry
 from madpo.worker import program
 from madpo.worker.service import WorkerService
 from madpo_evaluator.settings import EvaluatorSettings
+from madpo_evaluator.text_metrics import installed_metrics
 
 
 def build(settings: EvaluatorSettings, registry: CollectorRegistry) -> WorkerService:
-    """The worker of the evaluation queue."""
-    return WorkerService(settings, registry, queue_name="evaluate", command=evaluation_command)
+    """The worker of the evaluation queue; it tells gateways which metrics it has."""
+    abilities = installed_metrics()
+    return WorkerService(settings, registry, queue_name="evaluate", command=evaluation_command, abilities=abilities)
 
 
 def evaluation_command(workspace: Path) -> list[str]:

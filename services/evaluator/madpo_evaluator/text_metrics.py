@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NonFiniteError
+from madpo.jobs.evaluation import REWARD_METRIC
 from madpo.spelling import did_you_mean
 from madpo.types import Content
 
 Metric = Callable[[Sequence[Content], Sequence[str]], Sequence[float]]
 
 GROUP = "madpo.metrics"
-REWARD = "reward"
-"""Name of the reward-model score among the metrics of a report."""
+
+
+def installed_metrics() -> dict[str, EntryPoint]:
+    """The registered metrics by name, not loaded."""
+    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name != REWARD_METRIC}
 
 
 def load_metrics(names: Iterable[str]) -> dict[str, Metric]:
@@ -22,7 +26,7 @@ def load_metrics(names: Iterable[str]) -> dict[str, Metric]:
         InvalidArgumentError: No such metric is installed; lists those that are.
         FailedPreconditionError: A metric is registered but its package cannot be imported.
     """
-    registered = {entry.name: entry for entry in entry_points(group=GROUP) if entry.name != REWARD}
+    registered = installed_metrics()
     metrics: dict[str, Metric] = {}
     for name in names:
         if name not in registered:

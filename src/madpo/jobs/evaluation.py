@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from madpo.jobs.base import (
     POLICY,
@@ -18,6 +18,9 @@ from madpo.jobs.base import (
 from madpo.jobs.kind import Kind
 from madpo.jobs.sampling import SamplingParameters
 from madpo.types import DatasetKind, JobKind
+
+REWARD_METRIC = "reward"
+"""Name of the reward model's score among the metrics of a report; no other metric may have it."""
 
 
 class EvaluationSpec(Spec):
@@ -49,6 +52,15 @@ class EvaluationSpec(Spec):
     """Use the first prompts only."""
     generation_batch_size: int = Field(default=64, ge=1)
     """Responses generated at a time."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if REWARD_METRIC in names:
+            raise ValueError(f"{REWARD_METRIC} is the score of the reward model: give reward_model instead")
+        if any(not name.strip() for name in names):
+            raise ValueError("the name of a metric is missing")
+        return names
 
     @model_validator(mode="after")
     def _pairs_need_a_reference(self) -> Self:

@@ -14,6 +14,8 @@
     queue:{name}:pending        zset    -           the same, and claim    claim, status: job ids by order of creation
     queue:{name}:waiting        set     -           create, restore, and   status: jobs that wait for others
                                                     what ends the wait
+    queue:{name}:announced      hash    a lease     announce               announced: by worker, until when (ms of Redis
+                                                                           TIME) and the names of what it can do
     queue:{name}:dead           stream  -           give_back, reap        status, operators: jobs that crashed often
 
 The hashes and sorted sets are the truth; a lost or trimmed stream entry never loses a job. The scripts build the same
@@ -73,6 +75,10 @@ class Keys:
     def waiting(self, queue: str) -> str:
         """Jobs that wait for others."""
         return f"{self.namespace}:queue:{queue}:waiting"
+
+    def announced(self, queue: str) -> str:
+        """What its workers can do."""
+        return f"{self.namespace}:queue:{queue}:announced"
 
     def dead(self, queue: str) -> str:
         """Dead letters."""

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, cast
@@ -42,6 +42,8 @@ _SOCKET_TIMEOUT_S = _BLOCK_S + 5
 _EVENTS_PER_READ = 500
 _REAPED_PER_CALL = 100
 _SCRIPTS = (
+    "announce",
+    "announced",
     "cancel",
     "claim",
     "create",
@@ -245,6 +247,11 @@ class RedisJobQueue:
             dead_letters=dead_letters,
         )
 
+    async def announced(self, queue: str) -> frozenset[str] | None:
+        """See `JobQueue.announced`."""
+        _, *announcements = await self._run("announced", queue)
+        return frozenset(name for names in announcements for name in json.loads(names)) if announcements else None
+
     async def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:
         """See `JobQueue.watch`. Events older than the stream keeps are gone; the terminal change always comes.
 
@@ -276,6 +283,10 @@ class RedisJobQueue:
                 return
 
     # ---- workers
+
+    async def announce(self, queue: str, worker_id: str, names: Collection[str]) -> None:
+        """See `JobQueue.announce`."""
+        await self._run("announce", queue, worker_id, self._lease_ms, json.dumps(sorted(names)))
 
     async def claim(self, queue: str, worker_id: str, *, timeout_s: float) -> Claim | None:
         """See `JobQueue.claim`. After UnavailableError call again: a job taken unheard is then handed out."""

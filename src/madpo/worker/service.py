@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -26,6 +26,7 @@ class WorkerService:
         registry: For the worker's metrics.
         queue_name: The queue to serve.
         command: The child process of a job, given its workspace directory.
+        abilities: See `JobWorker`.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class WorkerService:
         *,
         queue_name: str,
         command: Callable[[Path], Sequence[str]],
+        abilities: Collection[str] | None = None,
     ) -> None:
         self._settings, self._registry = settings, registry
-        self._queue_name, self._command = queue_name, command
+        self._queue_name, self._command, self._abilities = queue_name, command, abilities
         self._stop = asyncio.Event()
         self._queue: JobQueue | None = None
         self._worker: asyncio.Task[None] | None = None
@@ -63,6 +65,7 @@ class WorkerService:
             command=self._command,
             settings=settings,
             registry=self._registry,
+            abilities=self._abilities,
         )
         self._worker = asyncio.create_task(worker.run(self._stop))
         self._worker.add_done_callback(self._end_process_with_worker)

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -36,6 +36,7 @@ class JobWorker:
         settings: Periods, graces and the directory workspaces are made in.
         registry: For metrics; None keeps them to itself.
         worker_id: Unique among all workers; None makes one.
+        abilities: Names of what this worker can do that not all of its queue can; None where they are all alike.
 
     Raises:
         InvalidArgumentError: Leases would run out between renewals.
@@ -51,13 +52,14 @@ class JobWorker:
         settings: WorkerSettings,
         registry: CollectorRegistry | None = None,
         worker_id: str | None = None,
+        abilities: Collection[str] | None = None,
     ) -> None:
         if settings.renew_s > settings.lease_s / 2:
             raise InvalidArgumentError(
                 f"renew_s must be at most half of lease_s ({settings.lease_s}), got {settings.renew_s}"
             )
         self._queue, self._store, self._queue_name = queue, store, queue_name
-        self._command, self._settings = command, settings
+        self._command, self._settings, self._abilities = command, settings, abilities
         self._metrics = WorkerMetrics(registry or CollectorRegistry(), queue_name)
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
@@ -65,6 +67,8 @@ class JobWorker:
         """Work until `stop` is set; the running job is then asked for a checkpoint and given back."""
         async with asyncio.TaskGroup() as tasks:
             reaper = tasks.create_task(self._reap(stop))
+            if self._abilities is not None:
+                tasks.create_task(self._announce(self._abilities, stop))
             while not (stop.is_set() or reaper.done()):
                 claim = await self._claim(stop)
                 if claim is None:
@@ -120,6 +124,15 @@ class JobWorker:
             await self._record(job)
         except MadpoError as error:
             logger.warning("job could not be given back", extra={"job_id": claim.job.job_id, "error": str(error)})
+
+    async def _announce(self, abilities: Collection[str], stop: asyncio.Event) -> None:
+        """Tell what this worker can do, as often as it renews leases."""
+        while not stop.is_set():
+            try:
+                await self._queue.announce(self._queue_name, self.worker_id, abilities)
+            except AWAY_ERRORS as error:
+                logger.warning("cannot announce", extra={"queue": self._queue_name, "error": str(error)})
+            await wait(stop, self._settings.renew_s)
 
     async def _reap(self, stop: asyncio.Event) -> None:
         """Take back jobs whose lease ran out.

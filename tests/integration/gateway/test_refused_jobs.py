@@ -240,3 +240,28 @@ async def test_a_baseline_that_another_reward_model_scored_is_refused(gateway: G
     ((field, said),) = refused.violations.items()
     assert field == "spec.evaluation.baseline_job_ids.0"
     assert f"was scored by {ids.reward}, this evaluation by {other}" in said
+
+
+async def test_a_metric_that_no_evaluator_has_is_refused_with_those_they_have(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+
+    def spec(*metrics: str) -> dict[str, Any]:
+        model, prompts = {"model_id": ids.policy}, ref(ids.prompts)
+        return {"evaluation": {"model": model, "prompt_dataset": prompts, "metrics": list(metrics)}}
+
+    reserved = await refusal(gateway.create(spec("reward"), "reserved"))
+    await gateway.create(spec("vadr"), "nobody-says")
+    await gateway.queue.announce("evaluate", "one", ["vader", "words"])
+    await gateway.queue.announce("evaluate", "other", ["toy"])
+    unknown = await refusal(gateway.create(spec("words", "vadr", "bleu"), "unknown"))
+    await gateway.create(spec("words", "toy"), "known")
+    await gateway.create(spec(), "none")
+
+    assert reserved.violations == {
+        "spec.evaluation.metrics": "reward is the score of the reward model: give reward_model instead, got ['reward']"
+    }
+    assert unknown.violations == {
+        "spec.evaluation.metrics.1": "no evaluator has a metric 'vadr'; did you mean vader? they have toy, vader, "
+        "words",
+        "spec.evaluation.metrics.2": "no evaluator has a metric 'bleu'; they have toy, vader, words",
+    }

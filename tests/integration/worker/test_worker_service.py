@@ -27,7 +27,7 @@ def command(workspace):
     return [sys.executable, "-c", run, str(workspace)]
 
 def build(settings, registry):
-    return service.WorkerService(settings, registry, queue_name="evaluate", command=command)
+    return service.WorkerService(settings, registry, queue_name="evaluate", command=command, abilities=["words"])
 
 PRELUDE
 sys.exit(run_service("evaluator", EvaluatorSettings, build))
@@ -96,6 +96,16 @@ async def test_a_service_runs_jobs_and_ends_with_code_0_on_sigterm(
     ended = await queue.get(job.job_id)
     assert (ended.state, ended.result) == (JobState.SUCCEEDED, JobResult(summary={"done": True})), log.decode()
     assert process.returncode == 0, log.decode()
+
+
+async def test_a_service_says_what_it_can_do(
+    tmp_path: Path, redis_url: str, redis_namespace: str, queue: RedisJobQueue
+) -> None:
+    async with running(tmp_path, redis_url, redis_namespace):
+        while (known := await queue.announced("evaluate")) is None:
+            await asyncio.sleep(0.02)
+
+    assert known == {"words"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NonFiniteError
 from madpo.types import Content
 from madpo_evaluator import text_metrics as metrics
-from madpo_evaluator.text_metrics import load_metrics, measure
+from madpo_evaluator.text_metrics import installed_metrics, load_metrics, measure
 
 
 def words(prompts: Sequence[Content], responses: Sequence[str]) -> list[float]:
@@ -43,6 +43,11 @@ def test_an_unknown_metric_is_refused_with_the_installed_names() -> None:
 def test_the_name_of_the_reward_model_score_is_not_for_others() -> None:
     with pytest.raises(InvalidArgumentError, match="unknown metric 'reward'"):
         load_metrics(["reward"])
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_metrics_that_are_installed_are_known_without_loading_them() -> None:
+    assert set(installed_metrics()) == {"words", "broken"}
 
 
 @pytest.mark.usefixtures("registered")

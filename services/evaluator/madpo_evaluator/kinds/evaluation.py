@@ -16,7 +16,7 @@ from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import InvalidArgumentError, InvalidPairError
 from madpo.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport
 from madpo.jobs.base import ModelReference, validate
-from madpo.jobs.evaluation import EvaluationSpec
+from madpo.jobs.evaluation import REWARD_METRIC, EvaluationSpec
 from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
 from madpo.sampling.transformers import TransformersEngine, encode_prompts
@@ -40,7 +40,7 @@ from madpo_evaluator.models import Models, load_models
 from madpo_evaluator.plots import write_plots
 from madpo_evaluator.statistics import estimate_accuracy
 from madpo_evaluator.summary import key_figures, make_report, summarize, write_samples
-from madpo_evaluator.text_metrics import REWARD, Metric, load_metrics, measure
+from madpo_evaluator.text_metrics import Metric, load_metrics, measure
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class EvaluationRun:
         """Values by metric, the reward first; without those that failed."""
         ways: dict[str, Callable[[], list[float]]] = {}
         if reward_model_id is not None:
-            ways[REWARD] = partial(self._score, reward_model_id, generations)
+            ways[REWARD_METRIC] = partial(self._score, reward_model_id, generations)
         ways |= {name: partial(self._measure, name, metric, generations) for name, metric in metrics.items()}
         tolerate = self._inputs.tolerance.attempt
         measured = {name: tolerate(f"metric {name!r}", measure, None) for name, measure in ways.items()}

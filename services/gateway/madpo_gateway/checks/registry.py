@@ -14,6 +14,7 @@ from madpo.losses.registry import parse_params
 from madpo.types import JobState
 from madpo_gateway.checks.base import SpecCheck
 from madpo_gateway.checks.context import over_context
+from madpo_gateway.checks.metrics import unknown_metrics
 from madpo_gateway.checks.model_files import unfit_models
 from madpo_gateway.checks.references import Findings, ReferenceCheck, Shelves
 from madpo_gateway.checks.reward_models import unfit_reward_models
@@ -71,6 +72,8 @@ async def check_spec(spec: Spec, *, depends_on: Sequence[str], shelves: Shelves)
     async for name, description in over_context(spec, shelves=shelves):
         findings.add(name, description)
     async for name, description in unfit_models(spec, datasets=findings.datasets, shelves=shelves):
+        findings.add(name, description)
+    async for name, description in unknown_metrics(spec, shelves=shelves):
         findings.add(name, description)
     async for name, description in unfit_reward_models(spec, shelves=shelves):
         findings.add(name, description)

@@ -23,6 +23,17 @@ local function bell_key(queue) return root .. ':queue:' .. queue end
 local function pending_key(queue) return root .. ':queue:' .. queue .. ':pending' end
 local function waiting_key(queue) return root .. ':queue:' .. queue .. ':waiting' end
 local function dead_key(queue) return root .. ':queue:' .. queue .. ':dead' end
+local function announced_key(queue) return root .. ':queue:' .. queue .. ':announced' end
+
+-- What each worker has announced, by its id: a JSON array of names, or false once that holds no more.
+local function live_announcements(queue)
+  local found, entries = {}, redis.call('HGETALL', announced_key(queue))
+  for i = 1, #entries, 2 do
+    local expiry_ms, names = entries[i + 1]:match('^(%d+) (.*)$')
+    found[entries[i]] = tonumber(expiry_ms) > now_ms and names
+  end
+  return found
+end
 
 local function field(id, name) return redis.call('HGET', job_key(id), name) end
 
