@@ -105,11 +105,21 @@ class QueueSettings(StoreSettings):
     """How long a worker may be silent before its job is given to another, in seconds."""
 
 
-class WorkerSettings(QueueSettings):
+class CacheSettings(ServiceSettings):
+    """Settings of services that keep copies of stored objects on their host."""
+
+    max_cache_bytes: int = Field(default=64 << 30, ge=0)
+    """Local copies of models, datasets, tokens and reference log-probs beyond this are removed between jobs (of the
+    reward service when it loads a model), those unused for longest first; never what is in use."""
+    max_cache_age_s: float = Field(default=14 * 24 * 3600.0, gt=0)
+    """Local copies that nothing used for so long are removed as well, in seconds."""
+
+
+class WorkerSettings(QueueSettings, CacheSettings):
     """Settings of services that run jobs in a child process."""
 
     workspace: Path
-    """Local scratch directory: logs and files of running jobs, model cache."""
+    """Local scratch directory: logs and files of running jobs, and local copies."""
     renew_s: float = Field(default=10.0, gt=0)
     """Lease renewal period, in seconds; well under `lease_s`."""
     poll_s: float = Field(default=0.5, gt=0)
@@ -127,6 +137,11 @@ class WorkerSettings(QueueSettings):
     own certificate is shown."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads of a run; None leaves torch's own choice."""
+
+    @property
+    def copies(self) -> Path:
+        """Directory of the local copies."""
+        return self.workspace / "cache"
 
 
 def _secret_files(settings_cls: type[BaseSettings]) -> tuple[SecretsSettingsSource, ...]:

@@ -79,8 +79,11 @@ class ObjectStore(Protocol):
         """Write a local file of any size (multipart where needed); returns the etag."""
         ...
 
-    def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> None:
-        """Copy to a local file, atomically; `passed` is told of bytes, and may raise. Raises NotFoundError."""
+    def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> str:
+        """Copy to a local file, atomically, and give the SHA-256 of its bytes, taken as they pass, in hex.
+
+        `passed` is told of bytes, and may raise. A power cut may lose the file. Raises NotFoundError.
+        """
         ...
 
     def head(self, key: str) -> ObjectInfo | None:

@@ -61,4 +61,8 @@ class RewardService:
         config = ScorerConfig(
             dtype=self._settings.dtype, max_tokens=self._settings.max_tokens, batch_tokens=self._settings.batch_tokens
         )
-        return load_scorer(model_id, self._models.fetch(model_id), base_directory=base_directory, config=config)
+        scorer = load_scorer(model_id, self._models.fetch(model_id), base_directory=base_directory, config=config)
+        copies, settings = self._models.copies, self._settings
+        copies.release()  # it is in memory
+        copies.trim(max_bytes=settings.max_cache_bytes, max_age_s=settings.max_cache_age_s)
+        return scorer

@@ -18,6 +18,7 @@ from pathlib import Path
 from madpo.errors import InternalError
 from madpo.worker.attempt import wait
 from madpo.worker.child import Child
+from madpo.worker.worker import trim_copies
 from madpo.worker.workspace import hold_lifeline, read_tail
 from madpo_trainer.settings import TrainerSettings
 
@@ -76,6 +77,7 @@ class FollowerService:
                     await self._take_part(reader)
                 finally:
                     writer.close()
+                await trim_copies(self._settings)
             await wait(self._stop, _TRY_PERIOD_S)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:

@@ -111,7 +111,7 @@ class TrainingRun:
         self._run, self._settings, self._ranks = run, settings, ranks
         self._store: ObjectStore = open_store(settings)
         self._transfer = transfers(self._phase)
-        self._models = ModelStore(self._store, settings.workspace / "cache", transfer=self._transfer)
+        self._models = ModelStore(self._store, settings.copies, transfer=self._transfer)
         self._datasets = DatasetStore(self._store)
         self._kind = training_kind(run.job.kind)
         self._model_kind = _model_kind(run.job.kind)
@@ -243,7 +243,7 @@ class TrainingRun:
         rows = TrainingRows(
             self._datasets,
             TokenStore(self._store),
-            cache=self._models.cache,
+            copies=self._models.copies,
             transfer=self._transfer,
             directory=initial.directory,
             tokenizer=tokenizer,

@@ -26,7 +26,7 @@ from madpo.errors import CorruptObjectError
 from madpo.models.logps import ResponseGroup
 from madpo.ports import ObjectStore
 from madpo.storage import keys
-from madpo.storage.files import fetch_once
+from madpo.storage.local_copies import LocalCopies
 from madpo.worker.phase import BeginPhase, Phase
 from madpo_trainer.ranks import Ranks
 
@@ -131,14 +131,14 @@ class ReferenceStore:
 
     Args:
         store: Where chunks are kept.
-        cache: Directory of this host for what its ranks map into memory.
+        copies: Of this host, which its ranks map into memory.
         ranks: Of the run; all make the same calls.
         begin: Begins a phase of the run.
         chunk_tokens: Of the rows of a chunk, about.
     """
 
     store: ObjectStore
-    cache: Path
+    copies: LocalCopies
     ranks: Ranks
     begin: BeginPhase
     chunk_tokens: int
@@ -178,7 +178,7 @@ class ReferenceStore:
                 self.ranks.lead(partial(self._save, names[number], computed))
         sizes = [chunk.stop - chunk.start for chunk in chunks]
         directory = self.ranks.together(
-            lambda: fetch_once(self.cache / prefix, lambda directory: self._join(names, sizes, directory))
+            lambda: self.copies.fetch(prefix, lambda directory: self._join(names, sizes, directory))
         )
         return _map(directory, rows=None if len(rows) == len(groups) else rows)
 

@@ -17,7 +17,8 @@ from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
 from madpo.storage import keys
 from madpo.storage.datasets import DatasetStore
-from madpo.storage.files import Transfer, fetch_once, unwatched
+from madpo.storage.files import Transfer, unwatched
+from madpo.storage.local_copies import LocalCopies
 from madpo.storage.tokens import TokenStore, token_prefix
 from madpo.types import Completion, DatasetKind, DatasetRow, PreferencePair
 from madpo.worker.phase import BeginPhase, Phase, counted
@@ -52,7 +53,7 @@ class TrainingRows:
     Args:
         datasets: Where rows are stored.
         tokens: Where their ids are kept.
-        cache: Directory of this host for both, shared by all ranks and jobs.
+        copies: Of this host for both, shared by all ranks and jobs.
         directory: Of the model whose tokenizer makes ids.
         tokenizer: Loaded from it.
         max_tokens: Longest prompt plus response.
@@ -60,6 +61,7 @@ class TrainingRows:
         transfer: Told of what is fetched.
 
     Attributes:
+        copies: As given.
         max_tokens: As given.
         counts: What became of the rows of each dataset that was read.
     """
@@ -69,14 +71,14 @@ class TrainingRows:
         datasets: DatasetStore,
         tokens: TokenStore,
         *,
-        cache: Path,
+        copies: LocalCopies,
         directory: Path,
         tokenizer: Any,
         max_tokens: int,
         overlong: Overlong,
         transfer: Transfer = unwatched,
     ) -> None:
-        self._datasets, self._tokens, self._cache = datasets, tokens, cache
+        self._datasets, self._tokens, self.copies = datasets, tokens, copies
         self._directory, self._tokenizer = directory, tokenizer
         self.max_tokens, self._overlong, self._transfer = max_tokens, overlong, transfer
         self.counts: dict[str, RowCounts] = {}
@@ -163,12 +165,12 @@ class TrainingRows:
 
     def _map(self, dataset_id: str) -> MappedRows:
         """The dataset and its tokens on this host; fetched by the first rank that comes."""
-        rows = fetch_once(
-            self._cache / keys.dataset(dataset_id),
+        rows = self.copies.fetch(
+            keys.dataset(dataset_id),
             lambda directory: self._datasets.fetch(dataset_id, directory, transfer=self._transfer),
         )
-        tokens = fetch_once(
-            self._cache / token_prefix(dataset_id, self._tokenizer),
+        tokens = self.copies.fetch(
+            token_prefix(dataset_id, self._tokenizer),
             lambda directory: self._tokens.fetch(dataset_id, self._tokenizer, directory, transfer=self._transfer),
         )
         return MappedRows(self._datasets.get(dataset_id).kind, rows, tokens)

@@ -199,10 +199,10 @@ def fetch_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     _say("fetching", key, file)
     try:
-        store.get_file(key, path, passed=passed)
+        sha256 = store.get_file(key, path, passed=passed)
     except NotFoundError as error:
         raise CorruptObjectError(f"{key} is missing though its manifest names it") from error
-    size_bytes, sha256 = path.stat().st_size, file_sha256(path)
+    size_bytes = path.stat().st_size
     if (size_bytes, sha256) != (file.size_bytes, file.sha256):
         path.unlink()
         raise CorruptObjectError(

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,11 +25,14 @@ def unwatched(name: str, size_bytes: int) -> Callable[[int], None]:
     return lambda count: None
 
 
-def copy_stream(source: BinaryIO, target: BinaryIO, passed: Callable[[int], None]) -> None:
-    """Copy to the end of the source, and say how many bytes have passed, piece by piece."""
+def copy_stream(source: BinaryIO, target: BinaryIO, passed: Callable[[int], None]) -> str:
+    """Copy to the end of the source, and say how many bytes have passed, piece by piece; SHA-256 of all, in hex."""
+    digest = hashlib.sha256()
     while piece := source.read(_PIECE_BYTES):
         target.write(piece)
+        digest.update(piece)
         passed(len(piece))
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -40,8 +44,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def durable_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write to, on disk once the block ends and removed when it fails.
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, removed when the block fails.
 
     Raises:
         OverloadedError: The disk is full.
@@ -50,7 +54,6 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
         with path.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -59,13 +62,21 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """As `new_file`, and on disk once the block ends."""
+    with new_file(path) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` once the block ends without error."""
+    """A file to write to that takes the place of `path` once the block ends without error; a power cut may lose it."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    with durable_file(temporary) as file:
+    with new_file(temporary) as file:
         yield file
     os.replace(temporary, path)
-    sync_directory(path.parent)
 
 
 def make_directory(directory: Path) -> None:
@@ -103,9 +114,19 @@ def fetch_once(directory: Path, fetch: Callable[[Path], object]) -> Path:
             partial.mkdir()
             try:
                 fetch(partial)
+                _sync_files(partial)
                 os.rename(partial, directory)
                 sync_directory(directory.parent)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
     return directory
+
+
+def _sync_files(directory: Path) -> None:
+    """Make all that is below a directory survive a power cut."""
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(Path(parent))

@@ -91,10 +91,10 @@ class LocalStore:
         assert etag is not None
         return etag
 
-    def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> None:
-        """Copy to a local file, atomically; `passed` is told of bytes, and may raise. Raises NotFoundError."""
+    def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> str:
+        """Copy to a local file, atomically; see `madpo.ports.ObjectStore`."""
         with self.open_read(key) as source, replacing(path) as file:
-            copy_stream(source, file, passed)
+            return copy_stream(source, file, passed)
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's description, or None."""

@@ -14,7 +14,8 @@ from madpo.model_files.uploads import check_files
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.bundle import Manifest
-from madpo.storage.files import Transfer, fetch_once, unwatched
+from madpo.storage.files import Transfer, unwatched
+from madpo.storage.local_copies import LocalCopies
 from madpo.types import Model
 
 __all__ = ["ModelStore", "model_kind"]
@@ -30,14 +31,12 @@ class ModelStore:
             store: Where models are.
             cache: Of the local copies.
             transfer: Told of what is fetched and published; it may end that by raising.
+
+        Attributes:
+            copies: The local copies; those fetched are in use as long as this object is.
         """
         self._store, self._transfer = store, transfer
-        self._cache = cache
-
-    @property
-    def cache(self) -> Path:
-        """Directory of the local copies."""
-        return self._cache
+        self.copies = LocalCopies(cache)
 
     def publish(
         self,
@@ -117,9 +116,8 @@ class ModelStore:
         """
         prefix = keys.model(model_id)
         self.get(model_id)
-        return fetch_once(
-            self._cache / prefix,
-            lambda directory: bundle.fetch(self._store, prefix, directory, transfer=self._transfer),
+        return self.copies.fetch(
+            prefix, lambda directory: bundle.fetch(self._store, prefix, directory, transfer=self._transfer)
         )
 
     @contextmanager

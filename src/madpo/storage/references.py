@@ -10,7 +10,6 @@ from madpo.model_files.companions import MODEL_RECORD
 from madpo.ports import ObjectStore
 from madpo.storage import bundle
 from madpo.storage.checkpoints import find_checkpoint
-from madpo.storage.files import fetch_once
 from madpo.storage.models import ModelStore
 from madpo.storage.results import read_result
 from madpo.types import JobResult, JobState
@@ -88,8 +87,8 @@ def _result_of_job(job_id: str, store: ObjectStore, *, instead: str) -> JobResul
 
 def _resolve_checkpoint(job_id: str, step: int, *, store: ObjectStore, models: ModelStore) -> ResolvedModel:
     prefix = find_checkpoint(store, job_id, step)
-    directory = fetch_once(
-        models.cache / prefix, lambda directory: bundle.fetch(store, prefix, directory, under=CHECKPOINT_MODEL)
+    directory = models.copies.fetch(
+        prefix, lambda directory: bundle.fetch(store, prefix, directory, under=CHECKPOINT_MODEL)
     )
     record = directory / MODEL_RECORD
     base_model_id = json.loads(record.read_bytes()).get("base_model_id") if record.is_file() else None

@@ -174,16 +174,16 @@ class S3Store:
                 result = self._client.fput_object(self._bucket, self._name(key), str(path), part_size=_PART_BYTES)
         return str(result.etag)
 
-    def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> None:
+    def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> str:
         """Copy to a local file, atomically; a broken transfer starts again. Else as that of other stores."""
         for download in range(1, _MAX_DOWNLOADS + 1):
             try:
                 with self.open_read(key) as source, replacing(path) as file:
-                    copy_stream(source, file, passed)
-                return
+                    return copy_stream(source, file, passed)
             except UnavailableError:
                 if download == _MAX_DOWNLOADS:
                     raise
+        raise AssertionError  # the last download returns or raises
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's description, or None."""

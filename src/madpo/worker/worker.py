@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from madpo.config import WorkerSettings
 from madpo.errors import InvalidArgumentError, MadpoError, StaleAttemptError
 from madpo.ports import Claim, JobQueue, ObjectStore
+from madpo.storage.local_copies import LocalCopies
 from madpo.storage.results import write_result
 from madpo.types import Job
 from madpo.worker.attempt import AWAY_ERRORS, RETRY_S, Attempt, wait
@@ -69,6 +70,7 @@ class JobWorker:
             reaper = tasks.create_task(self._reap(stop))
             if self._abilities is not None:
                 tasks.create_task(self._announce(self._abilities, stop))
+            await trim_copies(self._settings)
             while not (stop.is_set() or reaper.done()):
                 claim = await self._claim(stop)
                 if claim is None:
@@ -77,6 +79,7 @@ class JobWorker:
                     await self._give_back(claim, crash_reason=None)
                 else:
                     await self._attempt(claim, stop)
+                    await trim_copies(self._settings)
 
     async def _claim(self, stop: asyncio.Event) -> Claim | None:
         try:
@@ -160,3 +163,12 @@ class JobWorker:
             await asyncio.to_thread(
                 write_result, self._store, job.job_id, job.state, job.result, job.reason, resumes=job.resumes
             )
+
+
+async def trim_copies(settings: WorkerSettings) -> None:
+    """Remove the local copies that are too many or too old; a worker does so between jobs."""
+    copies = LocalCopies(settings.copies)
+    try:
+        await asyncio.to_thread(copies.trim, max_bytes=settings.max_cache_bytes, max_age_s=settings.max_cache_age_s)
+    except OSError as error:
+        logger.warning("local copies could not be removed", extra={"error": str(error)})

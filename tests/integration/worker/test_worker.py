@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import textwrap
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -305,3 +306,28 @@ async def test_a_worker_drained_while_it_waits_for_the_store_gives_its_job_back_
     store.is_away = False
     async with working(store=store, registry=CollectorRegistry()):
         assert (await ended(queue, job_id)).state == JobState.SUCCEEDED
+
+
+async def test_local_copies_beyond_the_bound_are_removed_between_jobs(
+    queue: RedisJobQueue, settings: WorkerSettings, run_script: Path, working: Any
+) -> None:
+    fetch = textwrap.dedent(
+        """
+        import sys; from pathlib import Path; from madpo.storage.local_copies import LocalCopies
+        LocalCopies(Path(sys.argv[1])).fetch("models/1", lambda directory: (directory / "weights").write_bytes(b"1"))
+        """
+    )
+    copy = settings.copies / "models" / "1"
+    script = f'"{sys.executable}" -c \'{fetch}\' "{settings.copies}" && exec "{sys.executable}" "{run_script}" "$0"'
+    job_id = await create(queue, "work")
+
+    async with working(
+        command=lambda directory: ["sh", "-c", script, str(directory)],
+        settings=settings.model_copy(update={"max_cache_bytes": 0}),
+    ):
+        assert (await ended(queue, job_id)).state == JobState.SUCCEEDED
+        async with asyncio.timeout(30):
+            while copy.exists():
+                await asyncio.sleep(0.02)
+
+    assert (copy.parent / ".1.used").exists()

@@ -10,6 +10,7 @@ from madpo.errors import InvalidPairError
 from madpo.losses.method import Requirements
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
+from madpo.storage.local_copies import LocalCopies
 from madpo.storage.tokens import TokenStore
 from madpo.types import DatasetKind, Job, JobKind, JobState, PreferencePair, ResponseList
 from madpo.worker.phase import Phase
@@ -37,7 +38,7 @@ def read(tmp_path, make_toy_tokenizer):
         reader = TrainingRows(
             datasets,
             TokenStore(store),
-            cache=tmp_path / "cache",
+            copies=LocalCopies(tmp_path / "cache"),
             directory=tmp_path / "model",
             tokenizer=tokenizer,
             max_tokens=max_tokens,

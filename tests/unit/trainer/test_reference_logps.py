@@ -11,6 +11,7 @@ from safetensors.torch import save
 from madpo.errors import CorruptObjectError
 from madpo.models.logps import ResponseGroup
 from madpo.storage.local import LocalStore
+from madpo.storage.local_copies import LocalCopies
 from madpo.types import Job, JobKind, JobState
 from madpo.worker.phase import Interrupted, Phase
 from madpo.worker.workspace import Run
@@ -67,7 +68,7 @@ def get(tmp_path):
         rows = np.array(rows)
         reference = ReferenceStore(
             store=LocalStore(tmp_path / "store"),
-            cache=tmp_path / host,
+            copies=LocalCopies(tmp_path / host),
             ranks=OneRank(),
             begin=partial(Phase, Run(tmp_path, JOB)),
             chunk_tokens=20,

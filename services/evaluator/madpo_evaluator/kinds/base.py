@@ -36,7 +36,7 @@ class JobInputs:
     def open(cls, run: Run, settings: EvaluatorSettings) -> Self:
         """Everything reached by the settings."""
         store = open_store(settings)
-        models = ModelStore(store, settings.workspace / "cache", transfer=transfers(partial(Phase, run)))
+        models = ModelStore(store, settings.copies, transfer=transfers(partial(Phase, run)))
         return cls(run, settings, store, DatasetStore(store), models, Tolerance())
 
     def dataset_id(self, reference: DatasetReference) -> str:

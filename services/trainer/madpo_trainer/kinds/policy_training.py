@@ -353,7 +353,7 @@ class PolicyTraining:
 
         store = ReferenceStore(
             store=inputs.store,
-            cache=inputs.settings.workspace / "cache",
+            copies=inputs.rows.copies,
             ranks=inputs.ranks,
             begin=inputs.phase,
             chunk_tokens=_CHUNK_MICRO_BATCHES * training.micro_batch_tokens,

@@ -1,0 +1,128 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from madpo.storage.local_copies import LocalCopies
+
+DAY_S = 24 * 3600.0
+UNBOUNDED = {"max_bytes": 1 << 40, "max_age_s": 1000 * DAY_S}
+HOLD = """
+import sys
+from pathlib import Path
+from madpo.storage.local_copies import LocalCopies
+copies = LocalCopies(Path(sys.argv[1]))
+copies.fetch("models/1", lambda directory: None)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path):
+    """Makes copies of 100 bytes that were last used so many days ago."""
+
+    def make(*names: str, ages=(), copies: LocalCopies | None = None) -> list[Path]:
+        copies = copies or LocalCopies(tmp_path)
+        made = [copies.fetch(name, lambda directory: (directory / "file").write_bytes(bytes(100))) for name in names]
+        for directory, age in zip(made, ages, strict=False):
+            used = time.time() - age * DAY_S
+            os.utime(directory.with_name(f".{directory.name}.used"), (used, used))
+        return made
+
+    return make
+
+
+def test_copies_that_fit_stay(tmp_path, make):
+    made = make("models/1", "datasets/2")
+
+    LocalCopies(tmp_path).trim(**UNBOUNDED)
+
+    assert all((directory / "file").exists() for directory in made)
+
+
+def test_the_least_recently_used_go_until_the_rest_fits(tmp_path, make):
+    oldest, newest, middle = make("models/1", "tokens/2/3", "models/4", ages=(3, 1, 2))
+
+    LocalCopies(tmp_path).trim(**UNBOUNDED | {"max_bytes": 250})
+    assert [directory.exists() for directory in (oldest, middle, newest)] == [False, True, True]
+
+    LocalCopies(tmp_path).trim(**UNBOUNDED | {"max_bytes": 100})
+    assert [directory.exists() for directory in (oldest, middle, newest)] == [False, False, True]
+
+
+def test_a_copy_that_is_asked_for_again_counts_as_used(tmp_path, make):
+    first, second = make("models/1", "models/2", ages=(3, 2))
+    make("models/1")
+
+    LocalCopies(tmp_path).trim(**UNBOUNDED | {"max_bytes": 100})
+
+    assert (first.exists(), second.exists()) == (True, False)
+
+
+def test_what_was_not_used_for_long_goes_however_small(tmp_path, make):
+    old, new = make("models/1", "models/2", ages=(15, 13))
+
+    LocalCopies(tmp_path).trim(**UNBOUNDED | {"max_age_s": 14 * DAY_S})
+
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_what_is_in_use_stays_until_it_is_released(tmp_path, make):
+    copies = LocalCopies(tmp_path)
+    (directory,) = make("models/1", ages=(30,), copies=copies)
+
+    LocalCopies(tmp_path).trim(max_bytes=0, max_age_s=DAY_S)
+    assert directory.exists()
+
+    copies.release()
+    LocalCopies(tmp_path).trim(max_bytes=0, max_age_s=DAY_S)
+    assert not directory.exists()
+
+
+def test_what_another_process_uses_stays_until_that_has_ended(tmp_path, make):
+    (directory,) = make("models/1")
+    user = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert user.stdout is not None
+        assert user.stdout.readline() == "held\n"
+        LocalCopies(tmp_path).trim(max_bytes=0, max_age_s=DAY_S)
+        assert directory.exists()
+    finally:
+        user.kill()
+        user.communicate()
+
+    LocalCopies(tmp_path).trim(max_bytes=0, max_age_s=DAY_S)
+    assert not directory.exists()
+
+
+def test_what_a_killed_process_had_half_made_goes_too(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / ".1.lock").touch()
+    half = tmp_path / "models" / ".1.partial"
+    half.mkdir()
+    (half / "weights").write_bytes(bytes(100))
+
+    LocalCopies(tmp_path).trim(**UNBOUNDED)
+    assert half.exists()
+
+    LocalCopies(tmp_path).trim(**UNBOUNDED | {"max_bytes": 99})
+    assert not half.exists()
+
+
+def test_a_copy_that_was_removed_is_made_again(tmp_path, make):
+    make("models/1")
+    LocalCopies(tmp_path).trim(max_bytes=0, max_age_s=DAY_S)
+
+    (directory,) = make("models/1")
+
+    assert (directory / "file").stat().st_size == 100
+
+
+def test_no_copies_are_nothing_to_do(tmp_path):
+    LocalCopies(tmp_path / "absent").trim(max_bytes=0, max_age_s=DAY_S)
