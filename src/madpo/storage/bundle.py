@@ -218,6 +218,18 @@ def delete(store: ObjectStore, prefix: str) -> None:
         store.delete(info.key)
 
 
+def withdraw(store: ObjectStore, prefix: str) -> bytes:
+    """Take a bundle out of sight; its files stay, and `put_back` shows it again. Raises NotFoundError."""
+    manifest = store.get(f"{prefix}/{MANIFEST}")
+    store.delete(f"{prefix}/{MANIFEST}")
+    return manifest
+
+
+def put_back(store: ObjectStore, prefix: str, manifest: bytes) -> None:
+    """Show a withdrawn bundle again; one that was published again meanwhile stays."""
+    store.put_if_absent(f"{prefix}/{MANIFEST}", manifest)
+
+
 def list_bundles(store: ObjectStore, root: str) -> Iterator[tuple[str, ObjectInfo]]:
     """Names of the bundles directly below a prefix, in key order, each with its manifest's description."""
     for info in store.list(f"{root}/"):

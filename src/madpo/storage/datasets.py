@@ -129,9 +129,18 @@ class DatasetStore:
         ids, token = bundle.list_newest(self._store, keys.DATASETS, page_size=page_size, page_token=page_token)
         return [self.get(dataset_id) for dataset_id in ids], token
 
+    def withdraw(self, dataset_id: str) -> bytes:
+        """Take a dataset out of sight, before it is deleted or put back. Raises NotFoundError."""
+        return bundle.withdraw(self._store, keys.dataset(dataset_id))
+
+    def put_back(self, dataset_id: str, manifest: bytes) -> None:
+        """Show it again, with what `withdraw` gave."""
+        bundle.put_back(self._store, keys.dataset(dataset_id), manifest)
+
     def delete(self, dataset_id: str) -> None:
-        """Remove a dataset and the token ids made of it. Raises NotFoundError."""
-        self._manifest(dataset_id)
+        """Remove a dataset, withdrawn or not, and the token ids made of it. Raises NotFoundError."""
+        if next(self._store.list(f"{keys.dataset(dataset_id)}/"), None) is None:
+            raise NotFoundError(f"no dataset {dataset_id}")
         bundle.delete(self._store, keys.dataset(dataset_id))
         for info in list(self._store.list(f"{keys.dataset_tokens(dataset_id)}/")):
             self._store.delete(info.key)

@@ -101,6 +101,14 @@ class ModelStore:
         """Remove a model; absent is fine."""
         bundle.delete(self._store, keys.model(model_id))
 
+    def withdraw(self, model_id: str) -> bytes:
+        """Take a model out of sight, before it is deleted or put back. Raises NotFoundError."""
+        return bundle.withdraw(self._store, keys.model(model_id))
+
+    def put_back(self, model_id: str, manifest: bytes) -> None:
+        """Show it again, with what `withdraw` gave."""
+        bundle.put_back(self._store, keys.model(model_id), manifest)
+
     def adapters_of(self, model_id: str) -> Iterator[str]:
         """The ids of the stored adapters that belong to a model."""
         for other, _ in bundle.list_bundles(self._store, keys.MODELS):

@@ -8,8 +8,8 @@ from madpo.errors import FailedPreconditionError, NotFoundError
 from madpo.jobs.base import DatasetReference, ModelReference
 from madpo.model_files.companions import MODEL_RECORD
 from madpo.ports import ObjectStore
-from madpo.storage import bundle
-from madpo.storage.checkpoints import find_checkpoint
+from madpo.storage import bundle, keys
+from madpo.storage.checkpoints import find_checkpoint, list_checkpoints
 from madpo.storage.models import ModelStore
 from madpo.storage.results import read_result
 from madpo.types import JobResult, JobState
@@ -66,6 +66,19 @@ def resolve_dataset_id(reference: DatasetReference, *, store: ObjectStore) -> st
     if result is None or result.dataset_id is None:
         raise FailedPreconditionError(f"{job_id} leaves no dataset: name a stored dataset")
     return result.dataset_id
+
+
+def checkpoint_bases(job_id: str, store: ObjectStore) -> set[str]:
+    """The stored models to which checkpoints of a job belong, where they are adapters."""
+    bases: set[str] = set()
+    for checkpoint in list_checkpoints(store, job_id):
+        prefix = keys.checkpoint(job_id, step=checkpoint.step, attempt=checkpoint.attempt)
+        try:
+            record = json.loads(store.get(f"{prefix}/{CHECKPOINT_MODEL}/{MODEL_RECORD}"))
+        except NotFoundError:
+            continue
+        bases.add(record["base_model_id"])
+    return bases
 
 
 def _model_of_job(job_id: str, store: ObjectStore) -> str:

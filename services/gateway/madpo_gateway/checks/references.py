@@ -131,12 +131,20 @@ class ReferenceCheck:
         if KINDS[job.kind].leaves_model not in need.kinds:
             wanted = _one_of(need.kinds, "model")
             self._add(f"{path}.job_id", f"{job_id} is a {job.kind} job; give one that trains {wanted}")
+        elif step is None and job.result is not None and job.result.model_id is not None:
+            await self._final_model(path, job_id, job.result.model_id)
         elif step is not None:
             checkpoints = await asyncio.to_thread(list_checkpoints, self._shelves.store, job_id)
             steps = sorted({checkpoint.step for checkpoint in checkpoints})
             if step not in steps:
                 kept = ", ".join(map(str, steps)) or "none"
                 self._add(f"{path}.step", f"{job_id} has no checkpoint of step {step}; it has {kept}")
+
+    async def _final_model(self, path: str, job_id: str, model_id: str) -> None:
+        try:
+            await asyncio.to_thread(self._shelves.models.get, model_id)
+        except NotFoundError:
+            self._add(f"{path}.job_id", f"{job_id} left {model_id}, which was deleted: give one of its checkpoints")
 
     def _add(self, field_name: str, description: str) -> None:
         self._findings.add(field_name, description)

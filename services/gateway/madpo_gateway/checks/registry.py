@@ -50,6 +50,18 @@ def all_dependencies(spec: Spec, depends_on: Sequence[str]) -> tuple[str, ...]:
     return dependencies
 
 
+async def require_references(spec: Spec, *, shelves: Shelves) -> None:
+    """Look up again all that a spec refers to, once its job is queued: what was deleted just before is missed here.
+
+    Raises:
+        InvalidArgumentError: With one violation per reference that leads nowhere.
+    """
+    findings = Findings(path=f"spec.{kind_of(spec).name}")
+    await ReferenceCheck(shelves, findings).follow(spec)
+    if findings.violations:
+        raise InvalidArgumentError.of(findings.violations)
+
+
 async def check_spec(spec: Spec, *, depends_on: Sequence[str], shelves: Shelves) -> None:
     """Check a spec and its dependencies; everything wrong is found and named at once.
 

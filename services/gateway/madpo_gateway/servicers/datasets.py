@@ -29,7 +29,7 @@ from madpo_gateway.requests import page_size, require_match, violation
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import run_blocking, scratch_directory
 from madpo_gateway.uploads import Upload, UploadResult, Uploads
-from madpo_gateway.usage import require_unused
+from madpo_gateway.usage import delete_unused, require_unused
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,7 @@ class DatasetServicer(DatasetServiceServicer):
         """Remove a dataset no unfinished job needs."""
         dataset_id = _dataset_id(request.dataset_id)
         await asyncio.to_thread(self._datasets.get, dataset_id)
-        await require_unused(dataset_id, self._queue)
-        await asyncio.to_thread(self._datasets.delete, dataset_id)
+        await delete_unused(dataset_id, self._datasets, lambda: require_unused(dataset_id, self._queue))
         logger.info("dataset deleted", extra={"dataset_id": dataset_id})
         return pb.DeleteDatasetResponse()
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-from madpo.errors import AlreadyExistsError, MadpoError, NotFoundError
-from madpo.jobs.base import JOB_ID_PATTERN
+from madpo.errors import AlreadyExistsError, InvalidArgumentError, MadpoError, NotFoundError
+from madpo.jobs.base import JOB_ID_PATTERN, Spec
 from madpo.jobs.registry import parse_spec
 from madpo.ports import JobQueue, JobRequest, ObjectStore
 from madpo.queue.queue import job_id_of
@@ -21,7 +21,7 @@ from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
 from madpo_gateway.checks.context import with_context_default
 from madpo_gateway.checks.references import Shelves
-from madpo_gateway.checks.registry import all_dependencies, check_spec, with_method_defaults
+from madpo_gateway.checks.registry import all_dependencies, check_spec, require_references, with_method_defaults
 from madpo_gateway.job_log import job_log
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.names import default_name
@@ -55,10 +55,13 @@ class JobServicer(JobServiceServicer):
             display_name=request.display_name or await default_name(spec, self._shelves),
             depends_on=all_dependencies(spec, request.depends_on),
         )
-        if not await self._is_known(job_id_of(wanted.request_id)):
+        is_new = not await self._is_known(job_id_of(wanted.request_id))
+        if is_new:
             await check_spec(spec, depends_on=wanted.depends_on, shelves=self._shelves)
             await asyncio.to_thread(self._keep_request, wanted)
         job = await self._queue.create(wanted)
+        if is_new:
+            await self._require_references(job, spec)
         logger.info("job created", extra={"job_id": job.job_id, "kind": job.kind.value, "state": job.state.value})
         return pb.CreateJobResponse(job=convert.job_to_proto(job))
 
@@ -95,6 +98,8 @@ class JobServicer(JobServiceServicer):
             if may_be_resumed:
                 await asyncio.to_thread(close_result, self._store, job)
             raise
+        if may_be_resumed:
+            await self._require_references(resumed, parse_spec(job.kind, job.spec))
         logger.info("job resumed", extra={"job_id": job.job_id, "state": resumed.state.value})
         return pb.ResumeJobResponse(job=convert.job_to_proto(resumed))
 
@@ -158,6 +163,16 @@ class JobServicer(JobServiceServicer):
         except NotFoundError:
             return await restore_job(job_id, store=self._store, queue=self._queue)
         return True
+
+    async def _require_references(self, job: Job, spec: Spec) -> None:
+        """Cancel a job that was queued while something it refers to was deleted. Raises InvalidArgumentError."""
+        try:
+            await require_references(spec, shelves=self._shelves)
+        except InvalidArgumentError:
+            cancelled = await self._queue.cancel(job.job_id)
+            if cancelled.state is JobState.CANCELLED:
+                await asyncio.to_thread(record_outcome, self._store, cancelled)
+            raise
 
     def _keep_request(self, request: JobRequest) -> None:
         job = Job(

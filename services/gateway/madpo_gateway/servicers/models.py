@@ -31,7 +31,7 @@ from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import Spool, run_blocking, scratch_directory, stream_chunks
-from madpo_gateway.usage import require_unused
+from madpo_gateway.usage import delete_unused, require_no_checkpoints, require_unused
 
 logger = logging.getLogger(__name__)
 
@@ -102,16 +102,19 @@ class ModelServicer(ModelServiceServicer):
         return pb.ListModelsResponse(models=map(convert.model_to_proto, models), next_page_token=token)
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:  # noqa: N802
-        """Remove a model that no unfinished job needs, and no adapter."""
+        """Remove a model that no unfinished job needs, no adapter and no checkpoint."""
         model_id = _model_id(request.model_id)
         await asyncio.to_thread(self._models.get, model_id)
+        await delete_unused(model_id, self._models, lambda: self._require_unused(model_id))
+        logger.info("model deleted", extra={"model_id": model_id})
+        return pb.DeleteModelResponse()
+
+    async def _require_unused(self, model_id: str) -> None:
         await require_unused(model_id, self._queue)
         adapter = await asyncio.to_thread(lambda: next(self._models.adapters_of(model_id), None))
         if adapter is not None:
             raise FailedPreconditionError(f"the adapter {adapter} belongs to {model_id}: delete that one first")
-        await asyncio.to_thread(self._models.delete, model_id)
-        logger.info("model deleted", extra={"model_id": model_id})
-        return pb.DeleteModelResponse()
+        await require_no_checkpoints(model_id, store=self._store, queue=self._queue)
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Any) -> pb.ListCheckpointsResponse:  # noqa: N802
         """The whole checkpoints of a job, newest first."""
