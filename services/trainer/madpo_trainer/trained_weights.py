@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -17,6 +18,9 @@ from madpo_trainer.state import TrainingState
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes of an element."""
+
+_ROUNDING = 2.0**-24
+"""Half the distance between two float32 numbers, over their size: what a smaller part of a sum adds is lost in it."""
 
 _NOTHING_COUNTS = {
     "dataset_weight/mean": "the dataset gives every row that was trained on the weight 0",
@@ -58,8 +62,36 @@ def summarise_training(model: nn.Module, ranks: Ranks, *, state: TrainingState, 
         FailedPreconditionError: Nothing was trained; says why.
     """
     before, after = state.initial_weights, fingerprints(model, ranks, dtypes=dtypes)
+    after |= {name: before[name] for name in lost_adapters(model, dtypes=dtypes) if name in before}
     moved = require_movement(before, after, largest=state.largest)
     return describe_trained(model) | ({"moved_tensors": moved, "of_tensors": len(after)} if before else {})
+
+
+def lost_adapters(model: nn.Module, *, dtypes: WeightDtypes) -> set[str]:
+    """Parameters of the adapters that change nothing in float32 beside the weight they go on. All ranks must call.
+
+    One factor of an adapter begins at 0, so that any update changes its bits, however small. What an adapter adds to a
+    layer is its scale times the product of its factors, whose size (the Frobenius norm) is told by r x r matrices.
+
+    Args:
+        model: May be sharded.
+        dtypes: Those in which the weights will be left.
+
+    Returns:
+        Names of both factors, `lora_A` [r, in] and `lora_B` [out, r], of each such adapter.
+    """
+    lost: set[str] = set()
+    for layer_name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        weight = _whole(torch.linalg.vector_norm(layer.get_base_layer().weight.detach().float())).item()
+        names = sorted(f"{layer_name}.{name}" for name, _ in trainable_parameters(layer) if name.startswith("lora_"))
+        down, up = (_whole(model.get_parameter(name).detach()).to(dtypes.of(name)).double() for name in names)
+        product = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
+        (adapter,) = layer.active_adapters
+        if layer.scaling[adapter] * product <= _ROUNDING * weight:
+            lost.update(names)
+    return lost
 
 
 def require_movement(before: Mapping[str, int], after: Mapping[str, int], *, largest: Mapping[str, float]) -> int:
@@ -89,6 +121,10 @@ def _why_still(largest: Mapping[str, float]) -> str:
     reasons = [reason for name, reason in _NOTHING_COUNTS.items() if largest.get(name) == 0.0]
     reason = reasons[0] if reasons else "the loss does not depend on what is trained (look at the method's parameters)"
     return f"every gradient of every step was 0: {reason}"
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _bit_sum(parameter: nn.Parameter, dtype: torch.dtype) -> int:

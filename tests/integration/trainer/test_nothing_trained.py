@@ -3,11 +3,16 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from madpo.errors import FailedPreconditionError
+from madpo.models.dtypes import WeightDtypes
 from madpo.storage.datasets import DatasetStore
 from madpo.types import DatasetKind
-from madpo_trainer.trained_weights import require_movement
+from madpo_trainer.optimizer import trainable_parameters
+from madpo_trainer.trained_weights import lost_adapters, require_movement
 from tests.integration.trainer.training_site import PAIRS
 
 
@@ -60,6 +65,30 @@ def test_a_run_that_goes_on_compares_with_the_weights_before_its_first_step(site
 def test_learning_rates_that_are_lost_in_rounding_are_named(site):
     with pytest.raises(FailedPreconditionError, match=r"nothing was trained: no update .* rates up to 1e-30 .*\(raise"):
         train(site, "slow", optimizer={"learning_rate": 1e-30, "weight_decay": 0.0})
+
+
+def test_an_adapter_whose_update_is_lost_beside_its_weight_has_trained_nothing(site):
+    # The factor that begins at 0 moves by as little as it is told to.
+    with pytest.raises(FailedPreconditionError, match=r"nothing was trained: no update .* rates up to 1e-12 .*\(raise"):
+        train(site, "lost", lora={"rank": 2}, optimizer={"learning_rate": 1e-12, "weight_decay": 0.0})
+
+
+@pytest.mark.parametrize(("share", "is_lost"), [(0.9, True), (1.1, False)])
+@pytest.mark.parametrize("layer", ["linear", "embedding"])
+def test_an_adapter_is_lost_where_its_product_is_less_than_half_a_rounding_of_its_weight(layer, share, is_lost):
+    torch.manual_seed(0)
+    body = nn.ModuleDict({"linear": nn.Linear(6, 5), "embedding": nn.Embedding(7, 4)})
+    model = get_peft_model(body, LoraConfig(r=2, lora_alpha=6, target_modules=[layer]))
+    adapted = model.get_submodule(f"base_model.model.{layer}")
+    down, up = (parameter for _, parameter in trainable_parameters(adapted))
+    with torch.no_grad():
+        down.normal_()
+        up.normal_()
+        up *= share * 2.0**-24 * adapted.get_base_layer().weight.norm() / (3 * (up @ down).norm())
+
+    lost = lost_adapters(model, dtypes=WeightDtypes(torch.float32))
+
+    assert lost == ({name for name, _ in trainable_parameters(model)} if is_lost else set())
 
 
 def test_rows_that_all_have_the_weight_0_are_named_though_decay_moves_the_weights(site):
