@@ -1,7 +1,8 @@
 """Reward-model scores of responses and pairs, all by one revision, with word of how far it is."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from madpo.ports import RewardScorer
 from madpo.types import ChatOptions, Content, PreferencePair
@@ -47,13 +48,13 @@ async def score_texts(
 
 
 async def score_margins(
-    scorer: RewardScorer, model_id: str, pairs: Sequence[PreferencePair], *, advance: Callable[[int], None]
+    scorer: RewardScorer, model_id: str, pairs: Iterable[PreferencePair], *, advance: Callable[[int], None]
 ) -> list[float]:
-    """Reward margins of pairs, in order; else as `score_texts`."""
+    """Reward margins of pairs, in order, of which one call's worth is in memory; else as `score_texts`."""
     revision = (await scorer.get_reward_model(model_id)).revision
     margins: list[float] = []
-    for start in range(0, len(pairs), _ITEMS_PER_CALL):
-        batch = pairs[start : start + _ITEMS_PER_CALL]
+    source = iter(pairs)
+    while batch := list(islice(source, _ITEMS_PER_CALL)):
         scored = await scorer.score_pairs(model_id, batch, revision=revision)
         margins += [pair.reward_margin for pair in scored]
         advance(len(batch))

@@ -312,6 +312,31 @@ async def test_a_dataset_check_leaves_its_report_and_the_tokens_for_trainings(si
     assert [row.row for row in kept] == [pair.row for pair in PAIRS]
 
 
+async def test_a_calibration_gives_pairs_that_come_twice_the_margin_of_their_own(site: Site, tmp_path: Path) -> None:
+    lengths = [5, 2, 9, 2, 7, 5, 2, 3]
+    pairs = [PreferencePair("the", "x" * length, "x", row=row) for row, length in enumerate(lengths, start=1)]
+    stored, _ = DatasetStore(site.store).write(
+        pairs, kind=DatasetKind.PREFERENCE, display_name="twice", scratch=tmp_path / "scratch"
+    )
+    spec = {
+        "eval_dataset": site.pairs_id,
+        "dataset": stored.dataset_id,
+        "reward_model": {"model_id": "model-" + "0" * 32},
+        "method": {"name": "madpo", "params": {"tau": {"quantile": 0.5}}},
+    }
+    workspace = calibration_workspace(site, "twice", spec)
+
+    outcome = await site.finish(workspace)
+
+    assert outcome.kind == "succeeded", outcome.reason
+    with open_artifact(site.store, job_id("twice"), "calibration.json") as stream:
+        report = CalibrationReport.model_validate_json(stream.read())
+    margins = [length - 1.0 for length in lengths]
+    assert report.margins.pairs == len(pairs)
+    assert report.margins.mean == pytest.approx(statistics.fmean(margins))
+    assert report.params["tau"] == statistics.median(margins)
+
+
 async def test_a_calibration_of_margins_that_rows_do_not_have_fails_by_saying_so(site: Site) -> None:
     outcome = await site.finish(calibration_workspace(site, "no margins", {"eval_dataset": site.pairs_id}))
 

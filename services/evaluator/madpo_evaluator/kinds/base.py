@@ -1,11 +1,12 @@
 """What a kind of job is to the evaluator, and what its run works with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
+from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import DatasetReference
 from madpo.ports import ObjectStore
 from madpo.storage.artifacts import publish_artifacts
@@ -13,7 +14,7 @@ from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
 from madpo.storage.references import resolve_dataset_id
-from madpo.types import JobKind, JobResult
+from madpo.types import Dataset, DatasetKind, JobKind, JobResult, PreferencePair
 from madpo.worker.phase import Phase, transfers
 from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run
@@ -42,6 +43,17 @@ class JobInputs:
     def dataset_id(self, reference: DatasetReference) -> str:
         """The stored dataset that a reference names."""
         return resolve_dataset_id(reference, store=self.store)
+
+    def preference_dataset(self, reference: DatasetReference, *, field: str) -> Dataset:
+        """The stored dataset of pairs that a field names. Raises InvalidArgumentError where it holds others."""
+        dataset = self.datasets.get(self.dataset_id(reference))
+        if dataset.kind is not DatasetKind.PREFERENCE:
+            raise InvalidArgumentError(f"{field}: {dataset.dataset_id} holds no preference pairs")
+        return dataset
+
+    def pairs(self, dataset: Dataset) -> Iterator[PreferencePair]:
+        """The pairs of a dataset, read as they are asked for: memory holds a thousand."""
+        return cast(Iterator[PreferencePair], self.datasets.read(dataset.dataset_id))
 
     @property
     def artifacts(self) -> Path:

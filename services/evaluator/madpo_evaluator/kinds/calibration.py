@@ -2,18 +2,24 @@
 
 import asyncio
 import logging
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain, compress
 
+import numpy as np
+
+from madpo.calibration.figures import Vector
 from madpo.calibration.measure import measure
 from madpo.errors import InvalidArgumentError
-from madpo.jobs.base import DatasetReference, validate
+from madpo.jobs.base import DatasetReference, ModelReference, validate
 from madpo.jobs.calibration import CalibrationSpec
 from madpo.losses.registry import get_method, parse_params
 from madpo.pages.calibration_plot import write_plot
 from madpo.scoring.ask import score_margins
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import resolve_model_id
-from madpo.types import JobKind, JobResult, PreferencePair
-from madpo.worker.phase import Phase
+from madpo.types import Dataset, JobKind, JobResult, PreferencePair
+from madpo.worker.phase import Phase, counted
 from madpo_evaluator.kinds.base import EvaluatorKind, JobInputs
 
 logger = logging.getLogger(__name__)
@@ -33,15 +39,14 @@ class CalibrationRun:
         spec = self._spec
         Phase(self._run, "loading")
         config = parse_params(spec.method.name, spec.method.params, path=f"{_PATH}.method")
-        held_out = self._read(spec.eval_dataset)
-        training = None if spec.dataset is None else self._read(spec.dataset)
-        margins = self._margins([*held_out, *(training or [])])
+        datasets = [self._dataset(each) for each in (spec.eval_dataset, spec.dataset) if each is not None]
+        held_out, *training = self._margins(datasets)
         report = measure(
             get_method(spec.method.name),
             config,
             temperature=spec.temperature,
-            held_out=margins[: len(held_out)],
-            training=None if training is None else margins[len(held_out) :],
+            held_out=held_out,
+            training=training[0] if training else None,
         )
         Phase(self._run, "reporting")
         for warning in report.warnings:
@@ -53,35 +58,54 @@ class CalibrationRun:
         self._inputs.publish()
         return self._inputs.result(report.summary())
 
-    def _read(self, reference: DatasetReference) -> list[PreferencePair]:
-        dataset_id = self._inputs.dataset_id(reference)
-        pairs = [row for row in self._inputs.datasets.read(dataset_id) if isinstance(row, PreferencePair)]
-        if not pairs:
-            raise InvalidArgumentError(f"{_PATH}: {dataset_id} holds no preference pairs")
-        return pairs
+    def _dataset(self, reference: DatasetReference) -> Dataset:
+        return self._inputs.preference_dataset(reference, field=_PATH)
 
-    def _margins(self, pairs: list[PreferencePair]) -> list[float]:
-        """In order; a pair that comes twice is scored once."""
+    def _pairs(self, datasets: Sequence[Dataset]) -> Iterator[PreferencePair]:
+        return chain.from_iterable(self._inputs.pairs(dataset) for dataset in datasets)
+
+    def _margins(self, datasets: Sequence[Dataset]) -> list[Vector]:
+        """Of the pairs of each dataset, in order."""
         reference = self._spec.reward_model
-        if reference is None:
-            margins = [pair.reward_margin for pair in pairs if pair.reward_margin is not None]
-            if len(margins) < len(pairs):
-                raise InvalidArgumentError(
-                    f"{_PATH}: {len(pairs) - len(margins)} rows have no margin "
-                    "(add a `margin` column, or give reward_model)"
-                )
-            return margins
+        margins = self._given(datasets) if reference is None else self._scored(datasets, reference)
+        return np.split(margins, np.cumsum([dataset.rows for dataset in datasets])[:-1])
+
+    def _given(self, datasets: Sequence[Dataset]) -> Vector:
+        """Those that the rows have."""
+        phase = Phase(self._run, "reading margins", sum(dataset.rows for dataset in datasets), unit="pairs")
+        given = (pair.reward_margin for pair in counted(self._pairs(datasets), phase))
+        margins = np.fromiter((math.nan if margin is None else margin for margin in given), np.float64)
+        if missing := int(np.isnan(margins).sum()):
+            raise InvalidArgumentError(
+                f"{_PATH}: {missing} rows have no margin (add a `margin` column, or give reward_model)"
+            )
+        return margins
+
+    def _scored(self, datasets: Sequence[Dataset], reference: ModelReference) -> Vector:
+        """The reward model's; a pair that comes twice is scored once.
+
+        The pairs pass twice, first to see which are the same: what stays in memory is 16 bytes of each, not its text.
+        """
         require_scorer(self._inputs.settings)
         model_id = resolve_model_id(reference, store=self._inputs.store)
-        unique = {pair.pair_id: pair for pair in pairs}
-        phase = Phase(self._run, "scoring", len(unique), unit="pairs")
+        phase = Phase(self._run, "reading pairs", sum(dataset.rows for dataset in datasets), unit="pairs")
+        ids = bytearray()
+        for pair in counted(self._pairs(datasets), phase):
+            ids += bytes.fromhex(pair.pair_id)
+        digests = np.frombuffer(ids, np.uint64).reshape(-1, 2)
+        _, firsts, same = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+        is_first = np.zeros(len(digests), dtype=bool)
+        is_first[firsts] = True
+        phase = Phase(self._run, "scoring", len(firsts), unit="pairs")
 
         async def ask() -> list[float]:
+            wanted = compress(self._pairs(datasets), is_first)
             async with connect_scorer(self._inputs.settings) as client:
-                return await score_margins(client, model_id, list(unique.values()), advance=phase.advance)
+                return await score_margins(client, model_id, wanted, advance=phase.advance)
 
-        scored = dict(zip(unique, asyncio.run(ask()), strict=True))
-        return [scored[pair.pair_id] for pair in pairs]
+        margins = np.empty(len(digests))
+        margins[is_first] = asyncio.run(ask())
+        return margins[firsts[same.ravel()]]
 
 
 KIND = EvaluatorKind(JobKind.CALIBRATION, lambda inputs: CalibrationRun(inputs).execute())

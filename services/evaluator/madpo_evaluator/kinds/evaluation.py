@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,9 +14,9 @@ from madpo.data.collate import collate_pairs
 from madpo.data.encode import encode_rows
 from madpo.data.tokenize import Encoded, pad_id
 from madpo.data.unembedded import UnembeddedTokens
-from madpo.errors import InvalidArgumentError, InvalidPairError
+from madpo.errors import InvalidPairError
 from madpo.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport
-from madpo.jobs.base import ModelReference, validate
+from madpo.jobs.base import DatasetReference, ModelReference, validate
 from madpo.jobs.evaluation import REWARD_METRIC, EvaluationSpec
 from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
@@ -23,7 +24,7 @@ from madpo.sampling.transformers import TransformersEngine, encode_prompts
 from madpo.scoring.ask import score_texts
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
-from madpo.types import JobKind, JobResult, PreferencePair, PromptOnly
+from madpo.types import Dataset, JobKind, JobResult, PreferencePair, PromptOnly
 from madpo.worker.phase import Phase
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
 from madpo_evaluator.generations import (
@@ -59,7 +60,8 @@ class EvaluationRun:
         Phase(self._run, "loading")
         spec, sampling = self._spec, self._spec.sampling
         metrics = load_metrics(spec.metrics)
-        prompts, pairs = self._read_prompts(), self._read_pairs()
+        prompts = self._read_prompts()
+        pairs = self._pairs(spec.eval_dataset) if spec.eval_dataset else None
         reward_model_id = self._reward_model_id(spec.reward_model) if spec.reward_model else None
         baselines = {job_id: read_evaluation(self._store, job_id) for job_id in spec.baseline_job_ids}
         policy = self._resolve(spec.model)
@@ -135,14 +137,8 @@ class EvaluationRun:
                 break
         return unique
 
-    def _read_pairs(self) -> list[PreferencePair]:
-        if self._spec.eval_dataset is None:
-            return []
-        dataset_id = self._inputs.dataset_id(self._spec.eval_dataset)
-        pairs = [row for row in self._inputs.datasets.read(dataset_id) if isinstance(row, PreferencePair)]
-        if not pairs:
-            raise InvalidArgumentError(f"spec.evaluation.eval_dataset: {dataset_id} holds no preference pairs")
-        return pairs
+    def _pairs(self, reference: DatasetReference) -> Dataset:
+        return self._inputs.preference_dataset(reference, field="spec.evaluation.eval_dataset")
 
     def _resolve(self, reference: ModelReference) -> ResolvedModel:
         return resolve_model(reference, store=self._store, models=self._inputs.models)
@@ -189,16 +185,16 @@ class EvaluationRun:
         return kl_to_reference(models.policy, models.reference, responses, pad_id=pad_id(models.tokenizer))
 
     def _implicit_reward_accuracy(
-        self, models: Models, pairs: Sequence[PreferencePair], limit: int, unembedded: UnembeddedTokens
+        self, models: Models, pairs: Dataset | None, limit: int, unembedded: UnembeddedTokens
     ) -> tuple[Accuracy | None, list[int]]:
         """How often the policy's implicit reward orders held-out pairs as their labels do, and rows too long for it."""
-        if not pairs or models.reference is None:
+        if pairs is None or models.reference is None:
             return None, []
-        phase = Phase(self._run, "implicit reward", len(pairs), unit="pairs")
+        phase = Phase(self._run, "implicit reward", pairs.rows, unit="pairs")
         diffs: list[float] = []
         skipped: list[int] = []
-        for start in range(0, len(pairs), self._spec.generation_batch_size):
-            batch = pairs[start : start + self._spec.generation_batch_size]
+        source = self._inputs.pairs(pairs)
+        while batch := list(islice(source, self._spec.generation_batch_size)):
             encoded = [encode_pair(models.tokenizer, pair) for pair in batch]
             unembedded.require_rows_without(
                 (row.row, [ids for side in pair for ids in (side.prompt_ids, side.response_ids)])
@@ -211,7 +207,7 @@ class EvaluationRun:
                 diffs += log_ratio_diff(models.policy, models.reference, collated)
             phase.advance(len(batch))
         if skipped:
-            self._warn(f"{len(skipped)} of {len(pairs)} pairs exceed the {limit} tokens the models can read", skipped)
+            self._warn(f"{len(skipped)} of {pairs.rows} pairs exceed the {limit} tokens the models can read", skipped)
         return estimate_accuracy(diffs) if diffs else None, skipped
 
     def _measure_all(
