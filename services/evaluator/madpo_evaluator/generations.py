@@ -14,7 +14,9 @@ from madpo.evaluation.report import EvaluationReport
 from madpo.jobs.evaluation import REWARD_METRIC
 from madpo.jobs.sampling import SamplingParameters
 from madpo.ports import ObjectStore
+from madpo.storage import keys
 from madpo.storage.artifacts import open_artifact
+from madpo.storage.growing import GrowingBundle
 from madpo.types import NO_OPTIONS, ChatOptions, Content, Message, PromptOnly, content_from_json, content_to_json
 
 GENERATIONS = "generations.jsonl"
@@ -100,6 +102,43 @@ def write_generations(generations: Sequence[Generation], path: Path) -> None:
             if generation.options == NO_OPTIONS:
                 del value["options"]
             file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_generations(path: Path) -> list[Generation]:
+    """What `write_generations` wrote."""
+    with path.open("rb") as file:
+        return [_generation(json.loads(line)) for line in file]
+
+
+class KeptGenerations:
+    """The batches that a job has drawn, stored one by one: another attempt goes on behind them.
+
+    Args:
+        store: Where to.
+        job_id: Whose they are.
+        scratch: Local directory for files on their way.
+    """
+
+    def __init__(self, store: ObjectStore, job_id: str, *, scratch: Path) -> None:
+        self._parts = GrowingBundle(store, keys.generations(job_id), suffix="jsonl")
+        self._path = scratch / "generations-part.jsonl"
+
+    def read(self) -> list[Generation]:
+        """All of them, in the order they were added."""
+        kept: list[Generation] = []
+        for file in self._parts.files:
+            self._parts.fetch(file, self._path)
+            kept += read_generations(self._path)
+        return kept
+
+    def add(self, batch: Sequence[Generation]) -> None:
+        """Keep a batch."""
+        write_generations(batch, self._path)
+        self._parts.add(self._path)
+
+    def remove(self) -> None:
+        """They are part of a finished evaluation."""
+        self._parts.remove()
 
 
 def read_evaluation(store: ObjectStore, job_id: str) -> Evaluation:

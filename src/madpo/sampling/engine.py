@@ -41,11 +41,12 @@ class SamplingEngine(Protocol):
         ...
 
     def sample(
-        self, prompts: Sequence[list[int]], sampling: SamplingParameters, *, temperature: float
+        self, prompts: Sequence[list[int]], sampling: SamplingParameters, *, temperature: float, first: int = 0
     ) -> Iterator[Sequence[Response]]:
         """Draw `samples_per_prompt` responses to every prompt, in the order of prompts, then samples; batch by batch.
 
         The draws are a function of (seed, prompt, sample, position): policies that answer the same prompts share
-        their random numbers. The temperatures of `sampling` are not looked at.
+        their random numbers. The temperatures of `sampling` are not looked at. The batches of the `first` responses,
+        which were drawn before, are left out.
         """
         ...

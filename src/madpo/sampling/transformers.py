@@ -50,7 +50,7 @@ class TransformersEngine:
         return encode_prompts(self._tokenizer, prompts, limit=limit, max_new_tokens=max_new_tokens)
 
     def sample(
-        self, prompts: Sequence[list[int]], sampling: SamplingParameters, *, temperature: float
+        self, prompts: Sequence[list[int]], sampling: SamplingParameters, *, temperature: float, first: int = 0
     ) -> Iterator[Sequence[Response]]:
         """See `generate`."""
         return generate(
@@ -60,6 +60,7 @@ class TransformersEngine:
             sampling=sampling,
             temperature=temperature,
             batch_size=self._batch_size,
+            first=first,
             check=self._check,
         )
 
@@ -100,6 +101,7 @@ def generate(
     sampling: SamplingParameters,
     temperature: float,
     batch_size: int,
+    first: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Response]]:
     """Draw `samples_per_prompt` responses to every prompt, batch by batch, in the order of prompts, then samples.
@@ -116,11 +118,12 @@ def generate(
         sampling: Seed, samples per prompt and token limit; its `temperatures` are not looked at.
         temperature: Divisor of the logits; 0 takes the likeliest token each time.
         batch_size: Sequences per batch.
+        first: Responses of the first batches, which were drawn before and are left out.
         check: Called before each token; it may raise to end the sampling.
     """
     rows = [(index, sample) for index in range(len(prompts)) for sample in range(sampling.samples_per_prompt)]
     config = _plain_generation(model, tokenizer)
-    for start in range(0, len(rows), batch_size):
+    for start in range(first, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         seeds = [np.random.SeedSequence((sampling.seed, *row)) for row in batch]
         draw: LogitsProcessor = _Greedy(check)

@@ -47,6 +47,14 @@ class GrowingBundle:
         self._store.put_file(f"{self._prefix}/{file.path}", path)
         self.files.append(file)
 
+    def fetch(self, file: FileEntry, path: Path) -> None:
+        """Copy one of the files to `path`, verified. Raises CorruptObjectError."""
+        bundle.fetch_file(self._store, self._prefix, file, path)
+
+    def remove(self) -> None:
+        """Remove all files: what they were kept for is done."""
+        bundle.delete(self._store, self._prefix)
+
     def finish(self, metadata: Mapping[str, Any]) -> None:
         """Make the bundle real; one that another writer has finished meanwhile stays as it is.
 

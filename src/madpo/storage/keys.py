@@ -13,6 +13,7 @@
     jobs/{job_id}/memory_shortage.json               what a sharded run that ran out of memory tells the next attempt
     jobs/{job_id}/logs/a00002.log                    the end of what an attempt printed
     jobs/{job_id}/last_evaluation/a00002.json        an attempt has begun the evaluation after the last step
+    jobs/{job_id}/generations/part-00003-{sha256}.jsonl          responses an evaluation has drawn; removed when it ends
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
     jobs/{job_id}/margins/a00002-000017.jsonl        margins as they were learned, before they were used
@@ -129,6 +130,11 @@ def last_evaluations(job_id: str) -> str:
 def last_evaluation(job_id: str, *, attempt: int) -> str:
     """Note of one attempt that it began."""
     return f"{last_evaluations(job_id)}a{attempt:05d}.json"
+
+
+def generations(job_id: str) -> str:
+    """Key prefix of the responses that an evaluation on its way has drawn."""
+    return f"jobs/{job_id}/generations"
 
 
 def checkpoints(job_id: str) -> str:

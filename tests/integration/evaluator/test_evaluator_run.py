@@ -4,7 +4,9 @@ import asyncio
 import json
 import math
 import os
+import signal
 import statistics
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -32,6 +34,7 @@ from madpo.jobs.base import ModelReference
 from madpo.models.load import load_tokenizer
 from madpo.ports import Claim
 from madpo.rpc import convert
+from madpo.storage import keys
 from madpo.storage.artifacts import list_artifacts, open_artifact
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
@@ -92,7 +95,7 @@ class Site:
     pairs_id: str
     reward_target: str = ""
 
-    def workspace(self, job_id: str, spec: Mapping[str, Any]) -> Workspace:
+    def workspace(self, job_id: str, spec: Mapping[str, Any], *, attempt: int = 1) -> Workspace:
         """What a worker leaves for the run of a job."""
         full = {
             "model": {"model_id": self.policy_id},
@@ -100,8 +103,10 @@ class Site:
             "sampling": {"max_new_tokens": 8},
             **spec,
         }
-        job = Job(job_id, JobKind.EVALUATION, JobState.RUNNING, full, display_name=f"run {job_id[4:6]}", attempt=1)
-        return Workspace(self.home / "jobs" / job_id, Claim(job, 1, "worker"))
+        job = Job(
+            job_id, JobKind.EVALUATION, JobState.RUNNING, full, display_name=f"run {job_id[4:6]}", attempt=attempt
+        )
+        return Workspace(self.home / "jobs" / job_id, Claim(job, attempt, "worker"))
 
     async def run_process(self, job_id: str, spec: Mapping[str, Any]) -> Outcome:
         """Run one attempt as a worker does; returns the run's last word."""
@@ -109,6 +114,13 @@ class Site:
 
     async def finish(self, workspace: Workspace) -> Outcome:
         """Run the attempt of a workspace to its end."""
+        await self.launch(workspace, evaluation_command(workspace.directory))
+        outcome = workspace.outcome()
+        assert outcome is not None, workspace.log_tail(60)
+        return outcome
+
+    async def launch(self, workspace: Workspace, command: Sequence[str]) -> int:
+        """Run a command as a worker does; returns its exit code."""
         settings = {
             "MADPO_EVALUATOR_STORE_URL": f"file://{self.home / 'store'}",
             "MADPO_EVALUATOR_REDIS_URL": "redis://127.0.0.1:1/0",
@@ -117,13 +129,8 @@ class Site:
             "MADPO_EVALUATOR_THREADS": "1",
         }
         with workspace.log_path.open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *evaluation_command(workspace.directory), env=os.environ | settings, stdout=log, stderr=log
-            )
-            await process.wait()
-        outcome = workspace.outcome()
-        assert outcome is not None, workspace.log_tail(60)
-        return outcome
+            process = await asyncio.create_subprocess_exec(*command, env=os.environ | settings, stdout=log, stderr=log)
+            return await process.wait()
 
     async def execute(self, job_id: str, spec: Mapping[str, Any], *, workspace: Workspace | None = None) -> JobResult:
         """The same inside this process."""
@@ -245,6 +252,56 @@ async def test_a_run_measures_a_policy_and_the_next_one_is_compared_with_it(site
     assert site.generations(second) == generations
     no_difference = {"win_rate": 0.5, "win_rate_ci": [0.5, 0.5], "difference": 0.0, "difference_ci": [0.0, 0.0]}
     assert [result["versus"] for result in site.report(second)["results"]] == [{first: {"reward": no_difference}}] * 2
+
+
+KILLED_BEHIND_BATCH = """
+import os, signal, sys
+from pathlib import Path
+from madpo_evaluator.generations import KeptGenerations
+from madpo_evaluator.run import main
+
+add, batches = KeptGenerations.add, []
+
+def add_and_die(self, batch):
+    add(self, batch)
+    batches.append(batch)
+    if len(batches) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+KeptGenerations.add = add_and_die
+main(Path(sys.argv[1]))
+"""
+
+
+async def test_an_evaluation_killed_while_it_samples_goes_on_behind_the_batches_it_has(site: Site) -> None:
+    whole, killed = job_id("whole"), job_id("killed")
+    spec = SPEC | {"reference": {"model_id": site.reference_id}}
+    assert (await site.run_process(whole, spec)).kind == "succeeded"
+
+    # Batches of 7 of 18 responses a temperature: killed within the first, then within the second one.
+    kept: list[set[str]] = []
+    for attempt, batches in ((1, 2), (2, 3)):
+        workspace = site.workspace(killed, spec, attempt=attempt)
+        command = [sys.executable, "-c", KILLED_BEHIND_BATCH, str(workspace.directory), str(batches)]
+        assert await site.launch(workspace, command) == -signal.SIGKILL
+        assert workspace.outcome() is None
+        workspace.close()
+        kept.append({info.key for info in site.store.list(keys.generations(killed))})
+    workspace = site.workspace(killed, spec, attempt=3)
+    outcome = await site.finish(workspace)
+
+    assert outcome.kind == "succeeded", outcome.reason
+    assert [len(parts) for parts in kept] == [2, 5]
+    assert kept[0] < kept[1]
+    counted = [event for event in workspace.new_events() if isinstance(event, JobProgress)]
+    assert next(event for event in counted if event.phase == "generating").phase_done == 18 + 2 * 7
+    with (
+        open_artifact(site.store, killed, "generations.jsonl") as resumed,
+        open_artifact(site.store, whole, "generations.jsonl") as expected,
+    ):
+        assert resumed.read() == expected.read()
+    assert site.report(killed)["results"] == site.report(whole)["results"]
+    assert list(site.store.list(keys.generations(killed))) == []
 
 
 def calibration_workspace(site: Site, name: str, spec: Mapping[str, Any]) -> Workspace:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from madpo_evaluator.generations import (
     REPORT,
     Evaluation,
     Generation,
+    KeptGenerations,
     check_comparable,
     read_evaluation,
     write_generations,
@@ -54,6 +56,7 @@ class EvaluationRun:
     def __init__(self, inputs: JobInputs) -> None:
         self._inputs, self._run, self._store = inputs, inputs.run, inputs.store
         self._spec = validate(EvaluationSpec, inputs.run.job.spec, path="spec.evaluation")
+        self._kept = KeptGenerations(inputs.store, inputs.run.job.job_id, scratch=inputs.run.directory)
 
     def execute(self) -> JobResult:
         """Generate, measure, compare, publish; returns the key figures."""
@@ -151,18 +154,19 @@ class EvaluationRun:
         sampling, prompts, encoded = self._spec.sampling, list(fitting), list(fitting.values())
         temperatures = tuple(dict.fromkeys(sampling.temperatures))
         count = len(temperatures) * len(prompts) * sampling.samples_per_prompt
-        phase = Phase(self._run, "generating", count, unit="responses")
+        generations = self._kept.read()
+        phase = Phase(self._run, "generating", count, unit="responses", done=len(generations))
         engine = TransformersEngine(
             models.policy,
             models.tokenizer,
             batch_size=self._spec.generation_batch_size,
             check=lambda: phase.advance(0),
         )
-        generations: list[Generation] = []
+        drawn = Counter(generation.temperature for generation in generations)
         for temperature in temperatures:
-            for batch in engine.sample(encoded, sampling, temperature=temperature):
+            for batch in engine.sample(encoded, sampling, temperature=temperature, first=drawn[temperature]):
                 kl = self._kl(models, [response.encoded for response in batch])
-                generations += [
+                new = [
                     Generation(
                         prompt_index=response.prompt_index,
                         prompt=prompts[response.prompt_index].prompt,
@@ -176,6 +180,8 @@ class EvaluationRun:
                     )
                     for response, value in zip(batch, kl, strict=True)
                 ]
+                self._kept.add(new)
+                generations += new
                 phase.advance(len(batch))
         return generations
 
@@ -250,6 +256,7 @@ class EvaluationRun:
         tolerate("samples.md", lambda: write_samples(directory, evaluation, baselines), None)
         tolerate("the plots", lambda: write_plots(directory, [evaluation, *baselines.values()]), None)
         self._inputs.publish()
+        self._kept.remove()
 
 
 def _evaluated(named: ModelReference | None, resolved: ResolvedModel | None) -> EvaluatedModel | None:
