@@ -68,7 +68,7 @@ class GatewayService:
         models = ModelServicer(
             self._settings, store=self._store, models=self._models, queue=self._queue, metrics=self._metrics
         )
-        jobs = JobServicer(store=self._store, queue=self._queue, shelves=shelves, metrics=self._metrics)
+        jobs = JobServicer(self._settings, store=self._store, queue=self._queue, shelves=shelves, metrics=self._metrics)
         add_DatasetServiceServicer_to_server(datasets, server)  # type: ignore[no-untyped-call]
         add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
         add_JobServiceServicer_to_server(jobs, server)  # type: ignore[no-untyped-call]

@@ -45,6 +45,8 @@ class GatewaySettings(QueueSettings):
     """How long an unfinished upload of a dataset is kept after its last byte, in seconds."""
     max_model_bytes: int = Field(default=100 * 1024**3, ge=1)
     """Largest model directory."""
+    max_watchers: int = Field(default=5_000, ge=1)
+    """Most watches of jobs at once; more are asked to come back later. Each takes about 50 KB."""
     hub_endpoint: str | None = None
     """URL models are imported from; None is the hub library's own default."""
 

@@ -7,18 +7,21 @@ from madpo.errors import InvalidArgumentError
 from madpo.queue.records import event_from_json
 from madpo.types import Job, JobEvent, StateChange
 
+Position = tuple[int, int]
+"""Of an event in its stream: time in milliseconds, and a number."""
+
 _CURSOR = re.compile(r"(\d{1,20})-(\d{1,20})")
 
 
-def parse_cursor(cursor: str) -> tuple[int, int]:
-    """Time in milliseconds and number of an event; "" is before the first. Raises InvalidArgumentError."""
+def parse_cursor(cursor: str) -> Position:
+    """The position that a cursor names; "" is before the first. Raises InvalidArgumentError."""
     match = _CURSOR.fullmatch(cursor or "0-0")
     if not match:
         raise InvalidArgumentError(f"cursor is not one this service gave: {cursor!r:.80}")
     return int(match[1]), int(match[2])
 
 
-def format_cursor(position: tuple[int, int]) -> str:
+def format_cursor(position: Position) -> str:
     """Inverse of `parse_cursor`."""
     return f"{position[0]}-{position[1]}"
 

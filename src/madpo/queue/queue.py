@@ -27,19 +27,20 @@ from madpo.errors import (
 )
 from madpo.jobs.registry import QUEUES
 from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
-from madpo.queue.events import final_event, format_cursor, parse_cursor, read_event
 from madpo.queue.keys import Keys
 from madpo.queue.records import RunEvent, canonical_json, event_to_json, job_from_hash, request_record, result_to_json
 from madpo.queue.replies import accepted, job_of, pairs
 from madpo.queue.server import check_url, explain, server_name
-from madpo.types import Job, JobEvent, JobResult, JobState, StateChange
+from madpo.queue.watching import Watches
+from madpo.types import Job, JobEvent, JobResult, JobState
 
 logger = logging.getLogger(__name__)
 
 _BLOCK_S = 2.0
 # A blocking read is silent for _BLOCK_S by design; only longer silence means that the server is gone.
 _SOCKET_TIMEOUT_S = _BLOCK_S + 5
-_EVENTS_PER_READ = 500
+_COMMANDS_AT_ONCE = 64
+"""Others wait: past the 100 connections of a client's pool commands would fail."""
 _REAPED_PER_CALL = 100
 _SCRIPTS = (
     "announce",
@@ -121,6 +122,8 @@ class RedisJobQueue:
         common = (scripts / "common.lua").read_text()
         self._scripts = {name: common + (scripts / f"{name}.lua").read_text() for name in _SCRIPTS}
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}  # noqa: S324
+        self._turns = asyncio.Semaphore(_COMMANDS_AT_ONCE)
+        self._watches = Watches(client, self._keys, lambda call: self._answer(call))
         # Calls whose reply never came: asked again under the same token, they answer the same.
         self._unanswered: dict[tuple[str, ...], str] = {}
 
@@ -142,7 +145,8 @@ class RedisJobQueue:
             logger.warning("jobs do not survive a restart of Redis: appendonly is off", extra={"server": self._server})
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; watches that go on end with UnavailableError."""
+        await self._watches.close()
         await self._client.aclose()
 
     # ---- whoever wants jobs done
@@ -252,35 +256,12 @@ class RedisJobQueue:
         _, *announcements = await self._run("announced", queue)
         return frozenset(name for names in announcements for name in json.loads(names)) if announcements else None
 
-    async def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:
+    def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:
         """See `JobQueue.watch`. Events older than the stream keeps are gone; the terminal change always comes.
 
         Raises NotFoundError, and InvalidArgumentError for a cursor that is not of this queue.
         """
-        position = parse_cursor(cursor)
-        while True:
-            # Read before the events: a job that is over now has all its events in the stream already.
-            job = await self.get(job_id)
-            stream = self._client.xread(
-                {self._keys.events(job_id): format_cursor(position)},
-                count=_EVENTS_PER_READ,
-                block=None if job.state.is_terminal else int(_BLOCK_S * 1000),
-            )
-            events = [read_event(*entry) for _, entries in await self._answer(stream) for entry in entries]
-            _notice_cancellation()
-            for event in events:
-                position = parse_cursor(event.cursor)
-                yield event
-                if isinstance(event.event, StateChange) and event.event.state.is_terminal:
-                    # One that was resumed since goes on.
-                    final = await self._answer(self._client.hget(self._keys.job(job_id), "final_cursor"))
-                    if final is not None and parse_cursor(final) <= position:
-                        return
-            if job.state.is_terminal and not events:
-                final = await self._answer(self._client.hget(self._keys.job(job_id), "final_cursor"))
-                if parse_cursor(final) > position:
-                    yield final_event(job, cursor=final)
-                return
+        return self._watches.watch(job_id, cursor=cursor)
 
     # ---- workers
 
@@ -363,7 +344,8 @@ class RedisJobQueue:
 
     async def _answer(self, call: Awaitable[Any]) -> Any:
         try:
-            return await call
+            async with self._turns:
+                return await call
         except exceptions.NoScriptError:
             raise
         except (exceptions.RedisError, OSError) as error:
@@ -380,14 +362,3 @@ class RedisJobQueue:
         except (UnavailableError, asyncio.CancelledError):
             self._unanswered[call] = token
             raise
-
-
-def _notice_cancellation() -> None:
-    """End a task that was asked to end and did not hear it.
-
-    On Python 3.11 `asyncio.wait_for`, which the Redis client writes with, drops a cancellation that arrives just as the
-    write is done.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

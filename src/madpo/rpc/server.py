@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -50,6 +51,9 @@ _SERVER_OPTIONS = (
     # A taken port is an error, never a silent share.
     ("grpc.so_reuseport", 0),
 )
+
+
+_OPEN_FILES = 65_536
 
 
 class RunningServer:
@@ -130,6 +134,7 @@ def run_service(
             check_serving(settings)
             return 0
         check_files(settings)
+        raise_open_files()
         configure_logging(service=name, level=settings.log_level, format=settings.log_format)
         secret = getattr(settings, token_field) if token_field else None
         token = secret.get_secret_value() if secret else None
@@ -138,6 +143,14 @@ def run_service(
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def raise_open_files() -> None:
+    """Let this process have as many connections as the system lets it; shells give 1,024 to begin with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _serve(name: str, settings: S, build: Callable[[S, CollectorRegistry], Service], token: str | None) -> None:

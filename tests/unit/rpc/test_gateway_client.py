@@ -17,6 +17,7 @@ from madpo.errors import (
     InvalidArgumentError,
     InvalidPairError,
     NotFoundError,
+    OverloadedError,
     UnavailableError,
 )
 from madpo.rpc import convert
@@ -266,6 +267,29 @@ async def test_a_watch_goes_on_after_its_last_event_when_the_connection_is_lost(
         seen = [event async for event in client.watch_job(JOB.job_id)]
     assert seen == stream
     assert cursors == ["", "2", "4"]
+
+
+async def test_a_watch_comes_back_when_a_full_gateway_said() -> None:
+    asked = []
+
+    async def watch(request: Any, context: Any) -> AsyncIterator[Any]:
+        asked.append(asyncio.get_running_loop().time())
+        if len(asked) == 1:
+            code, text, trailers = to_status(OverloadedError("full", 0.7), request_id="r")
+            await context.abort(code, text, trailers)
+        if len(asked) == 3:
+            code, text, trailers = to_status(OverloadedError("never"), request_id="r")
+            await context.abort(code, text, trailers)
+        event = Event("1-0", 0.0, StateChange(JobState.SUCCEEDED, 1))
+        yield jobs.WatchJobResponse(event=convert.event_to_proto(event))
+
+    gateway = Gateway()
+    gateway.WatchJob = watch
+    async with serving(gateway) as client:
+        assert [event.cursor async for event in client.watch_job(JOB.job_id)] == ["1-0"]
+        assert asked[1] - asked[0] >= 0.7
+        with pytest.raises(OverloadedError, match="never"):  # without a hint, waiting cannot help
+            _ = [event async for event in client.watch_job(JOB.job_id)]
 
 
 async def test_a_watch_of_no_job_ends_at_once() -> None:

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from madpo.errors import AlreadyExistsError, InvalidArgumentError, MadpoError, NotFoundError
+from madpo.errors import AlreadyExistsError, InvalidArgumentError, MadpoError, NotFoundError, OverloadedError
 from madpo.jobs.base import JOB_ID_PATTERN, Spec
 from madpo.jobs.registry import parse_spec
 from madpo.ports import JobQueue, JobRequest, ObjectStore
@@ -27,20 +27,31 @@ from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.names import default_name
 from madpo_gateway.reconcile import record_outcome, restore_job
 from madpo_gateway.requests import page_size, require_display_name, require_match
+from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import stream_chunks
 from madpo_gateway.usage import require_unused
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 18
+_WATCH_AGAIN_S = 5.0
 REQUEST_ID_PATTERN = r"^[A-Za-z0-9_-]{1,128}$"
 
 
 class JobServicer(JobServiceServicer):
     """Serves the jobs of one queue; keeps their requests in the object store too."""
 
-    def __init__(self, *, store: ObjectStore, queue: JobQueue, shelves: Shelves, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        store: ObjectStore,
+        queue: JobQueue,
+        shelves: Shelves,
+        metrics: GatewayMetrics,
+    ) -> None:
         self._store, self._queue, self._shelves, self._metrics = store, queue, shelves, metrics
+        self._watchers, self._max_watchers = 0, settings.max_watchers
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.CreateJobResponse:  # noqa: N802
         """Check everything, keep the request, queue the job; once per request id."""
@@ -116,7 +127,7 @@ class JobServicer(JobServiceServicer):
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:  # noqa: N802
         """Events behind the cursor, then live ones, until the job is over."""
-        with self._metrics.watchers.track_inprogress():
+        with self._admitted():
             async for event in self._queue.watch(_job_id(request.job_id), cursor=request.cursor):
                 yield pb.WatchJobResponse(event=convert.event_to_proto(event))
 
@@ -173,6 +184,23 @@ class JobServicer(JobServiceServicer):
             if cancelled.state is JobState.CANCELLED:
                 await asyncio.to_thread(record_outcome, self._store, cancelled)
             raise
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """One more watch. Raises OverloadedError when there are too many."""
+        if self._watchers >= self._max_watchers:
+            raise OverloadedError(
+                f"{self._max_watchers} watches go on here, and more are not taken (max_watchers): try again later, or "
+                "ask for the job from time to time",
+                _WATCH_AGAIN_S,
+            )
+        self._watchers += 1
+        self._metrics.watchers.inc()
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            self._metrics.watchers.dec()
 
     def _keep_request(self, request: JobRequest) -> None:
         job = Job(

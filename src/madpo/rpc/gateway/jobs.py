@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from madpo import types
-from madpo.errors import DeadlineExceededError, UnavailableError
+from madpo.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from madpo.rpc import convert
 from madpo.rpc.channel import TIME_KEY, VERSION_KEY
 from madpo.rpc.gateway.calls import RETRY_DELAY_S, GatewayCalls
@@ -104,6 +104,7 @@ class JobCalls(GatewayCalls):
         Raises:
             NotFoundError: No such job.
             UnavailableError: The gateway stayed away for `outage_s`.
+            OverloadedError: For as long, it took no more watches.
         """
         clock = asyncio.get_running_loop().time
         lost_at: float | None = None
@@ -120,11 +121,12 @@ class JobCalls(GatewayCalls):
                 return
             except DeadlineExceededError:
                 lost_at = None
-            except UnavailableError:
+            except (UnavailableError, OverloadedError) as error:
+                delay_s = error.retry_after_s if isinstance(error, OverloadedError) else RETRY_DELAY_S
                 lost_at = clock() if lost_at is None else lost_at
-                if clock() - lost_at > self.outage_s:
+                if delay_s is None or clock() - lost_at > self.outage_s:
                     raise
-                await asyncio.sleep(RETRY_DELAY_S)
+                await asyncio.sleep(delay_s)
             finally:
                 stream.cancel()
 
