@@ -7,6 +7,7 @@ from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.rpc.channel import is_loopback
 from madpo.rpc.tls import ClientTls
 from madpo.types import ServerInfo
+from madpo_client.access import Access
 from madpo_client.connection import read_connection
 from madpo_client.datasets import Datasets
 from madpo_client.jobs import Jobs
@@ -35,6 +36,7 @@ class Client:
         datasets: Upload, look at and delete datasets.
         models: Upload, import and download models.
         jobs: Train and evaluate.
+        access: Named tokens, and who did what.
 
     Raises:
         InvalidArgumentError: The token file cannot be read, or options exclude each other.
@@ -61,6 +63,7 @@ class Client:
         self.datasets = Datasets(self._session)
         self.models = Models(self._session)
         self.jobs = Jobs(self._session)
+        self.access = Access(self._session)
 
     @classmethod
     def from_environment(cls, **given: Unpack[ConnectionOptions]) -> Self:

@@ -9,6 +9,7 @@
     |  |- RevisionMismatchError              a reply came from another reward-model revision than the pinned one
     |  |- StaleAttemptError                  another attempt owns the job now
     |- UnauthenticatedError (PermissionError)
+    |- PermissionDeniedError (PermissionError) the token is good, but not for this
     |- OverloadedError                       refused by back-pressure; may be retried after `retry_after_s`
     |- UnavailableError (ConnectionError)    nobody answers, or still loading or draining
     |- DeadlineExceededError (TimeoutError)
@@ -89,6 +90,10 @@ class StaleAttemptError(FailedPreconditionError):
 
 class UnauthenticatedError(MadpoError, PermissionError):
     """The token is absent or wrong."""
+
+
+class PermissionDeniedError(MadpoError, PermissionError):
+    """The token's role does not allow the call."""
 
 
 class OverloadedError(MadpoError):

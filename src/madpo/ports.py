@@ -109,6 +109,8 @@ class JobRequest:
     display_name: str = ""
     depends_on: tuple[str, ...] = ()
     max_attempts: int = 3
+    submitted_by: str = ""
+    """Name of the caller; no part of what makes two requests the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,10 @@ class JobQueue(Protocol):
 
     async def forget(self, job_id: str) -> None:
         """Remove a retired job; any other stays as it is."""
+        ...
+
+    async def unfinished(self, submitted_by: str) -> int:
+        """How many jobs of a caller are not over."""
         ...
 
     async def status(self, queue: str) -> QueueStatus:

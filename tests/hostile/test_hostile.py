@@ -27,6 +27,7 @@ from madpo_gateway.settings import GatewaySettings
 from tests import data_counts
 from tests.hostile.case import MIB, Case
 from tests.hostile.cases import all_cases
+from tests.integration.gateway.service import stored_keys
 
 pytestmark = pytest.mark.data
 
@@ -46,7 +47,7 @@ class Door:
     def left_behind(self) -> list[str]:
         """Files of uploads and stored objects."""
         spooled = [str(path) for path in self.settings.scratch.rglob("*") if path.is_file()]
-        return spooled + [info.key for info in self.store.list("")]
+        return spooled + stored_keys(self.store)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -9,7 +9,20 @@ import sys
 import typer
 
 from madpo.errors import MadpoError
-from madpo_client.cli import calibrate, context, datasets, doctor, init, jobs, ledger, methods, models, run, stack
+from madpo_client.cli import (
+    access,
+    calibrate,
+    context,
+    datasets,
+    doctor,
+    init,
+    jobs,
+    ledger,
+    methods,
+    models,
+    run,
+    stack,
+)
 from madpo_client.extras import MissingExtraError
 
 app = typer.Typer(
@@ -27,6 +40,8 @@ app.add_typer(calibrate.app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(jobs.app, name="job")
 app.add_typer(ledger.app)
+app.add_typer(access.tokens, name="token")
+app.add_typer(access.app)
 app.add_typer(stack.app)
 app.add_typer(init.app)
 app.add_typer(doctor.app)

@@ -1,9 +1,7 @@
 """`madpo job list`: which jobs, and what is said of each."""
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,29 +15,12 @@ from madpo_client.progress import describe_phase, describe_span
 if TYPE_CHECKING:
     from madpo_client.client import Client
 
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _STYLES = {
     JobState.RUNNING: "cyan",
     JobState.SUCCEEDED: "green",
     JobState.FAILED: "red",
     JobState.CANCELLED: "yellow",
 }
-
-
-def parse_since(text: str | None) -> float | None:
-    """A point in time as seconds since the epoch: `2h` ago, or a date. Raises BadParameter."""
-    if text is None:
-        return None
-    if match := _SPAN.fullmatch(text):
-        return time.time() - float(match[1]) * _UNITS_S[match[2]]
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise typer.BadParameter(
-            f"is a span such as 90m, 2h, 3d or 1w, or a time such as 2026-01-31 or 2026-01-31T12:00, got {text!r}",
-            param_hint="--since",
-        ) from None
 
 
 def require_method(name: str) -> None:

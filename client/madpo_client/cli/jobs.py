@@ -162,7 +162,8 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    from madpo_client.cli.job_list import job_columns, parse_since, require_method
+    from madpo_client.cli.job_list import job_columns, require_method
+    from madpo_client.cli.spans import parse_since
 
     if method is not None:
         require_method(method)

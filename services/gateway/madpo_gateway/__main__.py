@@ -16,4 +16,4 @@ def build(settings: GatewaySettings, registry: CollectorRegistry) -> Service:
 
 
 if __name__ == "__main__":
-    sys.exit(run_service("gateway", GatewaySettings, build, token_field="token"))  # noqa: S106
+    sys.exit(run_service("gateway", GatewaySettings, build))

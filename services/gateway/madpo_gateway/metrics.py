@@ -26,6 +26,9 @@ class GatewayMetrics:
         self.restored = Counter(
             "madpo_gateway_jobs_restored", "Jobs the queue had lost and the object store remembered", registry=registry
         )
+        self.audit_failures = Counter(
+            "madpo_gateway_audit_failures", "Calls that could not be noted in the audit log", registry=registry
+        )
         for content in CONTENTS:
             self.upload_bytes.labels(content)
             self.stored.labels(content)

@@ -31,7 +31,14 @@ async def restore_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> bo
         job, outcome, attempt, resumes = await asyncio.to_thread(_remember, store, job_id)
     except NotFoundError:
         return False
-    request = JobRequest("", job.kind, job.spec, display_name=job.display_name, depends_on=job.depends_on)
+    request = JobRequest(
+        "",
+        job.kind,
+        job.spec,
+        display_name=job.display_name,
+        depends_on=job.depends_on,
+        submitted_by=job.submitted_by,
+    )
     await queue.restore(
         request,
         job_id=job_id,

@@ -1,4 +1,4 @@
-"""The gateway: three services over one object store and one queue, and the housekeeping of the queue."""
+"""The gateway: four services over one object store and one queue, and the housekeeping of the queue."""
 
 import asyncio
 import contextlib
@@ -14,13 +14,16 @@ from madpo.queue.queue import open_queue
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
-from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
+from madpo.v1 import access_service_pb2, dataset_service_pb2, job_service_pb2, model_service_pb2
+from madpo.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
 from madpo.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
 from madpo.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from madpo.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from madpo_gateway.access import GatewayAccess
 from madpo_gateway.checks.references import Shelves
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.reconcile import reap, reconcile
+from madpo_gateway.servicers.access import AccessServicer
 from madpo_gateway.servicers.datasets import DatasetServicer
 from madpo_gateway.servicers.jobs import JobServicer
 from madpo_gateway.servicers.models import ModelServicer
@@ -50,13 +53,18 @@ class GatewayService:
             limit_bytes=settings.max_upload_bytes,
             received=self._metrics.upload_bytes.labels("dataset"),
         )
+        self.access = GatewayAccess(
+            self._store,
+            operator_token=settings.token.get_secret_value(),
+            failures=self._metrics.audit_failures,
+        )
         self._collector: QueueCollector | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._witness: str | None = None
 
     def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
-        """Register the three services."""
+        """Register the services."""
         shelves = Shelves(self._store, self._datasets, self._models, self._queue)
         datasets = DatasetServicer(
             self._settings,
@@ -68,11 +76,21 @@ class GatewayService:
         models = ModelServicer(
             self._settings, store=self._store, models=self._models, queue=self._queue, metrics=self._metrics
         )
-        jobs = JobServicer(self._settings, store=self._store, queue=self._queue, shelves=shelves, metrics=self._metrics)
+        jobs = JobServicer(
+            self._settings,
+            store=self._store,
+            queue=self._queue,
+            shelves=shelves,
+            access=self.access,
+            metrics=self._metrics,
+        )
         add_DatasetServiceServicer_to_server(datasets, server)  # type: ignore[no-untyped-call]
         add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
         add_JobServiceServicer_to_server(jobs, server)  # type: ignore[no-untyped-call]
-        contracts = (dataset_service_pb2, model_service_pb2, job_service_pb2)
+        add_AccessServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            AccessServicer(store=self._store, access=self.access), server
+        )
+        contracts = (dataset_service_pb2, model_service_pb2, job_service_pb2, access_service_pb2)
         return tuple(
             service.full_name for contract in contracts for service in contract.DESCRIPTOR.services_by_name.values()
         )

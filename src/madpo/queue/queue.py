@@ -58,6 +58,7 @@ _SCRIPTS = (
     "resume",
     "retire",
     "status",
+    "unfinished",
 )
 
 
@@ -239,6 +240,11 @@ class RedisJobQueue:
     async def forget(self, job_id: str) -> None:
         """See `JobQueue.forget`."""
         await self._run("forget", job_id)
+
+    async def unfinished(self, submitted_by: str) -> int:
+        """See `JobQueue.unfinished`."""
+        _, count = await self._run("unfinished", submitted_by, *QUEUES)
+        return int(count)
 
     async def status(self, queue: str) -> QueueStatus:
         """See `JobQueue.status`. One round trip; of a long queue, only the first thousand jobs are asked their age."""

@@ -81,6 +81,7 @@ def job_from_hash(fields: Mapping[str, str]) -> Job:
         cancel_requested=fields.get("cancel_requested") == "1",
         progress=_EVENTS["progress"].validate_python(json.loads(progress)) if progress else None,
         resumes=int(fields.get("resumes", 0)),
+        submitted_by=fields.get("submitted_by", ""),
     )
 
 
@@ -100,6 +101,7 @@ def request_record(request: JobRequest, job_id: str) -> dict[str, Any]:
         "depends_on": depends_on,
         "depends_on_json": json.dumps(depends_on),
         "max_attempts": request.max_attempts,
+        "submitted_by": request.submitted_by,
         "attempt": 0,
         "resumes": 0,
     }

@@ -1,6 +1,5 @@
-"""What happens around every call: request id, authentication, log line, metrics, errors to status codes."""
+"""What happens around every call: request id, access, log line, metrics, errors to status codes, audit record."""
 
-import hmac
 import logging
 import time
 import uuid
@@ -10,11 +9,14 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 
 from madpo import errors
+from madpo.rpc.access import Access, bind_caller, subjects_of
 from madpo.rpc.channel import TIME_KEY, VERSION_KEY
 from madpo.rpc.status import to_status
 from madpo.telemetry.metrics import RpcMetrics
+from madpo.types import AuditRecord, Caller
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +29,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     """Wraps every handler of a server.
 
     Args:
-        token: Bearer token every call must carry, health checks excepted; None lets everybody in.
+        access: Who may call what, health checks excepted, and what is noted of it.
         metrics: Where calls are counted.
     """
 
-    def __init__(self, *, token: str | None, metrics: RpcMetrics) -> None:
-        self._token = token
+    def __init__(self, *, access: Access, metrics: RpcMetrics) -> None:
+        self.access = access
         self._metrics = metrics
 
     async def intercept_service(
@@ -50,8 +52,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             behavior: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
             async def respond_stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                async with _Call(self, method, metadata, context):
+                async with _Call(self, method, metadata, context) as call:
+                    call.saw(request)
                     async for response in behavior(request, context):
+                        call.check()
                         yield response
 
             make = (
@@ -63,23 +67,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
         async def respond(request: Any, context: Any) -> Any:
-            async with _Call(self, method, metadata, context):
-                return await behavior(request, context)
+            async with _Call(self, method, metadata, context) as call:
+                call.saw(request)
+                response = await behavior(request, context)
+                call.saw(response)
+                return response
 
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
         return make(respond, handler.request_deserializer, handler.response_serializer)
-
-    def authenticate(self, method: str, metadata: dict[str, Any]) -> None:
-        """Raises UnauthenticatedError unless the call carries the token."""
-        if self._token is None or method.startswith(_OPEN_PREFIXES):
-            return
-        given = str(metadata.get("authorization", ""))
-        if not given.startswith("Bearer "):
-            raise errors.UnauthenticatedError("no bearer token in the call (set MADPO_TOKEN_FILE or --token-file)")
-        if not hmac.compare_digest(given.removeprefix("Bearer ").encode(), self._token.encode()):
-            raise errors.UnauthenticatedError("wrong bearer token (the server's token file holds the right one)")
 
     def record(self, method: str, code: grpc.StatusCode, duration_s: float) -> None:
         """Count one finished call."""
@@ -88,44 +85,77 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
 
 class _Call:
-    """One call: binds the request id, authenticates, and turns a raised error into a status."""
+    """One call: binds the request id, asks for access, turns a raised error into a status, and has itself noted."""
 
     def __init__(self, interceptor: CallInterceptor, method: str, metadata: dict[str, Any], context: Any) -> None:
         self._interceptor, self._method, self._metadata, self._context = interceptor, method, metadata, context
         self._request_id = str(metadata.get(REQUEST_ID_KEY) or uuid.uuid4().hex)[:64]
         self._start = time.monotonic()
+        self._caller: Caller | None = None
+        self._seen: list[Message] = []
 
-    async def __aenter__(self) -> None:
+    def saw(self, message: Any) -> None:
+        """Remember a request or an answer for the record; of streams there is none to remember."""
+        if isinstance(message, Message):
+            self._seen.append(message)
+
+    def check(self) -> None:
+        """End a stream whose caller may no longer be here."""
+        if self._caller is not None:
+            self._interceptor.access.check(self._caller, self._method)
+
+    async def __aenter__(self) -> "_Call":
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
+        if self._method.startswith(_OPEN_PREFIXES):
+            return self
         try:
-            self._interceptor.authenticate(self._method, self._metadata)
+            self._caller = await self._interceptor.access.identify(self._token())
+            bind_caller(self._caller)
+            self.check()
         except errors.MadpoError as error:
             await self._abort(error)
         # For callers whose token was checked; health answers anybody.
-        if not self._method.startswith(_OPEN_PREFIXES):
-            self._context.set_trailing_metadata(((VERSION_KEY, _VERSION), (TIME_KEY, f"{time.time():.6f}")))
+        self._context.set_trailing_metadata(((VERSION_KEY, _VERSION), (TIME_KEY, f"{time.time():.6f}")))
+        return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> bool:
         if error is None:
-            self._record(grpc.StatusCode.OK)
+            await self._record(grpc.StatusCode.OK)
             return False
         if isinstance(error, errors.MadpoError):
             if isinstance(error, errors.InternalError):
                 logger.error("call failed", exc_info=error, extra={"method": self._method})
             await self._abort(error)
         if not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
-            self._record(grpc.StatusCode.CANCELLED)
+            await self._record(grpc.StatusCode.CANCELLED)
             return False
         logger.error("call failed", exc_info=error, extra={"method": self._method})
         await self._abort(errors.InternalError(str(error)))
         return False
 
+    def _token(self) -> str | None:
+        given = str(self._metadata.get("authorization", ""))
+        return given.removeprefix("Bearer ") if given.startswith("Bearer ") else None
+
     async def _abort(self, error: errors.MadpoError) -> None:
         code, message, trailers = to_status(error, request_id=self._request_id)
-        self._record(code)
+        await self._record(code)
         await self._context.abort(code, message, trailers)
 
-    def _record(self, code: grpc.StatusCode) -> None:
+    async def _record(self, code: grpc.StatusCode) -> None:
         duration_s = time.monotonic() - self._start
         self._interceptor.record(self._method, code, duration_s)
         logger.debug("call", extra={"method": self._method, "code": code.name, "duration_s": round(duration_s, 4)})
+        if self._caller is not None and self._interceptor.access.is_noted(self._method):
+            await self._interceptor.access.note(
+                AuditRecord(
+                    time=time.time(),
+                    caller=self._caller.name,
+                    role=self._caller.role,
+                    method=self._method.removeprefix("/").removeprefix("madpo.v1."),
+                    code=code.name,
+                    subjects=subjects_of(*self._seen),
+                    request_id=self._request_id,
+                    peer=self._context.peer(),
+                )
+            )

@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from madpo.config import ServiceSettings, load_settings
 from madpo.errors import MadpoError
+from madpo.rpc.access import Access, SharedToken
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES
 from madpo.rpc.health import check_serving
 from madpo.rpc.interceptors import CallInterceptor
@@ -41,6 +42,13 @@ class Service(Protocol):
         ...
 
 
+@runtime_checkable
+class Guarded(Protocol):
+    """A service that decides itself who may call it, instead of by one shared token."""
+
+    access: Access
+
+
 _SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -63,7 +71,8 @@ class RunningServer:
         self, service: Service, settings: ServiceSettings, *, token: str | None = None, registry: CollectorRegistry
     ) -> None:
         self._service, self._settings = service, settings
-        interceptor = CallInterceptor(token=token, metrics=RpcMetrics(registry))
+        access = service.access if isinstance(service, Guarded) else SharedToken(token)
+        interceptor = CallInterceptor(access=access, metrics=RpcMetrics(registry))
         self._server = grpc.aio.server(interceptors=[interceptor], options=_SERVER_OPTIONS)
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._names = service.add_to_server(self._server)
@@ -123,7 +132,8 @@ def run_service(
         name: For logs: `reward`.
         settings_type: Read from the environment; a wrong setting ends the process with one clear line.
         build: Makes the service from settings and a metrics registry.
-        token_field: Setting that holds the bearer token clients must send; None for services without clients.
+        token_field: Setting that holds the bearer token clients must send; None for services without clients, and for
+            those that are `Guarded`.
     """
     if sys.argv[1:] not in ([], ["health"]):
         print(f"usage: python -m madpo_{name} [health]", file=sys.stderr)

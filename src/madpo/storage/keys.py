@@ -21,6 +21,8 @@
     jobs/{job_id}/artifacts/a00002/{name}            report, plots, ledger, metrics
     jobs/{job_id}/artifacts/a00002/manifest.json     written last
     jobs/{job_id}/artifacts/a00002-early-00001000/{name}         the same as it stood at a step, before the end
+    access/tokens/{name}.json                        a named token: role, expiry, limits and the digest of its secret
+    audit/{yyyy-mm-dd}/{microseconds}-{nonce}.json   one call that was to change something; never written again
     probes/{nonce}                                   written and removed when a service opens the store
     probes/{nonce}/{name}                            written and removed by `madpo doctor`
 
@@ -36,6 +38,8 @@ MANIFEST = "manifest.json"
 DATASETS = "datasets"
 MODELS = "models"
 JOBS = "jobs"
+ACCESS_TOKENS = "access/tokens"
+AUDIT = "audit"
 
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _MAX_KEY_CHARS = 512
@@ -177,6 +181,21 @@ def artifacts_order(name: str) -> tuple[str, bool, str]:
     """Sorts the last parts of `artifacts` by age; stores do not agree on where a hyphen stands among keys."""
     attempt, hyphen, step = name.partition("-")
     return attempt, not hyphen, step
+
+
+def access_token(name: str) -> str:
+    """A named token."""
+    return f"{ACCESS_TOKENS}/{name}.json"
+
+
+def audit_day(day: str) -> str:
+    """Prefix of what was noted on a day, `2026-01-31` in UTC."""
+    return f"{AUDIT}/{day}"
+
+
+def audit_record(day: str, *, time_us: int, nonce: str) -> str:
+    """One noted call, at so many microseconds since the epoch."""
+    return f"{audit_day(day)}/{time_us:016d}-{nonce}.json"
 
 
 def probe(nonce: str) -> str:

@@ -35,6 +35,7 @@ def write_spec(store: ObjectStore, job: Job) -> None:
         "display_name": job.display_name,
         "depends_on": list(job.depends_on),
         "create_time": job.create_time,
+        "submitted_by": job.submitted_by,
     }
     if not store.put_if_absent(keys.job_spec(job.job_id), documents.encode(body)):
         raise AlreadyExistsError(f"{job.job_id} exists with another spec")
@@ -52,6 +53,7 @@ def read_spec(store: ObjectStore, job_id: str) -> Job:
         display_name=body["display_name"],
         depends_on=tuple(body["depends_on"]),
         create_time=body["create_time"],
+        submitted_by=body.get("submitted_by", ""),
     )
 
 

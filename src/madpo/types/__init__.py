@@ -1,5 +1,6 @@
 """Plain values that cross module boundaries. No torch, no protobuf, nothing of ours."""
 
+from madpo.types.access import AccessToken, AuditRecord, Caller, Role, TokenLimits
 from madpo.types.jobs import (
     CheckpointPublished,
     Job,
@@ -34,6 +35,9 @@ from madpo.types.text import (
 __all__ = [
     "MESSAGE_TEXTS",
     "NO_OPTIONS",
+    "AccessToken",
+    "AuditRecord",
+    "Caller",
     "ChatOptions",
     "Checkpoint",
     "CheckpointPublished",
@@ -57,11 +61,13 @@ __all__ = [
     "PromptOnly",
     "ResponseList",
     "RewardModelInfo",
+    "Role",
     "ScoreTimings",
     "ScoredPair",
     "ScoredResponse",
     "ServerInfo",
     "StateChange",
+    "TokenLimits",
     "ToolCall",
     "content_digest",
     "content_from_json",

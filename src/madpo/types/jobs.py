@@ -82,6 +82,8 @@ class Job:
     progress: JobProgress | None = None
     resumes: int = 0
     """How often it was taken up again after it had failed or was cancelled."""
+    submitted_by: str = ""
+    """Name of the caller that asked for it; "" of jobs from before callers had names."""
 
 
 @dataclass(frozen=True, slots=True)

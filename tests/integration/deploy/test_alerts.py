@@ -60,6 +60,10 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'madpo_queue_dead_letters{queue="train"}': "2x50 3x9"},
         {'madpo_queue_dead_letters{queue="train"}': "2x20 3x39"},
     ),
+    "MadpoAuditGap": (
+        {"madpo_gateway_audit_failures_total": "0x50 1x9"},
+        {"madpo_gateway_audit_failures_total": "0x20 1x39"},
+    ),
 }
 
 

@@ -19,8 +19,10 @@ from madpo.queue.queue import RedisJobQueue, connect
 from madpo.rpc.channel import call_metadata, open_channel
 from madpo.rpc.server import RunningServer
 from madpo.rpc.status import from_rpc_error
+from madpo.storage import keys
 from madpo.storage.open import open_store
 from madpo.v1 import job_service_pb2
+from madpo.v1.access_service_pb2_grpc import AccessServiceStub
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from madpo.v1.job_service_pb2_grpc import JobServiceStub
 from madpo.v1.model_service_pb2_grpc import ModelServiceStub
@@ -51,9 +53,10 @@ class Gateway:
         self.datasets = DatasetServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.models = ModelServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.jobs = JobServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.access = AccessServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
-    async def ask(self, method: Any, request: Any) -> Any:
-        return await method(request, metadata=call_metadata(TOKEN), timeout=30)
+    async def ask(self, method: Any, request: Any, token: str = TOKEN) -> Any:
+        return await method(request, metadata=call_metadata(token), timeout=30)
 
     async def collect(self, method: Any, request: Any) -> list[Any]:
         return [message async for message in method(request, metadata=call_metadata(TOKEN), timeout=30)]
@@ -80,12 +83,17 @@ class Gateway:
         return str((await self.create({"supervised_training": spec}, request_id)).job_id)
 
     def stored(self) -> list[str]:
-        """Keys of everything stored."""
-        return [info.key for info in self.store.list("")]
+        """Keys of everything stored but the audit log."""
+        return stored_keys(self.store)
 
     def spooled(self) -> list[Path]:
         """Everything under the directory uploads are spooled to."""
         return list(self.settings.uploads.rglob("*"))
+
+
+def stored_keys(store: ObjectStore) -> list[str]:
+    """Keys of everything stored but the audit log, which notes what was refused as well."""
+    return [info.key for info in store.list("") if not info.key.startswith(f"{keys.AUDIT}/")]
 
 
 @asynccontextmanager

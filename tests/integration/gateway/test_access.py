@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.message import Message
 
 from madpo.rpc.channel import call_metadata
-from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
+from madpo.v1 import access_service_pb2, dataset_service_pb2, job_service_pb2, model_service_pb2
 from tests.integration.gateway.messages import header, model_header
 from tests.integration.gateway.service import NO_DATASET, NO_JOB, NO_MODEL, TOKEN, Gateway, refusal
 
@@ -37,16 +37,24 @@ REQUESTS: dict[str, Message] = {
     "ListArtifacts": job_service_pb2.ListArtifactsRequest(job_id=NO_JOB),
     "DownloadArtifact": job_service_pb2.DownloadArtifactRequest(job_id=NO_JOB, name="report.json"),
     "DownloadLedgerParts": job_service_pb2.DownloadLedgerPartsRequest(job_id=NO_JOB),
+    "GetCaller": access_service_pb2.GetCallerRequest(),
+    "CreateToken": access_service_pb2.CreateTokenRequest(),
+    "ListTokens": access_service_pb2.ListTokensRequest(),
+    "RevokeToken": access_service_pb2.RevokeTokenRequest(name="nobody"),
+    "ListAuditRecords": access_service_pb2.ListAuditRecordsRequest(),
     "DownloadLog": job_service_pb2.DownloadLogRequest(job_id=NO_JOB),
 }
+CONTRACTS = (dataset_service_pb2, model_service_pb2, job_service_pb2, access_service_pb2)
 ANSWERS = {
     **dict.fromkeys(("GetUpload", "ListDatasets", "ListModels", "ListJobs"), "OK"),
+    **dict.fromkeys(("GetCaller", "ListTokens", "ListAuditRecords"), "OK"),
     **dict.fromkeys(("UploadDataset", "ImportDataset", "UploadModel", "ImportModel", "CreateJob"), "INVALID_ARGUMENT"),
+    "CreateToken": "INVALID_ARGUMENT",
 }
 
 
 async def test_every_call_needs_the_token(gateway: Gateway) -> None:
-    for contract in (dataset_service_pb2, model_service_pb2, job_service_pb2):
+    for contract in CONTRACTS:
         for service in contract.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 for token in (None, TOKEN[:-1], TOKEN + "x", ""):

@@ -20,6 +20,7 @@ from madpo.storage.open import open_store
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
 from tests.hub_mirror import COMMIT, hub
+from tests.integration.gateway.service import stored_keys
 
 pytestmark = pytest.mark.data
 
@@ -109,7 +110,7 @@ async def test_what_is_meant_must_be_clear(
     async with importing(tmp_path, redis_url, redis_namespace, FILES) as (client, settings):
         with pytest.raises(InvalidArgumentError, match=reason) as caught:
             await client.import_dataset("somebody/pairs", revision=COMMIT, files=files)
-        assert list(open_store(settings).list("")) == []
+        assert stored_keys(open_store(settings)) == []
 
     assert [violation.field for violation in caught.value.violations] == ([field] if field else [])
 

@@ -18,6 +18,7 @@ from madpo.rpc.server import RunningServer
 from madpo.storage.open import open_store
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
+from tests.integration.gateway.service import stored_keys
 
 pytestmark = pytest.mark.data
 
@@ -78,7 +79,7 @@ async def test_a_limit_is_a_setting_and_is_named_where_it_is_met(
 
     assert str(value) in str(caught.value)
     assert [path for path in settings.scratch.rglob("*") if path.is_file()] == []
-    assert list(open_store(settings).list("")) == []
+    assert stored_keys(open_store(settings)) == []
 
 
 def test_the_limits_are_those_of_the_settings(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from madpo.evaluation.report import (
 from madpo.jobs.sampling import SamplingParameters
 from madpo.types import Job, JobKind, JobProgress, JobResult, JobState
 from madpo_client.cli.evaluation import show_evaluation
-from madpo_client.cli.job_list import describe_progress, job_columns, parse_since
+from madpo_client.cli.job_list import describe_progress, job_columns
 from madpo_client.cli.output import Column, show, size_text, table
+from madpo_client.cli.spans import parse_since
 from madpo_client.client import Client
 
 ID = "job-" + "1" * 32

@@ -47,6 +47,7 @@ def found():
         yield from public_names("Client.datasets", client.datasets)
         yield from public_names("Client.models", client.models)
         yield from public_names("Client.jobs", client.jobs)
+        yield from public_names("Client.access", client.access)
         yield from public_names("JobHandle", JobHandle(client._session, None))
 
 

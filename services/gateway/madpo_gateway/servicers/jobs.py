@@ -13,12 +13,14 @@ from madpo.jobs.registry import parse_spec
 from madpo.ports import JobQueue, JobRequest, ObjectStore
 from madpo.queue.queue import job_id_of
 from madpo.rpc import convert
+from madpo.rpc.access import current_caller
 from madpo.storage.artifacts import list_artifacts, open_artifact
 from madpo.storage.ledger import ledger_parts
 from madpo.storage.results import close_result, delete_job, reopen_result, write_spec
 from madpo.types import Job, JobState
 from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
+from madpo_gateway.access import GatewayAccess
 from madpo_gateway.checks.context import with_context_default
 from madpo_gateway.checks.references import Shelves
 from madpo_gateway.checks.registry import all_dependencies, check_spec, require_references, with_method_defaults
@@ -48,9 +50,11 @@ class JobServicer(JobServiceServicer):
         store: ObjectStore,
         queue: JobQueue,
         shelves: Shelves,
+        access: GatewayAccess,
         metrics: GatewayMetrics,
     ) -> None:
         self._store, self._queue, self._shelves, self._metrics = store, queue, shelves, metrics
+        self._access = access
         self._watchers, self._max_watchers = 0, settings.max_watchers
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.CreateJobResponse:  # noqa: N802
@@ -65,9 +69,11 @@ class JobServicer(JobServiceServicer):
             spec=spec.model_dump(mode="json"),
             display_name=request.display_name or await default_name(spec, self._shelves),
             depends_on=all_dependencies(spec, request.depends_on),
+            submitted_by=current_caller().name,
         )
         is_new = not await self._is_known(job_id_of(wanted.request_id))
         if is_new:
+            await self._require_room()
             await check_spec(spec, depends_on=wanted.depends_on, shelves=self._shelves)
             await asyncio.to_thread(self._keep_request, wanted)
         job = await self._queue.create(wanted)
@@ -202,6 +208,16 @@ class JobServicer(JobServiceServicer):
             self._watchers -= 1
             self._metrics.watchers.dec()
 
+    async def _require_room(self) -> None:
+        """Raises OverloadedError for a caller that has as many unfinished jobs as its token allows."""
+        caller = current_caller().name
+        limit = self._access.limits_of(caller).unfinished_jobs
+        if limit is not None and (count := await self._queue.unfinished(caller)) >= limit:
+            raise OverloadedError(
+                f"the token {caller!r} may have {limit} unfinished jobs and has {count}:"
+                " wait for one to end, or cancel it"
+            )
+
     def _keep_request(self, request: JobRequest) -> None:
         job = Job(
             job_id=job_id_of(request.request_id),
@@ -211,6 +227,7 @@ class JobServicer(JobServiceServicer):
             display_name=request.display_name,
             depends_on=request.depends_on,
             create_time=time.time(),
+            submitted_by=request.submitted_by,
         )
         # Sent twice at once: the queue then compares the two and keeps one.
         with suppress(AlreadyExistsError):

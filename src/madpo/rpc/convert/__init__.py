@@ -1,5 +1,14 @@
 """Protobuf messages to domain values and back, a module for each file of the contract; nothing else touches both."""
 
+from madpo.rpc.convert.access import (
+    audit_record_from_proto,
+    audit_record_to_proto,
+    limits_to_proto,
+    role_from_proto,
+    role_to_proto,
+    token_from_proto,
+    token_to_proto,
+)
 from madpo.rpc.convert.datasets import (
     dataset_from_proto,
     dataset_row_from_proto,
@@ -48,6 +57,8 @@ from madpo.rpc.convert.reward import (
 from madpo.rpc.convert.times import duration, seconds, span_s, timestamp
 
 __all__ = [
+    "audit_record_from_proto",
+    "audit_record_to_proto",
     "checkpoint_from_proto",
     "checkpoint_to_proto",
     "content_from_proto",
@@ -63,6 +74,7 @@ __all__ = [
     "file_to_proto",
     "job_from_proto",
     "job_to_proto",
+    "limits_to_proto",
     "model_from_proto",
     "model_to_proto",
     "options_from_proto",
@@ -75,6 +87,8 @@ __all__ = [
     "response_to_proto",
     "reward_model_from_proto",
     "reward_model_to_proto",
+    "role_from_proto",
+    "role_to_proto",
     "scored_pair_from_proto",
     "scored_pair_to_proto",
     "scored_response_from_proto",
@@ -87,4 +101,6 @@ __all__ = [
     "state_to_proto",
     "timestamp",
     "timings_to_proto",
+    "token_from_proto",
+    "token_to_proto",
 ]

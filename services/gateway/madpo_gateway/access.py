@@ -1,0 +1,197 @@
+"""Who may call the gateway: the token of its settings, and named tokens with roles; and what they did, noted."""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Callable
+
+from prometheus_client import Counter
+
+from madpo.errors import OverloadedError, PermissionDeniedError, UnauthenticatedError, UnavailableError
+from madpo.ports import ObjectStore
+from madpo.rpc.access import require_token
+from madpo.storage.access_tokens import TokenTable
+from madpo.storage.audit import write_record
+from madpo.types import AccessToken, AuditRecord, Caller, Role, TokenLimits
+
+logger = logging.getLogger(__name__)
+
+OPERATOR = "operator"
+"""The caller whose token is in the gateway's settings; no other may have the name."""
+
+READ_METHODS = frozenset(
+    {
+        "GetCaller",
+        "GetUpload",
+        "GetDataset",
+        "ListDatasets",
+        "CheckDataset",
+        "ReadDatasetRows",
+        "GetModel",
+        "ListModels",
+        "ListCheckpoints",
+        "DownloadModel",
+        "GetJob",
+        "ListJobs",
+        "WatchJob",
+        "ListArtifacts",
+        "DownloadArtifact",
+        "DownloadLedgerParts",
+        "DownloadLog",
+        "ServerReflectionInfo",
+    }
+)
+SUBMIT_METHODS = frozenset(
+    {
+        "UploadDataset",
+        "ImportDataset",
+        "DeleteDataset",
+        "UploadModel",
+        "ImportModel",
+        "DeleteModel",
+        "CreateJob",
+        "CancelJob",
+        "ResumeJob",
+        "DeleteJob",
+    }
+)
+ADMIN_READ_METHODS = frozenset({"ListTokens", "ListAuditRecords"})
+"""For admins; so is all that is in no set, which counts as a change."""
+
+
+def role_of(method: str) -> Role:
+    """The least role that may call a method, `/madpo.v1.JobService/CreateJob`."""
+    name = method.rpartition("/")[2]
+    return Role.READ if name in READ_METHODS else Role.SUBMIT if name in SUBMIT_METHODS else Role.ADMIN
+
+
+class GatewayAccess:
+    """Implements `madpo.rpc.access.Access`.
+
+    Named tokens are read from the store again once `refresh_s` have passed, and at an unknown one: a new token is known
+    at once, and a revoked one is refused by every gateway after `refresh_s` at the latest. While the store does not
+    answer the tokens stay as they were for `max_age_s`; then only the operator's opens the gateway.
+
+    Args:
+        store: Where named tokens and the audit log are.
+        operator_token: The token of the settings, an admin's.
+        failures: Counts what could not be noted.
+        refresh_s: See above.
+        max_age_s: See above.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        operator_token: str,
+        failures: Counter,
+        refresh_s: float = 5.0,
+        max_age_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._operator_token, self._failures = store, operator_token, failures
+        self._refresh_s, self._max_age_s, self._clock = refresh_s, max_age_s, clock
+        self._table = TokenTable(store)
+        self._read_at = self._asked_at = float("-inf")
+        self._reading = asyncio.Lock()
+        self._rates: dict[str, _Rate] = {}
+
+    async def identify(self, token: str | None) -> Caller:
+        """See `Access`."""
+        secret = require_token(token)
+        if hmac.compare_digest(secret.encode(), self._operator_token.encode()):
+            return Caller(OPERATOR, Role.ADMIN)
+        await self._refresh(self._refresh_s)
+        found = self._table.find(secret)
+        if found is None:
+            await self._refresh(1.0)
+            found = self._table.find(secret)
+        if found is None:
+            raise UnauthenticatedError("wrong bearer token (`madpo token list` of an admin shows which there are)")
+        _require_valid(found)
+        self._take_call(found)
+        return Caller(found.name, found.role)
+
+    def check(self, caller: Caller, method: str) -> None:
+        """See `Access`."""
+        if not caller.role.includes(role_of(method)):
+            raise PermissionDeniedError(
+                f"the token {caller.name!r} has the role {caller.role.value}; {method.rpartition('.')[2]} is for"
+                f" {role_of(method).value} (an admin makes tokens with `madpo token create`)"
+            )
+        if caller.name != OPERATOR and (found := self._table.named(caller.name)):
+            _require_valid(found)
+
+    def is_noted(self, method: str) -> bool:
+        """What changes something."""
+        return method.rpartition("/")[2] not in READ_METHODS | ADMIN_READ_METHODS
+
+    async def note(self, record: AuditRecord) -> None:
+        """See `Access`."""
+        try:
+            await asyncio.to_thread(write_record, self._store, record)
+        except Exception:
+            self._failures.inc()
+            logger.exception("a call is missing in the audit log", extra={"record": str(record)})
+
+    async def refresh(self) -> None:
+        """Read the tokens now, for one that has just changed here. Raises UnavailableError."""
+        await self._refresh(0.0)
+
+    def limits_of(self, name: str) -> TokenLimits:
+        """What the token of a caller may ask for; all, of the operator's."""
+        found = self._table.named(name)
+        return TokenLimits() if found is None else found.limits
+
+    def tokens(self) -> list[AccessToken]:
+        """All named tokens as they were last read, oldest first."""
+        return self._table.tokens()
+
+    async def _refresh(self, after_s: float) -> None:
+        """Read the table unless that was done, or tried, less than so many seconds ago."""
+        async with self._reading:
+            if self._clock() - self._asked_at >= after_s:
+                self._asked_at = self._clock()
+                try:
+                    await asyncio.to_thread(self._table.read)
+                    self._read_at = self._asked_at
+                except UnavailableError as error:
+                    logger.warning("tokens cannot be read", extra={"error": str(error)})
+            if self._clock() - self._read_at > self._max_age_s:
+                raise UnavailableError("the object store does not answer, so it is not known which tokens are valid")
+
+    def _take_call(self, token: AccessToken) -> None:
+        per_minute = token.limits.calls_per_minute
+        if per_minute is None:
+            return
+        rate = self._rates.setdefault(token.name, _Rate(per_minute, self._clock()))
+        if (wait_s := rate.take(self._clock())) > 0:
+            raise OverloadedError(
+                f"the token {token.name!r} may make {per_minute} calls a minute; try again in {wait_s:.1f} s", wait_s
+            )
+
+
+class _Rate:
+    """A bucket of calls that fills again at an even pace; a whole minute's may be made at once."""
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self._per_minute, self._left, self._now = per_minute, float(per_minute), now
+
+    def take(self, now: float) -> float:
+        """Take a call; the seconds until there is one where there is none now."""
+        per_second = self._per_minute / 60
+        self._left = min(self._per_minute, self._left + (now - self._now) * per_second)
+        self._now = now
+        if self._left < 1:
+            return (1 - self._left) / per_second
+        self._left -= 1
+        return 0.0
+
+
+def _require_valid(token: AccessToken) -> None:
+    if not token.is_valid(time.time()):
+        what = "was revoked" if token.revoke_time is not None else "has expired"
+        raise UnauthenticatedError(f"the token {token.name!r} {what} (an admin makes a new one: `madpo token create`)")
