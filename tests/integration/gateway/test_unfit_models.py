@@ -113,6 +113,29 @@ async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(ga
     assert "it has o_proj, qkv_proj" in said
 
 
+async def test_a_reference_has_the_tokens_of_the_policy(gateway: Gateway) -> None:
+    async def model(tokenizer: dict[str, Any], weights: int) -> dict[str, str]:
+        files = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": safetensors(weights)}
+        files["tokenizer.json"] = json.dumps(tokenizer).encode()
+        return {"model_id": (await gateway.ask(gateway.models.UploadModel, model_parts(files))).model.model_id}
+
+    ids = await make_material(gateway)
+    ours = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}}
+    theirs = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 1, "b": 0}}}
+    policy, base = await model(ours, 1), await model(ours, 2)
+    other, rewritten = await model(theirs, 3), await model(ours | {"truncation": None}, 4)
+    evaluation = {"model": policy, "prompt_dataset": ref(ids.prompts)}
+
+    refused = await refusal(gateway.create({"evaluation": evaluation | {"reference": other}}, "other"))
+    for number, reference in enumerate([base, rewritten, policy]):
+        await gateway.create({"evaluation": evaluation | {"reference": reference}}, f"same-{number}")
+
+    assert refused.violations == {
+        "spec.evaluation.reference": f"{other['model_id']} has other tokens than {policy['model_id']}, so KL between "
+        "them has no meaning: name the model the policy was trained from"
+    }
+
+
 async def test_a_reward_model_gives_one_score(gateway: Gateway) -> None:
     async def classifier(**config: Any) -> dict[str, str]:
         given = {"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"} | config

@@ -39,7 +39,7 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
     if found:
         chat = await asyncio.to_thread(_chat_dataset, datasets, shelves)
     for path, model in found.items():
-        owner = await asyncio.to_thread(_tokenizer_owner, model, shelves)
+        owner = await asyncio.to_thread(tokenizer_owner, model, shelves)
         if owner is None:
             yield path, f"{model.model_id} has no tokenizer: upload it with the files of one"
         elif chat is not None and not await asyncio.to_thread(_has_template, owner, shelves):
@@ -55,7 +55,7 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
             yield name, problem
 
 
-def _tokenizer_owner(model: Model, shelves: Shelves) -> Model | None:
+def tokenizer_owner(model: Model, shelves: Shelves) -> Model | None:
     """The model whose tokenizer is used: of an adapter its own, or that of its base; None where there is none."""
     while True:
         if any(_TOKENIZER.fullmatch(file.path) for file in model.files):

@@ -18,6 +18,7 @@ from madpo_gateway.checks.metrics import unknown_metrics
 from madpo_gateway.checks.model_files import unfit_models
 from madpo_gateway.checks.references import Findings, ReferenceCheck, Shelves
 from madpo_gateway.checks.reward_models import unfit_reward_models
+from madpo_gateway.checks.tokenizers import other_tokens
 from madpo_gateway.requests import require_match, violation
 
 MAX_JOB_REFERENCES = 100
@@ -84,6 +85,8 @@ async def check_spec(spec: Spec, *, depends_on: Sequence[str], shelves: Shelves)
     async for name, description in over_context(spec, shelves=shelves):
         findings.add(name, description)
     async for name, description in unfit_models(spec, datasets=findings.datasets, shelves=shelves):
+        findings.add(name, description)
+    async for name, description in other_tokens(spec, shelves=shelves):
         findings.add(name, description)
     async for name, description in unknown_metrics(spec, shelves=shelves):
         findings.add(name, description)
