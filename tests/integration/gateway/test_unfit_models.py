@@ -90,18 +90,22 @@ async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(ga
             "model.layers.0.self_attn.qkv_proj.weight": (3, 2),
             "model.layers.0.self_attn.o_proj.weight": (2, 2),
             "model.layers.0.input_layernorm.weight": (2,),
+            "lm_head.weight": (4, 2),
         }
     )
     files = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": weights}
     uploaded = await gateway.ask(gateway.models.UploadModel, model_parts(files | {"tokenizer.json": b"{}"}))
 
-    def spec(*targets: str) -> dict[str, Any]:
+    def spec(*targets: str, kind: str = "supervised_training") -> dict[str, Any]:
         model, lora = {"model_id": uploaded.model.model_id}, {"rank": 2, "target_modules": list(targets)}
-        training = {"training": {"lora": lora}}
-        return {"supervised_training": {"model": model, "dataset": ref(ids.completions), **training}}
+        dataset = ids.completions if kind == "supervised_training" else ids.pairs
+        return {kind: {"model": model, "dataset": ref(dataset), "training": {"lora": lora}}}
 
     refused = await refusal(gateway.create(spec("q_proj", "o_proj"), "wrong"))
     vectors = await refusal(gateway.create(spec("input_layernorm"), "vectors"))
+    score = await refusal(gateway.create(spec("score"), "score-of-a-policy"))
+    head = await refusal(gateway.create(spec("lm_head", kind="reward_training"), "head-of-a-reward-model"))
+    await gateway.create(spec("o_proj", "score", kind="reward_training"), "score-of-a-reward-model")
     for number, targets in enumerate((["o_proj"], ["self_attn.qkv_proj", "lm_head"], ["all-linear"], [])):
         await gateway.create(spec(*targets), f"right-{number}")
 
@@ -109,8 +113,10 @@ async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(ga
     assert field == "spec.supervised_training.training.lora.target_modules"
     assert "the model has no layer q_proj that an adapter can go on" in said
     ((_, said_of_vectors),) = vectors.violations.items()
-    assert "no layer input_layernorm that an adapter can go on; it has o_proj, qkv_proj" in said_of_vectors
-    assert "it has o_proj, qkv_proj" in said
+    assert "no layer input_layernorm that an adapter can go on; it has lm_head, o_proj, qkv_proj" in said_of_vectors
+    assert "the model has no layer score that" in score.message
+    assert "the model has no layer lm_head that an adapter can go on; it has o_proj, qkv_proj (" in head.message
+    assert "it has lm_head, o_proj, qkv_proj" in said
 
 
 async def test_a_reference_has_the_tokens_of_the_policy(gateway: Gateway) -> None:

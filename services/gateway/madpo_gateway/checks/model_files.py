@@ -9,6 +9,7 @@ from typing import cast
 from madpo.adapter_targets import layers_of_tensors, require_layers
 from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError
 from madpo.jobs.base import ModelReference, NeedsModel, Spec, references
+from madpo.jobs.registry import kind_of
 from madpo.jobs.training import LoraParameters
 from madpo.types import Dataset, Model
 from madpo_gateway.checks.origin import origin_model
@@ -16,8 +17,8 @@ from madpo_gateway.checks.references import Shelves
 
 _TOKENIZER = re.compile(r"tokenizer[^/]*|vocab[^/]*|[^/]+\.(model|spm)")
 _TEMPLATES = re.compile(r"chat_template\.(jinja|json)|additional_chat_templates/.+")
-_HEADS = frozenset({"lm_head", "embed_out", "score", "classifier"})
-"""Layers that may have no tensors of their own: tied to the embeddings, or made by the training."""
+_HEADS = {"causal_lm": frozenset({"lm_head", "embed_out"}), "reward": frozenset({"score", "classifier"})}
+"""By kind of model, layers that may have no tensors of their own: tied to the embeddings, or made by the training."""
 
 
 async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: Shelves) -> AsyncIterator[tuple[str, str]]:
@@ -51,7 +52,8 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
     training = getattr(spec, "training", None)
     lora = getattr(training, "lora", None)
     if lora is not None and "model" in found:
-        for name, problem in await asyncio.to_thread(_absent_layers, lora, found["model"], shelves):
+        kind = kind_of(spec).leaves_model or "causal_lm"
+        for name, problem in await asyncio.to_thread(_absent_layers, lora, found["model"], kind, shelves):
             yield name, problem
 
 
@@ -87,14 +89,16 @@ def _has_template(model: Model, shelves: Shelves) -> bool:
         return False
 
 
-def _absent_layers(lora: LoraParameters, model: Model, shelves: Shelves) -> list[tuple[str, str]]:
+def _absent_layers(lora: LoraParameters, model: Model, kind: str, shelves: Shelves) -> list[tuple[str, str]]:
     """Names of layers that are not there, or can carry no adapter: the spec's field, and which may be named."""
     tensors = shelves.models.tensors(model.base_model_id or model.model_id)
     layers = layers_of_tensors({name: tensor.shape for name, tensor in tensors.items()})
+    if kind == "reward":  # which has a head of its own instead
+        layers = {layer for layer in layers if layer.rpartition(".")[2] not in _HEADS["causal_lm"]}
     problems: list[tuple[str, str]] = []
     for field in ("target_modules", "exclude_modules"):
         # Paths of layers in memory may differ from those in the files; their last names do not.
-        names = [last for name in getattr(lora, field) if (last := name.rpartition(".")[2]) not in _HEADS]
+        names = [last for name in getattr(lora, field) if (last := name.rpartition(".")[2]) not in _HEADS[kind]]
         try:
             require_layers(names, layers, field=f"training.lora.{field}")
         except InvalidArgumentError as error:
