@@ -12,7 +12,7 @@ from jinja2.parser import Parser
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.model_files.configs import read_config
 
-_MAX_TEMPLATE_CHARS = 1 << 20
+_MAX_TEMPLATE_CHARS = 1 << 18
 _FILE = "chat_template.jinja"
 _MORE = "additional_chat_templates/*.jinja"
 _CONFIGS = ("tokenizer_config.json", "chat_template.json")

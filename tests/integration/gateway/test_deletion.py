@@ -14,7 +14,7 @@ from madpo.storage.models import ModelStore
 from madpo.types import Job, JobKind, JobResult
 from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
 from madpo_gateway.servicers import jobs as servicer
-from tests.integration.gateway.messages import ref
+from tests.integration.gateway.messages import model_parts, ref, safetensors
 from tests.integration.gateway.service import Gateway, Material, make_material, refusal
 
 
@@ -76,6 +76,28 @@ async def test_a_job_whose_data_is_deleted_while_it_is_checked_is_refused_and_do
     assert list(refused.violations) == ["spec.supervised_training.dataset.dataset_id"]
     assert f"there is no dataset {ids.completions}" in refused.message
     assert await gateway.queue.claim("train", "worker", timeout_s=0) is None
+
+
+async def test_an_adapter_whose_base_is_deleted_while_it_is_stored_is_not_left_alone(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = (await gateway.upload_model()).model.model_id
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
+    files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": safetensors(2)}
+    publish = ModelStore.publish
+
+    def publish_late(self: ModelStore, directory: Path, **fields: Any) -> Any:
+        """The base is found, and nobody can see the adapter yet."""
+        published = publish(self, directory, **fields)
+        self.delete(base)
+        return published
+
+    monkeypatch.setattr(ModelStore, "publish", publish_late)
+
+    refused = await refusal(gateway.ask(gateway.models.UploadModel, model_parts(files)))
+
+    assert (refused.code, f"no model {base}" in refused.message) == ("NOT_FOUND", True)
+    assert not [key for key in gateway.stored() if key.startswith("models/")]
 
 
 async def test_the_base_of_checkpoints_stays_as_long_as_they_do(gateway: Gateway, tmp_path: Path) -> None:

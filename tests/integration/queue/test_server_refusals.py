@@ -49,6 +49,8 @@ async def ping(redis_url: str, credentials: str) -> MadpoError | None:
         await queue.ping()
         await queue.create(JobRequest("r", JobKind.EVALUATION, {}))
         await queue.claim("evaluate", "worker", timeout_s=0)
+        await queue.announce("evaluate", "worker", ["words"])
+        await queue.announced("evaluate")
     except MadpoError as error:
         return error
     finally:

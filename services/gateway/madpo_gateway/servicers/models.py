@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from madpo.errors import FailedPreconditionError, InvalidArgumentError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from madpo.jobs.base import JOB_ID_PATTERN, MODEL_ID_PATTERN
 from madpo.model_files.chat_templates import check_templates
 from madpo.model_files.companions import MODEL_RECORD, has_tokenizer
@@ -183,9 +183,19 @@ class ModelServicer(ModelServiceServicer):
             base_model_id=base_model_id,
             metadata={**(metadata or {}), **({"warnings": warnings} if warnings else {})},
         )
+        if base_model_id is not None:
+            self._require_base(model, base_model_id)
         self._metrics.stored.labels("model").inc(created)
         logger.info("model stored", extra={"model_id": model.model_id, "kind": kind, "new": created})
         return model, created
+
+    def _require_base(self, adapter: Model, base_model_id: str) -> None:
+        """Look once more, now that the adapter can be seen (see `delete_unused`). Raises NotFoundError."""
+        try:
+            self._models.get(base_model_id)
+        except NotFoundError:
+            self._models.delete(adapter.model_id)
+            raise
 
 
 class _Incoming:
