@@ -143,9 +143,11 @@ async def test_a_reference_has_the_tokens_of_the_policy(gateway: Gateway) -> Non
 
 
 async def test_a_reward_model_gives_one_score(gateway: Gateway) -> None:
-    async def classifier(**config: Any) -> dict[str, str]:
+    async def classifier(head: int = 2, **config: Any) -> dict[str, str]:
         given = {"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"} | config
-        return {"model_id": (await gateway.upload_model(given)).model.model_id}
+        files = {"config.json": json.dumps(given).encode(), "model.safetensors": tensors({"score.weight": (head, 4)})}
+        parts = model_parts(files | {"tokenizer.json": b"{}"})
+        return {"model_id": (await gateway.ask(gateway.models.UploadModel, parts)).model.model_id}
 
     async def adapter(labels: int) -> dict[str, str]:
         base = (await gateway.upload_model()).model.model_id
@@ -158,7 +160,8 @@ async def test_a_reward_model_gives_one_score(gateway: Gateway) -> None:
     several = [
         (await classifier(num_labels=3), "has 3 labels: a reward model has exactly one"),
         (await classifier(id2label={"0": "bad", "1": "good"}), "has 2 labels: "),
-        (await classifier(), "has 2 labels, which is what a config.json without num_labels says: "),
+        (await classifier(), "has 2 labels: "),
+        (await classifier(head=1), '(2 where that says nothing), and its head gives 1 score: write "num_labels": 1'),
         (await adapter(5), "has 5 labels: "),
     ]
     for model, said in several:
@@ -166,7 +169,7 @@ async def test_a_reward_model_gives_one_score(gateway: Gateway) -> None:
             refused = await refusal(gateway.create(spec, "several"))
             assert set(refused.violations) == {field}
             assert said in refused.violations[field]
-    for number, model in enumerate([await classifier(id2label={"0": "score"}), await adapter(1)]):
+    for number, model in enumerate([await classifier(1, id2label={"0": "score"}), await adapter(1)]):
         for field, spec in _uses_of_a_reward_model(ids, model).items():
             await gateway.create(spec, f"one-{field.replace('.', '-')}-{number}")
 

@@ -33,19 +33,18 @@ def _problem(model: Model, shelves: Shelves) -> str:
         )
     if model.kind != "reward":
         return ""
-    if model.base_model_id is None:
-        labels = label_count(config)
-        said = (
-            ""
-            if {"id2label", "num_labels"} & config.keys()
-            else ", which is what a config.json without num_labels says"
-        )
-    else:
-        head, said = scoring_head(shelves.models.tensors(model.model_id)), ""
-        labels = 1 if head is None else head[0]
-    if labels == 1:
+    head = scoring_head(shelves.models.tensors(model.model_id))
+    outputs = head[0] if head else None
+    # The head of an adapter is loaded for one label, whatever the configuration of its base says.
+    labels = label_count(config) if model.base_model_id is None else outputs
+    if labels in (None, 1):
         return ""
+    if outputs == 1:
+        return (
+            f"{model.model_id} has {labels} labels by its config.json (2 where that says nothing), and its head gives "
+            '1 score: write "num_labels": 1 into the file and upload it again'
+        )
     return (
-        f"{model.model_id} has {labels} labels{said}: a reward model has exactly one (num_labels: 1), a raw logit; "
-        "train a reward model from its language model"
+        f"{model.model_id} has {labels} labels: a reward model has exactly one (num_labels: 1), a raw logit; train a "
+        "reward model from its language model"
     )
