@@ -1,8 +1,12 @@
-"""Models and datasets from the Hugging Face hub, each at one commit. The hub library is optional here."""
+"""Models and datasets from the Hugging Face hub, each at one commit; what `imports` has a process of its own do.
 
+The hub library is optional here.
+"""
+
+import errno
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -60,22 +64,32 @@ def find_commit(hub_id: str, revision: str, *, kind: Literal["model", "dataset"]
         return commit
 
 
-def fetch_from_hub(hub_id: str, *, commit: str, directory: Path, endpoint: str | None = None) -> None:
+def fetch_from_hub(hub_id: str, *, commit: str, directory: Path, limit_bytes: int, endpoint: str | None = None) -> None:
     """Copy the files of one commit of a model into a directory.
 
     Args:
         hub_id: `owner/name`, or `name`.
         commit: All 40 digits.
         directory: Where to; must exist.
+        limit_bytes: Most that the files may hold together.
         endpoint: URL of the hub; None is the library's default.
 
     Raises:
+        InvalidArgumentError: The files are too large.
         NotFoundError: The hub has no such model or commit.
         FailedPreconditionError: The hub library is not installed here, or the hub does not answer or refuses.
     """
     with _asking(f"model {hub_id}", commit):
         from huggingface_hub import snapshot_download
 
+        sizes = _file_sizes(hub_id, commit=commit, kind="model", endpoint=endpoint)
+        total_bytes = sum(
+            size_bytes
+            for name, size_bytes in sizes.items()
+            if _fits(name, PATTERNS) and not _fits(name, SKIPPED_ON_HUB)
+        )
+        if total_bytes > limit_bytes:
+            raise violation("hub_id", f"has {total_bytes} bytes, more than max_model_bytes ({limit_bytes})")
         snapshot_download(
             hub_id,
             revision=commit,
@@ -118,11 +132,9 @@ def fetch_dataset_files(
     """
     with _asking(f"dataset {hub_id}", commit):
         from huggingface_hub import HfApi
-        from huggingface_hub.hf_api import RepoFile
 
         hub = HfApi(endpoint=endpoint)
-        entries = hub.list_repo_tree(hub_id, revision=commit, repo_type="dataset", recursive=True)
-        sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+        sizes = _file_sizes(hub_id, commit=commit, kind="dataset", endpoint=endpoint)
         names = _choose(sorted(sizes), patterns)
         total_bytes = sum(sizes[name] for name in names)
         if total_bytes > limit_bytes:
@@ -133,6 +145,18 @@ def fetch_dataset_files(
             (name, Path(hub.hf_hub_download(hub_id, name, revision=commit, repo_type="dataset", local_dir=directory)))
             for name in names
         ]
+
+
+def _file_sizes(hub_id: str, *, commit: str, kind: Literal["model", "dataset"], endpoint: str | None) -> dict[str, int]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    entries = HfApi(endpoint=endpoint).list_repo_tree(hub_id, revision=commit, repo_type=kind, recursive=True)
+    return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _choose(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -166,5 +190,9 @@ def _asking(what: str, revision: str) -> Iterator[None]:
         raise
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise NotFoundError(f"the hub has no {what} at {revision}, or does not show it to us") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise FailedPreconditionError(f"the gateway's scratch disk has no room for {what}") from error
+        raise FailedPreconditionError(f"the hub did not give {what} ({type(error).__name__}): {_INSTEAD}") from error
     except Exception as error:  # what its HTTP library raises has no root in common with the rest
         raise FailedPreconditionError(f"the hub did not give {what} ({type(error).__name__}): {_INSTEAD}") from error

@@ -21,6 +21,7 @@ from madpo.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from madpo.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from madpo_gateway.access import GatewayAccess
 from madpo_gateway.checks.references import Shelves
+from madpo_gateway.imports import HubImports
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.reconcile import reap, reconcile
 from madpo_gateway.servicers.access import AccessServicer
@@ -28,9 +29,14 @@ from madpo_gateway.servicers.datasets import DatasetServicer
 from madpo_gateway.servicers.jobs import JobServicer
 from madpo_gateway.servicers.models import ModelServicer
 from madpo_gateway.settings import GatewaySettings
+from madpo_gateway.turns import Turns
 from madpo_gateway.uploads import Uploads
 
 logger = logging.getLogger(__name__)
+
+_CHECKED_AT_ONCE = 2
+"""Rows are checked in Python: more threads of it would only keep calls waiting."""
+_MOST_WAITING = 500
 
 
 class GatewayService:
@@ -47,10 +53,13 @@ class GatewayService:
         self._datasets = DatasetStore(self._store)
         self._models = ModelStore(self._store, settings.scratch)
         self._registry, self._metrics = registry, GatewayMetrics(registry)
+        self._checking = Turns("checks of rows", at_once=_CHECKED_AT_ONCE, waiting=_MOST_WAITING)
+        self._imports = HubImports(at_once=settings.max_imports, timeout_s=settings.import_timeout_s)
         self._uploads = Uploads(
             settings.uploads,
             settings.unfinished_uploads,
             limit_bytes=settings.max_upload_bytes,
+            checking=self._checking,
             received=self._metrics.upload_bytes.labels("dataset"),
         )
         self.access = GatewayAccess(
@@ -70,11 +79,18 @@ class GatewayService:
             self._settings,
             datasets=self._datasets,
             uploads=self._uploads,
+            checking=self._checking,
+            imports=self._imports,
             queue=self._queue,
             metrics=self._metrics,
         )
         models = ModelServicer(
-            self._settings, store=self._store, models=self._models, queue=self._queue, metrics=self._metrics
+            self._settings,
+            store=self._store,
+            models=self._models,
+            queue=self._queue,
+            imports=self._imports,
+            metrics=self._metrics,
         )
         jobs = JobServicer(
             self._settings,

@@ -50,6 +50,11 @@ class GatewaySettings(QueueSettings):
     hub_endpoint: str | None = None
     """URL models are imported from; None is the hub library's own default."""
 
+    max_imports: int = Field(default=4, ge=1)
+    """Most imports from the hub at once; a few more wait, the rest are refused with a time to wait."""
+    import_timeout_s: float = Field(default=1_500.0, gt=0)
+    """Longest time for the hub to give what is imported, in seconds."""
+
     @property
     def read_limits(self) -> ReadLimits:
         """What the files of a dataset may ask of their reader."""

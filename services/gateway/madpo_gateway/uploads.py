@@ -10,11 +10,10 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from prometheus_client import Counter
 
@@ -22,13 +21,13 @@ from madpo.data.file_formats import parse_format
 from madpo.data.files import DataFile
 from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader
-from madpo.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, UnavailableError
+from madpo.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
 from madpo.types import DatasetForm
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo_gateway.requests import is_plain_path, require_display_name, require_match, violation
+from madpo_gateway.row_check import RowCheck
 from madpo_gateway.spool import MAX_CHUNK_BYTES, run_blocking
-
-T = TypeVar("T")
+from madpo_gateway.turns import Turns
 
 MAX_FILES = 1000
 UPLOAD_ID_PATTERN = r"^[0-9a-f]{32}$"
@@ -107,19 +106,7 @@ class Upload:
         self.received_bytes = sum(path.stat().st_size for path in self._paths)
         self._digest: hashlib._Hash | None = None
         """Of the bytes so far; None where some came before this object was made."""
-        self.checked_rows = 0
-        self._is_abandoned = False
-
-    def abandon(self) -> None:
-        """Have the check of the rows end at the next one."""
-        self._is_abandoned = True
-
-    def checked(self, rows: Iterable[T]) -> Iterator[T]:
-        """The rows, counted. Raises UnavailableError once nobody waits for them any more."""
-        for self.checked_rows, row in enumerate(rows, start=1):
-            if self._is_abandoned:
-                raise UnavailableError("the client stopped the upload; its bytes are kept for a while")
-            yield row
+        self.check = RowCheck()
 
     @property
     def data_files(self) -> list[DataFile]:
@@ -202,10 +189,14 @@ class Uploads:
         scratch: For uploads that end with their stream.
         unfinished: For those that do not.
         limit_bytes: Most an upload may hold.
+        checking: Whose rows are checked now.
         received: Where bytes are counted.
     """
 
-    def __init__(self, scratch: Path, unfinished: Path, *, limit_bytes: int, received: Counter) -> None:
+    def __init__(
+        self, scratch: Path, unfinished: Path, *, limit_bytes: int, checking: Turns, received: Counter
+    ) -> None:
+        self._checking = checking
         self._scratch, self._unfinished = scratch, unfinished
         self._limit_bytes, self._received = limit_bytes, received
         self._streams: dict[str, _Stream] = {}
@@ -257,22 +248,18 @@ class Uploads:
     async def _finish(
         self, upload_id: str, directory: Path, upload: Upload, digest: str, store: Callable[[Upload], UploadResult]
     ) -> UploadResult:
-        """Check and store; who is cancelled meanwhile, because the client has gone, stops the check."""
-        self._checked[upload_id] = upload
-        work = asyncio.ensure_future(run_blocking(_finish, directory, upload, digest, store))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            upload.abandon()
-            await asyncio.wait({work})
-            raise
-        finally:
-            del self._checked[upload_id]
+        """Check and store, once others have been."""
+        async with self._checking.turn():
+            self._checked[upload_id] = upload
+            try:
+                return await upload.check.run(_finish, directory, upload, digest, store)
+            finally:
+                del self._checked[upload_id]
 
     def checked_rows(self, upload_id: str) -> int:
         """Rows that were checked so far of an upload whose bytes are all here."""
         upload = self._checked.get(upload_id)
-        return upload.checked_rows if upload is not None else 0
+        return upload.check.rows if upload is not None else 0
 
     def received_bytes(self, upload_id: str) -> int:
         """Bytes of an upload that are here."""

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grpc
@@ -62,6 +63,8 @@ _SERVER_OPTIONS = (
 
 
 _OPEN_FILES = 65_536
+_THREADS = 64
+"""For calls to the store and files, which mostly wait; the default of a small machine is six."""
 
 
 class RunningServer:
@@ -168,6 +171,7 @@ async def _serve(name: str, settings: S, build: Callable[[S, CollectorRegistry],
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="call"))
     registry = new_registry()
     metrics = (
         serve_metrics(registry, host=settings.host, port=settings.metrics_port)

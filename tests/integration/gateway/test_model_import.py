@@ -1,7 +1,7 @@
 """Models from the hub, at one commit; the hub is a mirror on loopback."""
 
 import json
-import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,15 +63,28 @@ async def test_an_import_names_a_hub_model_and_a_revision(
     assert list(refused.violations) == [field]
 
 
+async def test_a_model_that_is_too_large_is_refused_before_it_is_fetched(settings: GatewaySettings) -> None:
+    pytest.importorskip("huggingface_hub")
+    files = {"config.json": b"{}", "model.safetensors": bytes(settings.max_model_bytes), "modeling.py": b"code"}
+    request = model_service_pb2.ImportModelRequest(hub_id="somebody/model", commit=COMMIT)
+    with hub(files) as url:
+        async with running(settings.model_copy(update={"hub_endpoint": url})) as gateway:
+            refused = await refusal(gateway.ask(gateway.models.ImportModel, request))
+
+    assert refused.code == "INVALID_ARGUMENT"
+    assert f"{settings.max_model_bytes + 2} bytes" in refused.violations["hub_id"]
+
+
 async def test_without_a_hub_an_import_says_what_to_do_instead(
-    settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
+    settings: GatewaySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("huggingface_hub")
+    (tmp_path / "huggingface_hub.py").write_text("raise ImportError")
     request = model_service_pb2.ImportModelRequest(hub_id="private/model", commit=COMMIT)
     with hub({}) as url:
         async with running(settings.model_copy(update={"hub_endpoint": url})) as gateway:
             refusing = await refusal(gateway.ask(gateway.models.ImportModel, request))
-            monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+            monkeypatch.setenv("PYTHONPATH", str(tmp_path))
             not_installed = await refusal(gateway.ask(gateway.models.ImportModel, request))
 
     assert (refusing.code, not_installed.code) == ("FAILED_PRECONDITION", "FAILED_PRECONDITION")

@@ -28,6 +28,7 @@ from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
+from madpo_gateway.turns import Turns
 from madpo_gateway.uploads import Upload, UploadResult, Uploads
 from tests.integration.gateway.service import eventually, stored_keys
 
@@ -332,14 +333,22 @@ async def test_an_upload_id_is_never_a_path(settings: GatewaySettings, upload_id
     assert [error.violations[0].field for error in errors] == ["header.upload_id", "upload_id"]
 
 
+def uploads_of(scratch: Path, unfinished: Path) -> Uploads:
+    return Uploads(
+        scratch,
+        unfinished,
+        limit_bytes=100,
+        checking=Turns("checks", at_once=1, waiting=10),
+        received=Counter("bytes", "", registry=None),
+    )
+
+
 async def test_what_nobody_goes_on_with_is_forgotten_after_a_while(settings: GatewaySettings, tmp_path: Path) -> None:
     async with serving(settings) as (port, _), sending(port) as send:
         call = await send.begin({"chunk": LINE}, upload_id=ID)
         await arrived(send, len(LINE))
         call.cancel()
-    uploads = Uploads(
-        tmp_path, settings.unfinished_uploads, limit_bytes=100, received=Counter("bytes", "", registry=None)
-    )
+    uploads = uploads_of(tmp_path, settings.unfinished_uploads)
 
     assert uploads.expire(ttl_s=60) == 0
     assert uploads.received_bytes(ID) == len(LINE)
@@ -361,8 +370,7 @@ def test_the_same_files_have_the_same_upload_id(tmp_path: Path) -> None:
 
 
 async def test_a_check_that_nobody_waits_for_ends_and_keeps_the_bytes(tmp_path: Path) -> None:
-    received = Counter("received", "bytes", registry=CollectorRegistry())
-    uploads = Uploads(tmp_path / "scratch", tmp_path / "unfinished", limit_bytes=100, received=received)
+    uploads = uploads_of(tmp_path / "scratch", tmp_path / "unfinished")
     upload_id, content = "0" * 32, b"two rows"
     checked: list[int] = []
     go_on = threading.Event()
@@ -373,7 +381,7 @@ async def test_a_check_that_nobody_waits_for_ends_and_keeps_the_bytes(tmp_path: 
         yield 2
 
     def store(upload: Upload) -> UploadResult:
-        checked.extend(upload.checked(rows()))
+        checked.extend(upload.check.watch(rows()))
         return UploadResult("dataset-1", created=True)
 
     async def messages() -> AsyncIterator[pb.UploadDatasetRequest]:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from madpo.data.check.check import DatasetCheck
@@ -23,11 +24,14 @@ from madpo.storage.datasets import DatasetStore
 from madpo.types import Dataset, DatasetRow
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
-from madpo_gateway.hub import HUB_ID_PATTERN, fetch_dataset_files, find_commit, revision_of
+from madpo_gateway.hub import HUB_ID_PATTERN, revision_of
+from madpo_gateway.imports import HubImports, Wanted
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_match, violation
+from madpo_gateway.row_check import RowCheck
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import run_blocking, scratch_directory
+from madpo_gateway.turns import Turns
 from madpo_gateway.uploads import Upload, UploadResult, Uploads
 from madpo_gateway.usage import delete_unused, require_unused
 
@@ -45,10 +49,13 @@ class DatasetServicer(DatasetServiceServicer):
         *,
         datasets: DatasetStore,
         uploads: Uploads,
+        checking: Turns,
+        imports: HubImports,
         queue: JobQueue,
         metrics: GatewayMetrics,
     ) -> None:
         self._settings, self._datasets, self._uploads = settings, datasets, uploads
+        self._checking, self._imports = checking, imports
         self._queue, self._metrics = queue, metrics
 
     async def UploadDataset(  # noqa: N802
@@ -61,26 +68,27 @@ class DatasetServicer(DatasetServiceServicer):
     async def ImportDataset(self, request: pb.ImportDatasetRequest, context: Any) -> pb.ImportDatasetResponse:  # noqa: N802
         """Fetch files of a revision from the hub and store their rows."""
         hub_id = require_match(request.hub_id, HUB_ID_PATTERN, field="hub_id")
-        revision, endpoint = revision_of(request), self._settings.hub_endpoint
-        file_format = parse_format(request.format)
-        commit = await run_blocking(find_commit, hub_id, revision, kind="dataset", endpoint=endpoint)
-        header = pb.UploadDatasetHeader(
-            display_name=f"{hub_id}@{commit[:12]}", columns=request.columns, lists=request.lists
-        )
+        revision, file_format = revision_of(request), parse_format(request.format)
         async with scratch_directory(self._settings.uploads) as directory:
-            fetched = await run_blocking(
-                fetch_dataset_files,
+            wanted = Wanted(
+                "dataset",
                 hub_id,
-                commit=commit,
-                patterns=request.files,
-                directory=directory,
+                revision,
+                str(directory),
                 limit_bytes=self._settings.max_upload_bytes,
-                endpoint=endpoint,
+                patterns=list(request.files),
+                endpoint=self._settings.hub_endpoint,
             )
-            files = [DataFile(path, name, file_format) for name, path in fetched]
-            result = await run_blocking(self._store, header, files)
+            fetched = await self._imports.fetch(wanted)
+            header = pb.UploadDatasetHeader(
+                display_name=f"{hub_id}@{fetched.commit[:12]}", columns=request.columns, lists=request.lists
+            )
+            files = [DataFile(Path(path), name, file_format) for name, path in fetched.files]
+            check = RowCheck()
+            async with self._checking.turn():
+                result = await check.run(self._store, header, files, check.watch)
         stored = await self._uploaded(result)
-        return pb.ImportDatasetResponse(dataset=stored.dataset, created=stored.created, commit=commit)
+        return pb.ImportDatasetResponse(dataset=stored.dataset, created=stored.created, commit=fetched.commit)
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Any) -> pb.GetUploadResponse:  # noqa: N802
         """How far an upload has come, or what it became."""
@@ -126,7 +134,7 @@ class DatasetServicer(DatasetServiceServicer):
             held_out = await asyncio.to_thread(self._datasets.read, held_out_id)
         dataset = await asyncio.to_thread(self._datasets.get, request.dataset_id)
         with closing(_check_messages(dataset, rows, held_out)) as messages:
-            while (message := await run_blocking(next, messages, None)) is not None:
+            while (message := await self._next(messages)) is not None:
                 yield message
 
     async def ReadDatasetRows(  # noqa: N802
@@ -140,13 +148,17 @@ class DatasetServicer(DatasetServiceServicer):
             while (message := await run_blocking(next, messages, None)) is not None:
                 yield message
 
+    async def _next(self, messages: Iterator[pb.CheckDatasetResponse]) -> pb.CheckDatasetResponse | None:
+        async with self._checking.turn():
+            return await run_blocking(next, messages, None)
+
     async def _uploaded(self, result: UploadResult) -> pb.UploadDatasetResponse:
         """The dataset with the forms of this upload. Raises NotFoundError."""
         dataset = replace(await asyncio.to_thread(self._datasets.get, result.dataset_id), forms=result.forms)
         return pb.UploadDatasetResponse(dataset=convert.dataset_to_proto(dataset), created=result.created)
 
     def _store_upload(self, upload: Upload) -> UploadResult:
-        return self._store(upload.announced.header, upload.data_files, upload.checked)
+        return self._store(upload.announced.header, upload.data_files, upload.check.watch)
 
     def _store(
         self,

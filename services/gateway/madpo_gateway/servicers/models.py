@@ -26,16 +26,20 @@ from madpo.storage.references import CHECKPOINT_MODEL
 from madpo.types import FileEntry, Model
 from madpo.v1 import model_service_pb2 as pb
 from madpo.v1.model_service_pb2_grpc import ModelServiceServicer
-from madpo_gateway.hub import HUB_ID_PATTERN, fetch_from_hub, find_commit, revision_of
+from madpo_gateway.hub import HUB_ID_PATTERN, revision_of
+from madpo_gateway.imports import HubImports, Wanted
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import Spool, run_blocking, scratch_directory, stream_chunks
+from madpo_gateway.turns import Turns
 from madpo_gateway.usage import delete_unused, require_no_checkpoints, require_unused
 
 logger = logging.getLogger(__name__)
 
 MAX_FILES = 1000
+_PUBLISHED_AT_ONCE = 4
+_MOST_WAITING = 100
 
 _MODEL_FOLDER = f"{CHECKPOINT_MODEL}/"
 
@@ -52,10 +56,12 @@ class ModelServicer(ModelServiceServicer):
         store: ObjectStore,
         models: ModelStore,
         queue: JobQueue,
+        imports: HubImports,
         metrics: GatewayMetrics,
     ) -> None:
         self._settings, self._store, self._models, self._queue = settings, store, models, queue
-        self._metrics = metrics
+        self._imports, self._metrics = imports, metrics
+        self._publishing = Turns("models being stored", at_once=_PUBLISHED_AT_ONCE, waiting=_MOST_WAITING)
 
     async def UploadModel(self, request_iterator: AsyncIterator[Part], context: Any) -> pb.UploadModelResponse:  # noqa: N802
         """Spool every file, check each against its announcement, store. All or nothing."""
@@ -72,20 +78,25 @@ class ModelServicer(ModelServiceServicer):
                 received=self._metrics.upload_bytes.labels("model"),
             )
             await incoming.receive(upload)
-            model, created = await run_blocking(
-                self._publish, directory, display_name=name, base=first.header.base_model_id
-            )
+            model, created = await self._stored(directory, display_name=name, base=first.header.base_model_id)
         return pb.UploadModelResponse(model=convert.model_to_proto(model), created=created)
 
     async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> pb.ImportModelResponse:  # noqa: N802
         """Fetch a revision from the hub and store it."""
         hub_id = require_match(request.hub_id, HUB_ID_PATTERN, field="hub_id")
-        revision, endpoint = revision_of(request), self._settings.hub_endpoint
-        commit = await run_blocking(find_commit, hub_id, revision, kind="model", endpoint=endpoint)
+        revision = revision_of(request)
         async with scratch_directory(self._settings.uploads) as directory:
-            await run_blocking(fetch_from_hub, hub_id, commit=commit, directory=directory, endpoint=endpoint)
-            model, created = await run_blocking(
-                self._publish, directory, display_name=hub_id, metadata={"hub_id": hub_id, "commit": commit}
+            wanted = Wanted(
+                "model",
+                hub_id,
+                revision,
+                str(directory),
+                limit_bytes=self._settings.max_model_bytes,
+                endpoint=self._settings.hub_endpoint,
+            )
+            commit = (await self._imports.fetch(wanted)).commit
+            model, created = await self._stored(
+                directory, display_name=hub_id, metadata={"hub_id": hub_id, "commit": commit}
             )
         return pb.ImportModelResponse(model=convert.model_to_proto(model), created=created, commit=commit)
 
@@ -162,6 +173,11 @@ class ModelServicer(ModelServiceServicer):
             for file in files
             if file.path.startswith(_MODEL_FOLDER)
         ]
+
+    async def _stored(self, directory: Path, **described: Any) -> tuple[Model, bool]:
+        """The directory as a model, and whether it was not there before."""
+        async with self._publishing.turn():
+            return await run_blocking(self._publish, directory, **described)
 
     def _publish(
         self, directory: Path, *, display_name: str, base: str = "", metadata: Mapping[str, str] | None = None
