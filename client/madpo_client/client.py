@@ -12,6 +12,7 @@ from madpo_client.connection import read_connection
 from madpo_client.datasets import Datasets
 from madpo_client.jobs import Jobs
 from madpo_client.models import Models
+from madpo_client.retention import Retention
 from madpo_client.session import Session
 from madpo_client.settings import ConnectionOptions, client_settings
 
@@ -37,6 +38,7 @@ class Client:
         models: Upload, import and download models.
         jobs: Train and evaluate.
         access: Named tokens, and who did what.
+        retention: What is kept, and for how long.
 
     Raises:
         InvalidArgumentError: The token file cannot be read, or options exclude each other.
@@ -64,6 +66,7 @@ class Client:
         self.models = Models(self._session)
         self.jobs = Jobs(self._session)
         self.access = Access(self._session)
+        self.retention = Retention(self._session)
 
     @classmethod
     def from_environment(cls, **given: Unpack[ConnectionOptions]) -> Self:

@@ -118,6 +118,11 @@ class References:
             raise NotFoundError(f"{found} is {job.state} and has left no model")
         return job.result.model_id
 
+    def any_id(self, thing: str) -> str:
+        """The id of a job, model or dataset; of a job and the model it has made, which share a name, the model's."""
+        shelves = [self._jobs(lambda _: True), self._models(ANY_MODEL), self._datasets(frozenset(DatasetKind))]
+        return self._id(thing, "job, model or dataset", lambda: shelves)
+
     def model(self, model: ModelLike) -> ModelReference:
         """What a model argument refers to."""
         return model_reference(self._model(model, ANY_MODEL) if isinstance(model, str) else model)

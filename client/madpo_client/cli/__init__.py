@@ -20,6 +20,7 @@ from madpo_client.cli import (
     ledger,
     methods,
     models,
+    retention,
     run,
     stack,
 )
@@ -42,6 +43,7 @@ app.add_typer(jobs.app, name="job")
 app.add_typer(ledger.app)
 app.add_typer(access.tokens, name="token")
 app.add_typer(access.app)
+app.add_typer(retention.app, name="retention")
 app.add_typer(stack.app)
 app.add_typer(init.app)
 app.add_typer(doctor.app)

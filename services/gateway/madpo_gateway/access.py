@@ -39,6 +39,7 @@ READ_METHODS = frozenset(
         "DownloadArtifact",
         "DownloadLedgerParts",
         "DownloadLog",
+        "ListPins",
         "ServerReflectionInfo",
     }
 )
@@ -54,6 +55,8 @@ SUBMIT_METHODS = frozenset(
         "CancelJob",
         "ResumeJob",
         "DeleteJob",
+        "Pin",
+        "Unpin",
     }
 )
 ADMIN_READ_METHODS = frozenset({"ListTokens", "ListAuditRecords"})

@@ -1,9 +1,10 @@
-"""The gateway: four services over one object store and one queue, and the housekeeping of the queue."""
+"""The gateway: its services over one object store and one queue, and the housekeeping of the queue."""
 
 import asyncio
 import contextlib
 import logging
 import shutil
+import time
 
 import grpc
 from prometheus_client import CollectorRegistry
@@ -14,20 +15,30 @@ from madpo.queue.queue import open_queue
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
-from madpo.v1 import access_service_pb2, dataset_service_pb2, job_service_pb2, model_service_pb2
+from madpo.v1 import (
+    access_service_pb2,
+    dataset_service_pb2,
+    job_service_pb2,
+    model_service_pb2,
+    retention_service_pb2,
+)
 from madpo.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
 from madpo.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
 from madpo.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from madpo.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from madpo.v1.retention_service_pb2_grpc import add_RetentionServiceServicer_to_server
 from madpo_gateway.access import GatewayAccess
 from madpo_gateway.checks.references import Shelves
+from madpo_gateway.deletion import Deletion
 from madpo_gateway.imports import HubImports
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.reconcile import reap, reconcile
+from madpo_gateway.retention import Retention
 from madpo_gateway.servicers.access import AccessServicer
 from madpo_gateway.servicers.datasets import DatasetServicer
 from madpo_gateway.servicers.jobs import JobServicer
 from madpo_gateway.servicers.models import ModelServicer
+from madpo_gateway.servicers.retention import RetentionServicer
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.turns import Turns
 from madpo_gateway.uploads import Uploads
@@ -37,6 +48,15 @@ logger = logging.getLogger(__name__)
 _CHECKED_AT_ONCE = 2
 """Rows are checked in Python: more threads of it would only keep calls waiting."""
 _MOST_WAITING = 500
+
+
+CONTRACTS = (
+    dataset_service_pb2,
+    model_service_pb2,
+    job_service_pb2,
+    access_service_pb2,
+    retention_service_pb2,
+)
 
 
 class GatewayService:
@@ -67,21 +87,26 @@ class GatewayService:
             operator_token=settings.token.get_secret_value(),
             failures=self._metrics.audit_failures,
         )
+        self._retention = Retention(
+            settings.retention, store=self._store, datasets=self._datasets, models=self._models, queue=self._queue
+        )
         self._collector: QueueCollector | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._witness: str | None = None
+        self._retention_applied = time.monotonic()
 
     def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
         """Register the services."""
         shelves = Shelves(self._store, self._datasets, self._models, self._queue)
+        deletion = Deletion(store=self._store, datasets=self._datasets, models=self._models, queue=self._queue)
         datasets = DatasetServicer(
             self._settings,
             datasets=self._datasets,
             uploads=self._uploads,
             checking=self._checking,
             imports=self._imports,
-            queue=self._queue,
+            deletion=deletion,
             metrics=self._metrics,
         )
         models = ModelServicer(
@@ -90,6 +115,7 @@ class GatewayService:
             models=self._models,
             queue=self._queue,
             imports=self._imports,
+            deletion=deletion,
             metrics=self._metrics,
         )
         jobs = JobServicer(
@@ -98,6 +124,7 @@ class GatewayService:
             queue=self._queue,
             shelves=shelves,
             access=self.access,
+            deletion=deletion,
             metrics=self._metrics,
         )
         add_DatasetServiceServicer_to_server(datasets, server)  # type: ignore[no-untyped-call]
@@ -106,9 +133,12 @@ class GatewayService:
         add_AccessServiceServicer_to_server(  # type: ignore[no-untyped-call]
             AccessServicer(store=self._store, access=self.access), server
         )
-        contracts = (dataset_service_pb2, model_service_pb2, job_service_pb2, access_service_pb2)
+        retention = RetentionServicer(
+            self._retention, store=self._store, datasets=self._datasets, models=self._models, queue=self._queue
+        )
+        add_RetentionServiceServicer_to_server(retention, server)  # type: ignore[no-untyped-call]
         return tuple(
-            service.full_name for contract in contracts for service in contract.DESCRIPTOR.services_by_name.values()
+            service.full_name for contract in CONTRACTS for service in contract.DESCRIPTOR.services_by_name.values()
         )
 
     async def start(self) -> None:
@@ -138,11 +168,23 @@ class GatewayService:
                 self._metrics.reaped.inc(await reap(store=self._store, queue=self._queue))
                 if await self._has_lost_jobs():
                     self._metrics.restored.inc(await reconcile(store=self._store, queue=self._queue))
+                await self._apply_retention()
             except MadpoError as error:
                 logger.warning("housekeeping failed, trying again", extra={"error": str(error)})
             except Exception:
                 # Nobody waits for this task: ended, it would be missed only once a job is lost for good.
                 logger.exception("housekeeping failed, trying again")
+
+    async def _apply_retention(self) -> None:
+        """Now and then. A gateway that is started often does not do so each time."""
+        every_s = self._settings.retention_every_s
+        if every_s is None or time.monotonic() - self._retention_applied < every_s:
+            return
+        self._retention_applied = time.monotonic()
+        removals = [removal async for removal in self._retention.apply(dry_run=False)]
+        if removals:
+            size_bytes = sum(removal.size_bytes for removal in removals)
+            logger.info("retention applied", extra={"things": len(removals), "size_bytes": size_bytes})
 
     async def _stopped_within(self, span_s: float) -> bool:
         with contextlib.suppress(TimeoutError):

@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from madpo.config import QueueSettings
 from madpo.data.files import DEFAULT_LIMITS, ReadLimits
 from madpo.rpc.channel import is_loopback_host
+from madpo_gateway.retention_policy import RetentionPolicy
 
 
 class GatewaySettings(QueueSettings):
@@ -47,6 +48,10 @@ class GatewaySettings(QueueSettings):
     """Largest model directory."""
     max_watchers: int = Field(default=5_000, ge=1)
     """Most watches of jobs at once; more are asked to come back later. Each takes about 50 KB."""
+    retention: RetentionPolicy = RetentionPolicy()
+    """What is removed in time, as JSON: `{"jobs": {"days": 90, "keep_last": 200}}`. By default nothing."""
+    retention_every_s: float | None = Field(default=None, ge=60)
+    """How often the rules are applied, in seconds; None is only when asked, by `madpo retention apply`."""
     hub_endpoint: str | None = None
     """URL models are imported from; None is the hub library's own default."""
 

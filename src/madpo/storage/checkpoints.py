@@ -178,6 +178,13 @@ def list_checkpoints(store: ObjectStore, job_id: str) -> list[Checkpoint]:
     ]
 
 
+def remove_checkpoint(store: ObjectStore, job_id: str, step: int) -> None:
+    """Remove a checkpoint of a job that is over, of whichever attempts; absent is fine."""
+    for found_step, attempt in _scan(store, job_id):
+        if found_step == step:
+            bundle.delete(store, keys.checkpoint(job_id, step=step, attempt=attempt))
+
+
 def owning_attempt(store: ObjectStore, job_id: str) -> int:
     """The newest attempt that took ownership of the job; 0 before the first."""
     return _read_owner(store, job_id)[0].attempt

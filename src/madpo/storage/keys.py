@@ -22,6 +22,7 @@
     jobs/{job_id}/artifacts/a00002/manifest.json     written last
     jobs/{job_id}/artifacts/a00002-early-00001000/{name}         the same as it stood at a step, before the end
     access/tokens/{name}.json                        a named token: role, expiry, limits and the digest of its secret
+    pins/{id}.json                                   a job, model or dataset that retention leaves alone
     audit/{yyyy-mm-dd}/{microseconds}-{nonce}.json   one call that was to change something; never written again
     probes/{nonce}                                   written and removed when a service opens the store
     probes/{nonce}/{name}                            written and removed by `madpo doctor`
@@ -40,6 +41,9 @@ MODELS = "models"
 JOBS = "jobs"
 ACCESS_TOKENS = "access/tokens"
 AUDIT = "audit"
+PINS = "pins"
+TOKENS = "tokens"
+REFERENCE_LOGPS = "reference_logps"
 
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _MAX_KEY_CHARS = 512
@@ -186,6 +190,11 @@ def artifacts_order(name: str) -> tuple[str, bool, str]:
 def access_token(name: str) -> str:
     """A named token."""
     return f"{ACCESS_TOKENS}/{name}.json"
+
+
+def pin(thing_id: str) -> str:
+    """That somebody pinned a job, a model or a dataset."""
+    return f"{PINS}/{thing_id}.json"
 
 
 def audit_day(day: str) -> str:

@@ -15,7 +15,7 @@ from madpo.types.jobs import (
 from madpo.types.rows import Completion, DatasetKind, DatasetRow, PreferencePair, PromptOnly, ResponseList
 from madpo.types.scores import RewardModelInfo, ScoredPair, ScoredResponse, ScoreTimings
 from madpo.types.server import ServerInfo
-from madpo.types.stored import Checkpoint, Dataset, DatasetForm, FileEntry, Model
+from madpo.types.stored import Checkpoint, Dataset, DatasetForm, FileEntry, Model, Removal
 from madpo.types.text import (
     MESSAGE_TEXTS,
     NO_OPTIONS,
@@ -59,6 +59,7 @@ __all__ = [
     "Model",
     "PreferencePair",
     "PromptOnly",
+    "Removal",
     "ResponseList",
     "RewardModelInfo",
     "Role",

@@ -68,6 +68,19 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Removal:
+    """Something that retention has removed, or would."""
+
+    kind: str
+    """`job`, `checkpoint`, `model`, `dataset`, `tokens`, `reference_logps` or `audit`."""
+    thing_id: str
+    size_bytes: int
+    age_s: float
+    """Since the end of a job, the making of anything else."""
+    display_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A whole checkpoint of a job: it has a manifest."""
 

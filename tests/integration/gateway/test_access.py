@@ -7,7 +7,8 @@ import pytest
 from google.protobuf.message import Message
 
 from madpo.rpc.channel import call_metadata
-from madpo.v1 import access_service_pb2, dataset_service_pb2, job_service_pb2, model_service_pb2
+from madpo.v1 import access_service_pb2, dataset_service_pb2, job_service_pb2, model_service_pb2, retention_service_pb2
+from madpo_gateway.service import CONTRACTS
 from tests.integration.gateway.messages import header, model_header
 from tests.integration.gateway.service import NO_DATASET, NO_JOB, NO_MODEL, TOKEN, Gateway, refusal
 
@@ -42,12 +43,15 @@ REQUESTS: dict[str, Message] = {
     "ListTokens": access_service_pb2.ListTokensRequest(),
     "RevokeToken": access_service_pb2.RevokeTokenRequest(name="nobody"),
     "ListAuditRecords": access_service_pb2.ListAuditRecordsRequest(),
+    "ApplyRetention": retention_service_pb2.ApplyRetentionRequest(dry_run=True),
+    "Pin": retention_service_pb2.PinRequest(thing_id=NO_JOB),
+    "Unpin": retention_service_pb2.UnpinRequest(thing_id=NO_JOB),
+    "ListPins": retention_service_pb2.ListPinsRequest(),
     "DownloadLog": job_service_pb2.DownloadLogRequest(job_id=NO_JOB),
 }
-CONTRACTS = (dataset_service_pb2, model_service_pb2, job_service_pb2, access_service_pb2)
 ANSWERS = {
     **dict.fromkeys(("GetUpload", "ListDatasets", "ListModels", "ListJobs"), "OK"),
-    **dict.fromkeys(("GetCaller", "ListTokens", "ListAuditRecords"), "OK"),
+    **dict.fromkeys(("GetCaller", "ListTokens", "ListAuditRecords", "ApplyRetention", "Unpin", "ListPins"), "OK"),
     **dict.fromkeys(("UploadDataset", "ImportDataset", "UploadModel", "ImportModel", "CreateJob"), "INVALID_ARGUMENT"),
     "CreateToken": "INVALID_ARGUMENT",
 }

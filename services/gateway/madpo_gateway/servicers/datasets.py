@@ -17,13 +17,13 @@ from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader, parse_rows, row_kind
 from madpo.errors import InvalidArgumentError, NotFoundError
 from madpo.jobs.base import DATASET_ID_PATTERN
-from madpo.ports import JobQueue
 from madpo.rpc import convert
 from madpo.rpc.channel import CHUNK_BYTES, MAX_READ_ROWS
 from madpo.storage.datasets import DatasetStore
 from madpo.types import Dataset, DatasetRow
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
+from madpo_gateway.deletion import Deletion
 from madpo_gateway.hub import HUB_ID_PATTERN, revision_of
 from madpo_gateway.imports import HubImports, Wanted
 from madpo_gateway.metrics import GatewayMetrics
@@ -33,7 +33,6 @@ from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import run_blocking, scratch_directory
 from madpo_gateway.turns import Turns
 from madpo_gateway.uploads import Upload, UploadResult, Uploads
-from madpo_gateway.usage import delete_unused, require_unused
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ _PROGRESS_ROWS = 1_000
 
 
 class DatasetServicer(DatasetServiceServicer):
-    """Serves the datasets of one object store; asks the queue whether one is in use."""
+    """Serves the datasets of one object store."""
 
     def __init__(
         self,
@@ -51,12 +50,12 @@ class DatasetServicer(DatasetServiceServicer):
         uploads: Uploads,
         checking: Turns,
         imports: HubImports,
-        queue: JobQueue,
+        deletion: Deletion,
         metrics: GatewayMetrics,
     ) -> None:
         self._settings, self._datasets, self._uploads = settings, datasets, uploads
         self._checking, self._imports = checking, imports
-        self._queue, self._metrics = queue, metrics
+        self._deletion, self._metrics = deletion, metrics
 
     async def UploadDataset(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Any
@@ -115,10 +114,7 @@ class DatasetServicer(DatasetServiceServicer):
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:  # noqa: N802
         """Remove a dataset no unfinished job needs."""
-        dataset_id = _dataset_id(request.dataset_id)
-        await asyncio.to_thread(self._datasets.get, dataset_id)
-        await delete_unused(dataset_id, self._datasets, lambda: require_unused(dataset_id, self._queue))
-        logger.info("dataset deleted", extra={"dataset_id": dataset_id})
+        await self._deletion.dataset(_dataset_id(request.dataset_id))
         return pb.DeleteDatasetResponse()
 
     async def CheckDataset(  # noqa: N802

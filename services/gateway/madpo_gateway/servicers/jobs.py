@@ -16,7 +16,7 @@ from madpo.rpc import convert
 from madpo.rpc.access import current_caller
 from madpo.storage.artifacts import list_artifacts, open_artifact
 from madpo.storage.ledger import ledger_parts
-from madpo.storage.results import close_result, delete_job, reopen_result, write_spec
+from madpo.storage.results import close_result, reopen_result, write_spec
 from madpo.types import Job, JobState
 from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
@@ -24,6 +24,7 @@ from madpo_gateway.access import GatewayAccess
 from madpo_gateway.checks.context import with_context_default
 from madpo_gateway.checks.references import Shelves
 from madpo_gateway.checks.registry import all_dependencies, check_spec, require_references, with_method_defaults
+from madpo_gateway.deletion import Deletion
 from madpo_gateway.job_log import job_log
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.names import default_name
@@ -31,7 +32,6 @@ from madpo_gateway.reconcile import record_outcome, restore_job
 from madpo_gateway.requests import page_size, require_display_name, require_match
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import stream_chunks
-from madpo_gateway.usage import require_unused
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,11 @@ class JobServicer(JobServiceServicer):
         queue: JobQueue,
         shelves: Shelves,
         access: GatewayAccess,
+        deletion: Deletion,
         metrics: GatewayMetrics,
     ) -> None:
         self._store, self._queue, self._shelves, self._metrics = store, queue, shelves, metrics
-        self._access = access
+        self._access, self._deletion = access, deletion
         self._watchers, self._max_watchers = 0, settings.max_watchers
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.CreateJobResponse:  # noqa: N802
@@ -121,14 +122,8 @@ class JobServicer(JobServiceServicer):
         return pb.ResumeJobResponse(job=convert.job_to_proto(resumed))
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> pb.DeleteJobResponse:  # noqa: N802
-        """Take a job out of use, remove what it left, then forget it: broken off, it can be asked for again."""
-        job_id = _job_id(request.job_id)
-        await self._queue.get(job_id)
-        await require_unused(job_id, self._queue)
-        await self._queue.retire(job_id)
-        await asyncio.to_thread(delete_job, self._store, job_id)
-        await self._queue.forget(job_id)
-        logger.info("job deleted", extra={"job_id": job_id})
+        """Remove a job that is over and that nothing needs."""
+        await self._deletion.job(_job_id(request.job_id))
         return pb.DeleteJobResponse()
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:  # noqa: N802

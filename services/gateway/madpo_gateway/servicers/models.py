@@ -26,6 +26,7 @@ from madpo.storage.references import CHECKPOINT_MODEL
 from madpo.types import FileEntry, Model
 from madpo.v1 import model_service_pb2 as pb
 from madpo.v1.model_service_pb2_grpc import ModelServiceServicer
+from madpo_gateway.deletion import Deletion
 from madpo_gateway.hub import HUB_ID_PATTERN, revision_of
 from madpo_gateway.imports import HubImports, Wanted
 from madpo_gateway.metrics import GatewayMetrics
@@ -33,7 +34,6 @@ from madpo_gateway.requests import page_size, require_display_name, require_matc
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import Spool, run_blocking, scratch_directory, stream_chunks
 from madpo_gateway.turns import Turns
-from madpo_gateway.usage import delete_unused, require_no_checkpoints, require_unused
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,11 @@ class ModelServicer(ModelServiceServicer):
         models: ModelStore,
         queue: JobQueue,
         imports: HubImports,
+        deletion: Deletion,
         metrics: GatewayMetrics,
     ) -> None:
         self._settings, self._store, self._models, self._queue = settings, store, models, queue
-        self._imports, self._metrics = imports, metrics
+        self._imports, self._deletion, self._metrics = imports, deletion, metrics
         self._publishing = Turns("models being stored", at_once=_PUBLISHED_AT_ONCE, waiting=_MOST_WAITING)
 
     async def UploadModel(self, request_iterator: AsyncIterator[Part], context: Any) -> pb.UploadModelResponse:  # noqa: N802
@@ -114,18 +115,8 @@ class ModelServicer(ModelServiceServicer):
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:  # noqa: N802
         """Remove a model that no unfinished job needs, no adapter and no checkpoint."""
-        model_id = _model_id(request.model_id)
-        await asyncio.to_thread(self._models.get, model_id)
-        await delete_unused(model_id, self._models, lambda: self._require_unused(model_id))
-        logger.info("model deleted", extra={"model_id": model_id})
+        await self._deletion.model(_model_id(request.model_id))
         return pb.DeleteModelResponse()
-
-    async def _require_unused(self, model_id: str) -> None:
-        await require_unused(model_id, self._queue)
-        adapter = await asyncio.to_thread(lambda: next(self._models.adapters_of(model_id), None))
-        if adapter is not None:
-            raise FailedPreconditionError(f"the adapter {adapter} belongs to {model_id}: delete that one first")
-        await require_no_checkpoints(model_id, store=self._store, queue=self._queue)
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Any) -> pb.ListCheckpointsResponse:  # noqa: N802
         """The whole checkpoints of a job, newest first."""

@@ -45,6 +45,7 @@ from madpo.rpc.convert.preference import (
     response_from_proto,
     response_to_proto,
 )
+from madpo.rpc.convert.retention import removal_from_proto, removal_to_proto
 from madpo.rpc.convert.reward import (
     reward_model_from_proto,
     reward_model_to_proto,
@@ -83,6 +84,8 @@ __all__ = [
     "pair_to_proto",
     "progress_from_proto",
     "progress_to_proto",
+    "removal_from_proto",
+    "removal_to_proto",
     "response_from_proto",
     "response_to_proto",
     "reward_model_from_proto",

@@ -4,7 +4,8 @@ from madpo.rpc.gateway.access import AccessCalls
 from madpo.rpc.gateway.datasets import DatasetCalls
 from madpo.rpc.gateway.jobs import JobCalls
 from madpo.rpc.gateway.models import ModelCalls
+from madpo.rpc.gateway.retention import RetentionCalls
 
 
-class GatewayClient(DatasetCalls, ModelCalls, JobCalls, AccessCalls):
-    """The four services of the gateway behind one channel; see `GatewayCalls` for its arguments."""
+class GatewayClient(DatasetCalls, ModelCalls, JobCalls, AccessCalls, RetentionCalls):
+    """All services of the gateway behind one channel; see `GatewayCalls` for its arguments."""
