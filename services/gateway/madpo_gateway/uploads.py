@@ -4,15 +4,14 @@ unfinished/{upload_id}/files/00000     the bytes so far, one file per file
 unfinished/{upload_id}/result.json     once stored, for a client that did not get the answer; the files are gone
 """
 
-import asyncio
 import hashlib
 import json
 import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from prometheus_client import Counter
@@ -21,12 +20,13 @@ from madpo.data.file_formats import parse_format
 from madpo.data.files import DataFile
 from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader
-from madpo.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.types import DatasetForm
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo_gateway.requests import is_plain_path, require_display_name, require_match, violation
 from madpo_gateway.row_check import RowCheck
 from madpo_gateway.spool import MAX_CHUNK_BYTES, run_blocking
+from madpo_gateway.streams import Stream, Streams, TakenOver
 from madpo_gateway.turns import Turns
 
 MAX_FILES = 1000
@@ -172,18 +172,10 @@ class Upload:
                     yield chunk
 
 
-class _Stream:
-    """A stream that feeds an upload; it has the lock of the stream that it takes the upload over from."""
-
-    def __init__(self, lock: asyncio.Lock) -> None:
-        self.lock = lock
-
-
 class Uploads:
     """The uploads of a gateway.
 
-    One stream at a time feeds an upload; a later one takes it over, since a stream whose connection was cut may not
-    know it yet.
+    One stream at a time feeds an upload, see `madpo_gateway.streams`: all that send the same at once get the same.
 
     Args:
         scratch: For uploads that end with their stream.
@@ -199,7 +191,7 @@ class Uploads:
         self._checking = checking
         self._scratch, self._unfinished = scratch, unfinished
         self._limit_bytes, self._received = limit_bytes, received
-        self._streams: dict[str, _Stream] = {}
+        self._streams: Streams[UploadResult] = Streams()
         self._checked: dict[str, Upload] = {}
         """Uploads whose rows are being checked."""
 
@@ -215,7 +207,7 @@ class Uploads:
         Raises:
             InvalidArgumentError: The stream or a row is not as it must be. Nothing of the upload is left, unless the
                 stream only ended early.
-            AlreadyExistsError: Another stream took the upload over.
+            UnavailableError: Another stream took the upload over, and has stopped.
             FailedPreconditionError: The header's offset is beyond what is here.
         """
         first = await anext(messages, pb.UploadDatasetRequest())
@@ -229,32 +221,48 @@ class Uploads:
         else:
             upload_id = uuid.uuid4().hex
             directory = self._scratch / upload_id
-        with self._stream(upload_id) as stream:
+        with self._streams.joined(upload_id) as stream:
             try:
-                async with self._turn(upload_id, stream):
+                async with stream.turn():
                     upload = await run_blocking(_resume, directory, announced, header.offset, self._limit_bytes)
-                digest = await self._fill(upload, messages, upload_id, stream)
-                async with self._turn(upload_id, stream):
-                    return await self._finish(upload_id, directory, upload, digest, store)
+                digest = await self._fill(upload, messages, stream)
+                async with stream.turn():
+                    await run_blocking(upload.verify, digest)
+                    return await self._finish(upload_id, directory, upload, store, stream)
+            except TakenOver:
+                return replace(await stream.outcome(messages), created=False)
             except _EndedEarly as error:
                 raise violation("sha256", "is missing: the upload ended early") from error
             except InvalidArgumentError:
-                await run_blocking(shutil.rmtree, directory, ignore_errors=True)
+                with suppress(TakenOver):  # then the files are another's
+                    async with stream.turn():
+                        await run_blocking(shutil.rmtree, directory, ignore_errors=True)
                 raise
             finally:
                 if not header.upload_id:
                     await run_blocking(shutil.rmtree, directory, ignore_errors=True)
 
     async def _finish(
-        self, upload_id: str, directory: Path, upload: Upload, digest: str, store: Callable[[Upload], UploadResult]
+        self,
+        upload_id: str,
+        directory: Path,
+        upload: Upload,
+        store: Callable[[Upload], UploadResult],
+        stream: Stream[UploadResult],
     ) -> UploadResult:
-        """Check and store, once others have been."""
+        """Check and store, once others have been; what comes of it holds for all that sent the same."""
         async with self._checking.turn():
             self._checked[upload_id] = upload
             try:
-                return await upload.check.run(_finish, directory, upload, digest, store)
+                result = await upload.check.run(_finish, directory, upload, store)
+            except InvalidArgumentError as error:
+                await run_blocking(shutil.rmtree, directory, ignore_errors=True)
+                stream.end(error)
+                raise
             finally:
                 del self._checked[upload_id]
+        stream.end(result)
+        return result
 
     def checked_rows(self, upload_id: str) -> int:
         """Rows that were checked so far of an upload whose bytes are all here."""
@@ -292,34 +300,15 @@ class Uploads:
     def _directory(self, upload_id: str) -> Path:
         return self._unfinished / require_match(upload_id, UPLOAD_ID_PATTERN, field="upload_id")
 
-    @contextmanager
-    def _stream(self, upload_id: str) -> Iterator[_Stream]:
-        """A new stream of an upload, the one that feeds it from now on."""
-        before = self._streams.get(upload_id)
-        stream = self._streams[upload_id] = _Stream(before.lock if before else asyncio.Lock())
-        try:
-            yield stream
-        finally:
-            if self._streams.get(upload_id) is stream:
-                del self._streams[upload_id]
-
-    @asynccontextmanager
-    async def _turn(self, upload_id: str, stream: _Stream) -> AsyncIterator[None]:
-        """The upload's directory for this stream alone. Raises AlreadyExistsError when it is another's."""
-        async with stream.lock:
-            if self._streams.get(upload_id) is not stream:
-                raise AlreadyExistsError("another stream goes on with this upload: see to that one")
-            yield
-
     async def _fill(
-        self, upload: Upload, messages: AsyncIterator[pb.UploadDatasetRequest], upload_id: str, stream: _Stream
+        self, upload: Upload, messages: AsyncIterator[pb.UploadDatasetRequest], stream: Stream[UploadResult]
     ) -> str:
         """Write the chunks; gives the digest that ends them."""
         async for message in messages:
             match message.WhichOneof("part"):
                 case "chunk":
                     self._received.inc(len(message.chunk))
-                    async with self._turn(upload_id, stream):
+                    async with stream.turn():
                         await run_blocking(upload.append, message.chunk)
                 case "sha256":
                     return message.sha256
@@ -346,9 +335,8 @@ def _resume(directory: Path, announced: Announced, offset: int, limit_bytes: int
     return upload
 
 
-def _finish(directory: Path, upload: Upload, digest: str, store: Callable[[Upload], UploadResult]) -> UploadResult:
-    """Check and store the files, and leave the result in their place."""
-    upload.verify(digest)
+def _finish(directory: Path, upload: Upload, store: Callable[[Upload], UploadResult]) -> UploadResult:
+    """Store the files' rows, and leave the result in their place."""
     result = store(upload)
     (directory / _RESULT).write_text(result.to_json())
     shutil.rmtree(directory / "files")

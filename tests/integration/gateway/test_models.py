@@ -1,5 +1,6 @@
 """Models over the wire: uploads, adapters, checkpoints, downloads."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -247,3 +248,13 @@ async def test_a_model_in_use_is_not_deleted(gateway: Gateway) -> None:
     assert f"the adapter {adapter} belongs to {base}" in belongs.message
     assert not [key for key in gateway.stored() if key.startswith("models/")]
     assert (await refusal(delete(base))).code == "NOT_FOUND"
+
+
+async def test_all_that_upload_the_same_model_at_once_get_the_same(gateway: Gateway) -> None:
+    uploaded = await asyncio.gather(*(gateway.upload_model() for _ in range(30)))
+
+    assert len({each.model.model_id for each in uploaded}) == 1
+    request = model_service_pb2.GetModelRequest(model_id=uploaded[0].model.model_id)
+    files = (await gateway.ask(gateway.models.GetModel, request)).model.files
+    assert {file.path for file in files} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert gateway.spooled() == []

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import SecretStr
 
-from madpo.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, MadpoError, UnavailableError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, MadpoError, UnavailableError
 from madpo.rpc.channel import CHUNK_BYTES, call_metadata
 from madpo.rpc.gateway.client import GatewayClient
 from madpo.rpc.server import RunningServer
@@ -275,14 +275,71 @@ async def test_a_later_stream_takes_an_upload_over(settings: GatewaySettings) ->
     async with serving(settings) as (port, _), sending(port) as send:
         first = await send.begin({"chunk": LINE}, upload_id=ID)
         await arrived(send, len(LINE))
-        second = send.all({"chunk": LINE}, TWICE, upload_id=ID, offset=len(LINE))
-        stored = await second
+        stored = await send.all({"chunk": LINE}, TWICE, upload_id=ID, offset=len(LINE))
         await first.write(pb.UploadDatasetRequest(chunk=LINE))
 
-        assert isinstance(await refusal(first), AlreadyExistsError)
-        assert stored.dataset.rows == 2
+        assert (await first).dataset == stored.dataset
+        assert (stored.dataset.rows, stored.created, (await first).created) == (2, True, False)
         assert (await send.get(ID)).result == stored, "for a client that lost the answer"
     assert left_over(settings) == []
+
+
+async def test_all_that_send_the_same_at_once_get_the_same(settings: GatewaySettings, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b"".join(b'{"prompt": "%d", "completion": "x"}\n' % number for number in range(50_000)))
+    async with serving(settings) as (port, _), AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(GatewayClient(f"127.0.0.1:{port}", token=TOKEN)) for _ in range(50)]
+        async with asyncio.timeout(180):
+            stored = await asyncio.gather(*(each.upload_dataset([path], display_name="") for each in clients))
+
+    assert {(dataset.dataset_id, dataset.rows) for dataset, _ in stored} == {(stored[0][0].dataset_id, 50_000)}
+    assert sum(created for _, created in stored) == 1
+    assert left_over(settings) == []
+
+
+async def test_all_that_send_a_bad_row_at_once_are_told_of_it(settings: GatewaySettings) -> None:
+    sha256 = {"sha256": hashlib.sha256(b"{oops").hexdigest()}
+    async with serving(settings) as (port, _), sending(port) as send:
+        waiting = []
+        for length in range(1, 6):
+            waiting.append(await send.begin({"chunk": b"{oops"[:length]}, upload_id=ID))
+            await arrived(send, length)
+        last = await refusal(send.all({"chunk": b"{oops"}, sha256, upload_id=ID))
+        for each in waiting:
+            await each.write(pb.UploadDatasetRequest(chunk=b"more"))
+        errors = [last, *[await refusal(each) for each in waiting]]
+
+        assert [type(error) for error in errors] == [InvalidArgumentError] * 6
+        assert {error.violations[0].field for error in errors} == {"row 1"}
+        assert (await send.get(ID)).received_bytes == 0
+
+
+async def test_one_that_waits_goes_on_where_the_one_it_waited_for_stopped(settings: GatewaySettings) -> None:
+    async with serving(settings) as (port, _), sending(port) as send:
+        first = await send.begin({"chunk": LINE}, upload_id=ID)
+        await arrived(send, len(LINE))
+        second = await send.begin({"chunk": LINE[:4]}, upload_id=ID, offset=len(LINE))
+        await arrived(send, len(LINE) + 4)
+        await first.write(pb.UploadDatasetRequest(chunk=LINE))  # comes too late
+        second.cancel()
+
+        assert isinstance(await refusal(first), UnavailableError)
+        assert (await send.get(ID)).received_bytes == len(LINE) + 4
+        rest = await send.all({"chunk": LINE[4:]}, TWICE, upload_id=ID, offset=len(LINE) + 4)
+        assert rest.dataset.rows == 2
+    assert left_over(settings) == []
+
+
+async def test_a_stream_that_was_taken_over_spoils_nothing(settings: GatewaySettings) -> None:
+    async with serving(settings) as (port, _), sending(port) as send:
+        first = await send.begin({"chunk": LINE}, upload_id=ID)
+        await arrived(send, len(LINE))
+        second = await send.begin({"chunk": LINE}, upload_id=ID, offset=len(LINE))
+        await arrived(send, 2 * len(LINE))
+        await first.write(send._message({"header": {"upload_id": ID}}))  # no message to come here
+        assert isinstance(await refusal(first), InvalidArgumentError)
+        await second.write(pb.UploadDatasetRequest(**TWICE))
+        assert (await second).dataset.rows == 2
 
 
 async def test_the_offset_of_a_stream_is_at_most_what_is_there(settings: GatewaySettings) -> None:

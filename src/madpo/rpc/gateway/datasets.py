@@ -61,7 +61,7 @@ class DatasetCalls(GatewayCalls):
             UnavailableError: The gateway stayed away.
         """
         columns = dict(sorted((columns or {}).items()))
-        reading = json.dumps([columns, lists]) if columns or lists else ""
+        reading = json.dumps([columns, lists, format]) if columns or lists or format else ""
         outgoing = await asyncio.to_thread(OutgoingFiles.describe, paths, reading=reading)
         request = datasets.GetUploadRequest(upload_id=outgoing.upload_id)
         clock = asyncio.get_running_loop().time
