@@ -49,8 +49,8 @@ class Settings:
     reward_epochs: float = 2.0
     reward_learning_rate: float = 1e-3
     policy_epochs: float = 2.0
-    policy_learning_rate: float = 1e-4
-    """Slow: at three times this rate single steps throw a policy off the language, and a rounding decides which."""
+    policy_learning_rate: float = 7e-5
+    """Slow: from 1e-4 on single steps may throw a policy off the language, and a rounding decides which."""
     policy_warmup_ratio: float = 0.1
     beta: float = 0.1
     checkpoint_every_steps: int = 64
