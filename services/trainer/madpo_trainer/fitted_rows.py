@@ -72,7 +72,8 @@ class FittedRows(LazyRows[T], Generic[T]):
         mapped: All rows of the dataset.
         kept: Numbers of those that fit, from 0, [rows].
         lengths: Tokens of their prompts, and of each of their responses, as they are after cutting.
-        make: What the training makes of a row, given its number in the dataset.
+        ids: The tokens of a row, cut to fit, given its number in the dataset.
+        make: What the training makes of a row and its tokens.
         lists: Rows have the responses of lists, in their order; else the chosen one comes first.
     """
 
@@ -81,14 +82,24 @@ class FittedRows(LazyRows[T], Generic[T]):
         mapped: MappedRows,
         kept: NDArray[np.int64],
         lengths: RowLengths,
-        make: Callable[[int], T],
+        ids: Callable[[int], EncodedRow],
+        make: Callable[[DatasetRow, EncodedRow], T],
         *,
         lists: bool = False,
     ) -> None:
-        super().__init__(len(kept), lambda index: make(int(kept[index])), remember=True)
-        self._make_row = make
+        super().__init__(len(kept), self._row, remember=True)
+        self._ids, self._make_of = ids, make
         self._mapped, self._kept, self.lengths, self.lists = mapped, kept, lengths, lists
         self.chosen: NDArray[np.int64] | None = None  # their numbers, where more than lengths decided which they are
+
+    def _row(self, index: int) -> T:
+        number = int(self._kept[index])
+        return self._make_of(self._mapped.row(number), self._ids(number))
+
+    @property
+    def all_ids(self) -> LazyRows[EncodedRow]:
+        """The tokens of the rows alone: their text, most of the work of reading a row, is not looked at."""
+        return LazyRows(len(self), lambda index: self._ids(int(self._kept[index])))
 
     @property
     def all_pairs(self) -> LazyRows[PreferencePair]:
@@ -98,7 +109,9 @@ class FittedRows(LazyRows[T], Generic[T]):
     def without(self, places: Sequence[int]) -> "FittedRows[T]":
         """The rows but some."""
         stay = np.setdiff1d(np.arange(len(self)), np.array(places, dtype=np.int64))
-        left = FittedRows(self._mapped, self._kept[stay], self.lengths.take(stay), self._make_row, lists=self.lists)
+        left = FittedRows(
+            self._mapped, self._kept[stay], self.lengths.take(stay), self._ids, self._make_of, lists=self.lists
+        )
         left.chosen = left._kept
         return left
 
@@ -114,7 +127,15 @@ class FittedRows(LazyRows[T], Generic[T]):
 
 def row_groups(rows: Sequence[PolicyRow]) -> LazyRows[ResponseGroup]:
     """The responses of rows behind their prompts, without the gold ones."""
+    if isinstance(rows, FittedRows):
+        ids, lists = rows.all_ids, rows.lists
+        return LazyRows(len(rows), lambda row: group_of(ids[row] if lists else ids[row].only((0, 1))))
     return LazyRows(len(rows), lambda row: rows[row].group)
+
+
+def group_of(ids: EncodedRow) -> ResponseGroup:
+    """The responses of a row behind their prompt."""
+    return ResponseGroup(ids.prompt_ids, ids.responses, ids.masks)
 
 
 def lengths_of(rows: Sequence[Any], groups: Sequence[ResponseGroup]) -> RowLengths:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -111,9 +112,8 @@ class TrainingRows:
         """
         mapped = self._map(dataset_id)
 
-        def make(index: int) -> EncodedCompletion:
-            ids = self._fit(mapped.encoded(index).only([0]))
-            return cast(Completion, mapped.row(index)), ids.sequence(0)
+        def make(row: DatasetRow, ids: EncodedRow) -> EncodedCompletion:
+            return cast(Completion, row), ids.sequence(0)
 
         return self._fitted(dataset_id, mapped, _same_places(len(mapped), 1), make)
 
@@ -121,9 +121,8 @@ class TrainingRows:
         """The rows of a preference dataset. Raises as `completions` does."""
         mapped = self._map(dataset_id)
 
-        def make(index: int) -> EncodedPair:
-            ids = self._fit(mapped.encoded(index).only([0, 1]))
-            return cast(PreferencePair, mapped.row(index)), ids.sequence(0), ids.sequence(1)
+        def make(row: DatasetRow, ids: EncodedRow) -> EncodedPair:
+            return cast(PreferencePair, row), ids.sequence(0), ids.sequence(1)
 
         return self._fitted(dataset_id, mapped, _same_places(len(mapped), 2), make)
 
@@ -147,13 +146,7 @@ class TrainingRows:
             if len(missing):
                 number = mapped.number(int(missing[0]))
                 raise InvalidPairError(f"row {number}.gold is missing (give every row a gold response)")
-        starts = places.starts
-
-        def make(index: int) -> PolicyRow:
-            chosen = places.values[starts[index] : starts[index] + places.counts[index]].tolist()
-            return policy_row(mapped.row(index), self._fit(mapped.encoded(index).only(chosen)), lists=lists)
-
-        return self._fitted(dataset_id, mapped, places, make, lists=lists)
+        return self._fitted(dataset_id, mapped, places, partial(policy_row, lists=lists), lists=lists)
 
     def leave_out(self, dataset_id: str, rows: FittedRows[PolicyRow], places: Sequence[int]) -> FittedRows[PolicyRow]:
         """The rows but some, which count as dropped."""
@@ -185,11 +178,17 @@ class TrainingRows:
         dataset_id: str,
         mapped: MappedRows,
         places: Ragged,
-        make: Callable[[int], T],
+        make: Callable[[DatasetRow, EncodedRow], T],
         *,
         lists: bool = False,
     ) -> FittedRows[T]:
         """The rows that fit with the responses at these places, by their lengths alone where those say enough."""
+        starts = places.starts
+
+        def whole(index: int) -> EncodedRow:
+            chosen = places.values[starts[index] : starts[index] + places.counts[index]].tolist()
+            return mapped.encoded(index).only(chosen)
+
         every = mapped.response_lengths()
         responses = Ragged(places.counts, every.values[np.repeat(every.starts, places.counts) + places.values])
         prompts, longest = mapped.prompt_lengths(), responses.most()
@@ -198,11 +197,8 @@ class TrainingRows:
         if self._overlong == "truncate_prompt":
             fits |= longest < self.max_tokens
         elif self._overlong == "truncate_response":
-            starts = places.starts
             for index in np.flatnonzero(is_long & (prompts < self.max_tokens)):
-                chosen = places.values[starts[index] : starts[index] + places.counts[index]].tolist()
-                ids = mapped.encoded(int(index)).only(chosen)
-                fits[index] = fit(ids, self.max_tokens, self._overlong, bos_id=None) is not None
+                fits[index] = fit(whole(int(index)), self.max_tokens, self._overlong, bos_id=None) is not None
         dropped = np.flatnonzero(~fits)
         named = [mapped.number(int(index)) for index in dropped[:_NAMED_ROWS]]
         counts = self.counts[dataset_id] = RowCounts(len(mapped), int((fits & is_long).sum()), len(dropped), named)
@@ -212,7 +208,7 @@ class TrainingRows:
         unembedded = UnembeddedTokens(self._tokenizer, embedding_count(self._directory))
         unembedded.require_rows_without(mapped.with_ids_from(unembedded.lowest_id, kept))
         lengths = RowLengths(prompts, responses).take(kept).fitted(self.max_tokens, self._overlong)
-        return FittedRows(mapped, kept, lengths, make, lists=lists)
+        return FittedRows(mapped, kept, lengths, lambda index: self._fit(whole(index)), make, lists=lists)
 
     def _refusal(self, counts: RowCounts, longest: int) -> InvalidPairError:
         remedy = keep_whole(self.max_tokens, directory_limit(self._directory))

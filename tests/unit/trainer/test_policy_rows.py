@@ -15,7 +15,8 @@ from madpo.storage.tokens import TokenStore
 from madpo.types import DatasetKind, Job, JobKind, JobState, PreferencePair, ResponseList
 from madpo.worker.phase import Phase
 from madpo.worker.workspace import Run
-from madpo_trainer.fitted_rows import require_columns
+from madpo_trainer.fitted_rows import require_columns, row_groups
+from madpo_trainer.mapped_rows import MappedRows
 from madpo_trainer.training_rows import TrainingRows
 
 JOB = Job("job-" + "0" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
@@ -103,3 +104,12 @@ def test_rows_with_tokens_that_the_model_does_not_embed_are_named(read):
 
     assert [violation.field for violation in raised.value.violations] == ["row 2", "row 3"]
     assert "resize_token_embeddings" in str(raised.value)
+
+
+def test_rows_are_run_without_a_look_at_their_text(read, monkeypatch):
+    lists = ResponseList("the", ("film", "was", "good"), (0.0, 2.0, 1.0), row=1)
+    sets = [read(PAIR), read(PAIR, gold=True), read(lists), read(lists, lists=True)]
+    expected = [[row.group for row in rows] for rows in sets]
+    monkeypatch.delattr(MappedRows, "row")
+
+    assert [list(row_groups(rows)) for rows in sets] == expected

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from madpo.calibration.figures import reward_report
 from madpo.models.logps import ResponseGroup
 from madpo.worker.phase import Phase
-from madpo_trainer.fitted_rows import EncodedPair, lengths_of
+from madpo_trainer.fitted_rows import EncodedPair, FittedRows, group_of, lengths_of
 from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.model_runner import ModelRunner
 from madpo_trainer.objectives.figures import wins
@@ -59,10 +59,11 @@ class RewardObjective:
         """Accuracy, loss, calibration and the scores' mean and deviation on the held-out pairs."""
         if not self._held_out:
             return {}
-        split = self.runner.split(pair_groups(self._held_out))
+        groups = pair_groups(self._held_out)
+        split = self.runner.split(groups)
         with torch.no_grad():
             parts = self.runner.ranks.map_rows(
-                lambda places: self.scores([self._held_out[place] for place in places]).float().cpu(), split, phase
+                lambda places: self._scores([groups[place] for place in places]).float().cpu(), split, phase
             )
         scores = torch.cat(parts)[torch.tensor([place for places in split for place in places]).argsort()]
         return reward_report(scores[:, 0].numpy(), scores[:, 1].numpy())
@@ -80,7 +81,10 @@ class RewardObjective:
 
     def scores(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Raw logits of chosen and rejected responses, [B, 2]."""
-        return self.runner.scores([pair_group(pair) for pair in pairs]).view(-1, 2)
+        return self._scores([pair_group(pair) for pair in pairs])
+
+    def _scores(self, groups: Sequence[ResponseGroup]) -> Tensor:
+        return self.runner.scores(groups).view(-1, 2)
 
     def pair(self, index: int) -> EncodedPair:
         """A training pair."""
@@ -122,6 +126,9 @@ class RewardStep:
 
 def pair_groups(pairs: Sequence[EncodedPair]) -> LazyRows[ResponseGroup]:
     """`pair_group` of many."""
+    if isinstance(pairs, FittedRows):
+        ids = pairs.all_ids
+        return LazyRows(len(pairs), lambda row: group_of(ids[row])._replace(masks=()))
     return LazyRows(len(pairs), lambda row: pair_group(pairs[row]))
 
 

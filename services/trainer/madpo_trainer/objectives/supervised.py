@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from madpo.data.tokenize import Encoded
 from madpo.models.logps import ResponseGroup
 from madpo.worker.phase import Phase
-from madpo_trainer.fitted_rows import EncodedCompletion, lengths_of
+from madpo_trainer.fitted_rows import EncodedCompletion, FittedRows, lengths_of
 from madpo_trainer.mapped_rows import LazyRows
 from madpo_trainer.model_runner import ModelRunner
 
@@ -58,8 +58,11 @@ class SupervisedObjective:
         if not self._held_out:
             return {}
         with torch.no_grad():
-            split = self.runner.split(completion_groups(self._held_out))
-            sums = self.runner.ranks.map_rows(self._sums, split, phase)
+            groups = completion_groups(self._held_out)
+            split = self.runner.split(groups)
+            sums = self.runner.ranks.map_rows(
+                lambda places: self._sums([groups[place] for place in places]), split, phase
+            )
         logps, tokens = (sum(column) for column in zip(*sums, strict=True))
         return {"loss": -logps / tokens}
 
@@ -79,10 +82,10 @@ class SupervisedObjective:
         responses = self.runner.logps([sequence_group(each) for each in encoded])
         return responses.logps, responses.tokens
 
-    def _sums(self, places: Sequence[int]) -> tuple[float, int]:
+    def _sums(self, groups: Sequence[ResponseGroup]) -> tuple[float, int]:
         """Summed log-probs and tokens of some held-out rows."""
-        logps, counts = self.logps([self._held_out[place][1] for place in places])
-        return float(logps.sum()), int(counts.sum())
+        responses = self.runner.logps(groups)
+        return float(responses.logps.sum()), int(responses.tokens.sum())
 
     def row(self, index: int) -> EncodedCompletion:
         """A training row."""
@@ -119,6 +122,9 @@ class SupervisedStep:
 
 def completion_groups(rows: Sequence[EncodedCompletion]) -> LazyRows[ResponseGroup]:
     """The responses of rows behind their prompts."""
+    if isinstance(rows, FittedRows):
+        ids = rows.all_ids
+        return LazyRows(len(rows), lambda row: sequence_group(ids[row].sequence(0)))
     return LazyRows(len(rows), lambda row: sequence_group(rows[row][1]))
 
 
