@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.storage.tokens import TokenStore
 from madpo.types import DatasetKind, Job, JobKind, JobProgress, JobState, PreferencePair
+from madpo.worker import program
 from madpo.worker.workspace import Workspace
 
 FEW = 256
@@ -132,7 +132,7 @@ def _launched(workspace: Workspace, home: Path, ranks: int) -> Iterator["subproc
         "threads": "1",
     }
     environment = os.environ | {f"MADPO_TRAINER_{name.upper()}": value for name, value in settings.items()}
-    command = [sys.executable, "-m", "madpo_trainer.launch", str(workspace.directory)]
+    command = program.command("madpo_trainer.launch", workspace.directory)
     with workspace.log_path.open("wb") as log:
         process = subprocess.Popen(command, env=environment | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
         try:
