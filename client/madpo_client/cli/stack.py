@@ -1,5 +1,6 @@
 """`madpo up`, `madpo down`, `madpo status` and `madpo demo`."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +64,8 @@ def up(
         raise typer.Exit(run_in_foreground(stack.home, stack.options))
     with Console(stderr=True).status("starting (the first time takes longest)"):
         stack.start(detached=True)
+    for notice in stack.notices:
+        print(f"note: {notice}", file=sys.stderr)
     _print_status(stack, as_json=as_json)
     if not as_json:
         print(_NEXT)

@@ -3,6 +3,7 @@
 HOME/connection.json      where the gateway is; the processes (see `madpo_client.connection`)
 HOME/gateway_port         where the gateway listens, also after the next start
 HOME/lock                 held by the running supervisor
+HOME/version.json         which madpo was here last
 HOME/secrets/             client_token, reward_token, redis_password; made once, kept
 HOME/store/               object store
 HOME/redis/               job queue: configuration and append-only file

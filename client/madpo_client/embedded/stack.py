@@ -13,6 +13,7 @@ from madpo.errors import DeadlineExceededError, FailedPreconditionError, MadpoEr
 from madpo_client.connection import Connection, StackProcess, read_connection
 from madpo_client.embedded import lock
 from madpo_client.embedded.health import is_serving
+from madpo_client.embedded.home import close_home
 from madpo_client.embedded.plan import StackOptions, default_threads, require_packages
 from madpo_client.embedded.supervisor import STOP_GRACE_S, command
 from madpo_client.settings import ClientSettings
@@ -69,6 +70,8 @@ class EmbeddedStack:
         self.home = settings.expanded_home if home is None else Path(home).expanduser().absolute()
         port = settings.port if port is None else port
         self.options = StackOptions(reward_replicas, trainers, evaluators, threads or default_threads(), port)
+        self.notices: list[str] = []
+        """What the last start found damaged, and what it did about it."""
         self._supervisor: subprocess.Popen[bytes] | None = None
 
     def start(self, *, detached: bool = False) -> None:
@@ -78,15 +81,18 @@ class EmbeddedStack:
             detached: Leave the stack running when this program ends.
 
         Raises:
-            FailedPreconditionError: One runs here already, a package is missing, or a process ended while starting;
-                then it carries the last lines of its log.
+            FailedPreconditionError: One runs here already, the home cannot be used, a package is missing, or a process
+                ended while starting; then it carries the last lines of its log.
             DeadlineExceededError: A process did not answer in time.
         """
         require_packages()
         logs = self.home / "logs"
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        logs.mkdir(exist_ok=True)
-        with (logs / "supervisor.log").open("ab") as log:
+        self.notices = close_home(self.home)
+        try:
+            logs.mkdir(mode=0o700, exist_ok=True)
+        except FileExistsError as error:
+            raise FailedPreconditionError(f"{logs} is in the way of a directory: move it elsewhere") from error
+        with open(os.open(logs / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             self._supervisor = subprocess.Popen(
                 command(self.home, self.options, lifeline=not detached),
                 # It forks while it asks for health: gRPC's handlers of forks can abort the child before it is anything.
@@ -162,6 +168,7 @@ class EmbeddedStack:
         report = json.loads(line)
         if "error" in report:
             raise _START_ERRORS.get(report["kind"], FailedPreconditionError)(report["error"])
+        self.notices += report["notices"]
 
     def _end_supervisor(self, supervisor: subprocess.Popen[bytes]) -> None:
         supervisor.terminate()

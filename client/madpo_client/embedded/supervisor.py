@@ -20,12 +20,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from madpo.errors import DeadlineExceededError, FailedPreconditionError, MadpoError
+from madpo.errors import DeadlineExceededError, FailedPreconditionError, InvalidArgumentError, MadpoError
 from madpo_client.connection import Connection, StackProcess, read_connection, remove_connection, write_connection
 from madpo_client.embedded import lock
 from madpo_client.embedded.health import is_serving
-from madpo_client.embedded.plan import GATEWAY, ProcessSpec, StackOptions, make_plan, require_packages, secret_path
+from madpo_client.embedded.home import UMASK, check_home, close_home
+from madpo_client.embedded.plan import (
+    GATEWAY,
+    REDIS,
+    ProcessSpec,
+    StackOptions,
+    make_plan,
+    require_packages,
+    secret_path,
+)
 from madpo_client.embedded.ports import HOST
+from madpo_client.embedded.queue_files import describe_cut, set_damaged_aside
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +45,8 @@ STOP_GRACE_S = 75.0
 """Longest time for a group to end by itself: a trainer writes a checkpoint first."""
 
 _POLL_S = 0.1
-_RESTART_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+_RESTART_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 60.0)
+"""Before each new start of a process that crashes again and again; the last holds for all that follow."""
 _STEADY_S = 60.0
 """A process that ran this long before it crashed starts over with the delays."""
 _TAIL_LINES = 15
@@ -53,7 +64,9 @@ class Child:
         self._crashes = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._start_time = 0.0
-        self._restart_time: float | None = None
+        # By a clock that nobody sets, unlike the above.
+        self._started_at = 0.0
+        self._restart_at: float | None = None
 
     @property
     def is_running(self) -> bool:
@@ -77,23 +90,23 @@ class Child:
             )
         # Of the system's own clock, so that the process is known again by pid and start time.
         self._start_time = psutil.Process(self._process.pid).create_time()
-        self._restart_time, self.failure = None, ""
+        self._started_at, self._restart_at, self.failure = time.monotonic(), None, ""
 
     def watch(self) -> bool:
         """Notice a crash, or start again when the time has come; True when something changed."""
-        if self._restart_time is not None and time.time() >= self._restart_time:
+        if self._restart_at is not None and time.monotonic() >= self._restart_at:
             self.restarts += 1
             self.start()
             logger.info("%s started again, restart %d", self.spec.name, self.restarts)
             return True
         if self.failure or self.is_running:
             return False
-        self._crashes = 1 if time.time() - self._start_time > _STEADY_S else self._crashes + 1
+        self._crashes = 1 if time.monotonic() - self._started_at > _STEADY_S else self._crashes + 1
         self.failure = self.describe_end() + _last_line(self.spec.log)
+        delay_s = _RESTART_DELAYS_S[min(self._crashes, len(_RESTART_DELAYS_S)) - 1]
+        self._restart_at = time.monotonic() + delay_s
         if self._crashes > len(_RESTART_DELAYS_S):
-            self.failure += f"; given up after {self._crashes} crashes in a row"
-        else:
-            self._restart_time = time.time() + _RESTART_DELAYS_S[self._crashes - 1]
+            self.failure += f"; {self._crashes} times in a row, tried again every {delay_s:g} s"
         logger.error("%s %s; see %s", self.spec.name, self.failure, self.spec.log)
         return True
 
@@ -140,35 +153,39 @@ class Supervisor:
         self._home, self._options, self._lifeline = home, options, lifeline
         self._groups: list[list[Child]] = []
         self._ready = False
+        self._notices: list[str] = []
         self._stop = threading.Event()
         self._hurry = False
 
-    def run(self, on_ready: Callable[[], None]) -> int:
+    def run(self, on_ready: Callable[[Sequence[str]], None]) -> int:
         """Start, watch, stop.
 
         Args:
-            on_ready: Called once every process has answered.
+            on_ready: Called once every process has answered, with what was found damaged and what was done about it.
 
         Returns:
             1 when a process was not running at the end, else 0.
 
         Raises:
-            FailedPreconditionError: A stack runs under this home already, or a process ended while starting.
+            FailedPreconditionError: A stack runs under this home already, the home cannot be used, or a process ended
+                while starting.
             DeadlineExceededError: A process did not answer in time.
         """
-        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.umask(UMASK)
+        self._notice(*close_home(self._home))
         descriptor = lock.acquire(self._home)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
         try:
-            _end_leftovers(read_connection(self._home))
+            self._end_leftovers()
+            self._notice(*check_home(self._home))
             self._groups = [[Child(spec) for spec in group] for group in make_plan(self._home, self._options)]
             try:
                 if all(self._start(group) for group in self._groups):
                     self._ready = True
                     self._publish()
                     logger.info("all processes serve")
-                    on_ready()
+                    on_ready(self._notices)
                     self._watch()
                 failed = [child for child in self._children() if child.failure or not child.is_running]
             finally:
@@ -192,6 +209,8 @@ class Supervisor:
             if self._should_stop():
                 return False
             for child in [child for child in waiting if not child.is_running]:
+                if self._is_mended(child):
+                    continue
                 raise FailedPreconditionError(f"{child.spec.name} {child.describe_end()} while starting{_tail(child)}")
             waiting = [child for child in waiting if not self._is_serving(child)]
             if waiting and time.monotonic() > deadline:
@@ -199,8 +218,36 @@ class Supervisor:
                 raise DeadlineExceededError(
                     f"{child.spec.name} does not answer after {START_TIMEOUT_S:g} s{_tail(child)}"
                 )
-
+        for child in group:
+            if child.spec.name == REDIS and (cut := describe_cut(child.spec.log.read_text(errors="replace"))):
+                self._notice(cut)
         return True
+
+    def _is_mended(self, child: Child) -> bool:
+        """Start the queue again without the files it ended over; not for other processes and reasons."""
+        if child.spec.name != REDIS:
+            return False
+        done = set_damaged_aside(self._home / "redis", child.spec.log.read_text(errors="replace"))
+        if done is None:
+            return False
+        self._notice(done)
+        child.start()
+        return True
+
+    def _notice(self, *texts: str) -> None:
+        """Say something to whoever starts the stack."""
+        for text in texts:
+            logger.warning("%s", text)
+        self._notices += texts
+
+    def _end_leftovers(self) -> None:
+        try:
+            connection = read_connection(self._home)
+        except InvalidArgumentError as error:
+            self._notice(f"{error}: done")
+            remove_connection(self._home)
+        else:
+            _end_leftovers(connection)
 
     def _watch(self) -> None:
         while not self._should_stop():
@@ -296,7 +343,7 @@ def run_in_foreground(home: Path, options: StackOptions) -> int:
     """Be the supervisor, logging to standard error; the exit code of `Supervisor.run`."""
     require_packages()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    return Supervisor(home, options, lifeline=False).run(lambda: None)
+    return Supervisor(home, options, lifeline=False).run(lambda notices: None)
 
 
 def main() -> int:
@@ -304,13 +351,14 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     home, options, *rest = sys.argv[1:]
 
-    def report(**fields: str) -> None:
+    def report(**fields: Any) -> None:
         print(json.dumps(fields), flush=True)
         # Whoever reads is told once; later output has no reader.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     try:
-        return Supervisor(Path(home), StackOptions(**json.loads(options)), lifeline="lifeline" in rest).run(report)
+        stack = Supervisor(Path(home), StackOptions(**json.loads(options)), lifeline="lifeline" in rest)
+        return stack.run(lambda notices: report(notices=list(notices)))
     except MadpoError as error:
         logger.error("%s", error)
         report(error=str(error), kind=type(error).__name__)

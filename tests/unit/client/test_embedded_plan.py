@@ -159,18 +159,41 @@ def test_a_crash_is_reported_and_the_process_started_again(
     child.signal(signal.SIGKILL)
 
 
-def test_a_process_that_crashes_again_and_again_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_crashes_again_and_again_is_never_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor, "_RESTART_DELAYS_S", (0.0, 0.0))
     child = start(child_of(tmp_path, "raise SystemExit(3)"))
-    for _ in range(2):
+    for _ in range(8):
         await_end(child)
         assert child.watch()
+        failure = child.failure
         assert child.watch()
+    assert failure == "exited with code 3; 8 times in a row, tried again every 0 s"
+    assert child.restarts == 8
+
+
+def test_a_process_that_held_out_starts_over_with_the_delays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_RESTART_DELAYS_S", (0.0, 0.0, 3600.0))
+    child = start(child_of(tmp_path, "raise SystemExit(3)"))
+    for held_out in (False, False, True, False):
+        await_end(child)
+        if held_out:
+            monkeypatch.setattr(supervisor, "_STEADY_S", -1.0)
+        assert child.watch()
+        assert child.watch()
+        monkeypatch.setattr(supervisor, "_STEADY_S", 60.0)
+
+
+def test_a_clock_that_is_set_back_delays_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_RESTART_DELAYS_S", (0.0,))
+    child = start(child_of(tmp_path, "raise SystemExit(3)"))
     await_end(child)
     assert child.watch()
-    assert child.failure == "exited with code 3; given up after 3 crashes in a row"
-    assert not child.watch()
-    assert child.restarts == 2
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    assert child.watch()
+    assert child.restarts == 1
 
 
 def test_what_an_earlier_stack_left_is_ended_but_never_a_stranger(tmp_path: Path) -> None:
