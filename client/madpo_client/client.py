@@ -51,9 +51,9 @@ class Client:
         *,
         token: str | None = None,
         token_file: Path | str | None = None,
-        tls_ca: Path | None = None,
-        tls_cert: Path | None = None,
-        tls_key: Path | None = None,
+        tls_ca: Path | str | None = None,
+        tls_cert: Path | str | None = None,
+        tls_key: Path | str | None = None,
         plaintext: bool = False,
         timeout_s: float = 30.0,
     ) -> None:
@@ -114,7 +114,7 @@ class Client:
 
 
 def _client_tls(
-    server: str, *, ca: Path | None, cert: Path | None, key: Path | None, plaintext: bool
+    server: str, *, ca: Path | str | None, cert: Path | str | None, key: Path | str | None, plaintext: bool
 ) -> ClientTls | None:
     if (cert is None) != (key is None):
         raise InvalidArgumentError("tls_cert and tls_key come together")
@@ -122,7 +122,7 @@ def _client_tls(
         raise InvalidArgumentError("plaintext excludes tls_ca and tls_cert; leave one of them out")
     if plaintext or (is_loopback(server) and not (ca or cert)):
         return None
-    return ClientTls(*(path and path.expanduser() for path in (ca, cert, key)))
+    return ClientTls(*(Path(path).expanduser() if path else None for path in (ca, cert, key)))
 
 
 def _read_token(path: Path) -> str:

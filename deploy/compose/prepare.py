@@ -1,4 +1,4 @@
-"""Before anything starts: see that no token would travel in the clear, and hand the volumes to the services' user.
+"""Before anything starts: nothing travels in the clear, no secret is empty, and volumes belong to the services' user.
 
 MADPO_GATEWAY_BIND             address the gateway is published on
 MADPO_GATEWAY_TLS              true: it speaks TLS
@@ -11,6 +11,18 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+SHORTEST_TOKEN = 16
+"""Of the client token, in bytes: as the gateway asks for."""
+
+
+def short_secret(directory: Path) -> str | None:
+    """Which secret is empty or cut short; sizes are enough to know, and what is in the files cannot be read here."""
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        least = SHORTEST_TOKEN if path.name == "client_token" else 1
+        if not path.is_file() or path.stat().st_size < least:
+            return f"the secret {path.name} is empty or too short: remove its file and run madpo init to make another"
+    return None
 
 
 def refusal(environment: Mapping[str, str]) -> str | None:
@@ -29,7 +41,7 @@ def refusal(environment: Mapping[str, str]) -> str | None:
 
 
 if __name__ == "__main__":
-    if reason := refusal(os.environ):
+    if reason := refusal(os.environ) or short_secret(Path("/run/secrets")):
         sys.exit(reason)
     for volume in Path("/volumes").iterdir():
         os.chown(volume, int(os.environ["MADPO_UID"]), int(os.environ["MADPO_GID"]))

@@ -6,7 +6,7 @@ Only `settings.py` modules and this one read the environment.
 import os
 from pathlib import Path
 from tomllib import TOMLDecodeError
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
@@ -115,7 +115,15 @@ class CacheSettings(ServiceSettings):
     """Local copies that nothing used for so long are removed as well, in seconds."""
 
 
-class WorkerSettings(QueueSettings, CacheSettings):
+class ComputeSettings(ServiceSettings):
+    """Settings of services that compute with models."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """What is computed on. `auto` takes GPUs where there are any; `cuda` does not start where none is visible, instead
+    of computing on the CPU; `cpu` leaves GPUs alone."""
+
+
+class WorkerSettings(QueueSettings, CacheSettings, ComputeSettings):
     """Settings of services that run jobs in a child process."""
 
     workspace: Path
@@ -150,6 +158,11 @@ def _secret_files(settings_cls: type[BaseSettings]) -> tuple[SecretsSettingsSour
     if named and not directory.is_dir():
         raise SettingsError(f"MADPO_SECRETS_DIR is {directory}, which is not a directory")
     return (SecretsSettingsSource(settings_cls, secrets_dir=directory),) if directory.is_dir() else ()
+
+
+def log_format_of(settings: type[ServiceSettings]) -> str:
+    """The format of logs that the environment asks for, also where other settings are wrong."""
+    return os.environ.get(f"{settings.model_config.get('env_prefix', '')}LOG_FORMAT", "text")
 
 
 S = TypeVar("S", bound=ServiceSettings)

@@ -58,7 +58,7 @@ class EmbeddedStack:
 
     def __init__(
         self,
-        home: Path | None = None,
+        home: Path | str | None = None,
         *,
         reward_replicas: int = 1,
         trainers: int = 1,

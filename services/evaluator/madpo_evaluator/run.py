@@ -7,6 +7,7 @@ import torch
 
 from madpo.config import load_settings
 from madpo.errors import RETRYABLE, MadpoError
+from madpo.models.device import require_device
 from madpo.telemetry.logging import configure_logging
 from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Run
@@ -29,6 +30,7 @@ def main(workspace: Path) -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
+        require_device(settings)
         kind = evaluator_kind(run.job.kind)
         run.succeed(kind.execute(JobInputs.open(run, settings)))
     except Interrupted:

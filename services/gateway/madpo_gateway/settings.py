@@ -54,7 +54,6 @@ class GatewaySettings(QueueSettings):
     """How often the rules are applied, in seconds; None is only when asked, by `madpo retention apply`."""
     hub_endpoint: str | None = None
     """URL models are imported from; None is the hub library's own default."""
-
     max_imports: int = Field(default=4, ge=1)
     """Most imports from the hub at once; a few more wait, the rest are refused with a time to wait."""
     import_timeout_s: float = Field(default=1_500.0, gt=0)

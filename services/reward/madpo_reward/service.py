@@ -8,6 +8,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.models.device import require_device
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
 from madpo.v1.reward_service_pb2 import DESCRIPTOR
@@ -36,7 +37,12 @@ class RewardService:
         return (DESCRIPTOR.services_by_name["RewardService"].full_name,)
 
     async def start(self) -> None:
-        """Open the object store and load the models named in `preload`."""
+        """Open the object store and load the models named in `preload`.
+
+        Raises:
+            FailedPreconditionError: There is no GPU, and one is asked for.
+        """
+        require_device(self._settings)
         if self._settings.threads is not None:
             torch.set_num_threads(self._settings.threads)
         self._pipeline.start()

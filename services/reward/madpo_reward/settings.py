@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from madpo.config import CacheSettings, StoreSettings
+from madpo.config import CacheSettings, ComputeSettings, StoreSettings
 from madpo.jobs.base import ModelId
 
 
@@ -16,7 +16,7 @@ def _pads_or_not(batch_tokens: int | None) -> int | None:
     return batch_tokens
 
 
-class RewardSettings(StoreSettings, CacheSettings):
+class RewardSettings(StoreSettings, CacheSettings, ComputeSettings):
     """Everything that decides a score's bits is part of the revision the service reports."""
 
     model_config = SettingsConfigDict(env_prefix="MADPO_REWARD_")

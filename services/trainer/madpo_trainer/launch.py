@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from madpo.config import load_settings
 from madpo.errors import FailedPreconditionError
+from madpo.models.device import require_device
 from madpo.worker import program
 from madpo.worker.crash import killed
 from madpo.worker.failure import Failure, leave_failure
@@ -26,7 +27,9 @@ from madpo_trainer.settings import TrainerSettings
 def main(workspace: Path) -> int:
     """Run the ranks of this host to their end; the exit code is 0 when none of them failed."""
     watch_lifeline(workspace)
-    arguments = torchrun_arguments(load_settings(TrainerSettings), gpus=torch.cuda.device_count())
+    settings = load_settings(TrainerSettings)
+    require_device(settings)
+    arguments = torchrun_arguments(settings, gpus=torch.cuda.device_count())
     # Its logs would else stay in the temporary folder, which is memory in a container.
     logs = ["--log-dir", str(workspace / "torchrun")]
     _, *rank = program.command("madpo_trainer.run", workspace)

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from madpo.config import ServiceSettings, load_settings
+from madpo.config import ServiceSettings, load_settings, log_format_of
 from madpo.errors import MadpoError
 from madpo.rpc.access import Access, SharedToken
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES
@@ -131,6 +131,8 @@ def run_service(
     With `health` on the command line, ask the one that runs with these settings instead: exit code 0 when it serves,
     else 1 with one line that says why.
 
+    What ends it otherwise is one line on standard error, in JSON where logs are.
+
     Args:
         name: For logs: `reward`.
         settings_type: Read from the environment; a wrong setting ends the process with one clear line.
@@ -152,8 +154,16 @@ def run_service(
         secret = getattr(settings, token_field) if token_field else None
         token = secret.get_secret_value() if secret else None
         asyncio.run(_serve(name, settings, build, token))
-    except MadpoError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+    except Exception as error:
+        if sys.argv[1:] or log_format_of(settings_type) != "json":
+            if not isinstance(error, MadpoError):
+                raise
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+        configure_logging(service=name, format="json")
+        # Of an error that is ours, the text says all.
+        unforeseen = None if isinstance(error, MadpoError) else error
+        logger.critical("the service ends", exc_info=unforeseen, extra={"error": str(error)})
         return 1
     return 0
 

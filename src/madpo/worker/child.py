@@ -23,7 +23,12 @@ class Child:
     def __init__(self, command: Sequence[str], *, log_path: Path, settings: WorkerSettings) -> None:
         environment = dict(os.environ)
         # Torch would leave what it compiles in the temporary directory; here later jobs find it again.
+        # (A temporary directory may also be one that nothing can be loaded from: those of containers are.)
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.workspace / "compiled"))
+        environment.setdefault("TRITON_CACHE_DIR", str(settings.workspace / "compiled" / "triton"))
+        environment.setdefault("TORCH_EXTENSIONS_DIR", str(settings.workspace / "compiled" / "extensions"))
+        if settings.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         if settings.threads is not None:
             environment["OMP_NUM_THREADS"] = str(settings.threads)
         with log_path.open("ab") as log:

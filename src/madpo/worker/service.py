@@ -13,6 +13,7 @@ from madpo.errors import InternalError
 from madpo.ports import JobQueue
 from madpo.queue.queue import open_queue
 from madpo.storage.open import open_store
+from madpo.worker.device import require_device
 from madpo.worker.worker import JobWorker
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,10 @@ class WorkerService:
 
         Raises:
             UnavailableError: One of them does not answer.
+            FailedPreconditionError: There is no GPU, and one is asked for.
         """
         settings = self._settings
+        await require_device(settings)
         store = await asyncio.to_thread(open_store, settings)
         self._queue = open_queue(settings)
         await self._queue.ping()

@@ -457,3 +457,8 @@ def test_options_that_exclude_each_other_are_refused(options: dict[str, Any], sa
 def test_an_authority_that_cannot_be_read_is_named() -> None:
     with pytest.raises(FailedPreconditionError, match=r"/nonexistent/ca\.crt cannot be read"):
         Client("gpu-host:50050", token="t", tls_ca=Path("/nonexistent/ca.crt"))
+
+
+def test_certificates_may_be_named_by_text(tmp_path: Path) -> None:
+    with pytest.raises(FailedPreconditionError, match=r"ca\.crt"):
+        Client("gateway.example.org:1", token="t", tls_ca=str(tmp_path / "ca.crt"))

@@ -82,6 +82,62 @@ def test_a_start_without_init_ends_in_one_clear_line(tmp_path):
     assert "run madpo init first" in done.stderr
 
 
+def test_our_images_are_asked_for_at_no_registry(host):
+    for name, service in resolved(host)["services"].items():
+        is_ours = service.get("build") is not None
+        assert service.get("pull_policy") == ("never" if is_ours else None), name
+        assert service["image"].startswith("madpo/") is is_ours
+
+
+def test_images_of_a_registry_of_ones_own_are_pulled(host, tmp_path):
+    settings = tmp_path / "env"
+    own = "MADPO_IMAGES=registry.example.org/ml\nMADPO_PULL_POLICY=missing\n"
+    settings.write_text((host / ".env").read_text() + own)
+    done = compose("config", "--format", "json", env_file=settings)
+    service = json.loads(done.stdout)["services"]["trainer"]
+
+    assert service["image"].startswith("registry.example.org/ml/trainer:")
+    assert service["pull_policy"] == "missing"
+
+
+def test_services_that_compute_need_a_gpu_unless_told_otherwise(host):
+    for files, device in (([], "cuda"), (["deploy/gpus/4.yml"], "cuda"), (["docker-compose.cpu.yml"], "cpu")):
+        services = resolved(host, files)["services"]
+        for name in ("reward", "trainer", "evaluator"):
+            assert services[name]["environment"][f"MADPO_{name.upper()}_DEVICE"] == device
+
+
+def test_the_scorer_is_set_up_from_the_environment_file(host, tmp_path):
+    chosen = {"DTYPE": "bf16", "PRELOAD": '["model-' + "0" * 32 + '"]', "BATCH_TOKENS": "4096"}
+    settings = tmp_path / "env"
+    lines = [f"MADPO_REWARD_{name}={value}" for name, value in chosen.items()]
+    settings.write_text("\n".join([(host / ".env").read_text(), *lines]))
+    done = compose("config", "--format", "json", env_file=settings)
+    environment = json.loads(done.stdout)["services"]["reward"]["environment"]
+
+    assert {name: environment[f"MADPO_REWARD_{name}"] for name in chosen} == chosen
+    unset = resolved(host)["services"]["reward"]["environment"]
+    assert [unset.get(f"MADPO_REWARD_{name}") for name in chosen] == [None] * 3
+
+
+@pytest.mark.parametrize("damage", ["empty client_token", "short client_token", "empty redis_password", "directory"])
+def test_an_empty_secret_ends_the_start_at_once(host, tmp_path, damage):
+    prepared = runpy.run_path(str(ROOT / "deploy" / "compose" / "prepare.py"))
+    mounted = {secret["source"] for secret in resolved(host)["services"]["prepare"]["secrets"]}
+    assert mounted == {path.name for path in (host / "secrets").iterdir()} - {"grafana_password"}
+    for name in mounted:
+        (tmp_path / name).write_text((host / "secrets" / name).read_text())
+    assert prepared["short_secret"](tmp_path) is None
+    if damage == "directory":  # what an engine makes of a file that is missing
+        (tmp_path / "client_token").unlink()
+        (tmp_path / "client_token").mkdir()
+    else:
+        kind, name = damage.split()
+        (tmp_path / name).write_text("" if kind == "empty" else "x" * 15)
+
+    assert damage.split()[-1].replace("directory", "client_token") in prepared["short_secret"](tmp_path)
+
+
 def test_only_the_gateway_is_published_and_only_on_loopback(host):
     services = resolved(host)["services"]
 

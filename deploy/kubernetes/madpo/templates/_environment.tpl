@@ -15,6 +15,9 @@
 - {name: {{ $prefix }}_S3_ENDPOINT, value: {{ include "madpo.s3Endpoint" $.root | quote }}}
 - {name: {{ $prefix }}_S3_REGION, value: {{ .region | quote }}}
 {{- end }}
+{{- if ne .component "gateway" }}
+- {name: {{ $prefix }}_DEVICE, value: {{ if $values.gpu.count }}cuda{{ else }}cpu{{ end }}}
+{{- end }}
 {{- if ne .component "reward" }}
 - {name: {{ $prefix }}_REDIS_URL, value: {{ include "madpo.redisUrl" .root | quote }}}
 - {name: {{ $prefix }}_REDIS_NAMESPACE, value: {{ .root.Values.redis.namespace | quote }}}
