@@ -186,6 +186,14 @@ def arrow_cases() -> Iterator[Case]:
             f"{name} with offsets of ones",
             lambda whole=whole, at=batch_at: whole[: at + 600] + b"\xff" * 4000 + whole[at + 4600 :],
         )
+        # What is left would be a shorter file in good order.
+        last_batch_at = whole.rindex(b"\xff\xff\xff\xff", start, whole.rindex(b"\xff\xff\xff\xff\0\0\0\0"))
+        yield case(f"{name} cut before its last batch", lambda whole=whole, at=last_batch_at: whole[:at], "cut off")
+        end_at = whole.rindex(b"\xff\xff\xff\xff\0\0\0\0")
+        yield case(f"{name} cut behind its last batch", lambda whole=whole, at=end_at: whole[:at], "cut off")
+    footer_at = kinds["file"].rindex(b"\xff\xff\xff\xff\0\0\0\0") + 8
+    for what, end in {"without a footer": footer_at, "cut in its footer": footer_at + 40, "cut by a byte": -1}.items():
+        yield case(f"file {what}", lambda end=end: kinds["file"][:end], "does not end like an Arrow file")
     yield case(
         "of before 2019", lambda: arrow(table, use_legacy_format=True), "is no Parquet, Arrow or JSON|not readable"
     )

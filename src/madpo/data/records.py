@@ -272,10 +272,12 @@ def _options(row: RawRow, prompt: Content, tools: Any, tools_field: str) -> Chat
 
 
 def _name(row: RawRow, field: str) -> str | None:
-    """A row's name: text, or a whole number as text."""
+    """A row's name: text, or a whole number as text; of several, one text."""
     value = row.values.get(field)
-    if value is None:
+    if value is None or value == []:
         return None
+    if isinstance(value, list):
+        return ", ".join(read_text(each, f"{field}[{index}]", row) for index, each in enumerate(value))
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return read_text(value, field, row)

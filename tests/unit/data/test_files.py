@@ -272,6 +272,35 @@ def test_every_arrow_type_that_may_hold_rows_is_read(tmp_path: Path, column: pa.
     assert [row["prompt"] for _, row in read_rows(path)] == [*expanded[1:], *expanded[:2]]
 
 
+_FAR = 2**62
+_TIMES = [
+    *(
+        pa.array([0, _FAR, -_FAR], pa.timestamp(unit, zone))
+        for unit in ("s", "ms", "us", "ns")
+        for zone in (None, "UTC")
+    ),
+    *(pa.array([0, _FAR, -_FAR], pa.duration(unit)) for unit in ("s", "ns")),
+    pa.array([0, 2**31 - 1, -(2**31)], pa.int32()).cast(pa.date32()),
+    pa.array([0, 10**10 * 86_400_000, 0], pa.int64()).view(pa.date64()),
+]
+
+
+@pytest.mark.parametrize("times", _TIMES, ids=lambda times: str(times.type))
+def test_times_that_python_has_no_value_for_are_in_the_way_of_no_row(tmp_path: Path, times: pa.Array) -> None:
+    nested = pa.StructArray.from_arrays([times, pa.FixedSizeListArray.from_arrays(times, 1)], names=["at", "each"])
+    lists = pa.ListArray.from_arrays([0, 1, 2, 3], times)
+    table = pa.table({"prompt": ["a", "b", "c"], "at": times, "nested": nested, "lists": lists})
+    paths = [tmp_path / "rows.arrow"]
+    with pa.ipc.new_file(paths[0], table.schema) as writer:
+        writer.write_table(table)
+    if times.type not in (pa.timestamp("s"), pa.timestamp("s", "UTC"), pa.date64()):  # Parquet has none of these
+        paths.append(tmp_path / "rows.parquet")
+        pq.write_table(table, paths[1])
+
+    for path in paths:
+        assert [row["prompt"] for _, row in read_rows(path)] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [(b"", "not readable Parquet"), (b"PAR1 nonsense PAR1", "not readable Parquet"), (b'{"a": 1}', "not readable")],

@@ -82,11 +82,14 @@ def test_a_start_without_init_ends_in_one_clear_line(tmp_path):
     assert "run madpo init first" in done.stderr
 
 
-def test_our_images_are_asked_for_at_no_registry(host):
-    for name, service in resolved(host)["services"].items():
-        is_ours = service.get("build") is not None
+@pytest.mark.parametrize("files", OVERRIDES, ids=lambda files: "+".join(files) or "alone")
+def test_our_images_are_asked_for_at_no_registry(host, files):
+    services = resolved(host, files)["services"]
+    for name, service in services.items():
+        is_ours = service["image"].startswith("madpo/")
         assert service.get("pull_policy") == ("never" if is_ours else None), name
-        assert service["image"].startswith("madpo/") is is_ours
+        assert is_ours or not service.get("build"), name
+    assert {name for name, service in services.items() if service.get("build")} == {"prepare", *SETTINGS}
 
 
 def test_images_of_a_registry_of_ones_own_are_pulled(host, tmp_path):

@@ -13,12 +13,15 @@ from madpo.errors import InvalidArgumentError
 
 FILE_MAGIC = b"ARROW1\0\0"
 CONTINUATION = b"\xff\xff\xff\xff"
+_END = CONTINUATION + bytes(4)
 _MAX_METADATA_BYTES = 4 * MIB
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 
 
 def find_stream(file: BinaryIO, limits: ReadLimits) -> int:
     """Where the stream of messages begins: behind the magic of a file, at the start of a stream.
+
+    A file that is cut between two batches would else be read as a shorter one.
 
     Raises:
         InvalidArgumentError: A batch is past the limit.
@@ -28,7 +31,9 @@ def find_stream(file: BinaryIO, limits: ReadLimits) -> int:
     file.seek(0)
     start = len(FILE_MAGIC) if file.read(len(FILE_MAGIC)) == FILE_MAGIC else 0
     file.seek(start)
-    while (frame := file.read(8)) and frame != CONTINUATION + bytes(4):
+    while (frame := file.read(8)) != _END:
+        if not frame:
+            raise ValueError("it does not say where it ends; it may be cut off, or its writer was not closed")
         if len(frame) < 8 or frame[:4] != CONTINUATION:
             raise ValueError("a message does not begin like one")
         metadata_bytes = int.from_bytes(frame[4:], "little", signed=True)
@@ -41,7 +46,17 @@ def find_stream(file: BinaryIO, limits: ReadLimits) -> int:
             _check(_Table.root(metadata), file, size_bytes, limits)
         except struct.error as error:
             raise ValueError("the metadata of a message is damaged") from error
+    if start:
+        _check_footer(file, size_bytes)
     return start
+
+
+def _check_footer(file: BinaryIO, size_bytes: int) -> None:
+    """See that a file ends as it should: length of the footer, and the magic again."""
+    rest = file.read(_MAX_METADATA_BYTES + len(FILE_MAGIC))
+    footer_bytes = int.from_bytes(rest[-10:-6], "little")
+    if not rest.endswith(FILE_MAGIC.rstrip(b"\0")) or footer_bytes != len(rest) - 10:
+        raise ValueError("it does not end like an Arrow file; it may be cut off")
 
 
 def _check(message: "_Table", file: BinaryIO, size_bytes: int, limits: ReadLimits) -> None:

@@ -164,12 +164,15 @@ def _elements(array: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """The same values without dictionaries."""
+    """The same values without dictionaries; times as numbers."""
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return _plain(array.storage)
     if pa.types.is_dictionary(kind):
         return array.dictionary_decode()
+    if pa.types.is_temporal(kind) and kind.bit_width in (32, 64):
+        # No column that is read holds a time; as one, Python has no value for many of them.
+        return array.view(pa.int32() if kind.bit_width == 32 else pa.int64())
     if pa.types.is_struct(kind) and kind.num_fields:
         fields = [_plain(array.field(index)) for index in range(kind.num_fields)]
         return pa.StructArray.from_arrays(fields, names=[field.name for field in kind], mask=array.is_null())
@@ -177,4 +180,7 @@ def _plain(array: pa.Array) -> pa.Array:
         elements, starts = _elements(array)
         make = pa.ListArray if pa.types.is_list(kind) else pa.LargeListArray
         return make.from_arrays(starts, _plain(elements), mask=array.is_null())
+    if pa.types.is_fixed_size_list(kind):
+        elements, _ = _elements(array)
+        return pa.FixedSizeListArray.from_arrays(_plain(elements), kind.list_size, mask=array.is_null())
     return array
