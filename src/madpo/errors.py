@@ -7,6 +7,7 @@
     |- AlreadyExistsError                    the id is taken by something else
     |- FailedPreconditionError               right request, wrong state
     |  |- RevisionMismatchError              a reply came from another reward-model revision than the pinned one
+    |  |- UnknownFormatError                 a stored document was written by a newer version of madpo
     |  |- StaleAttemptError                  another attempt owns the job now
     |- UnauthenticatedError (PermissionError)
     |- PermissionDeniedError (PermissionError) the token is good, but not for this
@@ -82,6 +83,10 @@ class FailedPreconditionError(MadpoError):
 
 class RevisionMismatchError(FailedPreconditionError):
     """A score came from another reward-model revision than the job pinned."""
+
+
+class UnknownFormatError(FailedPreconditionError):
+    """A stored document has a format or a kind that only a newer version of madpo knows."""
 
 
 class StaleAttemptError(FailedPreconditionError):

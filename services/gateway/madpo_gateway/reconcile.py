@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from madpo.errors import NotFoundError
+from madpo.errors import CorruptObjectError, NotFoundError, UnknownFormatError
 from madpo.ports import JobQueue, JobRequest, ObjectStore
 from madpo.storage import keys
 from madpo.storage.checkpoints import owning_attempt
@@ -15,18 +15,30 @@ logger = logging.getLogger(__name__)
 
 
 async def reconcile(*, store: ObjectStore, queue: JobQueue) -> int:
-    """Write back all jobs the queue lost; returns how many. Those that were not over start again."""
+    """Write back all jobs the queue lost; returns how many. Those that were not over start again.
+
+    One whose documents cannot be read is reported and left alone: it keeps nobody else waiting.
+    """
     known = await _known_job_ids(queue)
     lost = [job_id for job_id in await asyncio.to_thread(_kept_job_ids, store) if job_id not in known]
+    restored = 0
     for job_id in lost:
-        await restore_job(job_id, store=store, queue=queue)
-    if lost:
-        logger.warning("jobs restored from the object store", extra={"jobs": len(lost)})
-    return len(lost)
+        try:
+            restored += await restore_job(job_id, store=store, queue=queue)
+        except (CorruptObjectError, UnknownFormatError) as error:
+            logger.error("job cannot be restored", extra={"job_id": job_id, "error": str(error)})
+    if restored:
+        logger.warning("jobs restored from the object store", extra={"jobs": restored})
+    return restored
 
 
 async def restore_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> bool:
-    """Write back one job as the store remembers it; False when the store does not know it either."""
+    """Write back one job as the store remembers it; False when the store does not know it either.
+
+    Raises:
+        CorruptObjectError: A document of it was changed.
+        UnknownFormatError: A newer version wrote one.
+    """
     try:
         job, outcome, attempt, resumes = await asyncio.to_thread(_remember, store, job_id)
     except NotFoundError:

@@ -38,5 +38,5 @@ def evaluate_last(
 
 def note_begin(store: ObjectStore, job_id: str, *, attempt: int) -> int:
     """Note that an attempt begins it; how many have, this one included."""
-    store.put(keys.last_evaluation(job_id, attempt=attempt), documents.encode({}))
+    store.put(keys.last_evaluation(job_id, attempt=attempt), documents.seal({}))
     return sum(1 for _ in store.list(keys.last_evaluations(job_id)))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from madpo.ports import ObjectStore
 from madpo.storage import keys
+from madpo.storage.content_names import get_verified, sha256_of
 
 _TYPES = {
     str: pa.string(),
@@ -84,17 +85,21 @@ class Ledger:
             return
         buffer = io.BytesIO()
         pq.write_table(_table(self._rows), buffer)
-        key = keys.ledger_part(self._job_id, step=step, attempt=self._attempt)
-        self._store.put(key, buffer.getvalue())
+        data = buffer.getvalue()
+        key = keys.ledger_part(self._job_id, step=step, attempt=self._attempt, sha256=sha256_of(data))
+        self._store.put(key, data)
         self.parts.append(key)
         self._rows.clear()
 
     def join(self, path: Path) -> None:
-        """Write all parts as one Parquet file."""
-        schema = pa.unify_schemas([pq.read_schema(io.BytesIO(self._store.get(key))) for key in self.parts])
+        """Write all parts as one Parquet file. Raises CorruptObjectError for one that was changed."""
+        schema = pa.unify_schemas([pq.read_schema(self._open(key)) for key in self.parts])
         with pq.ParquetWriter(path, schema) as writer:
             for key in self.parts:
-                writer.write_table(pq.read_table(io.BytesIO(self._store.get(key)), schema=schema))
+                writer.write_table(pq.read_table(self._open(key), schema=schema))
+
+    def _open(self, key: str) -> io.BytesIO:
+        return io.BytesIO(get_verified(self._store, key))
 
 
 def _table(rows: list[LedgerRow]) -> pa.Table:

@@ -102,14 +102,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def note_shortage(store: ObjectStore, job_id: str, shortage: Mapping[str, int]) -> None:
     """Leave a note for the next attempt. Any rank may, and several: they write the same."""
-    store.put(keys.memory_shortage(job_id), documents.encode(dict(shortage)))
+    store.put(keys.memory_shortage(job_id), documents.seal(shortage))
 
 
 def noted_shortage(store: ObjectStore, job_id: str) -> dict[str, int]:
     """What an attempt before this one told, as in `TrainingState.memory_shortage`; empty when there was nothing."""
     key = keys.memory_shortage(job_id)
     try:
-        return documents.decode(store.get(key), key=key)
+        return documents.unseal(store.get(key), key=key)
     except NotFoundError:
         return {}
 

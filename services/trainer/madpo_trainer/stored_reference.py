@@ -8,6 +8,7 @@ chunk: neither changes a bit. A reference that moves is another matter: `madpo_t
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,16 +23,21 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from madpo.errors import CorruptObjectError
+from madpo.errors import CorruptObjectError, NotFoundError
 from madpo.models.logps import ResponseGroup
 from madpo.ports import ObjectStore
-from madpo.storage import keys
+from madpo.storage import bundle, keys
+from madpo.storage.growing import GrowingBundle
 from madpo.storage.local_copies import LocalCopies
 from madpo.worker.phase import BeginPhase, Phase
 from madpo_trainer.ranks import Ranks
 
+logger = logging.getLogger(__name__)
+
 _COLUMNS = {"responses": np.int32, "tokens": np.int32, "logps": np.float32, "token_logps": np.float32}
 """Of a chunk, and of the file of each that a host has."""
+_UNVERIFIED = ".safetensors"
+"""What the chunks of version 0.1.0 end with, which have no manifest."""
 
 
 class ReferenceLogps(NamedTuple):
@@ -162,38 +168,75 @@ class ReferenceStore:
             compute: Gives those of some groups on all ranks; called on all.
 
         Raises:
-            CorruptObjectError: A stored chunk does not hold its rows.
+            CorruptObjectError: A stored chunk does not hold its rows; one that was changed since is computed again.
             Interrupted: The run is asked to stop; the chunks that are finished stay.
         """
         chunks = plan_chunks(lengths, self.chunk_tokens)
         names = [keys.reference_logps_chunk(digest, number) for number in range(len(chunks))]
-        prefix = keys.reference_logps(digest)
-        there = self.ranks.lead(lambda: {info.key for info in self.store.list(f"{prefix}/")})
-        missing = [number for number, name in enumerate(names) if name not in there]
-        if missing:
-            left = sum(chunks[number].stop - chunks[number].start for number in missing)
-            phase = self.begin("reference log-probs", len(rows), unit="rows", done=len(rows) - left)
+        sizes = [chunk.stop - chunk.start for chunk in chunks]
+
+        def fetch() -> Path:
+            return self.ranks.together(
+                lambda: self.copies.fetch(
+                    keys.reference_logps(digest), lambda directory: self._join(names, sizes, directory)
+                )
+            )
+
+        def complete() -> None:
+            there = self.ranks.lead(lambda: self._stored(digest))
+            missing = [number for number, name in enumerate(names) if name not in there]
+            left = sum(sizes[number] for number in missing)
+            phase = self.begin("reference log-probs", len(rows), unit="rows", done=len(rows) - left) if left else None
             for number in missing:
+                assert phase is not None
                 computed = compute([groups[row] for row in rows[chunks[number]].tolist()], phase)
                 self.ranks.lead(partial(self._save, names[number], computed))
-        sizes = [chunk.stop - chunk.start for chunk in chunks]
-        directory = self.ranks.together(
-            lambda: self.copies.fetch(prefix, lambda directory: self._join(names, sizes, directory))
-        )
+
+        complete()
+        try:
+            directory = fetch()
+        except CorruptObjectError:
+            self.ranks.lead(lambda: self._remove_damaged(names))
+            complete()
+            directory = fetch()
         return _map(directory, rows=None if len(rows) == len(groups) else rows)
+
+    def _stored(self, digest: str) -> set[str]:
+        """Names of the chunks that are there; those of version 0.1.0 are single objects without a digest."""
+        listed = (info.key for info in self.store.list(f"{keys.reference_logps(digest)}/"))
+        return {key.removesuffix(f"/{keys.MANIFEST}").removesuffix(_UNVERIFIED) for key in listed}
 
     def _save(self, name: str, logps: StoredLogps) -> None:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "logps.safetensors"
             save_file(logps.tensors(), path)
-            # Whoever stores first wins: a second attempt must train against the very same numbers.
-            self.store.put_if_absent(name, path.read_bytes())
+            chunk = GrowingBundle(self.store, name, suffix="safetensors")
+            chunk.files.clear()  # what others left unfinished
+            chunk.add(path)
+            # Whoever finishes first wins: a second attempt must train against the very same numbers.
+            chunk.finish({})
+
+    def _remove_damaged(self, names: Sequence[str]) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            for name in names:
+                try:
+                    self._fetch(name, Path(directory) / "chunk.safetensors")
+                except (CorruptObjectError, NotFoundError) as error:
+                    logger.warning("damaged reference log-probs are computed again", extra={"error": str(error)})
+                    bundle.delete(self.store, name)
+
+    def _fetch(self, name: str, path: Path) -> None:
+        if self.store.head(f"{name}{_UNVERIFIED}") is not None:
+            self.store.get_file(f"{name}{_UNVERIFIED}", path)
+            return
+        files = bundle.read_manifest(self.store, name).files
+        bundle.fetch_file(self.store, name, files[0], path)
 
     def _join(self, names: Sequence[str], sizes: Sequence[int], directory: Path) -> None:
         """The chunks one after the other, a file for each column, to be mapped into memory."""
         part = directory / "chunk.safetensors"
         for name, rows in zip(names, sizes, strict=True):
-            self.store.get_file(name, part)
+            self._fetch(name, part)
             tensors = load_file(part)
             counts, tokens = tensors["responses"], tensors["tokens"]
             wanted = {"logps": int(counts.sum()), "responses": rows, "tokens": int(counts.sum())}

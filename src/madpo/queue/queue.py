@@ -24,12 +24,13 @@ from madpo.errors import (
     NotFoundError,
     StaleAttemptError,
     UnavailableError,
+    UnknownFormatError,
 )
 from madpo.jobs.registry import QUEUES
 from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
 from madpo.queue.keys import Keys
 from madpo.queue.records import RunEvent, canonical_json, event_to_json, job_from_hash, request_record, result_to_json
-from madpo.queue.replies import accepted, job_of, pairs
+from madpo.queue.replies import accepted, job_of, pairs, readable_jobs
 from madpo.queue.server import check_url, explain, server_name
 from madpo.queue.watching import Watches
 from madpo.types import Job, JobEvent, JobResult, JobState
@@ -222,7 +223,7 @@ class RedisJobQueue:
         async with self._client.pipeline(transaction=False) as pipeline:
             for job_id, _ in page:
                 pipeline.hgetall(self._keys.job(job_id))
-            jobs = [job_from_hash(fields) for fields in await self._answer(pipeline.execute())]
+            jobs = readable_jobs(await self._answer(pipeline.execute()))
         return jobs, f"{page[-1][1]:.0f}" if len(rows) > page_size else ""
 
     async def cancel(self, job_id: str) -> Job:
@@ -283,7 +284,14 @@ class RedisJobQueue:
             with self._token("claim", queue, worker_id) as token:
                 reply = await self._run("claim", queue, worker_id, token, self._lease_ms)
             if reply[0] == "job":
-                job = job_of(reply)
+                try:
+                    job = job_of(reply)
+                except UnknownFormatError as error:
+                    # Resumed after an upgrade, it goes on; left to its lease, it would cost every worker in turn.
+                    fields = pairs(reply[1])
+                    logger.error("job cannot be read", extra={"job_id": fields["job_id"], "error": str(error)})
+                    await self._run("finish", fields["job_id"], fields["attempt"], worker_id, "FAILED", str(error), "")
+                    continue
                 return Claim(job=job, attempt=job.attempt, worker_id=worker_id)
             remaining_s = min(deadline - loop.time(), _BLOCK_S)
             if remaining_s <= 0:
@@ -323,7 +331,7 @@ class RedisJobQueue:
     async def reap(self) -> Sequence[Job]:
         """See `JobQueue.reap`. Any number of processes may call it."""
         _, *hashes = await self._run("reap", _REAPED_PER_CALL)
-        return [job_from_hash(pairs(flat)) for flat in hashes]
+        return readable_jobs(map(pairs, hashes))
 
     # ---- the wire
 

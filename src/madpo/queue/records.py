@@ -7,9 +7,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from madpo.errors import UnknownFormatError
 from madpo.jobs.registry import KINDS
 from madpo.ports import JobRequest
 from madpo.types import CheckpointPublished, Job, JobKind, JobProgress, JobResult, JobState, LogLine, StateChange
+
+FORMAT = 1
+"""Of a job's hash. It counts up when version n-1 would misunderstand it; a further field is passed over."""
 
 RunEvent = JobProgress | LogLine | CheckpointPublished
 """What a run reports; state changes are the queue's own."""
@@ -63,7 +67,21 @@ def job_from_json(data: str) -> Job:
 
 
 def job_from_hash(fields: Mapping[str, str]) -> Job:
-    """A job from its Redis hash, whose values are all text."""
+    """A job from its Redis hash, whose values are all text.
+
+    Raises:
+        UnknownFormatError: A newer version wrote it, or it was changed by hand; names the job.
+    """
+    try:
+        if int(fields.get("format", FORMAT)) > FORMAT:
+            raise ValueError(f"format {fields['format']}, of which this version knows {FORMAT}")
+        return _job(fields)
+    except (KeyError, TypeError, ValueError) as error:
+        name = fields.get("job_id", "a job")
+        raise UnknownFormatError(f"the queue's record of {name} cannot be read ({error}): upgrade madpo") from error
+
+
+def _job(fields: Mapping[str, str]) -> Job:
     progress = fields.get("progress")
     return Job(
         job_id=fields["job_id"],
@@ -104,4 +122,5 @@ def request_record(request: JobRequest, job_id: str) -> dict[str, Any]:
         "submitted_by": request.submitted_by,
         "attempt": 0,
         "resumes": 0,
+        "format": FORMAT,
     }

@@ -1,11 +1,14 @@
 """What the queue's scripts answer: a job, or why there is none."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from madpo.errors import FailedPreconditionError, NotFoundError
+from madpo.errors import FailedPreconditionError, NotFoundError, UnknownFormatError
 from madpo.queue.records import job_from_hash
 from madpo.types import Job
+
+logger = logging.getLogger(__name__)
 
 
 def pairs(flat: Sequence[str]) -> dict[str, str]:
@@ -17,6 +20,17 @@ def job_of(reply: Sequence[Any]) -> Job:
     """The job of a reply that is one."""
     assert reply[0] == "job", reply
     return job_from_hash(pairs(reply[1]))
+
+
+def readable_jobs(hashes: Iterable[Mapping[str, str]]) -> list[Job]:
+    """The jobs of their hashes, without those deleted meanwhile; what cannot be read is reported and left out."""
+    jobs = []
+    for fields in filter(None, hashes):
+        try:
+            jobs.append(job_from_hash(fields))
+        except UnknownFormatError as error:
+            logger.error("job left out", extra={"job_id": fields.get("job_id"), "error": str(error)})
+    return jobs
 
 
 def accepted(reply: Sequence[Any], job_id: str) -> Job:

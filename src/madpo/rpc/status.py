@@ -20,6 +20,7 @@ CODES: dict[type[MadpoError], grpc.StatusCode] = {
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     errors.RevisionMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnknownFormatError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StaleAttemptError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,

@@ -1,16 +1,19 @@
 """Named tokens in the object store: who may call, as what, until when. Of a secret only its digest is kept."""
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from madpo.errors import AlreadyExistsError, NotFoundError
+from madpo.errors import AlreadyExistsError, CorruptObjectError, NotFoundError, UnknownFormatError
 from madpo.ports import ObjectStore
 from madpo.storage import documents, keys
 from madpo.types import AccessToken, Role, TokenLimits
+
+logger = logging.getLogger(__name__)
 
 _SECRET_BYTES = 32
 _PREFIX = "madpo_"
@@ -30,7 +33,7 @@ def create_token(store: ObjectStore, token: AccessToken) -> str:
             of a name is about one holder.
     """
     secret = _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-    body = documents.encode(_to_body(token, secret_digest(secret)))
+    body = documents.seal(_to_body(token, secret_digest(secret)))
     if not store.put_if_absent(keys.access_token(token.name), body):
         raise AlreadyExistsError(f"there is, or was, a token named {token.name!r}: give another name")
     return secret
@@ -44,11 +47,11 @@ def revoke_token(store: ObjectStore, name: str) -> AccessToken:
             data, etag = store.get_with_etag(key)
         except NotFoundError:
             raise NotFoundError(f"there is no token named {name!r}; `madpo token list` shows them") from None
-        token, digest = _from_body(documents.decode(data, key=key))
+        token, digest = _from_document(data, key)
         if token.revoke_time is not None:
             return token
         token = replace(token, revoke_time=time.time())
-        if store.put_if_match(key, documents.encode(_to_body(token, digest)), etag) is not None:
+        if store.put_if_match(key, documents.seal(_to_body(token, digest)), etag) is not None:
             return token
 
 
@@ -69,7 +72,10 @@ class TokenTable:
                 known[info.key] = before
                 continue
             data, etag = self._store.get_with_etag(info.key)
-            known[info.key] = (etag, *_from_body(documents.decode(data, key=info.key)))
+            try:
+                known[info.key] = (etag, *_from_document(data, info.key))
+            except (CorruptObjectError, UnknownFormatError) as error:
+                logger.error("access token cannot be used", extra={"key": info.key, "error": str(error)})
         self._known = known
         self._by_digest = {digest: token for _, token, digest in known.values()}
 
@@ -91,7 +97,9 @@ def _to_body(token: AccessToken, digest: str) -> dict[str, Any]:
     return {**asdict(token), "secret_sha256": digest}
 
 
-def _from_body(body: Mapping[str, Any]) -> tuple[AccessToken, str]:
-    fields = {name: value for name, value in body.items() if name != "secret_sha256"}
-    fields |= {"role": Role(fields["role"]), "limits": TokenLimits(**fields["limits"])}
-    return AccessToken(**fields), body["secret_sha256"]
+def _from_document(data: bytes, key: str) -> tuple[AccessToken, str]:
+    body = documents.unseal(data, key=key)
+    with documents.reading(key):
+        limits = TokenLimits(**documents.known_fields(TokenLimits, body["limits"]))
+        fields = documents.known_fields(AccessToken, body) | {"role": Role(body["role"]), "limits": limits}
+        return AccessToken(**fields), body["secret_sha256"]

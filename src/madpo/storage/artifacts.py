@@ -8,6 +8,7 @@ from typing import BinaryIO
 from madpo.errors import NotFoundError
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
+from madpo.storage.content_names import open_verified
 from madpo.types import FileEntry
 
 
@@ -46,12 +47,15 @@ def list_artifacts(store: ObjectStore, job_id: str) -> list[FileEntry]:
 
 @contextmanager
 def open_artifact(store: ObjectStore, job_id: str, name: str) -> Iterator[BinaryIO]:
-    """One artifact of `list_artifacts` as a stream. Raises NotFoundError."""
+    """One artifact of `list_artifacts` as a stream, verified at its end. Raises NotFoundError, CorruptObjectError."""
     prefix = _newest_prefix(store, job_id)
-    if not prefix or all(file.path != name for file in bundle.read_manifest(store, prefix).files):
-        raise NotFoundError(f"job {job_id} has no artifact {name!r}")
-    with store.open_read(f"{prefix}/{name}") as file:
-        yield file
+    files = bundle.read_manifest(store, prefix).files if prefix else ()
+    for file in files:
+        if file.path == name:
+            with open_verified(store, f"{prefix}/{name}", file.sha256) as stream:
+                yield stream
+            return
+    raise NotFoundError(f"job {job_id} has no artifact {name!r}")
 
 
 def _last(prefix: str) -> str:

@@ -3,14 +3,18 @@
 Object stores cannot append, and what is written by its own name is never written over by a second gateway.
 """
 
+import logging
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 
+from madpo.errors import CorruptObjectError, UnknownFormatError
 from madpo.ports import ObjectStore
 from madpo.storage import documents, keys
 from madpo.types import AuditRecord, Role
+
+logger = logging.getLogger(__name__)
 
 _EPOCH = date(1970, 1, 1)
 
@@ -19,7 +23,7 @@ def write_record(store: ObjectStore, record: AuditRecord) -> None:
     """Note a call. Raises UnavailableError."""
     store.put_if_absent(
         keys.audit_record(_day(record.time), time_us=int(record.time * 1e6), nonce=uuid.uuid4().hex[:12]),
-        documents.encode(asdict(record)),
+        documents.seal(asdict(record)),
     )
 
 
@@ -38,8 +42,11 @@ def read_records(
     records: list[AuditRecord] = []
     last = ""
     for key in _keys_from(store, max(page_token, keys.audit_record(_day(since), time_us=int(since * 1e6), nonce=""))):
-        body = documents.decode(store.get(key), key=key)
-        record = AuditRecord(**body | {"role": Role(body["role"]), "subjects": tuple(body["subjects"])})
+        try:
+            record = _read(store, key)
+        except (CorruptObjectError, UnknownFormatError) as error:
+            logger.error("audit record cannot be read", extra={"key": key, "error": str(error)})
+            continue
         if record.time < since or caller not in ("", record.caller):
             continue
         if len(records) == page_size:
@@ -47,6 +54,13 @@ def read_records(
         records.append(record)
         last = key
     return records, ""
+
+
+def _read(store: ObjectStore, key: str) -> AuditRecord:
+    body = documents.unseal(store.get(key), key=key)
+    with documents.reading(key):
+        fields = documents.known_fields(AuditRecord, body)
+        return AuditRecord(**fields | {"role": Role(body["role"]), "subjects": tuple(body["subjects"])})
 
 
 def _keys_from(store: ObjectStore, start: str) -> Iterator[str]:

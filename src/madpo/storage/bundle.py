@@ -126,19 +126,16 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest:
     Raises:
         NotFoundError: There is no such bundle.
         CorruptObjectError: The manifest was changed.
+        UnknownFormatError: It was written by a newer version.
     """
     key = f"{prefix}/{MANIFEST}"
     data = store.get(key)
-    body = documents.decode(data, key=key)
+    body = documents.unseal(data, key=key, sealed_always=True)
     try:
         files = tuple(FileEntry(check_path(file["path"]), file["size_bytes"], file["sha256"]) for file in body["files"])
-        manifest = Manifest(files, body["metadata"], body["create_time"])
-        intact = _encode(manifest) == data
-    except (KeyError, TypeError, ValueError):
-        intact = False
-    if not intact:
-        raise CorruptObjectError(f"{key} does not match its own digest")
-    return manifest
+        return Manifest(files, body["metadata"], body["create_time"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptObjectError(f"{key} is no manifest of a bundle") from error
 
 
 def find_intact(store: ObjectStore, prefix: str) -> Manifest | None:
@@ -310,7 +307,8 @@ def _encode(manifest: Manifest) -> bytes:
         "files": [asdict(file) for file in manifest.files],
         "metadata": manifest.metadata,
     }
-    return documents.encode({**body, "sha256": hashlib.sha256(documents.encode(body)).hexdigest()})
+    # Version 0.1.0 takes a manifest with any further field for damaged, and would remove the bundle.
+    return documents.seal(body, version=None)
 
 
 def file_sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError, StaleAttemptError
+from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError, StaleAttemptError, UnknownFormatError
 from madpo.ports import ObjectInfo, ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.files import Transfer, unwatched
@@ -108,7 +108,7 @@ class CheckpointStore:
             shutil.rmtree(directory, ignore_errors=True)
             try:
                 return checkpoint, self.fetch(checkpoint, directory, transfer=transfer)
-            except (CorruptObjectError, NotFoundError) as error:
+            except (CorruptObjectError, NotFoundError, UnknownFormatError) as error:
                 fields = {"job_id": self._job_id, "step": checkpoint.step, "error": str(error)}
                 logger.error("checkpoint cannot be used, trying the one before", extra=fields)
         shutil.rmtree(directory, ignore_errors=True)
@@ -204,7 +204,7 @@ class _Owner:
     def encode(self) -> bytes:
         steps = {str(attempt): step for attempt, step in self.accepted_steps.items()}
         # The nonce makes every version unlike all others, so that no etag comes twice.
-        return documents.encode({"attempt": self.attempt, "accepted_steps": steps, "nonce": uuid4().hex})
+        return documents.seal({"attempt": self.attempt, "accepted_steps": steps, "nonce": uuid4().hex})
 
 
 def _read_owner(store: ObjectStore, job_id: str) -> tuple[_Owner, str | None]:
@@ -213,9 +213,10 @@ def _read_owner(store: ObjectStore, job_id: str) -> tuple[_Owner, str | None]:
         data, etag = store.get_with_etag(key)
     except NotFoundError:
         return _Owner(0, {}), None
-    body = documents.decode(data, key=key)
-    steps = {int(attempt): step for attempt, step in body["accepted_steps"].items()}
-    return _Owner(body["attempt"], steps), etag
+    body = documents.unseal(data, key=key)
+    with documents.reading(key):
+        steps = {int(attempt): step for attempt, step in body["accepted_steps"].items()}
+        return _Owner(body["attempt"], steps), etag
 
 
 def _scan(store: ObjectStore, job_id: str) -> dict[tuple[int, int], dict[str, ObjectInfo]]:

@@ -6,18 +6,19 @@
     tokens/{dataset_id}/{digest}/manifest.json       written last
     models/{model_id}/...                            safetensors, tokenizer, config
     models/{model_id}/manifest.json                  written last
-    reference_logps/{digest}/00000.safetensors ...   reference log-probs of (model, dataset, tokenisation, rows)
+    reference_logps/{digest}/00000/part-00000-{sha256}.safetensors    of (model, dataset, tokens, rows)
+    reference_logps/{digest}/00000/manifest.json     written last: the first writer's numbers are those of all
     jobs/{job_id}/spec.json                          request of the job; Redis can be rebuilt from it
     jobs/{job_id}/result.json                        how the job ended; again after it was resumed
     jobs/{job_id}/owner.json                         the attempt that owns the job; compare-and-swap fences older ones
     jobs/{job_id}/memory_shortage.json               what a sharded run that ran out of memory tells the next attempt
-    jobs/{job_id}/logs/a00002.log                    the end of what an attempt printed
+    jobs/{job_id}/logs/a00002-{sha256}.log           the end of what an attempt printed
     jobs/{job_id}/last_evaluation/a00002.json        an attempt has begun the evaluation after the last step
     jobs/{job_id}/generations/part-00003-{sha256}.jsonl          responses an evaluation has drawn; removed when it ends
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
-    jobs/{job_id}/margins/a00002-000017.jsonl        margins as they were learned, before they were used
-    jobs/{job_id}/ledger/step-00001000-a00002.parquet            ledger rows of the steps up to this one
+    jobs/{job_id}/margins/a00002-000017-{sha256}.jsonl           margins as they were learned, before they were used
+    jobs/{job_id}/ledger/step-00001000-a00002-{sha256}.parquet   ledger rows of the steps up to this one
     jobs/{job_id}/artifacts/a00002/{name}            report, plots, ledger, metrics
     jobs/{job_id}/artifacts/a00002/manifest.json     written last
     jobs/{job_id}/artifacts/a00002-early-00001000/{name}         the same as it stood at a step, before the end
@@ -26,6 +27,9 @@
     audit/{yyyy-mm-dd}/{microseconds}-{nonce}.json   one call that was to change something; never written again
     probes/{nonce}                                   written and removed when a service opens the store
     probes/{nonce}/{name}                            written and removed by `madpo doctor`
+
+Every byte is covered by a digest, which is verified where it is used: files of a bundle by its manifest, JSON documents
+by their own `sha256` (`storage/documents.py`), and all else by its name (`storage/content_names.py`).
 
 Steps and attempts are zero-padded, so listing order is their order. Ids: `dataset-`, `model-`: 32 hex digits of the
 content's SHA-256; `job-`: 32 hex digits of the request id's.
@@ -91,8 +95,8 @@ def reference_logps(digest: str) -> str:
 
 
 def reference_logps_chunk(digest: str, number: int) -> str:
-    """Some rows of reference log-probs."""
-    return f"reference_logps/{digest}/{number:05d}.safetensors"
+    """Prefix of some rows of reference log-probs."""
+    return f"reference_logps/{digest}/{number:05d}"
 
 
 def job(job_id: str) -> str:
@@ -125,9 +129,9 @@ def logs(job_id: str) -> str:
     return f"jobs/{job_id}/logs/"
 
 
-def log(job_id: str, *, attempt: int) -> str:
+def log(job_id: str, *, attempt: int, sha256: str) -> str:
     """The end of what an attempt printed."""
-    return f"{logs(job_id)}a{attempt:05d}.log"
+    return f"{logs(job_id)}a{attempt:05d}-{sha256}.log"
 
 
 def last_evaluations(job_id: str) -> str:
@@ -160,14 +164,14 @@ def margin_journal(job_id: str) -> str:
     return f"jobs/{job_id}/margins"
 
 
-def margin_journal_part(job_id: str, *, attempt: int, part: int) -> str:
+def margin_journal_part(job_id: str, *, attempt: int, part: int, sha256: str) -> str:
     """One journal entry."""
-    return f"jobs/{job_id}/margins/a{attempt:05d}-{part:06d}.jsonl"
+    return f"jobs/{job_id}/margins/a{attempt:05d}-{part:06d}-{sha256}.jsonl"
 
 
-def ledger_part(job_id: str, *, step: int, attempt: int) -> str:
+def ledger_part(job_id: str, *, step: int, attempt: int, sha256: str) -> str:
     """Ledger rows up to a step."""
-    return f"jobs/{job_id}/ledger/step-{step:08d}-a{attempt:05d}.parquet"
+    return f"jobs/{job_id}/ledger/step-{step:08d}-a{attempt:05d}-{sha256}.parquet"
 
 
 def all_artifacts(job_id: str) -> str:

@@ -8,7 +8,7 @@ from madpo.storage import documents, keys
 
 def pin(store: ObjectStore, thing_id: str, *, caller: str) -> None:
     """Pin a job, a model or a dataset; again, it changes nothing."""
-    store.put_if_absent(keys.pin(thing_id), documents.encode({"caller": caller, "time": time.time()}))
+    store.put_if_absent(keys.pin(thing_id), documents.seal({"caller": caller, "time": time.time()}))
 
 
 def unpin(store: ObjectStore, thing_id: str) -> None:

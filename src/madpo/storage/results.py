@@ -37,14 +37,25 @@ def write_spec(store: ObjectStore, job: Job) -> None:
         "create_time": job.create_time,
         "submitted_by": job.submitted_by,
     }
-    if not store.put_if_absent(keys.job_spec(job.job_id), documents.encode(body)):
+    if not store.put_if_absent(keys.job_spec(job.job_id), documents.seal(body)):
         raise AlreadyExistsError(f"{job.job_id} exists with another spec")
 
 
 def read_spec(store: ObjectStore, job_id: str) -> Job:
-    """The job as it was requested, in state PENDING. Raises NotFoundError."""
+    """The job as it was requested, in state PENDING.
+
+    Raises:
+        NotFoundError: It is not kept.
+        CorruptObjectError: What is kept was changed.
+        UnknownFormatError: A newer version wrote it.
+    """
     key = keys.job_spec(job_id)
-    body = documents.decode(store.get(key), key=key)
+    body = documents.unseal(store.get(key), key=key)
+    with documents.reading(key):
+        return _job(body)
+
+
+def _job(body: Mapping[str, Any]) -> Job:
     return Job(
         job_id=body["job_id"],
         kind=JobKind(body["kind"]),
@@ -102,10 +113,12 @@ def read_result(store: ObjectStore, job_id: str) -> JobOutcome:
     found, _ = _read_outcome(store, job_id)
     if found["state"] is None:
         raise NotFoundError(f"{job_id} has not ended")
-    result = None
-    if value := found["result"]:
-        result = JobResult(**(value | {"warnings": tuple(value.get("warnings", ()))}))
-    return JobOutcome(JobState(found["state"]), result, found["reason"])
+    with documents.reading(keys.job_result(job_id)):
+        result = None
+        if value := found["result"]:
+            value = {**value, "warnings": tuple(value.get("warnings", ()))}
+            result = JobResult(**documents.known_fields(JobResult, value))
+        return JobOutcome(JobState(found["state"]), result, found["reason"])
 
 
 def resumes_of(store: ObjectStore, job_id: str) -> int:
@@ -125,14 +138,14 @@ def _replace(
 ) -> bool:
     """Write the outcome where there is none, or one that may be written over; whether it is what is stored now."""
     key = keys.job_result(job_id)
-    data = documents.encode(body)
+    data = documents.seal(body)
     while True:  # a lost race means that another one was written: finite
         found, etag = _read_outcome(store, job_id)
         if etag is None:
             if store.put_if_absent(key, data):
                 return True
         elif not over(found):
-            return documents.encode(found) == data
+            return documents.seal(found) == data
         elif store.put_if_match(key, data, etag) is not None:
             return True
 
@@ -144,4 +157,4 @@ def _read_outcome(store: ObjectStore, job_id: str) -> tuple[Mapping[str, Any], s
         data, etag = store.get_with_etag(key)
     except NotFoundError:
         return {"state": None, "resumes": 0}, None
-    return {"resumes": 0, **documents.decode(data, key=key)}, etag
+    return {"resumes": 0, **documents.unseal(data, key=key)}, etag

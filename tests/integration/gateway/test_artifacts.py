@@ -8,9 +8,11 @@ from pathlib import Path
 from madpo.storage import keys
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.checkpoints import CheckpointStore
+from madpo.storage.content_names import sha256_of
 from madpo.storage.ledger import LEDGER_PARTS
 from madpo.types import FileEntry
 from madpo.v1 import job_service_pb2
+from tests.damage import DAMAGES
 from tests.integration.gateway.service import NO_JOB, Gateway, refusal
 
 
@@ -45,7 +47,10 @@ async def test_the_ledger_of_a_job_that_is_not_over_comes_in_parts(gateway: Gate
     early = await refusal(gateway.collect(gateway.jobs.DownloadLedgerParts, request(job_id=job_id)))
     assert (early.code, "has no ledger" in early.message) == ("NOT_FOUND", True)
     stored = [os.urandom(700_000), b"second"]
-    parts = [keys.ledger_part(job_id, step=step, attempt=1) for step in (1, 2)]
+    parts = [
+        keys.ledger_part(job_id, step=step, attempt=1, sha256=sha256_of(data))
+        for step, data in enumerate(stored, start=1)
+    ]
     for key, data in zip(parts, stored, strict=True):
         gateway.store.put(key, data)
     (tmp_path / "files").mkdir()
@@ -63,3 +68,8 @@ async def test_the_ledger_of_a_job_that_is_not_over_comes_in_parts(gateway: Gate
     assert ends[1:] == [len(messages) - 1]
     unknown = await refusal(gateway.collect(gateway.jobs.DownloadLedgerParts, request(job_id=NO_JOB)))
     assert unknown.code == "NOT_FOUND"
+
+    for damage in DAMAGES:
+        gateway.store.put(parts[1], damage(stored[1]))
+        damaged = await refusal(gateway.collect(gateway.jobs.DownloadLedgerParts, request(job_id=job_id)))
+        assert (damaged.code, parts[1] in damaged.message) == ("DATA_LOSS", True)

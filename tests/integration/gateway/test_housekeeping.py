@@ -1,6 +1,7 @@
 """What the gateway sees to by itself: dead jobs, a queue that lost everything, scratch."""
 
 import asyncio
+import logging
 from contextlib import aclosing
 from typing import Any
 
@@ -11,14 +12,25 @@ from redis.asyncio import Redis
 from madpo.ports import ObjectStore
 from madpo.queue.queue import RedisJobQueue
 from madpo.rpc import convert
-from madpo.storage import keys
+from madpo.storage import documents, keys
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.results import read_result
 from madpo.types import JobResult, JobState
 from madpo.v1 import job_service_pb2
 from madpo_gateway.settings import GatewaySettings
+from tests.damage import DAMAGES
 from tests.integration.gateway.messages import ref
 from tests.integration.gateway.service import eventually, running
+
+
+def unknown_kind(data: bytes) -> bytes:
+    """As a newer version would write it."""
+    return documents.seal(documents.unseal(data, key="") | {"kind": "distillation"})
+
+
+def unknown_format(data: bytes) -> bytes:
+    """The same."""
+    return documents.seal(documents.unseal(data, key=""), version=2)
 
 
 async def test_a_job_nobody_works_on_any_more_fails_in_the_end_and_that_is_recorded(settings: GatewaySettings) -> None:
@@ -95,6 +107,31 @@ async def flush(url: str) -> None:
 
 async def knows(queue: RedisJobQueue, job_id: str) -> bool:
     return job_id in {job.job_id for job in (await queue.list(page_size=100))[0]}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, unknown_kind, unknown_format])
+@pytest.mark.parametrize("document", [keys.job_spec, keys.job_result, keys.job_owner])
+async def test_a_job_whose_documents_cannot_be_read_is_reported_and_the_others_come_back(
+    settings: GatewaySettings, redis_process: Any, damage: Any, document: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings.model_copy(update={"redis_url": SecretStr(redis_process.url)})
+    async with running(settings) as gateway:
+        damaged, whole = await gateway.ready_job("damaged"), await gateway.ready_job("whole")
+        await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=damaged))
+        CheckpointStore(gateway.store, damaged, attempt=1).take_ownership()
+        key = document(damaged)
+        gateway.store.put(key, damage(gateway.store.get(key)))
+    await flush(redis_process.url)
+
+    with caplog.at_level(logging.ERROR):
+        async with running(settings) as gateway:
+            jobs, _ = await gateway.queue.list(page_size=10)
+
+    assert whole in [job.job_id for job in jobs]
+    if damage is not unknown_kind or document is keys.job_spec:
+        assert damaged not in [job.job_id for job in jobs]
+        (record,) = [record for record in caplog.records if record.message == "job cannot be restored"]
+        assert key in record.error  # type: ignore[attr-defined]
 
 
 async def test_a_request_the_queue_lost_is_restored_not_made_anew(

@@ -145,7 +145,10 @@ async def test_of_a_job_that_is_over_the_newest_checkpoints_stay(gateway: Gatewa
 
 
 async def test_what_can_be_made_again_goes_while_no_job_may_read_it(gateway: Gateway, chain: Chain) -> None:
-    for key in (f"{keys.tokens(chain.dataset, 'd' * 8)}/manifest.json", keys.reference_logps_chunk("e" * 8, 0)):
+    for key in (
+        f"{keys.tokens(chain.dataset, 'd' * 8)}/manifest.json",
+        f"{keys.reference_logps_chunk('e' * 8, 0)}/manifest.json",
+    ):
         gateway.store.put(key, b"{}")
     policy = {"derived": {"days": 1}}
     assert await apply(gateway, policy) == []

@@ -171,7 +171,9 @@ def test_a_tokenizer_saved_and_loaded_finds_its_tokens(tmp_path: Path, site: Sit
 
 
 def objects(site: Site, prefix: str) -> dict[str, bytes]:
-    return {info.key: site.store.get(info.key) for info in site.store.list(prefix)}
+    """All but the manifests, which say when they were written."""
+    found = (info.key for info in site.store.list(prefix))
+    return {key: site.store.get(key) for key in found if not key.endswith("manifest.json")}
 
 
 def end_after(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, site: Site, name: str, *, crash: bool) -> None:
@@ -229,7 +231,8 @@ def test_a_run_that_ends_in_the_midst_of_a_long_phase_goes_on_behind_what_it_had
 
     assert len(first) == 1
     assert first.items() <= objects(ended, kept).items()
-    assert len(calls) == len([key for key in objects(whole, kept) if not key.endswith("manifest.json")]) - 1
+    calls = [each for each in calls if kept in getattr(each[0], "_prefix", each[1])]
+    assert len(calls) == len(objects(whole, kept)) - 1
     assert (expected.kind, resumed.kind) == ("succeeded", "succeeded")
     assert resumed.result.model_id == expected.result.model_id  # type: ignore[union-attr]
     assert objects(ended, "reference_logps/") == objects(whole, "reference_logps/")

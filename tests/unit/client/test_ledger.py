@@ -73,15 +73,19 @@ def test_the_ledger_of_an_unfinished_job_is_what_its_newest_checkpoint_stands_on
         checkpoints.publish(step, tmp_path / "files", metadata={"step": step, LEDGER_PARTS: ledger.parts})
         return checkpoints
 
-    first = keys.ledger_part(JOB, step=10, attempt=1)
+    def part(attempt: int, step: int) -> str:
+        (info,) = store.list(f"{keys.job(JOB)}/ledger/step-{step:08d}-a{attempt:05d}-")
+        return info.key
+
     publish(1, 10, [])
+    first = part(1, 10)
     lost = publish(1, 20, [first])
     bundle.delete(store, keys.checkpoint(JOB, step=20, attempt=1))
     assert lost.latest() is not None
     publish(2, 20, [first])
 
-    assert ledger_parts(store, JOB) == [first, keys.ledger_part(JOB, step=20, attempt=2)]
-    assert store.head(keys.ledger_part(JOB, step=20, attempt=1)) is not None
+    assert ledger_parts(store, JOB) == [first, part(2, 20)]
+    assert store.head(part(1, 20)) is not None
 
 
 def test_a_job_without_checkpoints_or_with_another_kind_of_them_has_no_ledger(

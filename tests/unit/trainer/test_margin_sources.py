@@ -9,6 +9,7 @@ import pytest
 
 from madpo.data.order import Schedule
 from madpo.errors import (
+    CorruptObjectError,
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
@@ -26,6 +27,7 @@ from madpo_trainer.margins.lookahead import LookAhead
 from madpo_trainer.margins.reading import longer_than
 from madpo_trainer.margins.remote import RemoteMargins
 from madpo_trainer.margins.source import DatasetMargins
+from tests.damage import DAMAGES
 
 MODEL = "model-" + "0" * 32
 PAIRS = [PreferencePair(f"prompt {i}", f"good {i}", f"bad {i}", row=i + 1) for i in range(20)]
@@ -56,6 +58,9 @@ class Scorer:
 @pytest.fixture
 def store(tmp_path):
     return LocalStore(tmp_path)
+
+
+RECORD = '{"pair_id": "p", "reward_margin": %s, "revision": "r1"}'
 
 
 def remote(store, scorer, *, attempt=1, revision="r1", interrupted=lambda: False, **parameters):
@@ -151,6 +156,39 @@ def test_pairs_longer_than_the_reward_model_reads_are_found_before_any_is_scored
     assert longer_than(304, pairs, tmp_path, phase=phase) == [3]
     assert longer_than(303, pairs, tmp_path, phase=phase) == [2, 3]
     assert longer_than(10_000, pairs, tmp_path / "nowhere", phase=phase) == []
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, None])
+def test_margins_that_were_damaged_are_asked_for_again_and_come_back_the_same(store, damage):
+    taken = take_all(remote(store, Scorer()))
+    key = next(info.key for info in store.list("jobs/") if "/margins/" in info.key)
+    store.delete(key) if damage is None else store.put(key, damage(store.get(key)))
+
+    second = Scorer()
+    assert take_all(remote(store, second, attempt=2)) == taken
+    assert 0 < len(second.asked) < len(MARGINS)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_where_an_outage_may_have_cost_margins_a_damaged_journal_is_refused_by_name(store, damage):
+    take_all(remote(store, Scorer()))
+    key = next(info.key for info in store.list("jobs/") if "/margins/" in info.key)
+    store.put(key, damage(store.get(key)))
+
+    with pytest.raises(CorruptObjectError, match=key):
+        remote(store, Scorer(), attempt=2, outage_policy="neutral")
+
+
+@pytest.mark.parametrize("text", ["x", '{"pair_id": "p", "revision": "r1"}', RECORD % "NaN", RECORD % "1e999"])
+def test_a_journal_of_version_0_1_0_has_no_digest_and_must_at_least_make_sense(store, text):
+    key = "jobs/job-" + "0" * 32 + "/margins/a00001-000000.jsonl"
+    journal = MarginJournal(store, job_id="job-" + "0" * 32, attempt=2)
+    store.put(key, (RECORD % "1.25").encode())
+    assert journal.load("r1") == ({"p": 1.25}, {"p"})
+
+    store.put(key, text.encode())
+    with pytest.raises(CorruptObjectError, match=key):
+        journal.load("r1")
 
 
 def test_a_journal_of_another_revision_is_refused_naming_both(store):

@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from madpo.errors import CorruptObjectError
 from madpo.models.logps import ResponseGroup
+from madpo.storage import bundle
 from madpo.storage.local import LocalStore
 from madpo.storage.local_copies import LocalCopies
 from madpo.types import Job, JobKind, JobState
@@ -17,6 +18,7 @@ from madpo.worker.phase import Interrupted, Phase
 from madpo.worker.workspace import Run
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.stored_reference import ReferenceLogps, ReferenceStore, StoredLogps, assemble, plan_chunks
+from tests.damage import DAMAGES
 
 JOB = Job("job-" + "0" * 32, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, attempt=1)
 
@@ -133,12 +135,48 @@ def test_what_was_finished_before_a_stop_is_kept_and_the_rest_is_computed_in_the
 def test_a_chunk_that_lacks_rows_is_refused_by_name(get, tmp_path):
     get(Model())
     store = LocalStore(tmp_path / "store")
-    keys = [info.key for info in store.list("reference_logps/")]
+    chunks = stored_chunks(store)
+    bundle.delete(store, chunks[1])
     one_row = assemble([(rows, counts, logps, torch.tensor(tokens)) for rows, counts, logps, tokens in PARTS[1:]])
-    store.put(keys[1], save({name: tensor.contiguous() for name, tensor in one_row.tensors().items()}))
+    store.put(
+        f"{chunks[1]}.safetensors", save({name: tensor.contiguous() for name, tensor in one_row.tensors().items()})
+    )
 
-    with pytest.raises(CorruptObjectError, match=rf"{keys[1]} does not hold the log-probs of its \d+ rows"):
+    with pytest.raises(CorruptObjectError, match=rf"{chunks[1]} does not hold the log-probs of its \d+ rows"):
         get(None, host="another")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "json"])
+@pytest.mark.parametrize("damage", [*DAMAGES, None])
+def test_what_was_damaged_in_the_store_is_computed_again(get, tmp_path, damage, ending):
+    expected = get(Model())
+    store = LocalStore(tmp_path / "store")
+    chunks = stored_chunks(store)
+    key = next(info.key for info in store.list(chunks[1]) if info.key.endswith(ending))
+    store.delete(key) if damage is None else store.put(key, damage(store.get(key)))
+
+    model = Model()
+    found = get(model, host="another")
+
+    assert sum(map(len, model.together)) < 12
+    assert all(torch.equal(found.tensors()[name], tensor) for name, tensor in expected.tensors().items())
+
+
+def test_what_version_0_1_0_stored_is_used_as_it_is(get, tmp_path):
+    expected = get(Model())
+    store = LocalStore(tmp_path / "store")
+    for chunk in stored_chunks(store):
+        (key,) = (info.key for info in store.list(f"{chunk}/") if info.key.endswith(".safetensors"))
+        store.put(f"{chunk}.safetensors", store.get(key))
+        bundle.delete(store, chunk)
+
+    found = get(None, host="another")
+
+    assert all(torch.equal(found.tensors()[name], tensor) for name, tensor in expected.tensors().items())
+
+
+def stored_chunks(store):
+    return sorted({info.key.rpartition("/")[0] for info in store.list("reference_logps/")})
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 20, 1000])

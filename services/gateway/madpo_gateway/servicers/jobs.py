@@ -15,6 +15,7 @@ from madpo.queue.queue import job_id_of
 from madpo.rpc import convert
 from madpo.rpc.access import current_caller
 from madpo.storage.artifacts import list_artifacts, open_artifact
+from madpo.storage.content_names import named_sha256, open_verified
 from madpo.storage.ledger import ledger_parts
 from madpo.storage.results import close_result, reopen_result, write_spec
 from madpo.types import Job, JobState
@@ -153,7 +154,7 @@ class JobServicer(JobServiceServicer):
         """The ledger's parts up to the newest checkpoint."""
         job = await self._queue.get(_job_id(request.job_id))
         for key in await asyncio.to_thread(ledger_parts, self._store, job.job_id):
-            async for chunk in stream_chunks(self._store.open_read(key)):
+            async for chunk in stream_chunks(open_verified(self._store, key, named_sha256(key))):
                 yield pb.DownloadLedgerPartsResponse(chunk=chunk)
             yield pb.DownloadLedgerPartsResponse(ends_file=True)
 

@@ -2,11 +2,17 @@
 
 import itertools
 import json
+import logging
+import math
 from collections.abc import Collection
+from typing import Any
 
-from madpo.errors import RevisionMismatchError
+from madpo.errors import CorruptObjectError, RevisionMismatchError
 from madpo.ports import ObjectStore
 from madpo.storage import keys
+from madpo.storage.content_names import get_verified, sha256_of
+
+logger = logging.getLogger(__name__)
 
 
 class MarginJournal:
@@ -18,17 +24,28 @@ class MarginJournal:
         self.truncated: set[str] = set()
         """Pairs of which the reward model read only a part, as far as `load` and `append` know."""
 
-    def load(self, revision: str) -> tuple[dict[str, float | None], set[str]]:
+    def load(self, revision: str, *, without_damaged: bool = False) -> tuple[dict[str, float | None], set[str]]:
         """Margins by pair id from all attempts so far, and which are of training pairs; the earliest entry counts.
+
+        Args:
+            revision: Of the reward model.
+            without_damaged: Pass over entries that were changed: the same margins will be had by asking again.
 
         Raises:
             RevisionMismatchError: The journal was written under another revision of the reward model.
+            CorruptObjectError: An entry was changed; names it.
         """
         margins: dict[str, float | None] = {}
         of_training: set[str] = set()
         for entry in self._store.list(keys.margin_journal(self._job_id) + "/"):
-            for line in self._store.get(entry.key).decode().splitlines():
-                record = json.loads(line)
+            try:
+                records = _records(self._store, entry.key)
+            except CorruptObjectError as error:
+                if not without_damaged:
+                    raise
+                logger.warning("damaged margins are asked for again", extra={"error": str(error)})
+                continue
+            for record in records:
                 if record["revision"] != revision:
                     raise RevisionMismatchError(
                         f"job {self._job_id} began with reward-model revision {record['revision']}, the service now "
@@ -64,5 +81,17 @@ class MarginJournal:
             for pair_id, margin in margins.items()
         ]
         self.truncated.update(truncated)
-        key = keys.margin_journal_part(self._job_id, attempt=self._attempt, part=part)
-        self._store.put(key, ("\n".join(lines) + "\n").encode())
+        data = ("\n".join(lines) + "\n").encode()
+        key = keys.margin_journal_part(self._job_id, attempt=self._attempt, part=part, sha256=sha256_of(data))
+        self._store.put(key, data)
+
+
+def _records(store: ObjectStore, key: str) -> list[dict[str, Any]]:
+    data = get_verified(store, key)
+    try:
+        records = [json.loads(line) for line in data.decode().splitlines()]
+        if all(record["reward_margin"] is None or math.isfinite(record["reward_margin"]) for record in records):
+            return records
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise CorruptObjectError(f"{key} is not a journal of margins")

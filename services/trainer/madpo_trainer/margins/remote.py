@@ -75,7 +75,9 @@ class RemoteMargins:
         self._pairs, self._schedule = pairs, schedule
         self._connect, self._model_id, self._revision = connect, model_id, revision
         self._journal, self._parameters, self._interrupted, self._phase = journal, parameters, interrupted, phase
-        self._known, of_training = journal.load(revision)
+        # A pair that went without a margin in an outage would be given one now.
+        is_same_again = parameters.outage_policy != "neutral"
+        self._known, of_training = journal.load(revision, without_damaged=is_same_again)
         self._from_journal = len(of_training)
         self._neutral = sum(self._known[pair_id] is None for pair_id in of_training)
         self._step_ids: dict[int, list[str]] = {}

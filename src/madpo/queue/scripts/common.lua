@@ -152,7 +152,7 @@ local function insert(request, waiting)
     'queue', request.queue, 'spec', request.spec, 'digest', request.digest, 'display_name', request.display_name,
     'depends_on', request.depends_on_json, 'waiting_for', #waiting, 'attempt', request.attempt, 'crashes', 0,
     'max_attempts', request.max_attempts, 'create_time', create_time, 'order', order, 'resumes', request.resumes,
-    'submitted_by', request.submitted_by)
+    'submitted_by', request.submitted_by, 'format', request.format)
   redis.call('ZADD', jobs, order, id)
   wait_or_start(id, waiting, '')
 end
