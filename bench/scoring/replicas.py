@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -42,6 +43,11 @@ class Replica:
     def cpu_s(self) -> float:
         """CPU-seconds of all its threads so far."""
         return process_cpu_s(self.process.pid)
+
+    def peak_rss_bytes(self) -> int:
+        """Most memory it ever held."""
+        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        return int(line) * 1024
 
     def count(self, sample: str) -> float:
         """A sample of its metrics, as written there; 0 when absent."""

@@ -1,4 +1,4 @@
-"""Turns many small requests into batches, and bounds how much may wait.
+"""Turns many small requests into batches.
 
 The oldest waiting unit decides the next batch; units of the same model and shape ride along. One thread runs the
 batches. Units of a request whose caller has gone leave the queue before they cost anything.
@@ -7,20 +7,14 @@ batches. Units of a request whose caller has gone leave the queue before they co
 import asyncio
 import itertools
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from prometheus_client import Gauge
-
-from madpo.errors import InternalError, OverloadedError
+from madpo.errors import InternalError
 from madpo_reward.metrics import RewardMetrics
-
-_SHORTEST_HINT_S, _LONGEST_HINT_S = 0.05, 5.0
-_RATE_SMOOTHING = 0.2
+from madpo_reward.waiting import WaitingLine
 
 Text = TypeVar("Text")
 
@@ -99,86 +93,16 @@ _Number = tuple[int, int]
 """Of a request by its arrival, and of a unit in it."""
 
 
-class Admission:
-    """The door: bounds the tokens of requests let in and not yet answered.
-
-    Args:
-        max_tokens: The bound.
-        gauge: Where the tokens inside are shown.
-    """
-
-    def __init__(self, max_tokens: int, *, gauge: Gauge) -> None:
-        self._max_tokens, self._gauge = max_tokens, gauge
-        self._tokens = 0
-        self._tokens_per_s = 1000.0  # a guess until batches have run
-
-    @contextmanager
-    def admit(self, tokens: int) -> Iterator["Ticket"]:
-        """Hold room for a request until the block ends.
-
-        Args:
-            tokens: An estimate; correct it with `Ticket.resize` once the texts are tokenized.
-
-        Raises:
-            OverloadedError: The queue is full (with a retry hint), or can never hold this request (without).
-        """
-        ticket = Ticket(self)
-        try:
-            ticket.resize(tokens)
-            yield ticket
-        finally:
-            self.take(-ticket.tokens)
-
-    def take(self, tokens: int) -> None:
-        """Hold more, or fewer, tokens. Raises OverloadedError with a hint when there is no room."""
-        total = self._tokens + tokens
-        if tokens > 0 and total > self._max_tokens:
-            wait_s = (total - self._max_tokens) / self._tokens_per_s
-            raise OverloadedError(
-                f"the queue holds {self._tokens} of at most {self._max_tokens} tokens, no room for {tokens} more",
-                retry_after_s=min(max(wait_s, _SHORTEST_HINT_S), _LONGEST_HINT_S),
-            )
-        self._tokens = total
-        self._gauge.set(total)
-
-    def check_size(self, tokens: int) -> None:
-        """Raises OverloadedError without a hint for a request that can never be let in."""
-        if tokens > self._max_tokens:
-            raise OverloadedError(
-                f"the request has about {tokens} tokens and the whole queue holds {self._max_tokens}: send fewer pairs"
-                " at once (or raise MADPO_REWARD_MAX_QUEUE_TOKENS)"
-            )
-
-    def observe_rate(self, tokens: int, duration_s: float) -> None:
-        """Learn how fast the queue drains; retry hints come from it."""
-        self._tokens_per_s += _RATE_SMOOTHING * (tokens / max(duration_s, 1e-6) - self._tokens_per_s)
-
-
-class Ticket:
-    """Room held by one request."""
-
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
-        self.tokens = 0
-
-    def resize(self, tokens: int) -> None:
-        """Hold room for `tokens` instead. Raises OverloadedError as `Admission.admit` does."""
-        self._admission.check_size(tokens)
-        self._admission.take(tokens - self.tokens)
-        self.tokens = tokens
-
-
 class Batcher:
     """Queue and batch former of one device. Used from one event loop.
 
     Args:
-        admission: Told how fast batches go.
         metrics: Where batches are counted.
     """
 
-    def __init__(self, *, admission: Admission, metrics: RewardMetrics) -> None:
-        self._admission, self._metrics = admission, metrics
-        self._queues: dict[_Key, OrderedDict[_Number, _Item]] = {}
+    def __init__(self, *, metrics: RewardMetrics) -> None:
+        self._metrics = metrics
+        self._lines: dict[_Key, WaitingLine[_Number, _Item]] = {}
         self._arrivals = itertools.count()
         self._arrived = asyncio.Event()
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
@@ -216,42 +140,35 @@ class Batcher:
         places: list[tuple[_Key, _Number]] = []
         for place, unit in enumerate(units):
             key, number = (model, unit.shape), (arrival, place)
-            self._enqueue(key, number, _Item(request, unit))
+            self._lines.setdefault(key, WaitingLine()).join(number, _Item(request, unit))
             places.append((key, number))
         self._arrived.set()
         try:
             await request.done
         finally:
             for key, number in places:
-                self._discard(key, number)
+                self._leave(key, number)
         queue_s = max(0.0, time.monotonic() - start - request.forward_s)
         self._metrics.duration.labels(phase="queue").observe(queue_s)
         return BatchScores(request.rewards, queue_s, request.forward_s)
 
-    def _enqueue(self, key: _Key, number: _Number, item: _Item) -> None:
-        queue = self._queues.setdefault(key, OrderedDict())
-        is_overtaken = bool(queue) and number < next(reversed(queue))
-        queue[number] = item
-        if is_overtaken:  # by a request that came later and was tokenized sooner
-            self._queues[key] = OrderedDict(sorted(queue.items(), key=lambda entry: entry[0]))
-
-    def _discard(self, key: _Key, number: _Number) -> None:
-        queue = self._queues.get(key)
-        if queue is not None:
-            queue.pop(number, None)
-            if not queue:
-                # An empty queue would keep the model it belongs to in memory.
-                del self._queues[key]
+    def _leave(self, key: _Key, number: _Number) -> None:
+        line = self._lines.get(key)
+        if line is not None:
+            line.leave(number)
+            if not line:
+                # An empty line would keep the model it belongs to in memory.
+                del self._lines[key]
 
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
-            while self._queues:
+            while self._lines:
                 await self._run_oldest()
             self._arrived.clear()
 
     async def _run_oldest(self) -> None:
-        model, shape = min(self._queues, key=lambda key: next(iter(self._queues[key])))
+        model, shape = min(self._lines, key=lambda key: self._lines[key].next()[0])
         batch = self._take_batch((model, shape))
         units = [item.unit for item in batch]
         start = time.monotonic()
@@ -269,17 +186,21 @@ class Batcher:
                 item.request.fail(error)
 
     def _take_batch(self, key: _Key) -> list[_Item]:
-        queue = self._queues[key]
-        count = len(one_batch(item.unit for item in queue.values()))
-        batch = list(itertools.islice(queue.items(), count))
-        for number, _ in batch:
-            self._discard(key, number)
-        return [item for _, item in batch]
+        batch: list[_Item] = []
+        taken = 0
+        line = self._lines[key]
+        while line:
+            number, item = line.next()
+            taken += item.unit.positions
+            if batch and taken > item.unit.shape.positions:
+                break
+            batch.append(item)
+            self._leave(key, number)
+        return batch
 
     def _observe(self, units: Sequence[Unit[Any]], shape: BatchShape, duration_s: float) -> None:
         taken = sum(unit.positions for unit in units)
         tokens = sum(unit.tokens for unit in units)
-        self._admission.observe_rate(taken, duration_s)
         self._metrics.duration.labels(phase="forward").observe(duration_s)
         self._metrics.batch_tokens.observe(tokens)
         self._metrics.batch_responses.observe(sum(len(unit.places) for unit in units))

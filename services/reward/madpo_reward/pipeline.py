@@ -3,8 +3,9 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from madpo.errors import FieldViolation, InvalidPairError, NonFiniteError, OverloadedError
@@ -15,9 +16,9 @@ from madpo.types import (
     RewardModelInfo,
     ScoreTimings,
     content_digest,
-    content_length,
 )
-from madpo_reward.batcher import Admission, Batcher
+from madpo_reward.admission import Admission, Ticket
+from madpo_reward.batcher import Batcher
 from madpo_reward.cache import LruCache
 from madpo_reward.layouts import Tokens
 from madpo_reward.metrics import RewardMetrics
@@ -25,8 +26,8 @@ from madpo_reward.registry import ModelRegistry
 from madpo_reward.scorer import Scorer
 from madpo_reward.settings import RewardSettings
 
-_CHARACTERS_PER_TOKEN = 4
-"""To guess a text's tokens at the door; the real number replaces the guess."""
+_BYTES_PER_TOKEN = 4
+"""To guess a request's tokens at the door; the real number replaces the guess."""
 
 _TOKENIZER_THREADS = 2
 
@@ -71,8 +72,14 @@ class Pipeline:
     def __init__(self, load: Callable[[str], Scorer], *, settings: RewardSettings, metrics: RewardMetrics) -> None:
         self._max_pairs_per_request = settings.max_pairs_per_request
         self._metrics = metrics
-        self._admission = Admission(settings.max_queue_tokens, gauge=metrics.queue_tokens)
-        self._batcher = Batcher(admission=self._admission, metrics=metrics)
+        self._max_tokens = settings.max_tokens
+        self._admission = Admission(
+            settings.max_queue_tokens,
+            max_bytes=settings.max_queue_bytes,
+            max_queue_s=settings.max_queue_s,
+            gauge=metrics.queue_tokens,
+        )
+        self._batcher = Batcher(metrics=metrics)
         self._models: ModelRegistry[Scorer] = ModelRegistry(
             load, max_resident=settings.max_resident_models, gauge=metrics.resident_models
         )
@@ -94,19 +101,39 @@ class Pipeline:
         async with self._models.use(model_id) as scorer:
             return scorer.describe(max_pairs_per_request=self._max_pairs_per_request)
 
-    async def score(self, model_id: str, texts: Sequence[Text]) -> Scores:
+    @contextmanager
+    def admit(self, texts: int, *, size_bytes: int, time_left_s: float | None) -> Iterator[Ticket]:
+        """Let a request in, before anything of it is looked at, until the block ends.
+
+        Args:
+            texts: That it asks scores of.
+            size_bytes: Of all of it.
+            time_left_s: Until its deadline; None without one.
+
+        Raises:
+            OverloadedError: No room in the queue, or no time.
+        """
+        tokens = min(size_bytes // _BYTES_PER_TOKEN + 1, texts * self._max_tokens)
+        with (
+            self._metrics.refusals.count_exceptions(OverloadedError),
+            self._admission.admit(tokens, size_bytes=size_bytes, time_left_s=time_left_s) as ticket,
+        ):
+            yield ticket
+
+    async def score(self, model_id: str, texts: Sequence[Text], ticket: Ticket) -> Scores:
         """Score all texts or none.
+
+        Args:
+            model_id: What scores them.
+            texts: Of one request.
+            ticket: That it was given by `admit`.
 
         Raises:
             NotFoundError: No such model.
             InvalidPairError: A text cannot be rendered; names its owner.
-            OverloadedError: No room in the queue.
+            OverloadedError: The texts have more tokens than their size let expect, and there is no room.
             NonFiniteError: The model gave NaN or infinity; names the owners.
         """
-        with self._metrics.refusals.count_exceptions(OverloadedError):
-            return await self._score(model_id, texts)
-
-    async def _score(self, model_id: str, texts: Sequence[Text]) -> Scores:
         async with self._models.use(model_id) as scorer:
             digests = [content_digest(text.prompt, text.response, options=text.options) for text in texts]
             known: dict[str, Score] = {}
@@ -116,18 +143,18 @@ class Pipeline:
                     known[digest] = score
                 else:
                     missing[digest] = text
-            fresh, timings = await self._score_missing(scorer, missing)
+            fresh, timings = await self._score_missing(scorer, missing, ticket)
             self._metrics.responses.labels(source="model").inc(len(fresh))
             self._metrics.responses.labels(source="cache").inc(len(texts) - len(fresh))
             known |= fresh
             return Scores(scorer.revision, [known[digest] for digest in digests], timings)
 
     async def _score_missing(
-        self, scorer: Scorer, texts: Mapping[str, Text]
+        self, scorer: Scorer, texts: Mapping[str, Text], ticket: Ticket
     ) -> tuple[Mapping[str, Score], ScoreTimings]:
         if not texts:
             return {}, ScoreTimings(queue_s=0.0, tokenize_s=0.0, forward_s=0.0)
-        with self._admission.admit(sum(_guess_tokens(text, scorer) for text in texts.values())) as ticket:
+        with ticket.work():
             start, arrival = time.monotonic(), self._batcher.arrive()
             loop = asyncio.get_running_loop()
             encoded = await loop.run_in_executor(self._tokenizers, _encode, scorer, list(texts.values()))
@@ -144,11 +171,6 @@ class Pipeline:
         for digest, score in fresh.items():
             self._cache.put((scorer.revision, digest), score)
         return fresh, ScoreTimings(queue_s=batch.queue_s, tokenize_s=tokenize_s, forward_s=batch.forward_s)
-
-
-def _guess_tokens(text: Text, scorer: Scorer) -> int:
-    characters = content_length(text.prompt) + content_length(text.response) + len(text.options.tools or "")
-    return min(characters // _CHARACTERS_PER_TOKEN + 1, scorer.max_tokens)
 
 
 def _encode(scorer: Scorer, texts: Sequence[Text]) -> list[Tokens]:

@@ -12,6 +12,7 @@ from madpo.rpc import convert
 from madpo.types import Content, ScoredPair, ScoredResponse, content_digest
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceServicer
+from madpo_reward.admission import Ticket
 from madpo_reward.metrics import RewardMetrics
 from madpo_reward.pipeline import Pipeline, Text
 
@@ -44,9 +45,9 @@ class RewardServicer(RewardServiceServicer):
         with self._metrics.count_pairs(len(request.pairs)):
             _check_model_id(request.model_id)
             self._check_count("pairs", len(request.pairs))
-            ids, texts = _pair_texts(request)
-            async with _deadline_of(context):
-                scored = await self._pipeline.score(request.model_id, texts)
+            async with self._admitted(request, 2 * len(request.pairs), context) as ticket:
+                ids, texts = _pair_texts(request)
+                scored = await self._pipeline.score(request.model_id, texts, ticket)
         pairs = [
             ScoredPair(
                 pair_id=pair_id,
@@ -72,9 +73,9 @@ class RewardServicer(RewardServiceServicer):
         """Score single responses, all or none."""
         _check_model_id(request.model_id)
         self._check_count("responses", len(request.responses))
-        texts = _response_texts(request)
-        async with _deadline_of(context):
-            scored = await self._pipeline.score(request.model_id, texts)
+        async with self._admitted(request, len(request.responses), context) as ticket:
+            texts = _response_texts(request)
+            scored = await self._pipeline.score(request.model_id, texts, ticket)
         responses = [
             ScoredResponse(text.owner_id, score.reward, score.tokens, score.truncated)
             for text, score in zip(texts, scored.scores, strict=True)
@@ -85,6 +86,14 @@ class RewardServicer(RewardServiceServicer):
             responses=map(convert.scored_response_to_proto, responses),
             timings=convert.timings_to_proto(scored.timings),
         )
+
+    @asynccontextmanager
+    async def _admitted(self, request: Any, texts: int, context: Any) -> AsyncIterator[Ticket]:
+        """Room for a request until the block ends, or its deadline passes."""
+        time_left_s = context.time_remaining()
+        with self._pipeline.admit(texts, size_bytes=request.ByteSize(), time_left_s=time_left_s) as ticket:
+            async with _deadline_of(context):
+                yield ticket
 
     def _check_count(self, field: str, count: int) -> None:
         if not 1 <= count <= self._max_items:

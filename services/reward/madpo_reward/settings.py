@@ -8,6 +8,7 @@ from pydantic_settings import SettingsConfigDict
 
 from madpo.config import CacheSettings, ComputeSettings, StoreSettings
 from madpo.jobs.base import ModelId
+from madpo.rpc.channel import MESSAGE_LIMIT_BYTES
 
 
 def _pads_or_not(batch_tokens: int | None) -> int | None:
@@ -41,6 +42,11 @@ class RewardSettings(StoreSettings, CacheSettings, ComputeSettings):
     prompt once for all its responses. None: 8192 on CUDA; on CPU 512 for models under a million weights, else 0."""
     max_queue_tokens: Annotated[int, Field(ge=64)] = 524_288
     """Tokens of requests let in and not yet answered; more are refused at once with a retry hint."""
+    max_queue_bytes: Annotated[int, Field(ge=MESSAGE_LIMIT_BYTES)] = 256 << 20
+    """Bytes of these requests; a text that is cut to `max_tokens` counts in full."""
+    max_queue_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Seconds of work, at the rate of late, that a request may find waiting; one that finds more is refused, but two
+    requests are always let in. Whoever is refused is told when to come again."""
     max_pairs_per_request: Annotated[int, Field(ge=1)] = 256
     """Most pairs, or single responses, of one request."""
     cache_entries: Annotated[int, Field(ge=0)] = 100_000

@@ -37,6 +37,7 @@ _BATCH_ITEMS = 64
 """Pairs of one request until the server has said how many it takes."""
 
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 5.0
+_HINT_JITTER = 0.25
 _REVISION_ATTEMPTS = 6
 """Calls go round the replicas, so with a few of another revision among them one of these finds the right one."""
 
@@ -241,7 +242,8 @@ def _retry_delay_s(error: MadpoError, attempt: int) -> float | None:
     backoff_s = min(_FIRST_BACKOFF_S * 2.0**attempt, _LONGEST_BACKOFF_S) * random.random()  # noqa: S311
     match error:
         case OverloadedError(retry_after_s=float(hint_s)):
-            return hint_s + backoff_s
+            # The hint is this caller's own turn: a backoff on top of it would leave the service idle.
+            return hint_s * (1 + _HINT_JITTER * random.random())  # noqa: S311
         case UnavailableError():
             return backoff_s
         case RevisionMismatchError() if attempt + 1 < _REVISION_ATTEMPTS:

@@ -96,15 +96,6 @@ def content_from_json(value: Any) -> Content:
     return value if isinstance(value, str) else tuple(map(message_from_json, value))
 
 
-def content_length(content: Content) -> int:
-    """Characters that people wrote or a model said, calls included; no template is applied."""
-    if isinstance(content, str):
-        return len(content)
-    return sum(
-        len(turn.content) + sum(len(call.name) + len(call.arguments) for call in turn.tool_calls) for turn in content
-    )
-
-
 _COMPACT = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 """`json.dumps` would make one anew for each of a dataset's digests."""
 

@@ -1,4 +1,4 @@
-"""Batches of the reward service: shapes, order, cancellation, and the door in front of them."""
+"""Batches of the reward service: shapes, order, cancellation."""
 
 import asyncio
 import threading
@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from madpo.errors import InternalError, OverloadedError
-from madpo_reward.batcher import Admission, Batcher, BatchShape, Unit
+from madpo.errors import InternalError
+from madpo_reward.batcher import Batcher, BatchShape, Unit
 from madpo_reward.metrics import RewardMetrics
 
 Ids = Sequence[int]
@@ -64,13 +64,8 @@ def metrics() -> RewardMetrics:
 
 
 @pytest.fixture
-def admission(metrics: RewardMetrics) -> Admission:
-    return Admission(100, gauge=metrics.queue_tokens)
-
-
-@pytest.fixture
-async def batcher(admission: Admission, metrics: RewardMetrics) -> AsyncIterator[Batcher]:
-    batcher = Batcher(admission=admission, metrics=metrics)
+async def batcher(metrics: RewardMetrics) -> AsyncIterator[Batcher]:
+    batcher = Batcher(metrics=metrics)
     batcher.start()
     yield batcher
     await batcher.stop()
@@ -195,40 +190,6 @@ async def test_timings_cover_the_wait_and_every_batch_of_the_request(batcher: Ba
     assert phases == {"forward": 2, "queue": 1, "tokenize": 0}
     assert scored.forward_s > 0
     assert scored.queue_s >= 0
-
-
-def test_a_full_queue_refuses_at_once_with_a_hint_and_frees_what_is_answered(
-    admission: Admission, metrics: RewardMetrics
-) -> None:
-    for _ in range(100):
-        admission.observe_rate(tokens=1000, duration_s=10)
-    with admission.admit(60):
-        with pytest.raises(OverloadedError, match="60 of at most 100") as refused, admission.admit(60):
-            pass
-        with admission.admit(40):
-            assert value(metrics.queue_tokens) == 100
-
-    assert refused.value.retry_after_s == pytest.approx(20 / 100)
-    assert value(metrics.queue_tokens) == 0
-
-
-def test_a_request_larger_than_the_whole_queue_gets_no_hint(admission: Admission) -> None:
-    with pytest.raises(OverloadedError, match="send fewer pairs") as refused, admission.admit(101):
-        pass
-
-    assert refused.value.retry_after_s is None
-
-
-def test_the_real_token_count_replaces_the_guess(admission: Admission, metrics: RewardMetrics) -> None:
-    with admission.admit(10) as ticket, admission.admit(50):
-        ticket.resize(50)
-        assert value(metrics.queue_tokens) == 100
-        with pytest.raises(OverloadedError):
-            ticket.resize(51)
-        ticket.resize(5)
-        assert value(metrics.queue_tokens) == 55
-
-    assert value(metrics.queue_tokens) == 0
 
 
 @pytest.mark.timeout(30)
