@@ -100,17 +100,19 @@ async def watchers(target: str, token: str, job_ids: Sequence[str], count: int, 
 async def uploads(target: str, token: str, count: int, size_bytes: int, directory: Path) -> None:
     """Upload files of random rows, so many at a time, until standard input ends; prints how many were stored."""
     stored, failures = 0, dict[str, int]()
+    draw = random.Random(0)
+    body = bytearray()
+    while len(body) < size_bytes:
+        row = {"prompt": f"{draw.random()} " * 50, "chosen": "yes", "rejected": "no"}
+        body += json.dumps(row).encode() + b"\n"
     async with GatewayClient(target, token=token, timeout_s=60) as client:
 
         async def upload(number: int) -> None:
             nonlocal stored
-            draw = random.Random(number)
             path = directory / f"{number}.jsonl"
-            while True:
-                with path.open("w") as file:
-                    while file.tell() < size_bytes:
-                        prompt = f"{draw.random()} " * 50
-                        file.write(json.dumps({"prompt": prompt, "chosen": "yes", "rejected": "no"}) + "\n")
+            for again in range(10**9):
+                own = {"prompt": f"{number} {again}", "chosen": "yes", "rejected": "no"}
+                await asyncio.to_thread(path.write_bytes, json.dumps(own).encode() + b"\n" + body)
                 try:
                     await client.upload_dataset([path], display_name=path.name)
                     stored += 1

@@ -154,6 +154,7 @@ class Supervisor:
         self._groups: list[list[Child]] = []
         self._ready = False
         self._notices: list[str] = []
+        self._has_mended = False
         self._stop = threading.Event()
         self._hurry = False
 
@@ -224,12 +225,13 @@ class Supervisor:
         return True
 
     def _is_mended(self, child: Child) -> bool:
-        """Start the queue again without the files it ended over; not for other processes and reasons."""
-        if child.spec.name != REDIS:
+        """Start the queue again without the files it ended over; once, and not for other processes and reasons."""
+        if child.spec.name != REDIS or self._has_mended:
             return False
         done = set_damaged_aside(self._home / "redis", child.spec.log.read_text(errors="replace"))
         if done is None:
             return False
+        self._has_mended = True
         self._notice(done)
         child.start()
         return True

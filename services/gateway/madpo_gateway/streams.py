@@ -64,6 +64,7 @@ class Stream(Generic[T]):
             outcome = await asyncio.shield(self._outcome)
         finally:
             draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
         if isinstance(outcome, MadpoError):
             raise outcome
         return outcome

@@ -1,6 +1,8 @@
 """The skeleton of every service, over a real socket."""
 
 import asyncio
+import subprocess
+import sys
 
 import grpc
 import pytest
@@ -98,3 +100,20 @@ async def test_reflection_is_served_on_request():
                 return ProtoReflectionDescriptorDatabase(channel).get_services()
 
         assert "madpo.v1.RewardService" in await asyncio.to_thread(services)
+
+
+def test_a_process_may_have_as_many_connections_as_the_system_lets_it():
+    script = (
+        "import resource\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))\n"
+        "from madpo.rpc.server import raise_open_files\n"
+        "raise_open_files()\n"
+        "raise_open_files()\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE), hard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    soft, kept, hard = map(int, done.stdout.split())
+
+    assert kept == hard
+    assert soft == (65_536 if hard == -1 else min(hard, 65_536))

@@ -288,6 +288,9 @@ def test_every_service_is_built_as_a_target_of_one_dockerfile(host, name):
 
     assert ROOT / build["context"] / build["dockerfile"] == DOCKERFILE
     assert build["target"] == name
+    # Which version an image holds can be read from it.
+    assert build["args"]["VERSION"] == resolved(host)["services"][name]["image"].rpartition(":")[2]
+    assert 'org.opencontainers.image.version="${VERSION}"' in stages()[name]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
