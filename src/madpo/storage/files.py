@@ -97,20 +97,27 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def fetch_once(directory: Path, fetch: Callable[[Path], object]) -> Path:
+def fetch_once(
+    directory: Path, fetch: Callable[[Path], object], *, is_whole: Callable[[Path], bool] = Path.is_dir
+) -> Path:
     """Fill a cache directory, once for all processes of the host.
 
     Args:
-        directory: What to fill; when it exists it is whole, and returned as it is.
+        directory: What to fill.
         fetch: Writes the files into the directory it is given. When it raises, nothing stays behind.
+        is_whole: Whether the directory can be used as it is; else it is filled anew. Without it, when it exists: for
+            directories that nobody keeps.
     """
-    if directory.is_dir():
+    if is_whole(directory):
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     with locked(directory.with_name(f".{directory.name}.lock")):
-        if not directory.is_dir():
+        if not is_whole(directory):
             partial = directory.with_name(f".{directory.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a process that died
+            if directory.is_dir():
+                os.rename(directory, partial)  # whoever has mapped a file of it keeps that
+                shutil.rmtree(partial)
             partial.mkdir()
             try:
                 fetch(partial)

@@ -1,7 +1,8 @@
 """Copies of stored objects on this host: made once for all its processes, and removed when nobody has used them long.
 
 Beside a copy `model-1` stand two empty files, which stay: `.model-1.lock`, held while it is made, and `.model-1.used`,
-held by every process that uses the copy, whose time is that of the last use.
+held by every process that uses the copy, whose time is that of the last use. A third, `.model-1.json`, has the size and
+the SHA-256 of each file: a process verifies a copy before it first uses it, and one that was damaged is made anew.
 """
 
 import contextlib
@@ -10,14 +11,21 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from madpo.storage.files import fetch_once
+from madpo.errors import CorruptObjectError, UnknownFormatError
+from madpo.storage import bundle, documents
+from madpo.storage.bundle import file_sha256
+from madpo.storage.files import fetch_once, replacing
+from madpo.types import FileEntry
 
 logger = logging.getLogger(__name__)
+
+_READ_AT_ONCE = 4
 
 
 class LocalCopies:
@@ -30,13 +38,15 @@ class LocalCopies:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._held: dict[str, BinaryIO] = {}
+        self._verified: set[str] = set()
 
-    def fetch(self, name: str, fetch: Callable[[Path], object]) -> Path:
-        """A copy, made where there is none.
+    def fetch(self, name: str, fetch: Callable[[Path], object], *, files: Sequence[FileEntry] | None = None) -> Path:
+        """A verified copy, made where there is none.
 
         Args:
             name: Its path below the root.
             fetch: See `fetch_once`.
+            files: What it writes and verifies; None where only the result can tell.
         """
         directory = self._root / name
         if name not in self._held:
@@ -45,13 +55,22 @@ class LocalCopies:
             fcntl.flock(used, fcntl.LOCK_SH)  # waits for whoever is removing the copy
             self._held[name] = used
         os.utime(_use_file(directory))
-        return fetch_once(directory, fetch)
+        if name not in self._verified:
+
+            def make(partial: Path) -> None:
+                fetch(partial)
+                _write_record(directory, bundle.describe(partial) if files is None else files)
+
+            fetch_once(directory, make, is_whole=_is_whole)
+            self._verified.add(name)
+        return directory
 
     def release(self) -> None:
         """Say that what was fetched so far is in use no more."""
         for used in self._held.values():
             used.close()
         self._held.clear()
+        self._verified.clear()
 
     def trim(self, *, max_bytes: int, max_age_s: float) -> None:
         """Remove what nobody uses: copies unused for too long, then those unused for longest until the rest fits.
@@ -88,6 +107,7 @@ class _Copy:
             with contextlib.suppress(FileNotFoundError):
                 # Whoever is killed in here leaves no half of a copy under its name.
                 os.rename(self.directory, partial)
+            _record(self.directory).unlink(missing_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
         return not partial.exists()
 
@@ -113,6 +133,39 @@ def _size(directory: Path) -> int:
             with contextlib.suppress(FileNotFoundError):  # another process is at work there
                 sizes += Path(parent, file).lstat().st_size
     return sizes
+
+
+def _write_record(directory: Path, files: Sequence[FileEntry]) -> None:
+    with replacing(_record(directory)) as record:
+        record.write(documents.seal({"files": [asdict(file) for file in files]}))
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether it holds the files of its record and no others, byte for byte; copies of 0.1.0 have no record."""
+    if not directory.is_dir():
+        return False
+    record = _record(directory)
+    try:
+        body = documents.unseal(record.read_bytes(), key=str(record))
+        files = {file["path"]: FileEntry(**file) for file in body["files"]}
+        sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in _files(directory)}
+        if sizes == {name: file.size_bytes for name, file in files.items()}:
+            with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+                digests = dict(zip(files, pool.map(lambda name: file_sha256(directory / name), files), strict=True))
+            if digests == {name: file.sha256 for name, file in files.items()}:
+                return True
+    except (FileNotFoundError, CorruptObjectError, UnknownFormatError):
+        pass
+    logger.warning("local copy does not match its record, making it anew", extra={"copy": str(directory)})
+    return False
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in directory.rglob("*") if not path.is_dir())
+
+
+def _record(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.json")
 
 
 def _use_file(directory: Path) -> Path:

@@ -123,9 +123,10 @@ class ModelStore:
             CorruptObjectError: A stored file does not match its digest; nothing is kept.
         """
         prefix = keys.model(model_id)
-        self.get(model_id)
         return self.copies.fetch(
-            prefix, lambda directory: bundle.fetch(self._store, prefix, directory, transfer=self._transfer)
+            prefix,
+            lambda directory: bundle.fetch(self._store, prefix, directory, transfer=self._transfer),
+            files=self.get(model_id).files,
         )
 
     @contextmanager

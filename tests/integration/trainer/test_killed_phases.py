@@ -122,7 +122,8 @@ def test_a_training_killed_in_a_long_phase_keeps_what_it_had_done_and_ends_with_
     made, original = [], getattr(owner, method)
 
     def counting(*arguments: Any) -> Any:
-        made.append(method)
+        if not getattr(arguments[0], "_prefix", "").startswith("reference_logps/"):  # bundles too, of another phase
+            made.append(method)
         return original(*arguments)
 
     monkeypatch.setattr(owner, method, counting)

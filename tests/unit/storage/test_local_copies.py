@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from madpo.storage.local_copies import LocalCopies
+from tests.damage import DAMAGES
 
 DAY_S = 24 * 3600.0
 UNBOUNDED = {"max_bytes": 1 << 40, "max_age_s": 1000 * DAY_S}
@@ -122,6 +123,54 @@ def test_a_copy_that_was_removed_is_made_again(tmp_path, make):
     (directory,) = make("models/1")
 
     assert (directory / "file").stat().st_size == 100
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, None])
+@pytest.mark.parametrize("part", ["model-1/weights", "model-1/tokenizer/vocabulary", ".model-1.json"])
+def test_a_damaged_copy_is_made_anew_before_the_next_process_uses_it(tmp_path, part, damage):
+    fetched = []
+
+    def fetch(directory: Path) -> None:
+        fetched.append(directory)
+        (directory / "tokenizer").mkdir()
+        (directory / "weights").write_bytes(bytes(range(200)))
+        (directory / "tokenizer" / "vocabulary").write_text("words")
+
+    LocalCopies(tmp_path).fetch("models/model-1", fetch)
+    LocalCopies(tmp_path).fetch("models/model-1", fetch)
+    assert len(fetched) == 1
+    file = tmp_path / "models" / part
+    file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
+
+    copies = LocalCopies(tmp_path)
+    directory = copies.fetch("models/model-1", fetch)
+
+    assert len(fetched) == 2
+    assert (directory / "weights").read_bytes() == bytes(range(200))
+    assert (directory / "tokenizer" / "vocabulary").read_text() == "words"
+    assert sorted(path.name for path in directory.iterdir()) == ["tokenizer", "weights"]
+
+
+def test_a_file_too_many_is_damage_too(tmp_path, make):
+    (directory,) = make("models/1")
+    (directory / "chat_template.jinja").write_text("{{ 1 }}")
+
+    make("models/1")
+
+    assert [path.name for path in directory.iterdir()] == ["file"]
+
+
+def test_a_copy_in_use_is_verified_once_and_again_after_its_release(tmp_path, make):
+    copies = LocalCopies(tmp_path)
+    (directory,) = make("models/1", copies=copies)
+    (directory / "file").write_bytes(b"damaged")
+
+    make("models/1", copies=copies)
+    assert (directory / "file").read_bytes() == b"damaged"
+
+    copies.release()
+    make("models/1", copies=copies)
+    assert (directory / "file").read_bytes() == bytes(100)
 
 
 def test_no_copies_are_nothing_to_do(tmp_path):
