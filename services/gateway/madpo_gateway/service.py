@@ -40,7 +40,7 @@ from madpo_gateway.servicers.jobs import JobServicer
 from madpo_gateway.servicers.models import ModelServicer
 from madpo_gateway.servicers.retention import RetentionServicer
 from madpo_gateway.settings import GatewaySettings
-from madpo_gateway.turns import Turns
+from madpo_gateway.turns import TurnsBySize
 from madpo_gateway.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 _CHECKED_AT_ONCE = 2
 """Rows are checked in Python: more threads of it would only keep calls waiting."""
 _MOST_WAITING = 500
+_LARGE_BYTES = 64 << 20
+"""Files of rows that take minutes to check."""
 
 
 CONTRACTS = (
@@ -73,7 +75,9 @@ class GatewayService:
         self._datasets = DatasetStore(self._store)
         self._models = ModelStore(self._store, settings.scratch)
         self._registry, self._metrics = registry, GatewayMetrics(registry)
-        self._checking = Turns("checks of rows", at_once=_CHECKED_AT_ONCE, waiting=_MOST_WAITING)
+        self._checking = TurnsBySize(
+            "checks of rows", at_once=_CHECKED_AT_ONCE, waiting=_MOST_WAITING, large_bytes=_LARGE_BYTES
+        )
         self._imports = HubImports(at_once=settings.max_imports, timeout_s=settings.import_timeout_s)
         self._uploads = Uploads(
             settings.uploads,

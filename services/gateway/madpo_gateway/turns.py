@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from madpo.errors import OverloadedError
 
@@ -40,3 +40,23 @@ class Turns:
             yield
         finally:
             self._free.release()
+
+
+class TurnsBySize:
+    """Turns of which some are for small work: it never waits for what takes hours.
+
+    Args:
+        what: The work, in the plural, for the error.
+        at_once: How many have their turn, of small work and of large.
+        waiting: How many more of each may wait.
+        large_bytes: What is large.
+    """
+
+    def __init__(self, what: str, *, at_once: int, waiting: int, large_bytes: int) -> None:
+        self._large_bytes = large_bytes
+        self._small = Turns(what, at_once=at_once, waiting=waiting)
+        self._large = Turns(f"large {what}", at_once=at_once, waiting=waiting)
+
+    def turn(self, size_bytes: int) -> AbstractAsyncContextManager[None]:
+        """One's turn, as of `Turns`."""
+        return (self._large if size_bytes >= self._large_bytes else self._small).turn()

@@ -4,6 +4,7 @@ unfinished/{upload_id}/files/00000     the bytes so far, one file per file
 unfinished/{upload_id}/result.json     once stored, for a client that did not get the answer; the files are gone
 """
 
+import asyncio
 import hashlib
 import json
 import shutil
@@ -27,11 +28,13 @@ from madpo_gateway.requests import is_plain_path, require_display_name, require_
 from madpo_gateway.row_check import RowCheck
 from madpo_gateway.spool import MAX_CHUNK_BYTES, run_blocking
 from madpo_gateway.streams import Stream, Streams, TakenOver
-from madpo_gateway.turns import Turns
+from madpo_gateway.turns import TurnsBySize
 
 MAX_FILES = 1000
 UPLOAD_ID_PATTERN = r"^[0-9a-f]{32}$"
 
+_WRITTEN_AT_ONCE = 4
+"""Chunks: more threads would wait for one disk and one interpreter, and calls behind them."""
 _RESULT = "result.json"
 _RESULT_TTL_S = 600.0
 """A client that lost the answer asks again within seconds."""
@@ -186,9 +189,9 @@ class Uploads:
     """
 
     def __init__(
-        self, scratch: Path, unfinished: Path, *, limit_bytes: int, checking: Turns, received: Counter
+        self, scratch: Path, unfinished: Path, *, limit_bytes: int, checking: TurnsBySize, received: Counter
     ) -> None:
-        self._checking = checking
+        self._checking, self._writing = checking, asyncio.Semaphore(_WRITTEN_AT_ONCE)
         self._scratch, self._unfinished = scratch, unfinished
         self._limit_bytes, self._received = limit_bytes, received
         self._streams: Streams[UploadResult] = Streams()
@@ -251,7 +254,7 @@ class Uploads:
         stream: Stream[UploadResult],
     ) -> UploadResult:
         """Check and store, once others have been; what comes of it holds for all that sent the same."""
-        async with self._checking.turn():
+        async with self._checking.turn(upload.received_bytes):
             self._checked[upload_id] = upload
             try:
                 result = await upload.check.run(_finish, directory, upload, store)
@@ -308,7 +311,7 @@ class Uploads:
             match message.WhichOneof("part"):
                 case "chunk":
                     self._received.inc(len(message.chunk))
-                    async with stream.turn():
+                    async with stream.turn(), self._writing:
                         await run_blocking(upload.append, message.chunk)
                 case "sha256":
                     return message.sha256

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from madpo.errors import OverloadedError
 from madpo.rpc.channel import call_metadata
 from madpo.v1 import job_service_pb2, model_service_pb2
 from madpo_gateway.imports import Wanted
 from madpo_gateway.settings import GatewaySettings
-from madpo_gateway.turns import Turns
+from madpo_gateway.turns import Turns, TurnsBySize
 from tests.integration.gateway.service import TOKEN, Gateway, eventually, refusal, running
 
 pytest.importorskip("huggingface_hub")
@@ -127,3 +128,16 @@ async def test_turns_are_taken_in_order_and_given_back_whatever_happens() -> Non
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == [0, 2]
     await work(5)
+
+
+async def test_small_work_never_waits_for_large() -> None:
+    turns = TurnsBySize("things", at_once=1, waiting=1, large_bytes=10)
+    async with turns.turn(10), asyncio.timeout(30):
+        waiting = asyncio.create_task(turns.turn(99).__aenter__())
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="1 large things go on and 1 wait"):
+            async with turns.turn(11):
+                pass
+        async with turns.turn(9):
+            assert not waiting.done()
+        waiting.cancel()

@@ -28,7 +28,7 @@ from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
-from madpo_gateway.turns import Turns
+from madpo_gateway.turns import TurnsBySize
 from madpo_gateway.uploads import Upload, UploadResult, Uploads
 from tests.integration.gateway.service import eventually, stored_keys
 
@@ -395,7 +395,7 @@ def uploads_of(scratch: Path, unfinished: Path) -> Uploads:
         scratch,
         unfinished,
         limit_bytes=100,
-        checking=Turns("checks", at_once=1, waiting=10),
+        checking=TurnsBySize("checks", at_once=1, waiting=10, large_bytes=100),
         received=Counter("bytes", "", registry=None),
     )
 

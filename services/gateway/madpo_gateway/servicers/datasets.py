@@ -31,7 +31,7 @@ from madpo_gateway.requests import page_size, require_match, violation
 from madpo_gateway.row_check import RowCheck
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import run_blocking, scratch_directory
-from madpo_gateway.turns import Turns
+from madpo_gateway.turns import TurnsBySize
 from madpo_gateway.uploads import Upload, UploadResult, Uploads
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class DatasetServicer(DatasetServiceServicer):
         *,
         datasets: DatasetStore,
         uploads: Uploads,
-        checking: Turns,
+        checking: TurnsBySize,
         imports: HubImports,
         deletion: Deletion,
         metrics: GatewayMetrics,
@@ -84,7 +84,7 @@ class DatasetServicer(DatasetServiceServicer):
             )
             files = [DataFile(Path(path), name, file_format) for name, path in fetched.files]
             check = RowCheck()
-            async with self._checking.turn():
+            async with self._checking.turn(sum(file.path.stat().st_size for file in files)):
                 result = await check.run(self._store, header, files, check.watch)
         stored = await self._uploaded(result)
         return pb.ImportDatasetResponse(dataset=stored.dataset, created=stored.created, commit=fetched.commit)
@@ -145,7 +145,7 @@ class DatasetServicer(DatasetServiceServicer):
                 yield message
 
     async def _next(self, messages: Iterator[pb.CheckDatasetResponse]) -> pb.CheckDatasetResponse | None:
-        async with self._checking.turn():
+        async with self._checking.turn(0):  # a thousand rows, then it is another's
             return await run_blocking(next, messages, None)
 
     async def _uploaded(self, result: UploadResult) -> pb.UploadDatasetResponse:

@@ -33,13 +33,14 @@ from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import Spool, run_blocking, scratch_directory, stream_chunks
-from madpo_gateway.turns import Turns
+from madpo_gateway.turns import TurnsBySize
 
 logger = logging.getLogger(__name__)
 
 MAX_FILES = 1000
 _PUBLISHED_AT_ONCE = 4
 _MOST_WAITING = 100
+_LARGE_BYTES = 1 << 30
 
 _MODEL_FOLDER = f"{CHECKPOINT_MODEL}/"
 
@@ -62,7 +63,9 @@ class ModelServicer(ModelServiceServicer):
     ) -> None:
         self._settings, self._store, self._models, self._queue = settings, store, models, queue
         self._imports, self._deletion, self._metrics = imports, deletion, metrics
-        self._publishing = Turns("models being stored", at_once=_PUBLISHED_AT_ONCE, waiting=_MOST_WAITING)
+        self._publishing = TurnsBySize(
+            "models being stored", at_once=_PUBLISHED_AT_ONCE, waiting=_MOST_WAITING, large_bytes=_LARGE_BYTES
+        )
 
     async def UploadModel(self, request_iterator: AsyncIterator[Part], context: Any) -> pb.UploadModelResponse:  # noqa: N802
         """Spool every file, check each against its announcement, store. All or nothing."""
@@ -167,7 +170,7 @@ class ModelServicer(ModelServiceServicer):
 
     async def _stored(self, directory: Path, **described: Any) -> tuple[Model, bool]:
         """The directory as a model, and whether it was not there before."""
-        async with self._publishing.turn():
+        async with self._publishing.turn(await run_blocking(_size, directory)):
             return await run_blocking(self._publish, directory, **described)
 
     def _publish(
@@ -281,6 +284,10 @@ def _base_model_id(directory: Path) -> str:
             "the base of the adapter (`madpo model upload DIRECTORY --base MODEL`)",
         )
     return base
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*"))
 
 
 def _model_id(value: str) -> str:
