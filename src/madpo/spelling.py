@@ -1,4 +1,4 @@
-"""What somebody may have meant who wrote a name that there is not."""
+"""Words of messages: what may have been meant by a name that there is not, and how many of a thing there are."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -20,3 +20,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """The names that are most like one that there is not, the likest first; never none."""
     return get_close_matches(name, list(known), n=count, cutoff=0.0)
+
+
+def number_of(count: int, noun: str) -> str:
+    """`1 row`, `1,200 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -91,7 +91,8 @@ class Site:
             client = RewardClient(self.trainer.reward_target or "", token=TOKEN, load_timeout_s=60)
             try:
                 options = [NO_OPTIONS] * len(texts)
-                return await score_texts(client, model_id, texts, options=options, advance=lambda _: None)
+                scores = await score_texts(client, model_id, texts, options=options, advance=lambda _: None)
+                return scores.values
             finally:
                 await client.close()
 

@@ -44,6 +44,7 @@ def _show_comparison(baseline: str, comparisons: "Mapping[str, Comparison]") -> 
         Column("", lambda row: row[0]),
         Column("wins", lambda row: f"{row[1].win_rate:.1%}", is_right=True),
         Column("95 % interval", lambda row: _interval(row[1].win_rate_ci, "{:.1%}"), rank=1),
+        Column("ties", lambda row: f"{row[1].tie_rate:.1%}", rank=4, is_right=True),
         Column("difference", lambda row: f"{row[1].difference:+.3g}", rank=2, is_right=True),
         Column("95 % interval ", lambda row: _interval(row[1].difference_ci, "{:+.3g}"), rank=3),
         Column("it is", lambda row: _verdict(row[1])),
@@ -56,6 +57,8 @@ def _verdict(comparison: "Comparison") -> Text:
     if comparison.win_rate_ci is None:
         return Text("one prompt tells nothing", style="dim")
     low, high = comparison.win_rate_ci
+    if comparison.tie_rate == 1.0:
+        return Text("the same", style="yellow")
     if low > 0.5:
         return Text("higher", style="green")
     return Text("lower", style="red") if high < 0.5 else Text("no clear difference", style="yellow")
@@ -68,6 +71,8 @@ def _figures(report: "EvaluationReport", result: "EvaluationResult") -> Iterator
         yield _estimate("KL to the reference, nats", result.kl)
     yield _estimate("tokens of a response", result.response_tokens)
     yield "finished before the limit", f"{result.finished_ratio:.1%}", ""
+    if report.truncated_responses:
+        yield "read only in part by the reward model", f"{report.truncated_responses:,}", ""
     if (accuracy := report.implicit_reward_accuracy) is not None:
         name = f"implicit reward right, of {accuracy.pairs:,} pairs"
         yield name, f"{accuracy.accuracy:.1%}", _interval(accuracy.ci, "{:.1%}")

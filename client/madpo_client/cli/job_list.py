@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.text import Text
 
-from madpo.spelling import nearest
+from madpo.errors import NotFoundError
+from madpo.spelling import nearest, number_of
 from madpo.types import Job, JobState
 from madpo_client.cli.output import Column, time_text
 from madpo_client.progress import describe_phase, describe_span
@@ -60,7 +62,11 @@ def describe_progress(job: Job) -> str:
     progress = job.progress
     if job.state is JobState.SUCCEEDED:
         steps = job.result.summary.get("steps") if job.result else None
-        return "" if not isinstance(steps, (int, float)) else "1 step" if steps == 1 else f"{steps:.0f} steps"
+        if not isinstance(steps, (int, float)):
+            return ""
+        # Less than all of them where it stopped early.
+        total = progress.total_steps if progress is not None else 0
+        return f"{steps:,.0f} of {total:,} steps" if total > steps else number_of(round(steps), "step")
     if progress is None:
         return ""
     if job.state is not JobState.RUNNING:
@@ -106,7 +112,21 @@ def _names(client: "Client", jobs: Sequence[Job]) -> dict[str, str]:
     names = {job.job_id: job.display_name for job in jobs}
     if any(model_id not in names for job in jobs for model_id in _model_ids(job.spec)):
         names |= {model.model_id: model.display_name for model in client.models.list()}
+    for job_id in {job_id for job in jobs for job_id in _job_ids(job)} - names.keys():
+        # One that the list leaves out, by its filters or its length; it may be gone.
+        with suppress(NotFoundError):
+            names[job_id] = client.jobs.get(job_id).job.display_name
     return names
+
+
+def _job_ids(job: Job) -> Iterator[str]:
+    """Ids of other jobs that the list names."""
+    for part in ("model", "reward_model"):
+        reference = job.spec.get(part)
+        if isinstance(reference, Mapping) and reference.get("job_id"):
+            yield str(reference["job_id"])
+    if job.state is JobState.WAITING:
+        yield from job.depends_on
 
 
 def _model_ids(spec: Mapping[str, Any]) -> Iterator[str]:

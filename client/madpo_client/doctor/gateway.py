@@ -12,6 +12,7 @@ from madpo.errors import MadpoError, UnauthenticatedError
 from madpo.jobs.registry import KINDS, QUEUES
 from madpo.rpc.channel import is_loopback
 from madpo.rpc.tls import ClientTls
+from madpo.spelling import number_of
 from madpo.types import Job, JobState, ServerInfo
 from madpo_client.client import Client
 from madpo_client.connection import read_connection
@@ -185,7 +186,8 @@ def judge_queue(queue: str, jobs: Sequence[Job], *, now: float) -> Finding:
         worker = {"train": "trainer", "evaluate": "evaluator"}[queue]
         return warning(
             check,
-            f"{len(pending)} jobs wait, the first for {waited_s:.0f} s, and none runs: no {worker} takes them",
+            f"{number_of(len(pending), 'job')} pending, the first for {waited_s:.0f} s, and none running:"
+            f" no {worker} takes them",
             f"see whether a {worker} runs and what its log says; `madpo doctor --inside` in its container",
         )
     return ok(check, f"{running} jobs running, {len(pending)} pending")

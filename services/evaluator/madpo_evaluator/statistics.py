@@ -48,11 +48,15 @@ def compare(values: ArrayLike, baseline: ArrayLike) -> Comparison:
     difference = np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
     per_prompt = np.stack([wins(difference).mean(axis=1), difference.mean(axis=1)], axis=1)
     win_rate, mean_difference = map(float, per_prompt.mean(axis=0))
+    tie_rate = float((difference == 0).mean())
     if len(per_prompt) < 2:
-        return Comparison(win_rate=win_rate, win_rate_ci=None, difference=mean_difference, difference_ci=None)
+        return Comparison(
+            win_rate=win_rate, tie_rate=tie_rate, win_rate_ci=None, difference=mean_difference, difference_ci=None
+        )
     low, high = np.quantile(_bootstrap_means(per_prompt), [0.025, 0.975], axis=0)
     return Comparison(
         win_rate=win_rate,
+        tie_rate=tie_rate,
         win_rate_ci=(float(low[0]), float(high[0])),
         difference=mean_difference,
         difference_ci=(float(low[1]), float(high[1])),

@@ -52,6 +52,7 @@ def make_report(
     reference: EvaluatedModel | None,
     implicit_reward_accuracy: Accuracy | None,
     skipped_rows: Sequence[int] = (),
+    truncated_responses: int = 0,
 ) -> EvaluationReport:
     """The report of an evaluation.
 
@@ -62,6 +63,7 @@ def make_report(
         reference: What KL was measured to.
         implicit_reward_accuracy: On held-out pairs, when there are any.
         skipped_rows: Of prompts that left no room for a response.
+        truncated_responses: That the reward model read only a part of.
     """
     return EvaluationReport(
         name=evaluation.name,
@@ -74,6 +76,7 @@ def make_report(
         results=tuple(results),
         implicit_reward_accuracy=implicit_reward_accuracy,
         skipped_rows=tuple(skipped_rows),
+        truncated_responses=truncated_responses,
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from madpo.data.order import Schedule
 from madpo.errors import NonFiniteError
 from madpo.jobs.training import TrainingParameters
+from madpo.spelling import number_of
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.ledger import LEDGER_PARTS
 from madpo.types import JobProgress
@@ -33,6 +34,7 @@ from madpo_trainer.optimizer import Optimizer
 from madpo_trainer.ranks import OutOfMemory, Ranks
 from madpo_trainer.sharding import whole_state
 from madpo_trainer.state import TrainingState, save_state, seed_micro_batch
+from madpo_trainer.trained_weights import non_finite_weights
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +254,13 @@ class TrainingLoop:
         if bool(torch.isfinite(value)):
             return
         self._optimizer.drop_gradients()
+        if broken := non_finite_weights(self._objective.model):
+            is_first = self.state.step == 0
+            cause = "the model that the job starts from is broken" if is_first else "lower the learning rate"
+            raise NonFiniteError(
+                f"non-finite {what} in step {self.state.step + 1}: so are weights of the model before it, such as"
+                f" {broken[0]} ({number_of(len(broken), 'tensor')}; {cause})"
+            )
         ids = work.row_ids(places)
         raise NonFiniteError(
             f"non-finite {what} in step {self.state.step + 1}; the weights were not moved. Rows of the batch, "

@@ -27,6 +27,7 @@ from madpo.model_files.context_limit import directory_limit
 from madpo.models.dtypes import WeightDtypes, round_weights
 from madpo.models.load import load_tokenizer
 from madpo.ports import ObjectStore
+from madpo.spelling import number_of
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.files import fetch_once
@@ -120,6 +121,7 @@ class TrainingRun:
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
         self._placing = ModelPlacing(self._parameters, ranks, kind=self._model_kind)
         self._state = TrainingState(seed=self._parameters.seed)
+        self._total_steps = 0
         self._metrics: list[dict[str, Any]] = []
         self._tolerance = Tolerance()
         self._tensors: Mapping[str, Mapping[str, torch.Tensor]] = {}
@@ -138,6 +140,7 @@ class TrainingRun:
         initial = self._initial()
         inputs = self._inputs(initial, checkpoint)
         objective, schedule = self._kind.build(inputs)
+        self._total_steps = schedule.total_steps
         save = partial(save_trained, inputs.runner.model, initial=initial, lora=self._parameters.lora is not None)
 
         def flush(step: int) -> list[str]:
@@ -351,6 +354,11 @@ class TrainingRun:
         if "margins" in summary:
             wait_s, step_s = self._state.counters.get("margin_wait_s", 0.0), self._state.counters.get("step_s", 0.0)
             summary["margins"] |= {"wait_s": wait_s, "wait_share": wait_s / step_s if step_s else 0.0}
+            if alike := int(summary["margins"].get("truncated_alike", 0)):
+                self._tolerance.warnings.append(
+                    f"of {number_of(alike, 'pair')} the reward model read the same part of both responses: their margin"
+                    " is 0, whatever comes after it"
+                )
         return summary
 
     def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, save: Callable[[Path], dict[str, Any]]) -> None:
@@ -382,4 +390,13 @@ class TrainingRun:
 
     def _phase(self, name: str, total: int = 0, *, unit: str = "", done: int = 0) -> Phase:
         leads = self._ranks.is_leader
-        return Phase(self._run, name, total, unit=unit, done=done, step=self._state.step, reports=leads)
+        return Phase(
+            self._run,
+            name,
+            total,
+            unit=unit,
+            done=done,
+            step=self._state.step,
+            total_steps=self._total_steps,
+            reports=leads,
+        )

@@ -41,6 +41,11 @@ def describe_trained(model: nn.Module) -> dict[str, Any]:
     return figures | ({"adapted_layers": dict(sorted(layers.items()))} if layers else {})
 
 
+def non_finite_weights(model: nn.Module) -> list[str]:
+    """Names of the parameters with a NaN or an infinity, of a sharded model in what this rank has of it."""
+    return [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(_local(parameter)).all())]
+
+
 def fingerprints(model: nn.Module, ranks: Ranks, *, dtypes: WeightDtypes) -> dict[str, int]:
     """A sum over the bits of every trained parameter, whole: another one after any change. All ranks must call.
 
@@ -127,8 +132,12 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _bit_sum(parameter: nn.Parameter, dtype: torch.dtype) -> int:
+def _local(parameter: nn.Parameter) -> Tensor:
     tensor = parameter.detach()
     local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    local = local.to(dtype).contiguous()
+    return local
+
+
+def _bit_sum(parameter: nn.Parameter, dtype: torch.dtype) -> int:
+    local = _local(parameter).to(dtype).contiguous()
     return int(local.view(_INTEGERS[local.element_size()]).sum(dtype=torch.int64))

@@ -16,6 +16,7 @@ from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong
 from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
+from madpo.spelling import number_of
 from madpo.storage import keys
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.files import Transfer, unwatched
@@ -230,7 +231,7 @@ class TrainingRows:
                 yield outcome
         if errors:
             violations = [violation for error in errors for violation in error.violations]
-            raise InvalidPairError(f"{len(errors)} rows have no tokens, the first: {errors[0]}", violations)
+            raise InvalidPairError(f"no tokens in {number_of(len(errors), 'row')}, the first: {errors[0]}", violations)
 
 
 def _same_places(rows: int, count: int) -> Ragged:

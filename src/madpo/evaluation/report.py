@@ -39,6 +39,9 @@ class Comparison(_Part):
     """Wins and mean difference against a baseline on the same prompts."""
 
     win_rate: float
+    """Of samples, ties counted as half a win."""
+    tie_rate: float = 0.0
+    """Share of samples that are equal."""
     win_rate_ci: Interval | None
     difference: float
     difference_ci: Interval | None
@@ -92,6 +95,8 @@ class EvaluationReport(_Part):
     """How often the policy's implicit reward orders held-out pairs as their labels do."""
     skipped_rows: tuple[int, ...] = ()
     """Rows whose prompts leave no room for a response in the model's context."""
+    truncated_responses: int = 0
+    """Responses that the reward model read only a part of, of all temperatures."""
 
     def to_json(self) -> str:
         """The file `report.json`; equal reports give equal bytes."""

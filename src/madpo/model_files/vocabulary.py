@@ -8,6 +8,7 @@ from typing import Any
 from madpo.errors import InvalidArgumentError
 from madpo.model_files.companions import end_token_ids
 from madpo.model_files.configs import is_adapter, read_config
+from madpo.spelling import number_of
 
 _MAX_TOKENIZER_BYTES = 256 << 20
 
@@ -74,12 +75,12 @@ def _tokens_without_embedding(directory: Path, config: dict[str, Any]) -> Iterat
         raise InvalidArgumentError(f"tokenizer.json cannot be read: {error} (was it copied whole?)") from error
     if beyond:
         raise InvalidArgumentError(
-            f"{len(beyond)} tokens of tokenizer.json have no embedding: the largest id is {max(beyond)}, vocab_size in "
-            f"config.json {embeddings} (is it the tokenizer of another model?)"
+            f"tokenizer.json has {number_of(len(beyond), 'token')} without an embedding: the largest id is"
+            f" {max(beyond)}, vocab_size in config.json {embeddings} (is it the tokenizer of another model?)"
         )
     unembedded = [content for token, content in sorted(added.items()) if token >= embeddings]
     if unembedded:
         yield (
-            f"{len(unembedded)} added tokens have no embedding (vocab_size is {embeddings}): rows with "
+            f"{number_of(len(unembedded), 'added token')} without an embedding (vocab_size is {embeddings}): rows with "
             f"{', '.join(unembedded[:5])} cannot be used; resize the model's embeddings where they are wanted"
         )

@@ -14,6 +14,7 @@ from madpo.model_files.companions import GENERATION_CONFIG, end_token_ids
 from madpo.model_files.configs import check_config, label_count, read_config
 from madpo.models.padding import closing_ids, padding_id
 from madpo.models.scores import reads_last_token
+from madpo.spelling import number_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -135,8 +136,8 @@ def _refuse_missing(directory: Path, missing: set[str]) -> None:
     if missing:
         names = ", ".join(sorted(missing)[:5])
         raise FailedPreconditionError(
-            f"{directory.name} lacks {len(missing)} weights of its architecture ({names}): it is another kind of "
-            "model, or not whole"
+            f"{directory.name} lacks {number_of(len(missing), 'weight')} of its architecture ({names}): it is another"
+            " kind of model, or not whole"
         )
 
 

@@ -1,13 +1,23 @@
 """Reward-model scores of responses and pairs, all by one revision, with word of how far it is."""
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from madpo.ports import RewardScorer
 from madpo.types import ChatOptions, Content, PreferencePair
 
-logger = logging.getLogger(__name__)
+LONGER_READING = "of the rest it says nothing; use one that reads longer texts"
+"""What follows where a reward model has read only parts."""
+
+
+class Scores(NamedTuple):
+    """What a reward model says of texts or pairs, in order, all by one revision."""
+
+    values: list[float]
+    truncated: int
+    """How many of them it read only a part of."""
+
 
 _ITEMS_PER_CALL = 256
 """Of one report of progress; the client splits calls as the service takes them."""
@@ -20,7 +30,7 @@ async def score_texts(
     *,
     options: Sequence[ChatOptions],
     advance: Callable[[int], None],
-) -> list[float]:
+) -> Scores:
     """Raw reward-model logits of responses, in order, all by one revision of the model.
 
     Args:
@@ -42,20 +52,20 @@ async def score_texts(
         rewards += [response.reward for response in scored]
         truncated += sum(response.truncated for response in scored)
         advance(len(scored))
-    if truncated:
-        logger.warning("the reward model read only part of some responses", extra={"responses": truncated})
-    return rewards
+    return Scores(rewards, truncated)
 
 
 async def score_margins(
     scorer: RewardScorer, model_id: str, pairs: Iterable[PreferencePair], *, advance: Callable[[int], None]
-) -> list[float]:
+) -> Scores:
     """Reward margins of pairs, in order, of which one call's worth is in memory; else as `score_texts`."""
     revision = (await scorer.get_reward_model(model_id)).revision
     margins: list[float] = []
+    truncated = 0
     source = iter(pairs)
     while batch := list(islice(source, _ITEMS_PER_CALL)):
         scored = await scorer.score_pairs(model_id, batch, revision=revision)
         margins += [pair.reward_margin for pair in scored]
+        truncated += sum(pair.chosen_truncated or pair.rejected_truncated for pair in scored)
         advance(len(batch))
-    return margins
+    return Scores(margins, truncated)

@@ -35,6 +35,7 @@ class Phase:
         unit: What is counted, such as "rows"; "bytes" are shown as sizes.
         done: Items that an earlier attempt had done: part of the count, not of the speed.
         step: Optimizer steps the job has done; without it the items are counted as the job's steps.
+        total_steps: With `step`: of how many; 0 before that is known.
         reports: Whether it says anything; of the ranks of a training one does, all look for the wish to stop.
     """
 
@@ -47,11 +48,12 @@ class Phase:
         unit: str = "",
         done: int = 0,
         step: int | None = None,
+        total_steps: int = 0,
         reports: bool = True,
     ) -> None:
         self._run, self._name, self._total, self._unit = run, name, total, unit
         self._before = self._done = done
-        self._step, self._reports = step, reports
+        self._step, self._total_steps, self._reports = step, total_steps, reports
         self._start = self._said = time.monotonic()
         self._lock = threading.Lock()
         if reports:
@@ -78,7 +80,7 @@ class Phase:
         new, left = self._done - self._before, max(0, self._total - self._done)
         progress = JobProgress(
             step=self._done if self._step is None else self._step,
-            total_steps=self._total if self._step is None else 0,
+            total_steps=self._total if self._step is None else self._total_steps,
             remaining_s=(now - self._start) / new * left if new and self._total else None,
             phase=self._name,
             phase_done=self._done,

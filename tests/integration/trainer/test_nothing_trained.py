@@ -1,22 +1,25 @@
 """A job that moved no weight fails, and says why; one that moved some says which."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from madpo.errors import FailedPreconditionError
+from madpo.errors import FailedPreconditionError, NonFiniteError
 from madpo.models.dtypes import WeightDtypes
 from madpo.storage.datasets import DatasetStore
+from madpo.storage.models import ModelStore
 from madpo.types import DatasetKind
 from madpo_trainer.optimizer import trainable_parameters
 from madpo_trainer.trained_weights import lost_adapters, require_movement
 from tests.integration.trainer.training_site import PAIRS
 
 
-def train(site, name, *, pairs=None, optimizer=None, pause_at=None, **training):
+def train(site, name, *, pairs=None, model=None, optimizer=None, pause_at=None, **training):
     dataset = site.pairs
     if pairs is not None:
         stored, _ = DatasetStore(site.store).write(
@@ -32,7 +35,7 @@ def train(site, name, *, pairs=None, optimizer=None, pause_at=None, **training):
         **training,
     }
     spec = {"dataset": dataset, "method": {"name": "dpo", "params": {}}, "training": parameters}
-    return site.train(name, spec, pause_at=pause_at)
+    return site.train(name, spec | ({"model": model} if model else {}), pause_at=pause_at)
 
 
 def test_one_step_trains_and_the_result_says_how_much(site):
@@ -71,6 +74,24 @@ def test_an_adapter_whose_update_is_lost_beside_its_weight_has_trained_nothing(s
     # The factor that begins at 0 moves by as little as it is told to.
     with pytest.raises(FailedPreconditionError, match=r"nothing was trained: no update .* rates up to 1e-12 .*\(raise"):
         train(site, "lost", lora={"rank": 2}, optimizer={"learning_rate": 1e-12, "weight_decay": 0.0})
+
+
+def test_weights_that_are_no_numbers_are_told_of_instead_of_rows(site):
+    directory = site.home / "broken-model"
+    shutil.copytree(site.home / "model", directory)
+    weights = load_file(directory / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name][0, 0] = torch.nan
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    models = ModelStore(site.store, site.home / "cache")
+    model, _ = models.publish(directory, display_name="broken", kind="causal_lm")
+
+    says = (
+        rf"non-finite loss in step 1: so are weights of the model before it, such as {name} \(1 tensor; the model that"
+    )
+    with pytest.raises(NonFiniteError, match=says) as caught:
+        train(site, "broken", model={"model_id": model.model_id})
+    assert caught.value.pair_ids == ()
 
 
 @pytest.mark.parametrize(("share", "is_lost"), [(0.9, True), (1.1, False)])

@@ -139,7 +139,7 @@ def test_rows_that_the_template_cannot_read_are_named_before_training(
     tokenizer = make_toy_tokenizer(template=picky + make_toy_tokenizer().chat_template)
     site = Site.make(tmp_path, make_toy_lm(), tokenizer)
 
-    with pytest.raises(InvalidPairError, match=r"1 rows have no tokens, the first: row 2: .*no system here"):
+    with pytest.raises(InvalidPairError, match=r"no tokens in 1 row, the first: row 2: .*no system here"):
         train(site, "picky", stored(site, rows))
     assert token_files(site) == []
 

@@ -167,8 +167,8 @@ def test_an_evaluation_says_whether_it_is_better_than_its_baseline(capsys: pytes
         "implicit reward right, of 40 pairs 75.0% 70.0% to 80.0%",
         "",
         "against qwen-evaluation",
-        "wins 95 % interval difference 95 % interval it is",
-        "reward 60.0% 55.0% to 65.0% +0.25 +0.1 to +0.4 higher",
-        "length 50.0% 40.0% to 60.0% +0.25 +0.1 to +0.4 no clear difference",
-        "other 25.0% 20.0% to 30.0% +0.25 +0.1 to +0.4 lower",
+        "wins 95 % interval ties difference 95 % interval it is",
+        "reward 60.0% 55.0% to 65.0% 0.0% +0.25 +0.1 to +0.4 higher",
+        "length 50.0% 40.0% to 60.0% 0.0% +0.25 +0.1 to +0.4 no clear difference",
+        "other 25.0% 20.0% to 30.0% 0.0% +0.25 +0.1 to +0.4 lower",
     ]

@@ -24,14 +24,18 @@ class LengthScorer:
 
     async def score_pairs(self, model_id: str, pairs: Sequence[PreferencePair], *, revision: str) -> list[ScoredPair]:
         self.read_at_calls.append(self.read)
-        return [ScoredPair(pair.pair_id, float(len(pair.chosen)), 1.0, 1, 1) for pair in pairs]
+        return [
+            ScoredPair(pair.pair_id, float(len(pair.chosen)), 1.0, 1, 1, rejected_truncated=pair.row % 100 == 0)
+            for pair in pairs
+        ]
 
 
 async def test_pairs_are_read_when_their_call_comes():
     scorer, counts = LengthScorer(), []
 
-    margins = await score_margins(scorer, "model-1", scorer.pairs(600), advance=counts.append)
+    margins, truncated = await score_margins(scorer, "model-1", scorer.pairs(600), advance=counts.append)
 
     assert margins == [row % 7 + 1.0 for row in range(1, 601)]
     assert scorer.read_at_calls == [CALL, 2 * CALL, 600]
+    assert truncated == 6
     assert counts == [CALL, CALL, 600 - 2 * CALL]

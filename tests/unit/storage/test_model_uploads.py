@@ -201,7 +201,7 @@ def test_a_tokenizer_of_another_model_is_refused(directory: Path, form: str) -> 
     vocabulary = {"a": 0, "b": 4} if form == "bpe" else [["a", 0.0]] * 5
     (directory / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
 
-    with pytest.raises(InvalidArgumentError, match=r"1 tokens.*largest id is 4, vocab_size in config.json 4"):
+    with pytest.raises(InvalidArgumentError, match=r"1 token .*largest id is 4, vocab_size in config.json 4"):
         list(model_warnings(directory))
 
 
@@ -211,7 +211,7 @@ def test_added_tokens_without_embedding_are_counted(directory: Path) -> None:
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
 
     assert [warning.split(":")[0] for warning in model_warnings(directory)] == [
-        "1 added tokens have no embedding (vocab_size is 4)"
+        "1 added token without an embedding (vocab_size is 4)"
     ]
 
 

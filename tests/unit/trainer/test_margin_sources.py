@@ -142,7 +142,7 @@ def test_a_job_that_refuses_long_rows_refuses_what_the_reward_model_reads_in_par
     source = remote(store, cut_scorer([PAIRS[3].pair_id]))
     source._overlong = "error"
 
-    with pytest.raises(InvalidPairError, match=r"only a part of 1 pairs; rows \[4\] .*longer context"):
+    with pytest.raises(InvalidPairError, match=r"only a part of 1 pair; rows \[4\] .*longer context"):
         take_all(source)
 
 
@@ -349,7 +349,7 @@ def test_margins_before_the_first_step_follow_the_outage_policy(store):
 
 
 def test_dataset_margins_need_one_in_every_row():
-    with pytest.raises(InvalidArgumentError, match=r"20 rows have none.*row 1"):
+    with pytest.raises(InvalidArgumentError, match=r"it is missing in 20 rows, the first row 1"):
         DatasetMargins(np.full(20, np.nan), np.arange(1, 21), SCHEDULE)
     some = DatasetMargins(np.arange(20.0), np.arange(1, 21), SCHEDULE)
     assert some.take(1) == [float(row) for row in SCHEDULE.batch(1)]

@@ -131,7 +131,9 @@ def test_a_model_that_is_being_fetched_counts_its_bytes_and_ends_on_request(
     stopped = ModelStore(StopsAfterAMegabyte(tmp_path / "store"), tmp_path / "cache", transfer=transfers(begin))
     with pytest.raises(Interrupted):
         stopped.fetch(name)
-    assert [path.name for path in (tmp_path / "cache" / "models").iterdir() if not path.name.endswith(".lock")] == []
+    assert [
+        path.name for path in (tmp_path / "cache" / "models").iterdir() if not path.name.endswith((".lock", ".used"))
+    ] == []
     (workspace.directory / "stop").unlink()
     reports(workspace)
     (tmp_path / "stored").mkdir()

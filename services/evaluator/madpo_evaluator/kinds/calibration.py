@@ -15,7 +15,7 @@ from madpo.jobs.base import DatasetReference, ModelReference, validate
 from madpo.jobs.calibration import CalibrationSpec
 from madpo.losses.registry import get_method, parse_params
 from madpo.pages.calibration_plot import write_plot
-from madpo.scoring.ask import score_margins
+from madpo.scoring.ask import LONGER_READING, Scores, score_margins
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import resolve_model_id
 from madpo.types import Dataset, JobKind, JobResult, PreferencePair
@@ -33,6 +33,7 @@ class CalibrationRun:
     def __init__(self, inputs: JobInputs) -> None:
         self._inputs, self._run = inputs, inputs.run
         self._spec = validate(CalibrationSpec, inputs.run.job.spec, path=_PATH)
+        self._truncated = 0
 
     def execute(self) -> JobResult:
         """Measure and publish; returns the figures."""
@@ -56,7 +57,7 @@ class CalibrationRun:
         plot = directory / "calibration.png"
         self._inputs.tolerance.attempt("the plot", lambda: write_plot(report, plot), None)
         self._inputs.publish()
-        return self._inputs.result(report.summary())
+        return self._inputs.result(report.summary() | {"truncated": self._truncated})
 
     def _dataset(self, reference: DatasetReference) -> Dataset:
         return self._inputs.preference_dataset(reference, field=_PATH)
@@ -98,13 +99,19 @@ class CalibrationRun:
         is_first[firsts] = True
         phase = Phase(self._run, "scoring", len(firsts), unit="pairs")
 
-        async def ask() -> list[float]:
+        async def ask() -> Scores:
             wanted = compress(self._pairs(datasets), is_first)
             async with connect_scorer(self._inputs.settings) as client:
                 return await score_margins(client, model_id, wanted, advance=phase.advance)
 
+        scores = asyncio.run(ask())
+        self._truncated = scores.truncated
+        if scores.truncated:
+            self._inputs.tolerance.warnings.append(
+                f"the reward model read only a part of {scores.truncated} of {len(firsts)} pairs: {LONGER_READING}"
+            )
         margins = np.empty(len(digests))
-        margins[is_first] = asyncio.run(ask())
+        margins[is_first] = scores.values
         return margins[firsts[same.ravel()]]
 
 

@@ -22,7 +22,7 @@ from madpo.jobs.evaluation import REWARD_METRIC, EvaluationSpec
 from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
 from madpo.sampling.transformers import TransformersEngine, encode_prompts
-from madpo.scoring.ask import score_texts
+from madpo.scoring.ask import LONGER_READING, Scores, score_texts
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
 from madpo.types import Dataset, JobKind, JobResult, PreferencePair, PromptOnly
@@ -56,6 +56,7 @@ class EvaluationRun:
     def __init__(self, inputs: JobInputs) -> None:
         self._inputs, self._run, self._store = inputs, inputs.run, inputs.store
         self._spec = validate(EvaluationSpec, inputs.run.job.spec, path="spec.evaluation")
+        self._truncated = 0
         self._kept = KeptGenerations(inputs.store, inputs.run.job.job_id, scratch=inputs.run.directory)
 
     def execute(self) -> JobResult:
@@ -103,11 +104,14 @@ class EvaluationRun:
             reference=_evaluated(spec.reference, reference),
             implicit_reward_accuracy=accuracy,
             skipped_rows=skipped,
+            truncated_responses=self._truncated,
         )
         self._publish(evaluation, baselines, report)
         figures = key_figures(results, accuracy)
         if skipped:
             figures["skipped_prompts"] = {"count": len(skipped), "rows": skipped[:_NAMED_ROWS]}
+        if self._truncated:
+            figures["truncated_responses"] = self._truncated
         if skipped_pairs:
             figures["skipped_pairs"] = {"count": len(skipped_pairs), "rows": skipped_pairs[:_NAMED_ROWS]}
         return self._inputs.result(figures)
@@ -241,11 +245,17 @@ class EvaluationRun:
         texts = [(generation.prompt, generation.content) for generation in generations]
         options = [generation.options for generation in generations]
 
-        async def ask() -> list[float]:
+        async def ask() -> Scores:
             async with connect_scorer(self._inputs.settings) as client:
                 return await score_texts(client, model_id, texts, options=options, advance=phase.advance)
 
-        return asyncio.run(ask())
+        scores = asyncio.run(ask())
+        self._truncated = scores.truncated
+        if scores.truncated:
+            self._inputs.tolerance.warnings.append(
+                f"the reward model read only a part of {scores.truncated} of {len(texts)} responses: {LONGER_READING}"
+            )
+        return scores.values
 
     def _publish(self, evaluation: Evaluation, baselines: dict[str, Evaluation], report: EvaluationReport) -> None:
         Phase(self._run, "reporting")

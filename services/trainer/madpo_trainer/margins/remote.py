@@ -20,6 +20,7 @@ from madpo.jobs.training import Overlong
 from madpo.ports import RewardScorer
 from madpo.scoring.connection import REQUESTS_IN_FLIGHT
 from madpo.scoring.outage import OUTAGE, call_until_answered
+from madpo.spelling import number_of
 from madpo.types import PreferencePair, ScoredPair
 from madpo.worker.phase import BeginPhase, Interrupted, Phase
 from madpo_trainer.margins.journal import MarginJournal
@@ -300,7 +301,9 @@ class RemoteMargins:
             return dict.fromkeys(batch), frozenset()
         bad = [score.pair_id for score in scores if not math.isfinite(score.reward_margin)]
         if bad:
-            raise NonFiniteError(f"the reward model gave a non-finite margin for {len(bad)} pairs: {bad[:5]}", bad)
+            raise NonFiniteError(
+                f"the reward model gave a non-finite margin for {number_of(len(bad), 'pair')}: {bad[:5]}", bad
+            )
         cut = frozenset(score.pair_id for score in scores if score.chosen_truncated or score.rejected_truncated)
         if cut:
             self._refuse_or_warn([batch[pair_id].row for pair_id in sorted(cut)])
@@ -308,7 +311,9 @@ class RemoteMargins:
 
     def _refuse_or_warn(self, rows: Sequence[int]) -> None:
         """Pairs are longer than the reward model reads. Raises InvalidPairError where the job keeps none of those."""
-        named = f"the reward model read only a part of {len(rows)} pairs; rows {sorted(rows)[:_NAMED_ROWS]}"
+        named = (
+            f"the reward model read only a part of {number_of(len(rows), 'pair')}; rows {sorted(rows)[:_NAMED_ROWS]}"
+        )
         if self._overlong == "error":
             raise InvalidPairError(
                 f"{named} (take a reward model with a longer context, or let training.overlong drop them, or truncate)"

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from madpo.data.order import Schedule
 from madpo.errors import InvalidArgumentError
+from madpo.spelling import number_of
 from madpo.types import PreferencePair
 
 
@@ -70,8 +71,8 @@ class DatasetMargins:
         missing = np.flatnonzero(np.isnan(margins))
         if len(missing):
             raise InvalidArgumentError(
-                f"margin.source=dataset needs a margin in every row; {len(missing)} rows have none, "
-                f"the first in row {numbers[missing[0]]} (add a `margin` column, or use margin.source=reward_service)"
+                f"margin.source=dataset needs a margin in every row; it is missing in {number_of(len(missing), 'row')},"
+                f" the first row {numbers[missing[0]]} (add a `margin` column, or use margin.source=reward_service)"
             )
         self._margins, self._schedule = margins, schedule
 

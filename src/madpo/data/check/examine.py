@@ -33,7 +33,7 @@ FAULTS = {
     "template_refuses": Fault(
         "error",
         "the chat template refuses the messages",
-        "most templates want user and assistant in turn, and a system message first or not at all",
+        "it says why; many want user and assistant in turn, and a system message first or not at all",
     ),
     "prompt_not_prefix": Fault(
         "error",
