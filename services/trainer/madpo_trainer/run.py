@@ -27,7 +27,6 @@ from madpo.model_files.context_limit import directory_limit
 from madpo.models.dtypes import WeightDtypes, round_weights
 from madpo.models.load import load_tokenizer
 from madpo.ports import ObjectStore
-from madpo.spelling import number_of
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.files import fetch_once
@@ -49,6 +48,7 @@ from madpo_trainer.kinds.registry import training_kind
 from madpo_trainer.last_evaluation import evaluate_last
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop
+from madpo_trainer.margins.source import margin_warnings, with_waits
 from madpo_trainer.memory import note_shortage, usable_shortage
 from madpo_trainer.model_placing import ModelPlacing
 from madpo_trainer.model_runner import evaluating
@@ -352,13 +352,8 @@ class TrainingRun:
             report = CalibrationReport.model_validate(self._state.calibration)
             summary["calibration"] = self._tolerance.attempt("the summary of the calibration", report.summary, nothing)
         if "margins" in summary:
-            wait_s, step_s = self._state.counters.get("margin_wait_s", 0.0), self._state.counters.get("step_s", 0.0)
-            summary["margins"] |= {"wait_s": wait_s, "wait_share": wait_s / step_s if step_s else 0.0}
-            if alike := int(summary["margins"].get("truncated_alike", 0)):
-                self._tolerance.warnings.append(
-                    f"of {number_of(alike, 'pair')} the reward model read the same part of both responses: their margin"
-                    " is 0, whatever comes after it"
-                )
+            summary["margins"] = with_waits(summary["margins"], self._state.counters)
+            self._tolerance.warnings += margin_warnings(summary["margins"])
         return summary
 
     def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, save: Callable[[Path], dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """Where the reward margins of a step come from: what any source offers, and those that came with the dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -105,3 +105,18 @@ class DatasetMargins:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def with_waits(figures: Mapping[str, float], counters: Mapping[str, float]) -> dict[str, float]:
+    """The summary of a source, with how long the steps waited for it, and which share of their time that was."""
+    wait_s, step_s = counters.get("margin_wait_s", 0.0), counters.get("step_s", 0.0)
+    return {**figures, "wait_s": wait_s, "wait_share": wait_s / step_s if step_s else 0.0}
+
+
+def margin_warnings(figures: Mapping[str, float]) -> Iterator[str]:
+    """What a job's result has to say of the summary of a source."""
+    if alike := int(figures.get("truncated_alike", 0)):
+        yield (
+            f"of {number_of(alike, 'pair')} the reward model read the same part of both responses: their margin is 0,"
+            " whatever comes after it"
+        )
