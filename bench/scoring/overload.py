@@ -31,7 +31,7 @@ from madpo.types import PreferencePair
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceStub
 
-CAPACITY_CALLERS = 8
+CAPACITY_CALLERS = 3
 OPEN_LOADS = (1, 2, 5, 10)
 CLOSED_CLIENTS = (2, 20, 80, 500)
 DEADLINE_S = 10.0
@@ -169,19 +169,24 @@ async def _callers(call: Callable[[int], Awaitable[None]], callers: int, seconds
     return time.perf_counter() - start
 
 
-async def measure(load: Load, *, seconds: float) -> dict[str, Any]:
+async def measure(load: Load, replica: Replica, *, seconds: float) -> dict[str, Any]:
+    async def metered(figures: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        cpu_s, start = replica.cpu_s(), time.perf_counter()
+        value = await figures
+        return value | {"server_cores": (replica.cpu_s() - cpu_s) / (time.perf_counter() - start)}
+
     await load.capacity(2.0)
-    calm = [await load.capacity(seconds)]
+    calm = [await metered(load.capacity(seconds))]
     loads: list[tuple[str, dict[str, Any]]] = []
     for times in OPEN_LOADS:
         per_s = times * calm[-1]["scored_per_s"]
-        figures = await load.open(per_s, seconds) | {"asked_per_s": per_s}
+        figures = await metered(load.open(per_s, seconds)) | {"asked_per_s": per_s}
         figures["recovery_s"] = await load.recovery(calm[-1]["scored_p99_s"])
         loads.append((f"open, {times} x capacity", figures))
-        calm.append(await load.capacity(seconds))
+        calm.append(await metered(load.capacity(seconds)))
     for clients in CLOSED_CLIENTS:
-        loads.append((f"closed, {clients} clients", await load.closed(clients, seconds)))
-        calm.append(await load.capacity(seconds))
+        loads.append((f"closed, {clients} clients", await metered(load.closed(clients, seconds))))
+        calm.append(await metered(load.capacity(seconds)))
     for place, (_, figures) in enumerate(loads):
         around = statistics.mean(sample["scored_per_s"] for sample in calm[place : place + 2])
         figures["of_capacity"] = figures["scored_per_s"] / around
@@ -192,15 +197,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--pairs", type=int, default=8, help="of one request")
+    parser.add_argument("--pairs", type=int, default=1, help="of one request")
     arguments = parser.parse_args()
-    pairs = make_pairs(256, prompt=64, response=64)
+    pairs = make_pairs(256, prompt=24, response=24)
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         store_url, model_id = publish_model(root, arguments.size)
         with replicas(root, store_url, model_id, cores=[None], max_queue_s=QUEUE_S) as (replica,):
             load = Load(replica, model_id, pairs, arguments.pairs)
-            results = asyncio.run(measure(load, seconds=arguments.seconds))
+            results = asyncio.run(measure(load, replica, seconds=arguments.seconds))
             results["peak_rss_bytes"] = replica.peak_rss_bytes()
     for name, figures in results["loads"].items():
         print(name, {key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()})

@@ -7,64 +7,21 @@ import ctypes
 import re
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import pytest_asyncio
-from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
 
 from madpo.errors import InvalidArgumentError
-from madpo.ports import ObjectStore
-from madpo.rpc.gateway.client import GatewayClient
-from madpo.rpc.server import RunningServer
-from madpo.storage.open import open_store
-from madpo_gateway.service import GatewayService
-from madpo_gateway.settings import GatewaySettings
 from tests import data_counts
 from tests.hostile.case import MIB, Case
 from tests.hostile.cases import all_cases
-from tests.integration.gateway.service import stored_keys
+from tests.hostile.door import Door
 
 pytestmark = pytest.mark.data
 
-TOKEN = "a-token-of-this-test"
 MOST_GROWTH_BYTES = 64 * MIB
 CASES = all_cases()
-
-
-@dataclass
-class Door:
-    """A gateway, a client of it, and what is behind it."""
-
-    client: GatewayClient
-    settings: GatewaySettings
-    store: ObjectStore
-
-    def left_behind(self) -> list[str]:
-        """Files of uploads and stored objects."""
-        spooled = [str(path) for path in self.settings.scratch.rglob("*") if path.is_file()]
-        return spooled + stored_keys(self.store)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def door(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> AsyncIterator[Door]:
-    directory = tmp_path_factory.mktemp("door")
-    settings = GatewaySettings(
-        store_url=f"file://{directory}/store",
-        redis_url=SecretStr(redis_url),
-        redis_namespace="hostile",
-        token=SecretStr(TOKEN),
-        scratch=directory / "scratch",
-        grace_s=0,
-    )
-    registry = CollectorRegistry()
-    server = RunningServer(GatewayService(settings, registry), settings, token=TOKEN, registry=registry)
-    async with server, GatewayClient(f"127.0.0.1:{server.port}", token=TOKEN) as client:
-        yield Door(client, settings, open_store(settings))
 
 
 def test_there_are_enough_cases_and_none_twice() -> None:

@@ -13,7 +13,7 @@ import transformers
 
 from madpo.data.tokenize import encode_prompt, encode_response, template_sha256, tokenizer_sha256
 from madpo.data.unembedded import UnembeddedTokens
-from madpo.errors import FailedPreconditionError
+from madpo.errors import FailedPreconditionError, MadpoError
 from madpo.model_files.context_limit import context_limit
 from madpo.models.load import load_reward_model, load_tokenizer
 from madpo.models.scores import padding_of, reward_scores
@@ -199,7 +199,13 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
 
 
 def _proven(scorer: Scorer) -> Scorer:
-    scorer.check()
+    try:
+        scorer.check()
+    except (MadpoError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the same texts fail each time: what the model is made of does not fit together
+        message = f"{scorer.model_id} cannot score a sample: {type(error).__name__}: {error}"
+        raise FailedPreconditionError(message) from error
     logger.info(
         "reward model ready",
         extra={"model_id": scorer.model_id, "revision": scorer.revision, "layout": scorer.layout.name},

@@ -1,6 +1,7 @@
 """The reward service: models come from the object store, scores from the pipeline."""
 
 import asyncio
+import sys
 from functools import cached_property
 
 import grpc
@@ -18,6 +19,8 @@ from madpo_reward.pipeline import Pipeline
 from madpo_reward.scorer import Scorer, ScorerConfig, load_scorer
 from madpo_reward.servicer import RewardServicer
 from madpo_reward.settings import RewardSettings
+
+_SWITCH_S = 0.001
 
 
 class RewardService:
@@ -45,6 +48,8 @@ class RewardService:
         require_device(self._settings)
         if self._settings.threads is not None:
             torch.set_num_threads(self._settings.threads)
+        # The loop that lets in and refuses must not wait long for the threads that compute.
+        sys.setswitchinterval(_SWITCH_S)
         self._pipeline.start()
         await asyncio.to_thread(lambda: self._models)
         for model_id in self._settings.preload:

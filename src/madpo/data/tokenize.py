@@ -178,8 +178,6 @@ def render_chat(
         InvalidPairError: The chat template refuses the messages.
         InvalidArgumentError: There is no chat template, or it draws at random.
     """
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise InvalidArgumentError(
             "the tokenizer has no chat template, so it cannot read messages: give text, or a tokenizer saved with one"
@@ -193,7 +191,9 @@ def render_chat(
             tokenize=False,
             **inputs,
         )
-    except (TemplateError, ValueError) as error:
+    except InvalidArgumentError:
+        raise
+    except Exception as error:  # a template is a program of the model's author: it may end in any way
         roles = ", ".join(message.role for message in messages)
         raise InvalidPairError(f"the chat template refuses these messages (roles: {roles}): {error}") from error
     return rendered

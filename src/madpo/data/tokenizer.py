@@ -30,7 +30,7 @@ def load_tokenizer(directory: Path, *, base_directory: Path | None = None) -> "P
     try:
         known = {} if base_directory is None else {"config": AutoConfig.from_pretrained(base_directory, **_LOCAL)}
         tokenizer = AutoTokenizer.from_pretrained(directory, **_LOCAL, **known)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever the files made of the libraries; tokenizers raises Exception itself
         lacks = "" if (directory / "tokenizer.json").is_file() else " (it has no tokenizer.json: save its fast form)"
         raise InvalidArgumentError(f"{directory.name} has no tokenizer that can be loaded: {error}{lacks}") from error
     if not tokenizer.is_fast:

@@ -13,6 +13,7 @@ from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.model_files.configs import read_config
 
 _MAX_TEMPLATE_CHARS = 1 << 18
+_MAX_TEMPLATE_BYTES = 4 * _MAX_TEMPLATE_CHARS
 _FILE = "chat_template.jinja"
 _MORE = "additional_chat_templates/*.jinja"
 _CONFIGS = ("tokenizer_config.json", "chat_template.json")
@@ -56,7 +57,8 @@ def _templates(directory: Path) -> Iterator[tuple[str, Any]]:
     """Where each template is, and what is there."""
     files = sorted({*directory.glob(_FILE), *directory.glob(_MORE)})
     for path in files:
-        yield path.relative_to(directory).as_posix(), path.read_bytes()
+        with path.open("rb") as file:  # no more of it than tells that it is too large
+            yield path.relative_to(directory).as_posix(), file.read(_MAX_TEMPLATE_BYTES + 1)
     if (directory / _FILE) in files:
         return  # what stands elsewhere is not read then
     for name in _CONFIGS:
@@ -70,6 +72,8 @@ def _templates(directory: Path) -> Iterator[tuple[str, Any]]:
 def _fault(template: Any) -> str:
     """What is wrong with a template, "" when nothing is."""
     if isinstance(template, bytes):
+        if len(template) > _MAX_TEMPLATE_BYTES:
+            return f"the chat template has more than {_MAX_TEMPLATE_BYTES} bytes"
         try:
             template = template.decode()
         except UnicodeDecodeError as error:

@@ -11,6 +11,10 @@ from typing import BinaryIO
 from madpo.errors import InvalidArgumentError
 
 _MAX_HEADER_BYTES = 16 << 20
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "BOOL": 8} | {
+    f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
+}
+"""Of a number, by dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,11 @@ def parse_header(file: BinaryIO, *, size_bytes: int, name: str) -> dict[str, Ten
             key: TensorInfo(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
             for key, entry in entries.items()
         }
+        lies = [key for key, tensor in tensors.items() if not _fills(tensor, *entries[key]["data_offsets"])]
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise _torn(name, "safetensors header cannot be read") from None
+    if lies:
+        raise _torn(name, f"safetensors shape of {lies[0][:80]} does not fit its bytes")
     position = 0
     for begin, end in spans:
         if begin != position or end < begin:
@@ -77,6 +84,15 @@ def parse_header(file: BinaryIO, *, size_bytes: int, name: str) -> dict[str, Ten
     if position != size_bytes - 8 - header_bytes:
         raise _torn(name, "safetensors data does not fill the file")
     return tensors
+
+
+def _fills(tensor: TensorInfo, begin: int, end: int) -> bool:
+    """Whether a tensor's numbers take the bytes that it says it has."""
+    if any(side < 0 for side in tensor.shape):
+        return False
+    bits, size_bits = _BITS.get(tensor.dtype), 8 * (end - begin)
+    numbers = prod(tensor.shape)
+    return numbers <= size_bits if bits is None else numbers * bits == size_bits
 
 
 def _torn(name: str, what: str) -> InvalidArgumentError:

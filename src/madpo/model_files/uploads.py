@@ -8,6 +8,7 @@ from pathlib import Path
 
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.model_files.configs import MODEL_SUFFIXES, check_config, check_settings, model_kind
+from madpo.model_files.sizes import check_sizes
 from madpo.model_files.tensors import read_header
 
 _SKIPPED = (
@@ -66,6 +67,7 @@ def files_to_upload(directory: Path) -> UploadFiles:
     _refuse_faults((path, _fault(directory / path)) for path in sorted(taken))
     _require_weights(taken)
     check_settings(directory)
+    check_sizes(directory, weights=[directory / path for path in taken if path.endswith(".safetensors")])
     model_kind(directory)
     return UploadFiles(tuple(sorted(taken)), tuple(sorted(skipped)))
 
@@ -85,6 +87,7 @@ def check_files(directory: Path) -> None:
     )
     _require_weights(names)
     check_config(directory)
+    check_sizes(directory)
 
 
 def _refuse_faults(faults: Iterable[tuple[str, str]]) -> None:

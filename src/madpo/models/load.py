@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
@@ -12,6 +12,7 @@ from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.model_files.companions import GENERATION_CONFIG, end_token_ids
 from madpo.model_files.configs import check_config, label_count, read_config
+from madpo.model_files.sizes import check_sizes
 from madpo.models.padding import closing_ids, padding_id
 from madpo.models.scores import reads_last_token
 from madpo.spelling import number_of
@@ -96,13 +97,16 @@ def _load(
     check_config(directory)
     transformers_logging.disable_progress_bar()  # bars do not belong in a service's log
     try:
+        check_sizes(directory)
         config = AutoConfig.from_pretrained(directory, **_LOCAL, **options)
         # Whatever the file says: SDPA where the architecture has it, else eager.
         config._attn_implementation = None
         model, info = auto_class.from_pretrained(
             directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # says more of the machine than of the model
+    except Exception as error:  # whatever the files made of the libraries
         what = str(error)
         if what.startswith("Unrecognized configuration class"):  # and a list of all that are known
             what = (
@@ -163,11 +167,14 @@ def _with_adapter(model: "PreTrainedModel", directory: Path, *, trainable: bool)
 
     check_config(directory)
     try:
+        check_sizes(directory)
         config = PeftConfig.from_pretrained(directory)
         if config.task_type is None and any(key.startswith(_ADAPTER_HEADS) for key in _adapter_keys(directory)):
             config.task_type = TaskType.SEQ_CLS  # without it peft leaves the head out
         adapted = PeftModel.from_pretrained(model, directory, config=config, is_trainable=trainable)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise InvalidArgumentError(f"cannot load the adapter in {directory.name}: {error}") from error
     _refuse_missing(
         directory, get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - _adapter_keys(directory)
