@@ -15,6 +15,7 @@ from madpo_client.models import Models
 from madpo_client.retention import Retention
 from madpo_client.session import Session
 from madpo_client.settings import ConnectionOptions, client_settings
+from madpo_client.store import Store
 
 
 class Client:
@@ -39,6 +40,7 @@ class Client:
         jobs: Train and evaluate.
         access: Named tokens, and who did what.
         retention: What is kept, and for how long.
+        store: Whether what is stored is whole.
 
     Raises:
         InvalidArgumentError: The token file cannot be read, or options exclude each other.
@@ -67,6 +69,7 @@ class Client:
         self.jobs = Jobs(self._session)
         self.access = Access(self._session)
         self.retention = Retention(self._session)
+        self.store = Store(self._session)
 
     @classmethod
     def from_environment(cls, **given: Unpack[ConnectionOptions]) -> Self:

@@ -23,6 +23,7 @@ from madpo_client.cli import (
     retention,
     run,
     stack,
+    store,
 )
 from madpo_client.extras import MissingExtraError
 
@@ -44,6 +45,7 @@ app.add_typer(ledger.app)
 app.add_typer(access.tokens, name="token")
 app.add_typer(access.app)
 app.add_typer(retention.app, name="retention")
+app.add_typer(store.app, name="store")
 app.add_typer(stack.app)
 app.add_typer(init.app)
 app.add_typer(doctor.app)

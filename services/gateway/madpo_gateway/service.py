@@ -21,12 +21,14 @@ from madpo.v1 import (
     job_service_pb2,
     model_service_pb2,
     retention_service_pb2,
+    store_service_pb2,
 )
 from madpo.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
 from madpo.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
 from madpo.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from madpo.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from madpo.v1.retention_service_pb2_grpc import add_RetentionServiceServicer_to_server
+from madpo.v1.store_service_pb2_grpc import add_StoreServiceServicer_to_server
 from madpo_gateway.access import GatewayAccess
 from madpo_gateway.checks.references import Shelves
 from madpo_gateway.deletion import Deletion
@@ -39,6 +41,7 @@ from madpo_gateway.servicers.datasets import DatasetServicer
 from madpo_gateway.servicers.jobs import JobServicer
 from madpo_gateway.servicers.models import ModelServicer
 from madpo_gateway.servicers.retention import RetentionServicer
+from madpo_gateway.servicers.store import StoreServicer
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.turns import TurnsBySize
 from madpo_gateway.uploads import Uploads
@@ -58,6 +61,7 @@ CONTRACTS = (
     job_service_pb2,
     access_service_pb2,
     retention_service_pb2,
+    store_service_pb2,
 )
 
 
@@ -141,6 +145,7 @@ class GatewayService:
             self._retention, store=self._store, datasets=self._datasets, models=self._models, queue=self._queue
         )
         add_RetentionServiceServicer_to_server(retention, server)  # type: ignore[no-untyped-call]
+        add_StoreServiceServicer_to_server(StoreServicer(self._store), server)  # type: ignore[no-untyped-call]
         return tuple(
             service.full_name for contract in CONTRACTS for service in contract.DESCRIPTOR.services_by_name.values()
         )

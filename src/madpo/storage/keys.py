@@ -49,6 +49,12 @@ PINS = "pins"
 TOKENS = "tokens"
 REFERENCE_LOGPS = "reference_logps"
 
+PROBES = "probes"
+
+_BUNDLE = re.compile(
+    r"((?:datasets|models)/[^/]+|tokens/[^/]+/[^/]+|reference_logps/[^/]+/\d+|"
+    r"jobs/[^/]+/(?:checkpoints/[^/]+/[^/]+|artifacts/[^/]+|generations))/.+"
+)
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _MAX_KEY_CHARS = 512
 
@@ -67,6 +73,17 @@ def check_path(path: str) -> str:
             " _ - . in '/'-separated names that start with a letter, a digit or _"
         )
     return path
+
+
+def bundle_of(key: str) -> str | None:
+    """The prefix of the bundle that an object belongs to; None for those that stand for themselves."""
+    match = _BUNDLE.fullmatch(key)
+    return match[1] if match else None
+
+
+def is_growing(prefix: str) -> bool:
+    """Whether a bundle is kept from one attempt to the next before it is whole."""
+    return prefix.startswith(f"{TOKENS}/") or prefix.endswith("/generations")
 
 
 def dataset(dataset_id: str) -> str:
@@ -213,4 +230,4 @@ def audit_record(day: str, *, time_us: int, nonce: str) -> str:
 
 def probe(nonce: str) -> str:
     """A short-lived object that shows what the store can do, or the prefix of several."""
-    return f"probes/{nonce}"
+    return f"{PROBES}/{nonce}"

@@ -15,7 +15,16 @@ from madpo.types.jobs import (
 from madpo.types.rows import Completion, DatasetKind, DatasetRow, PreferencePair, PromptOnly, ResponseList
 from madpo.types.scores import RewardModelInfo, ScoredPair, ScoredResponse, ScoreTimings
 from madpo.types.server import ServerInfo
-from madpo.types.stored import Checkpoint, Dataset, DatasetForm, FileEntry, Model, Removal
+from madpo.types.stored import (
+    Checkpoint,
+    Dataset,
+    DatasetForm,
+    FileEntry,
+    Model,
+    Removal,
+    StoreCheckProgress,
+    StoreFinding,
+)
 from madpo.types.text import (
     MESSAGE_TEXTS,
     NO_OPTIONS,
@@ -67,6 +76,8 @@ __all__ = [
     "ScoredResponse",
     "ServerInfo",
     "StateChange",
+    "StoreCheckProgress",
+    "StoreFinding",
     "TokenLimits",
     "ToolCall",
     "content_digest",

@@ -81,6 +81,33 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreFinding:
+    """Something wrong in the object store."""
+
+    key: str
+    """Of the object, or the prefix of what has no manifest."""
+    verdict: str
+    """`damaged` or `missing`; `newer`, written by a newer version; `unverified`, stored by 0.1.0 without a digest;
+    `unfinished`, being written or given up."""
+    detail: str
+    repaired: bool = False
+    """It was removed, to be made again."""
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether bytes are not what they were, and nobody has seen to it."""
+        return self.verdict in ("damaged", "missing") and not self.repaired
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCheckProgress:
+    """How much of the object store was read."""
+
+    objects: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A whole checkpoint of a job: it has a manifest."""
 

@@ -27,6 +27,7 @@ from madpo.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from madpo.v1.job_service_pb2_grpc import JobServiceStub
 from madpo.v1.model_service_pb2_grpc import ModelServiceStub
 from madpo.v1.retention_service_pb2_grpc import RetentionServiceStub
+from madpo.v1.store_service_pb2_grpc import StoreServiceStub
 from madpo_gateway.service import GatewayService
 from madpo_gateway.settings import GatewaySettings
 from tests.integration.gateway.messages import dataset_parts, json_lines, model_parts, ref, safetensors
@@ -55,6 +56,7 @@ class Gateway:
         self.models = ModelServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.jobs = JobServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.retention = RetentionServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.store_service = StoreServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.access = AccessServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
     async def ask(self, method: Any, request: Any, token: str = TOKEN) -> Any:

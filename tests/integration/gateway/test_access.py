@@ -7,7 +7,14 @@ import pytest
 from google.protobuf.message import Message
 
 from madpo.rpc.channel import call_metadata
-from madpo.v1 import access_service_pb2, dataset_service_pb2, job_service_pb2, model_service_pb2, retention_service_pb2
+from madpo.v1 import (
+    access_service_pb2,
+    dataset_service_pb2,
+    job_service_pb2,
+    model_service_pb2,
+    retention_service_pb2,
+    store_service_pb2,
+)
 from madpo_gateway.service import CONTRACTS
 from tests.integration.gateway.messages import header, model_header
 from tests.integration.gateway.service import NO_DATASET, NO_JOB, NO_MODEL, TOKEN, Gateway, refusal
@@ -47,11 +54,13 @@ REQUESTS: dict[str, Message] = {
     "Pin": retention_service_pb2.PinRequest(thing_id=NO_JOB),
     "Unpin": retention_service_pb2.UnpinRequest(thing_id=NO_JOB),
     "ListPins": retention_service_pb2.ListPinsRequest(),
+    "CheckStore": store_service_pb2.CheckStoreRequest(),
     "DownloadLog": job_service_pb2.DownloadLogRequest(job_id=NO_JOB),
 }
 ANSWERS = {
     **dict.fromkeys(("GetUpload", "ListDatasets", "ListModels", "ListJobs"), "OK"),
     **dict.fromkeys(("GetCaller", "ListTokens", "ListAuditRecords", "ApplyRetention", "Unpin", "ListPins"), "OK"),
+    "CheckStore": "OK",
     **dict.fromkeys(("UploadDataset", "ImportDataset", "UploadModel", "ImportModel", "CreateJob"), "INVALID_ARGUMENT"),
     "CreateToken": "INVALID_ARGUMENT",
 }

@@ -53,7 +53,7 @@ async def test_a_role_opens_what_it_says_and_nothing_else(gateway: Gateway) -> N
         method.name for each in CONTRACTS for it in each.DESCRIPTOR.services_by_name.values() for method in it.methods
     }
     assert opened["admin"] == every
-    for_admins = {"CreateToken", "ListTokens", "RevokeToken", "ListAuditRecords", "ApplyRetention"}
+    for_admins = {"CreateToken", "ListTokens", "RevokeToken", "ListAuditRecords", "ApplyRetention", "CheckStore"}
     assert opened["submit"] == every - for_admins
     assert opened["submit"] - opened["read"] == access.SUBMIT_METHODS
     changing = ("Upload", "Import", "Create", "Delete", "Cancel", "Resume", "Revoke")

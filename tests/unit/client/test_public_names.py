@@ -49,6 +49,7 @@ def found():
         yield from public_names("Client.jobs", client.jobs)
         yield from public_names("Client.access", client.access)
         yield from public_names("Client.retention", client.retention)
+        yield from public_names("Client.store", client.store)
         yield from public_names("JobHandle", JobHandle(client._session, None))
 
 

@@ -55,6 +55,7 @@ from madpo.rpc.convert.reward import (
     scored_response_to_proto,
     timings_to_proto,
 )
+from madpo.rpc.convert.store import store_check_from_proto, store_check_to_proto
 from madpo.rpc.convert.times import duration, seconds, span_s, timestamp
 
 __all__ = [
@@ -102,6 +103,8 @@ __all__ = [
     "spec_to_proto",
     "state_from_proto",
     "state_to_proto",
+    "store_check_from_proto",
+    "store_check_to_proto",
     "timestamp",
     "timings_to_proto",
     "token_from_proto",
