@@ -93,6 +93,12 @@ class StoreSettings(ServiceSettings):
     s3_region: str = "us-east-1"
 
 
+class BackupSettings(StoreSettings):
+    """A place of backups, where its server or credentials are not those of the store."""
+
+    model_config = SettingsConfigDict(env_prefix="MADPO_BACKUP_")
+
+
 class QueueSettings(StoreSettings):
     """Settings of services that also use the job queue."""
 

@@ -11,6 +11,7 @@ import typer
 from madpo.errors import MadpoError
 from madpo_client.cli import (
     access,
+    backup,
     calibrate,
     context,
     datasets,
@@ -47,6 +48,7 @@ app.add_typer(access.app)
 app.add_typer(retention.app, name="retention")
 app.add_typer(store.app, name="store")
 app.add_typer(stack.app)
+app.add_typer(backup.app)
 app.add_typer(init.app)
 app.add_typer(doctor.app)
 
