@@ -5,15 +5,17 @@ stored under plain names is read as it is.
 """
 
 import hashlib
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from madpo.errors import CorruptObjectError
 from madpo.ports import ObjectStore
 
+_BUFFER_BYTES = 1 << 20
 _NAME = re.compile(r".*-([0-9a-f]{64})\.[A-Za-z0-9]+")
 
 
@@ -55,22 +57,26 @@ def open_verified(store: ObjectStore, key: str, sha256: str | None) -> Iterator[
         sha256: What its content must have, in hex; None where nobody knows.
     """
     with store.open_read(key) as stream:
-        yield _VerifiedStream(stream, key, sha256)  # type: ignore[misc]
+        yield io.BufferedReader(_VerifiedStream(stream, key, sha256), _BUFFER_BYTES)
 
 
-class _VerifiedStream:
-    """The part of a stream that whoever passes bytes on needs."""
+class _VerifiedStream(io.RawIOBase):
+    """Passes a stream on and looks at its digest where it ends."""
 
     def __init__(self, stream: BinaryIO, key: str, sha256: str | None) -> None:
         self._stream, self._key, self._expected = stream, key, sha256
         self._digest = hashlib.sha256()
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
         self._digest.update(data)
-        if size < 0 or (size > 0 and not data):
+        if not data and len(buffer):
             _check(self._key, self._digest.hexdigest(), self._expected)
-        return data
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _check(key: str, found: str, expected: str | None) -> None:

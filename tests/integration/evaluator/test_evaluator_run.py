@@ -250,7 +250,13 @@ async def test_a_run_measures_a_policy_and_the_next_one_is_compared_with_it(site
     assert names == {"report.json", "generations.jsonl", "samples.md", *plots}
 
     assert site.generations(second) == generations
-    no_difference = {"win_rate": 0.5, "win_rate_ci": [0.5, 0.5], "difference": 0.0, "difference_ci": [0.0, 0.0]}
+    no_difference = {
+        "win_rate": 0.5,
+        "win_rate_ci": [0.5, 0.5],
+        "tie_rate": 1.0,
+        "difference": 0.0,
+        "difference_ci": [0.0, 0.0],
+    }
     assert [result["versus"] for result in site.report(second)["results"]] == [{first: {"reward": no_difference}}] * 2
 
 

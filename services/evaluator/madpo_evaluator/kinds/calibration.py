@@ -57,7 +57,7 @@ class CalibrationRun:
         plot = directory / "calibration.png"
         self._inputs.tolerance.attempt("the plot", lambda: write_plot(report, plot), None)
         self._inputs.publish()
-        return self._inputs.result(report.summary() | {"truncated": self._truncated})
+        return self._inputs.result(report.summary() | ({"truncated": self._truncated} if self._truncated else {}))
 
     def _dataset(self, reference: DatasetReference) -> Dataset:
         return self._inputs.preference_dataset(reference, field=_PATH)
