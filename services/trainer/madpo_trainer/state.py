@@ -23,6 +23,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from madpo.errors import UnknownFormatError
+from madpo.storage.documents import known_fields
+
+FORMAT = 1
+"""Of `state.json`; see `madpo.storage.documents`."""
+_STATE = "state.json"
+
 
 @dataclass(slots=True)
 class TrainingState:
@@ -85,13 +92,22 @@ def save_state(
     for name, contents in tensors.items():
         if contents:
             save_file({key: tensor.contiguous() for key, tensor in contents.items()}, directory / f"{name}.safetensors")
-    (directory / "state.json").write_text(json.dumps(asdict(state), indent=1, sort_keys=True))
+    (directory / _STATE).write_text(json.dumps({**asdict(state), "format": FORMAT}, indent=1, sort_keys=True))
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
 
 
 def load_state(directory: Path) -> tuple[TrainingState, dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
-    """State, the objective's tensors by file, and logged metrics of a checkpoint."""
-    state = TrainingState(**json.loads((directory / "state.json").read_text()))
+    """State, the objective's tensors by file, and logged metrics of a checkpoint.
+
+    Raises:
+        UnknownFormatError: A newer version wrote it.
+    """
+    body = json.loads((directory / _STATE).read_text())
+    if body.get("format", FORMAT) > FORMAT:
+        raise UnknownFormatError(
+            f"the checkpoint's {_STATE} has format {body['format']}, this version reads up to {FORMAT}: upgrade madpo"
+        )
+    state = TrainingState(**known_fields(TrainingState, body))
     files = [directory / f"{name}.safetensors" for name in ("method", "reference")]
     tensors = {file.stem: load_file(file) for file in files if file.exists()}
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -1,5 +1,6 @@
 """From stored datasets to a training's rows. What becomes of rows that do not fit is the job's to say, and counted."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
 from madpo.data.overlong import fit, keep_whole
 from madpo.data.unembedded import UnembeddedTokens
-from madpo.errors import InvalidPairError
+from madpo.errors import CorruptObjectError, InvalidPairError
 from madpo.jobs.training import Overlong
 from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
@@ -27,6 +28,8 @@ from madpo.worker.phase import BeginPhase, Phase, counted
 from madpo_trainer.fitted_rows import EncodedCompletion, EncodedPair, FittedRows, PolicyRow, policy_row
 from madpo_trainer.mapped_rows import MappedRows
 from madpo_trainer.row_lengths import Ragged, RowLengths
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T", covariant=True)
 
@@ -86,7 +89,9 @@ class TrainingRows:
         self.counts: dict[str, RowCounts] = {}
 
     def prepare(self, dataset_id: str, *, scratch: Path, phase: BeginPhase) -> None:
-        """Make the ids of a dataset, unless they are there from another training or attempt.
+        """Make the ids of a dataset, unless another training or attempt has, and copy them to this host.
+
+        Ids that were damaged in the store are made again.
 
         Args:
             dataset_id: Which.
@@ -97,6 +102,15 @@ class TrainingRows:
             InvalidPairError: The chat template cannot read rows; names up to twenty.
             Interrupted: The run is asked to stop; the ids that are stored by then stay.
         """
+        self._make(dataset_id, scratch=scratch, phase=phase)
+        try:
+            self._fetch_tokens(dataset_id)
+        except CorruptObjectError as error:
+            logger.warning("damaged token ids are made again", extra={"error": str(error)})
+            self._tokens.delete(dataset_id, self._tokenizer)
+            self._make(dataset_id, scratch=scratch, phase=phase)
+
+    def _make(self, dataset_id: str, *, scratch: Path, phase: BeginPhase) -> None:
         if self._tokens.has(dataset_id, self._tokenizer):
             return
         total = self._datasets.get(dataset_id).rows
@@ -163,11 +177,13 @@ class TrainingRows:
             keys.dataset(dataset_id),
             lambda directory: self._datasets.fetch(dataset_id, directory, transfer=self._transfer),
         )
-        tokens = self.copies.fetch(
+        return MappedRows(self._datasets.get(dataset_id).kind, rows, self._fetch_tokens(dataset_id))
+
+    def _fetch_tokens(self, dataset_id: str) -> Path:
+        return self.copies.fetch(
             token_prefix(dataset_id, self._tokenizer),
             lambda directory: self._tokens.fetch(dataset_id, self._tokenizer, directory, transfer=self._transfer),
         )
-        return MappedRows(self._datasets.get(dataset_id).kind, rows, tokens)
 
     def _fit(self, ids: EncodedRow) -> EncodedRow:
         fitted = fit(ids, self.max_tokens, self._overlong, bos_id=self._tokenizer.bos_token_id)

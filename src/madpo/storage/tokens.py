@@ -96,6 +96,10 @@ class TokenStore:
             }
         )
 
+    def delete(self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Remove the ids, to be made again; absent is fine."""
+        bundle.delete(self._store, token_prefix(dataset_id, tokenizer))
+
     def fetch(
         self,
         dataset_id: str,

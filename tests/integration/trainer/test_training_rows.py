@@ -1,7 +1,8 @@
 """Rows on their way into a training: tokens are made once, and long rows fare as the job says."""
 
 import hashlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from madpo.worker import phase
 from madpo_trainer.kinds import policy_training
 from madpo_trainer.model_runner import ModelRunner
 from madpo_trainer.stored_reference import ReferenceStore
+from tests.damage import empty, flip
 from tests.integration.trainer.training_site import PAIRS, Site
 
 pytestmark = pytest.mark.data
@@ -98,13 +100,28 @@ def test_tokens_go_with_their_dataset(site: Site) -> None:
     assert token_files(site) == []
 
 
-def test_damaged_tokens_are_made_again(site: Site) -> None:
+@pytest.mark.parametrize("damage", [empty, flip])
+@pytest.mark.parametrize("ending", [".arrow", ".json"])
+def test_damaged_tokens_are_made_again(site: Site, damage: Callable[[bytes], bytes], ending: str) -> None:
     first = train(site, "before")
-    part = next(key for key in token_files(site) if key.endswith(".arrow"))
-    site.store.put(part, b"")
+    key = next(key for key in token_files(site) if key.endswith(ending))
+    damaged = damage(site.store.get(key))
+    site.store.put(key, damaged)
+    shutil.rmtree(site.home / "work" / "cache")  # as on another host
 
     assert train(site, "after").model_id == first.model_id
-    assert site.store.get(part)
+    assert site.store.get(key) != damaged
+
+
+def test_damaged_copies_of_rows_tokens_and_models_are_made_again(site: Site) -> None:
+    first = train(site, "before")
+    copies = site.home / "work" / "cache"
+    files = [path for path in copies.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    assert {path.relative_to(copies).parts[0] for path in files} >= {"datasets", "models", "tokens"}
+    for path in files:
+        path.write_bytes(flip(path.read_bytes()))
+
+    assert train(site, "after").model_id == first.model_id
 
 
 LONG = PreferencePair("the film was good . the film was", "good . the film", "bad", row=1)

@@ -8,7 +8,7 @@ from madpo.data.encoding import RowEncoder
 from madpo.data.overlong import length
 from madpo.data.tokenizer import load_tokenizer
 from madpo.ports import ObjectStore
-from madpo.storage import keys
+from madpo.storage import bundle, keys
 from madpo.storage.models import ModelStore
 from madpo.types import Content, PreferencePair
 from madpo.worker.phase import BeginPhase
@@ -19,11 +19,11 @@ _PHASE_ROWS = 1_000
 
 
 def fetch_tokenizer(model_id: str, directory: Path, *, store: ObjectStore) -> Path:
-    """What a stored model has beside its weights. Raises NotFoundError."""
+    """What a stored model has beside its weights, verified. Raises NotFoundError, CorruptObjectError."""
     directory.mkdir(parents=True, exist_ok=True)
     for file in ModelStore(store, directory).get(model_id).files:
         if not file.path.endswith(".safetensors") and "/" not in file.path:
-            store.get_file(f"{keys.model(model_id)}/{file.path}", directory / file.path)
+            bundle.fetch_file(store, keys.model(model_id), file, directory / file.path)
     return directory
 
 
