@@ -25,7 +25,8 @@ from madpo.models.logps import ResponseGroup
 from madpo.models.packed.capability import prepare_layout
 from madpo.models.packed.logps import packed_scores
 from madpo.rpc.reward_client import RewardClient
-from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, WholeTexts
+from madpo_reward.encoding import Tokens
+from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, WholeTexts
 from madpo_reward.scorer import DTYPES, Scorer, ScorerConfig, load_scorer
 
 BATCH = 32

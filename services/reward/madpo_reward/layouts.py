@@ -8,7 +8,6 @@ prompt once for all its responses. Where they do not (a GPU, a tiny model), `Pad
 import copy
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,28 +18,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from madpo.models.packed.capability import BATCH_DEPENDENT_ROPE, rope_types
 from madpo.models.scores import head_scores, inner_model, reads_last_token, reward_scores
 from madpo_reward.batcher import BatchShape, Unit
+from madpo_reward.encoding import Tokens
 
 _BATCH_POSITIONS = 512
 """Of a batch of texts that are computed one by one anyway: enough to hide the way to the device's thread and back."""
 
 _LADDER = (32, *(width for power in range(6, 30) for width in (1 << power, 3 << power - 1)))
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Ids of a prompt (none when all of it had to go) and of its response, and whether some had to go."""
-
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
-    truncated: bool = False
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.response)
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The whole text."""
-        return self.prompt + self.response
 
 
 class Layout(Protocol):

@@ -4,15 +4,13 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from weakref import WeakSet
 
-from madpo.errors import FieldViolation, InvalidPairError, NonFiniteError, OverloadedError
+from madpo.errors import NonFiniteError, OverloadedError
 from madpo.types import (
-    NO_OPTIONS,
-    ChatOptions,
-    Content,
     RewardModelInfo,
     ScoreTimings,
     content_digest,
@@ -20,7 +18,7 @@ from madpo.types import (
 from madpo_reward.admission import Admission, Ticket
 from madpo_reward.batcher import Batcher
 from madpo_reward.cache import LruCache
-from madpo_reward.layouts import Tokens
+from madpo_reward.encoding import Text
 from madpo_reward.metrics import RewardMetrics
 from madpo_reward.registry import ModelRegistry
 from madpo_reward.scorer import Scorer
@@ -28,18 +26,6 @@ from madpo_reward.settings import RewardSettings
 
 _BYTES_PER_TOKEN = 4
 """To guess a request's tokens at the door; the real number replaces the guess."""
-
-_TOKENIZER_THREADS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """One response to score, and the id of the pair or response it belongs to, for error messages."""
-
-    owner_id: str
-    prompt: Content
-    response: Content
-    options: ChatOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +67,10 @@ class Pipeline:
         )
         self._batcher = Batcher(metrics=metrics)
         self._models: ModelRegistry[Scorer] = ModelRegistry(
-            load, max_resident=settings.max_resident_models, gauge=metrics.resident_models
+            partial(self._load, load), max_resident=settings.max_resident_models, gauge=metrics.resident_models
         )
         self._cache: LruCache[tuple[str, str], Score] = LruCache(settings.cache_entries)
-        self._tokenizers = ThreadPoolExecutor(max_workers=_TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        self._loaded: WeakSet[Scorer] = WeakSet()
 
     def start(self) -> None:
         """Begin to run batches; texts that came earlier have waited."""
@@ -94,7 +80,13 @@ class Pipeline:
         """End the threads; each finishes what it is doing."""
         await self._batcher.stop()
         await self._models.stop()
-        await asyncio.to_thread(self._tokenizers.shutdown, cancel_futures=True)
+        for scorer in self._loaded:
+            scorer.close()
+
+    def _load(self, load: Callable[[str], Scorer], model_id: str) -> Scorer:
+        scorer = load(model_id)
+        self._loaded.add(scorer)
+        return scorer
 
     async def describe(self, model_id: str) -> RewardModelInfo:
         """What the model is, loading it when needed. Raises NotFoundError."""
@@ -157,7 +149,7 @@ class Pipeline:
         with ticket.work():
             start, arrival = time.monotonic(), self._batcher.arrive()
             loop = asyncio.get_running_loop()
-            encoded = await loop.run_in_executor(self._tokenizers, _encode, scorer, list(texts.values()))
+            encoded = await loop.run_in_executor(scorer.tokenizing, scorer.encode_texts, list(texts.values()))
             tokenize_s = time.monotonic() - start
             self._metrics.duration.labels(phase="tokenize").observe(tokenize_s)
             units = scorer.plan(encoded)
@@ -171,21 +163,6 @@ class Pipeline:
         for digest, score in fresh.items():
             self._cache.put((scorer.revision, digest), score)
         return fresh, ScoreTimings(queue_s=batch.queue_s, tokenize_s=tokenize_s, forward_s=batch.forward_s)
-
-
-def _encode(scorer: Scorer, texts: Sequence[Text]) -> list[Tokens]:
-    encoded = []
-    prompts: dict[tuple[Content, ChatOptions], list[int]] = {}
-    for text in texts:
-        try:
-            key = (text.prompt, text.options)
-            if key not in prompts:
-                prompts[key] = scorer.encode_prompt(*key)
-            encoded.append(scorer.encode(text.prompt, text.response, text.options, prompt_ids=prompts[key]))
-        except InvalidPairError as error:
-            violation = FieldViolation(text.owner_id, str(error))
-            raise InvalidPairError(f"{text.owner_id}: {error}", [violation]) from error
-    return encoded
 
 
 def _refuse_non_finite(scorer: Scorer, texts: Sequence[Text], rewards: Sequence[float]) -> None:

@@ -4,22 +4,25 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from madpo.data.tokenize import encode_prompt, encode_response, template_sha256, tokenizer_sha256
+from madpo.data.tokenizer_process import TokenizerProcess
 from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import FailedPreconditionError, MadpoError
 from madpo.model_files.context_limit import context_limit
 from madpo.models.load import load_reward_model, load_tokenizer
 from madpo.models.scores import padding_of, reward_scores
-from madpo.types import NO_OPTIONS, ChatOptions, Content, RewardModelInfo
+from madpo.types import Content, RewardModelInfo
 from madpo_reward.batcher import BatchShape, Unit, one_batch
-from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, WholeTexts, may_share_prompts
+from madpo_reward.encoding import Text, Tokens, digests, encode
+from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, WholeTexts, may_share_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ CODE_VERSION = 3
 """Part of the revision; raised by every change of scorer and layouts that can change a score's bits."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+_REQUEST_CPU_S = 20
+"""Most processor time to render and tokenize a request; an honest one of 16 MiB takes less."""
 
 _PLAIN_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 _SAMPLES = (
@@ -58,17 +64,36 @@ class Scorer:
         tokenizer: Its tokenizer.
         layout: How texts become forward passes of it.
         dtype: Name of its precision.
+        process: Where texts are rendered and tokenized; None does it here.
+
+    Attributes:
+        tokenizing: Its own, so that no other model waits for it.
     """
 
-    def __init__(self, model_id: str, model: Any, tokenizer: Any, *, layout: Layout, dtype: str) -> None:
-        self._model, self._tokenizer, self.layout = model, tokenizer, layout
+    def __init__(
+        self,
+        model_id: str,
+        model: Any,
+        tokenizer: Any,
+        *,
+        layout: Layout,
+        dtype: str,
+        process: TokenizerProcess | None = None,
+    ) -> None:
+        self._model, self._tokenizer, self.layout, self._process = model, tokenizer, layout, process
         self.max_tokens = layout.max_tokens
-        self.tokenizer_sha256 = tokenizer_sha256(tokenizer)
-        self.template_sha256 = template_sha256(tokenizer)
+        self.tokenizer_sha256, self.template_sha256 = digests(tokenizer)
         self.dtype = dtype
         self.model_id = model_id
         self.revision = self._revision()
-        self._unembedded = UnembeddedTokens(tokenizer, model.get_input_embeddings().num_embeddings)
+        unembedded = UnembeddedTokens(tokenizer, model.get_input_embeddings().num_embeddings)
+        self._encode = partial(encode, max_tokens=self.max_tokens, unembedded=unembedded)
+        self.tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
+
+    def close(self) -> None:
+        """End what is being tokenized."""
+        if self._process is not None:
+            self._process.close()
 
     def describe(self, *, max_pairs_per_request: int) -> RewardModelInfo:
         """What clients are told."""
@@ -82,33 +107,16 @@ class Scorer:
             max_pairs_per_request=max_pairs_per_request,
         )
 
-    def encode_prompt(self, prompt: Content, options: ChatOptions = NO_OPTIONS) -> list[int]:
-        """Tokenize a prompt, for all its responses. Raises InvalidPairError."""
-        return encode_prompt(self._tokenizer, prompt, options)
+    def encode_texts(self, texts: Sequence[Text]) -> list[Tokens]:
+        """Tokenize the texts of a request, as `madpo_reward.encoding.encode` says. Blocking."""
+        if self._process is None:
+            return self._encode(self._tokenizer, texts)
+        tokens: list[Tokens] = self._process.call(self._encode, texts, cpu_s=_REQUEST_CPU_S)
+        return tokens
 
-    def encode(
-        self,
-        prompt: Content,
-        response: Content,
-        options: ChatOptions = NO_OPTIONS,
-        *,
-        prompt_ids: list[int] | None = None,
-    ) -> Tokens:
-        """Tokenize; a text over `max_tokens` loses the start of its prompt first, then the end of its response.
-
-        A BOS at the beginning stays.
-
-        Raises:
-            InvalidPairError: The model's template cannot render it, or it has a token that the model does not embed.
-        """
-        encoded = encode_response(self._tokenizer, prompt, response, options, prompt_ids=prompt_ids)
-        bos = encoded.prompt_ids[:1] if encoded.prompt_ids[:1] == [self._tokenizer.bos_token_id] else []
-        rest = encoded.prompt_ids[len(bos) :]
-        kept = encoded.response_ids[: self.max_tokens - len(bos)]
-        room = self.max_tokens - len(bos) - len(kept)
-        ids = [*bos, *rest[max(0, len(rest) - room) :]]
-        self._unembedded.require_none(ids, kept)
-        return Tokens(tuple(ids), tuple(kept), truncated=len(ids) + len(kept) < len(encoded))
+    def encode(self, prompt: Content, response: Content) -> Tokens:
+        """Tokenize one text."""
+        return self.encode_texts([Text("a text", prompt, response)])[0]
 
     def plan(self, texts: Sequence[Tokens]) -> list[Unit[Tokens]]:
         """What is computed together of a request's texts."""
@@ -186,16 +194,19 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
         InvalidArgumentError: The directory does not hold a reward model we load.
         FailedPreconditionError: It has no trained head with one label, or fails `Scorer.check`.
     """
+    process = TokenizerProcess(directory, base_directory=base_directory)
+    process.call(digests, cpu_s=_REQUEST_CPU_S)  # what cannot be loaded within its limits is not loaded here
     tokenizer = load_tokenizer(directory, base_directory=base_directory)
     model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[config.dtype])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = partial(Scorer, model_id, model, tokenizer, dtype=config.dtype, process=process)
     *preferred, last = _layouts(model, pad_id=padding_of(model), config=config)
     for layout in preferred:
         try:
-            return _proven(Scorer(model_id, model, tokenizer, layout=layout, dtype=config.dtype))
+            return _proven(scorer(layout=layout))
         except FailedPreconditionError as error:
             logger.warning("reward model scored in another layout", extra={"without": layout.name, "error": str(error)})
-    return _proven(Scorer(model_id, model, tokenizer, layout=last, dtype=config.dtype))
+    return _proven(scorer(layout=last))
 
 
 def _proven(scorer: Scorer) -> Scorer:

@@ -13,8 +13,9 @@ from madpo.types import Content, ScoredPair, ScoredResponse, content_digest
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceServicer
 from madpo_reward.admission import Ticket
+from madpo_reward.encoding import Text
 from madpo_reward.metrics import RewardMetrics
-from madpo_reward.pipeline import Pipeline, Text
+from madpo_reward.pipeline import Pipeline
 
 
 class RewardServicer(RewardServiceServicer):

@@ -1,18 +1,27 @@
-"""A process that turns rows into token ids: `python -m madpo.data.encode_worker MODEL_DIRECTORY`.
+"""A process that works with a tokenizer: `python -m madpo.data.encode_worker DIRECTORY [BASE CPU_SECONDS BYTES]`.
 
-Chunks of rows come in on standard input, what was made of them goes out on standard output, both pickled: the pipe is
-between two processes of ours. Started afresh rather than forked, so that no thread or lock of the parent is in it.
+Functions and their arguments come in on standard input, what they answer goes out on standard output, both pickled: the
+pipe is between two processes of ours. Started afresh rather than forked, so that no thread or lock of the parent is in
+it. The limits are those of the process, and the processor time that of loading; each call brings its own.
 """
 
+import math
 import os
 import pickle
+import resource
 import sys
 from pathlib import Path
 from typing import Any
 
+_LONGEST_MESSAGE = 4000
 
-def main(directory: Path) -> None:
+
+def main(directory: Path, base_directory: Path | None = None, cpu_s: int | None = None, memory_bytes: int = 0) -> None:
     """Work until the input ends."""
+    if cpu_s is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _allow(cpu_s)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get between the answers
     # The parallelism is that of several workers; and the tokenizer would bring torch along where it is installed, some
@@ -21,23 +30,49 @@ def main(directory: Path) -> None:
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     sys.modules["torch"] = None  # type: ignore[assignment]
-    from madpo.data.encoding import examine_chunk
     from madpo.data.tokenizer import load_tokenizer
     from madpo.errors import MadpoError
 
-    tokenizer = load_tokenizer(directory)
+    unusable: MadpoError | None = None
+    try:
+        tokenizer = load_tokenizer(directory, base_directory=base_directory)
+    except MadpoError as error:
+        unusable = error
     while True:
         try:
-            chunk: Any = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
+            function, arguments, call_cpu_s = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
         except EOFError:
             return
-        try:
-            answer: Any = examine_chunk(tokenizer, *chunk)
-        except MadpoError as error:
-            answer = error
+        if call_cpu_s is not None:
+            _allow(call_cpu_s)
+        answer: Any = unusable
+        if unusable is None:
+            try:
+                answer = function(tokenizer, *arguments)
+            except MadpoError as error:
+                answer = _shortened(error)
         pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
 
+def _allow(cpu_s: int) -> None:
+    """Let the process take so much processor time from now on; the kernel ends it then."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used.ru_utime + used.ru_stime) + cpu_s, hard))
+
+
+def _shortened(error: Any) -> Any:
+    """A template may raise an error with as long a text as it likes."""
+    if len(str(error)) > _LONGEST_MESSAGE:
+        return type(error)(f"{str(error)[:_LONGEST_MESSAGE]}...")
+    return error
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    _, directory, *more = sys.argv
+    if more:
+        base, cpu, memory = more
+        main(Path(directory), Path(base) if base else None, int(cpu), int(memory))
+    else:
+        main(Path(directory))

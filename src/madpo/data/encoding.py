@@ -118,7 +118,7 @@ class _Workers:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            pickle.dump((rows, examine), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+            pickle.dump((examine_chunk, (rows, examine), None), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
             process.stdin.flush()
             answer: Answer | MadpoError = pickle.load(process.stdout)  # noqa: S301 - of a process of our own
         except (OSError, EOFError, pickle.UnpicklingError) as error:

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from madpo.models.scores import reward_scores
-from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, Tokens, WholeTexts, may_share_prompts
+from madpo_reward.encoding import Tokens
+from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, WholeTexts, may_share_prompts
 from madpo_reward.scorer import ScorerConfig, load_scorer
 from madpo_reward.settings import RewardSettings
 from tests.model_directories import save_directory
