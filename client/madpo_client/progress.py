@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from madpo.types import CheckpointPublished, Job, JobEvent, JobProgress, LogLine, StateChange
+from madpo_client.printable import printable
 
 _PLAIN_PERIOD_S = 10.0
 """Without a terminal, figures are printed this often."""
@@ -168,7 +169,7 @@ class JobView:
                 self._say(f"{self._title}: checkpoint of step {step}")
             case LogLine(line):
                 if self._log:
-                    self._console.print(Text(line, style="dim"), soft_wrap=True)
+                    self._console.print(Text(printable(line), style="dim"), soft_wrap=True)
         self._refresh()
 
     def _progress(self, progress: JobProgress) -> None:
@@ -193,7 +194,7 @@ class JobView:
             self._say(f"{self._title}: {describe_phase(progress)}{'  ' + figures if figures else ''}")
 
     def _say(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(printable(text)), soft_wrap=True)
 
     def _refresh(self) -> None:
         last = self._last

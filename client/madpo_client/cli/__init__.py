@@ -27,6 +27,7 @@ from madpo_client.cli import (
     store,
 )
 from madpo_client.extras import MissingExtraError
+from madpo_client.printable import printable
 
 app = typer.Typer(
     name="madpo",
@@ -60,5 +61,5 @@ def main() -> None:
     try:
         app()
     except MadpoError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2 if isinstance(error, MissingExtraError) else 1)

@@ -16,6 +16,7 @@ from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.field_options import SET_HELP, SPEC_HELP, complete_fields
 from madpo_client.cli.output import AsJson, Column, console, show, show_deleted, size_text, table
 from madpo_client.cli.waiting import After, Name, Wait, follow
+from madpo_client.printable import printable
 
 if TYPE_CHECKING:
     from madpo.jobs.fields import SpecField
@@ -209,7 +210,7 @@ def watch_job(
                 kind = type(event.event).__name__
                 print(json.dumps({**asdict(event), "kind": kind}), flush=True)
             return
-        print(f"{handle.id}  {handle.job.display_name}", file=sys.stderr)
+        print(printable(f"{handle.id}  {handle.job.display_name}"), file=sys.stderr)
         with (
             said_when_interrupted(f"the job goes on; `madpo job cancel {handle.id}` stops it"),
             JobView(handle.job, log=log) as view,
@@ -237,10 +238,10 @@ def job_logs(
         handle = client.jobs.get(job)
         if follow:
             for line in handle.follow_logs(tail=tail):
-                print(line, flush=True)
+                print(printable(line), flush=True)
             return
         lines = handle.logs(attempt).splitlines()
-        print("\n".join(lines if tail is None else lines[max(0, len(lines) - tail) :]))
+        print(printable("\n".join(lines if tail is None else lines[max(0, len(lines) - tail) :])))
 
 
 @app.command("cancel")

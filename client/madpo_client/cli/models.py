@@ -12,6 +12,7 @@ from madpo_client.cli.arguments import MODEL_HELP, JobArgument, ModelArgument, c
 from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.output import AsJson, Column, Quiet, show, show_deleted, size_text, table, time_text
 from madpo_client.merged import MergedDtype
+from madpo_client.printable import printable
 
 if TYPE_CHECKING:
     from madpo_client.client import Client
@@ -40,7 +41,7 @@ def upload_model(
     with open_client(context) as client, said_when_interrupted("stopped before the model was made: nothing is stored"):
         model = client.models.upload(directory, base=base, name=name, progress=not quiet)
     for warning in model.metadata.get("warnings", ()):
-        print(f"warning: {warning}", file=sys.stderr)
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     print(model.model_id) if quiet else show(model, as_json=as_json)
 
 

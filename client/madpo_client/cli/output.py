@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from madpo_client.printable import printable
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -153,7 +155,7 @@ def _text(value: Any) -> Text:
     if isinstance(value, Text):
         return value
     text = "" if value is None else str(value)
-    return Text(" ".join(text.split()))
+    return Text(printable(" ".join(text.split())))
 
 
 def _field_cell(name: str, value: Any) -> Text | str:
@@ -162,15 +164,15 @@ def _field_cell(name: str, value: Any) -> Text | str:
     if name.endswith("size_bytes"):
         return f"{value:,} ({size_text(value)})"
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-        return Text(", ".join(value))
+        return Text(printable(", ".join(value)))
     if isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) and "sha256" in item for item in value):
-        return Text("\n".join(f"{item['path']}  {size_text(item['size_bytes'])}" for item in value))
+        return Text(printable("\n".join(f"{item['path']}  {size_text(item['size_bytes'])}" for item in value)))
     if isinstance(value, (dict, list, tuple)):
         import yaml
 
         plain = json.loads(json.dumps(_for_people(value)))
-        return Text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
-    return Text(str(_for_people(value)))
+        return Text(printable(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip()))
+    return Text(printable(str(_for_people(value))))
 
 
 def _for_people(value: Any) -> Any:

@@ -12,6 +12,7 @@ from madpo.types import JobKind
 from madpo_client.cli.arguments import complete_jobs
 from madpo_client.cli.context import said_when_interrupted
 from madpo_client.cli.output import show
+from madpo_client.printable import printable
 
 if TYPE_CHECKING:
     from madpo.types import Job
@@ -64,5 +65,5 @@ def wait_for(job: "JobHandle", *, wait: bool, quiet: bool = False) -> "Job | Non
     ):
         done = job.wait(progress=True)
     for warning in done.result.warnings if done.result is not None else ():
-        print(f"warning: {warning}", file=sys.stderr)
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     return done

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from madpo.types import Job, JobState
 from madpo_client.ledger.summary import AGREES, CONTRADICTS, NO_MARGIN, Group
+from madpo_client.printable import printable
 
 COLUMNS = ("row", "step", "reward_margin", "weight", "implicit_margin", "loss")
 """What is shown of every pair."""
@@ -106,15 +107,15 @@ def _figure(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:+.3f}" if name in _SIGNED else f"{value:.3f}"
-    return str(value)
+    return printable(str(value))
 
 
 def _texts(pair: dict[str, Any]) -> Text:
-    """A line each, without the control characters by which a text could steer the terminal."""
+    """A line each."""
     lines = []
     for name, (mark, style) in _MARKS.items():
         if pair[name] is not None:
-            text = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(pair[name].split()))
+            text = printable(" ".join(pair[name].split()))
             cut = f"{text[: _TEXT_CHARS - 1]}…" if len(text) > _TEXT_CHARS else text
             lines.append(Text(mark + cut, style=style))
     return Text("\n").join(lines)

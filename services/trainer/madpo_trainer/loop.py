@@ -2,7 +2,8 @@
 
 The gradient of a step is that of the whole global batch: every micro-batch loss is a sum divided by the global
 denominator, micro-batches are dealt to the ranks, and gradients are summed over them. Every rank then takes the same
-optimizer step. A non-finite loss or gradient norm, on any rank, is refused before the weights move on any.
+optimizer step. A non-finite loss or gradient norm, on any rank, is refused before the weights move on any;
+weights that a step itself made non-finite are refused before they are saved.
 """
 
 import json
@@ -30,7 +31,7 @@ from madpo_trainer import memory
 from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective, StepWork
-from madpo_trainer.optimizer import Optimizer
+from madpo_trainer.optimizer import Optimizer, refuse_non_finite_weights
 from madpo_trainer.ranks import OutOfMemory, Ranks
 from madpo_trainer.sharding import whole_state
 from madpo_trainer.state import TrainingState, save_state, seed_micro_batch
@@ -134,6 +135,7 @@ class TrainingLoop:
         if self.state.step != self._saved_step:
             # Gathered by all ranks, written by one.
             model = whole_state(self._objective.model)
+            refuse_non_finite_weights(self._objective.model, model, step=self.state.step)
             tensors = {"optimizer": self._optimizer.tensors(), **self._objective.tensors()}
             self._ranks.lead(lambda: self._publish(model, tensors))
             self._saved_step = self.state.step

@@ -1,12 +1,13 @@
 """AdamW over what is trained: which weights decay, at which rate a step is taken, and its state as files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from madpo.errors import NonFiniteError
 from madpo.jobs.training import OptimizerParameters
 from madpo_trainer.learning_rate import learning_rate
 from madpo_trainer.sharding import by_layout, clip_grad_norm, part_like, whole
@@ -79,6 +80,26 @@ class Optimizer:
 def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Named parameters that take gradients, in a stable order."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def refuse_non_finite_weights(model: nn.Module, state: Mapping[str, Tensor], *, step: int) -> None:
+    """Look at the trained weights of a whole state before anybody can start from them.
+
+    Args:
+        model: Says which weights are trained.
+        state: Whole tensors by name, the same on all ranks, which therefore all raise or none.
+        step: The optimizer steps taken, for the message.
+
+    Raises:
+        NonFiniteError: Some weight is NaN or infinite.
+    """
+    trained = [name for name, _ in trainable_parameters(model) if name in state]
+    bad = [name for name in trained if not bool(torch.isfinite(state[name]).all())]
+    if bad:
+        raise NonFiniteError(
+            f"non-finite weights after step {step}, not saved: {', '.join(bad[:3])} "
+            f"({len(bad)} of {len(trained)} tensors); lower the learning rate, or keep the model in a wider type"
+        )
 
 
 def decays(name: str, parameter: Tensor) -> bool:

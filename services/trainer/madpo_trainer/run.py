@@ -53,6 +53,7 @@ from madpo_trainer.memory import note_shortage, usable_shortage
 from madpo_trainer.model_placing import ModelPlacing
 from madpo_trainer.model_runner import evaluating
 from madpo_trainer.objectives.base import Objective
+from madpo_trainer.optimizer import refuse_non_finite_weights
 from madpo_trainer.output_model import describe_output, learnt_ends, output_dtypes, save_trained
 from madpo_trainer.ranks import Ranks, open_ranks, run_rank
 from madpo_trainer.settings import TrainerSettings
@@ -314,6 +315,7 @@ class TrainingRun:
         summary = self._summary(objective, inputs, held_out) | dict(loop_summary)
         self._phase("publishing")
         state = whole_state(objective.model)
+        refuse_non_finite_weights(objective.model, state, step=self._state.step)
 
         # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
         self._ranks.lead(lambda: self._publish(summary, inputs, partial(self._save, inputs, initial, dtypes, state)))

@@ -11,12 +11,14 @@ Position = tuple[int, int]
 """Of an event in its stream: time in milliseconds, and a number."""
 
 _CURSOR = re.compile(r"(\d{1,20})-(\d{1,20})")
+_LARGEST = 2**64 - 1
+"""Streams number their entries in 64 bits."""
 
 
 def parse_cursor(cursor: str) -> Position:
     """The position that a cursor names; "" is before the first. Raises InvalidArgumentError."""
     match = _CURSOR.fullmatch(cursor or "0-0")
-    if not match:
+    if not match or max(map(int, match.groups())) > _LARGEST:
         raise InvalidArgumentError(f"cursor is not one this service gave: {cursor!r:.80}")
     return int(match[1]), int(match[2])
 

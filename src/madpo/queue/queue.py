@@ -31,7 +31,7 @@ from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
 from madpo.queue.keys import Keys
 from madpo.queue.records import RunEvent, canonical_json, event_to_json, job_from_hash, request_record, result_to_json
 from madpo.queue.replies import accepted, job_of, pairs, readable_jobs
-from madpo.queue.server import check_url, explain, server_name
+from madpo.queue.server import check_url, explain, is_elsewhere, server_name
 from madpo.queue.watching import Watches
 from madpo.types import Job, JobEvent, JobResult, JobState
 
@@ -363,6 +363,9 @@ class RedisJobQueue:
         except exceptions.NoScriptError:
             raise
         except (exceptions.RedisError, OSError) as error:
+            if is_elsewhere(error):
+                # Connections outlive a failover: only new ones ask where the name leads now.
+                await self._client.connection_pool.disconnect(inuse_connections=False)
             if (explained := explain(error, self._client.connection_pool.connection_kwargs)) is not None:
                 raise explained from error
             raise

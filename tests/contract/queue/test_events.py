@@ -108,7 +108,7 @@ async def test_a_watch_of_a_finished_job_ends_though_its_events_are_gone(
     assert await events(queue, job.job_id, cursor=final.cursor) == []
 
 
-@pytest.mark.parametrize("cursor", ["0", "$", "1-2-3", "-", "1-x", "9" * 30 + "-0"])
+@pytest.mark.parametrize("cursor", ["0", "$", "1-2-3", "-", "1-x", "9" * 30 + "-0", f"{2**64}-0", f"0-{2**64}"])
 async def test_a_foreign_cursor_is_refused(queue: RedisJobQueue, cursor: str) -> None:
     job = await queue.create(request("r"))
     with pytest.raises(InvalidArgumentError, match="cursor"):

@@ -1,12 +1,13 @@
 """What a real server refuses is told with what to do, and never with a credential."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 import pytest
 from redis.asyncio import Redis
 
-from madpo.errors import FailedPreconditionError, InvalidArgumentError, MadpoError, UnavailableError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, MadpoError, OverloadedError, UnavailableError
 from madpo.ports import JobRequest
 from madpo.queue.queue import connect
 from madpo.types import JobKind
@@ -86,7 +87,7 @@ async def test_a_right_that_lacks_is_named_with_the_line_to_add(
 
     error = await ping(redis_url, "short:short")
 
-    assert isinstance(error, FailedPreconditionError), error
+    assert isinstance(error, UnavailableError), error
     assert lacking in str(error)
 
 
@@ -95,3 +96,51 @@ async def test_the_rights_that_are_asked_for_are_enough(server: Redis, redis_url
     await server.execute_command("ACL", "SETUSER", "enough", "on", ">enough", *asked)
 
     assert await ping(redis_url, "enough:enough") is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "said"),
+    [
+        ("READONLY You can't write against a read only replica.", UnavailableError, "is a replica"),
+        ("ERR Error running script: @user_script: 9: -READONLY You can't write", UnavailableError, "is a replica"),
+        (
+            "MISCONF Redis is configured to save RDB snapshots",
+            UnavailableError,
+            "cannot write to its disk",
+        ),
+        ("NOREPLICAS Not enough good replicas to write.", UnavailableError, "without enough replicas"),
+        ("LOADING Redis is loading the dataset in memory", UnavailableError, "still loading"),
+        ("MASTERDOWN Link with MASTER is down", UnavailableError, "lost its primary"),
+        ("CLUSTERDOWN The cluster is down", UnavailableError, "cluster that is down"),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", UnavailableError, "moving its keys"),
+        ("BUSY Redis is busy running a script", UnavailableError, "busy with a script"),
+        ("OOM command not allowed when used memory > 'maxmemory'.", OverloadedError, "raise maxmemory"),
+        ("NOAUTH Authentication required.", UnavailableError, "refuses the password"),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", UnavailableError, "may not run EVALSHA"),
+        ("MOVED 3999 127.0.0.1:6381", FailedPreconditionError, "part of a cluster"),
+        ("CROSSSLOT Keys in request don't hash to the same slot", FailedPreconditionError, "part of a cluster"),
+    ],
+)
+async def test_whatever_a_server_refuses_scripts_with_is_waited_for_by_name_or_refused(
+    reply: str, kind: type[MadpoError], said: str
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (line := await reader.readline()).startswith(b"*"):
+            words = []
+            for _ in range(int(line[1:])):
+                size = int((await reader.readline())[1:])
+                words.append((await reader.readexactly(size + 2)).strip())
+            is_script = words[0].upper().startswith(b"EVAL")
+            writer.write(f"-{reply}\r\n".encode() if is_script else b"+OK\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    queue = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", namespace="refusals")
+    try:
+        with pytest.raises(MadpoError, match=said) as caught:
+            await asyncio.wait_for(queue.claim("evaluate", "worker", timeout_s=0), 30)
+    finally:
+        await queue.close()
+        server.close()
+
+    assert type(caught.value) is kind

@@ -323,7 +323,9 @@ def test_a_text_cannot_steer_the_terminal(ledger: Any) -> None:
     pairs = query.matching(query.last_visits(ledger), "row = 1")
     for name in ("prompt", "chosen", "rejected"):
         pairs = pairs.append_column(name, pa.array(["red \x1b[31m \x07 \u202e text"]))
-    text = shown(show.pairs_view(pairs))
+    pairs = pairs.append_column("id", pa.array(["row \x1b]0;owned\x07 1"]))
+    text = shown(show.pairs_view(pairs, (*show.COLUMNS, "id")), width=200)
+    assert "row \ufffd]0;owned\ufffd 1" in text
     assert "red \ufffd[31m \ufffd \ufffd text" in text
     assert not {"\x1b", "\x07", "\u202e"} & set(text)
 

@@ -165,6 +165,16 @@ def test_a_non_finite_loss_is_refused_before_the_weights_move_and_names_the_row(
     assert torch.isfinite(weights(objective)).all()
 
 
+def test_weights_that_the_last_step_made_non_finite_are_never_saved(tmp_path):
+    loop = make_loop(tmp_path, Regression(), optimizer={"learning_rate": 1e308, "warmup_ratio": 0.0}, max_steps=1)
+    loop._schedule = Schedule.plan(rows=ROWS, batch_size=8, seed=0, epochs=4, max_steps=1)
+
+    with pytest.raises(NonFiniteError, match="non-finite weights after step 1, not saved"):
+        loop.execute()
+
+    assert CheckpointStore(LocalStore(tmp_path / "store"), JOB.job_id, attempt=1).latest() is None
+
+
 def test_a_stopped_run_leaves_a_checkpoint_from_which_it_ends_with_the_same_weights(tmp_path):
     straight = Regression()
     straight.dropout = 0.5
