@@ -113,7 +113,7 @@ def connect() -> Client:
 
 def preference_rows(count: int) -> list[dict[str, str]]:
     """Toy reviews with one opening and two endings, the better one chosen."""
-    rng = random.Random(0)  # noqa: S311
+    rng = random.Random(0)  # noqa: S311 - rows, no secret
     rows: list[dict[str, str]] = []
     while len(rows) < count:
         opening = negative_openings(1, rng)[0]

@@ -18,7 +18,7 @@ _SHARED_MEMORY_BYTES = _GIB
 _SCARCE_BYTES, _TOO_LITTLE_BYTES = 10 * _GIB, _GIB
 
 
-def check_shared_memory(path: Path = Path("/dev/shm")) -> Finding:  # noqa: S108  # not a temporary file
+def check_shared_memory(path: Path = Path("/dev/shm")) -> Finding:  # noqa: S108 - not a temporary file
     """Enough for the ranks of a training, which pass tensors through it."""
     try:
         size_bytes = shutil.disk_usage(path).total
@@ -151,4 +151,4 @@ def _bind(host: str, port: int) -> OSError | None:
 
 
 def _local(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}.get(host, host)  # noqa: S104  # not listened on
+    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}.get(host, host)  # noqa: S104 - not listened on

@@ -16,4 +16,4 @@ def build(settings: RewardSettings, registry: CollectorRegistry) -> Service:
 
 
 if __name__ == "__main__":
-    sys.exit(run_service("reward", RewardSettings, build, token_field="token"))  # noqa: S106
+    sys.exit(run_service("reward", RewardSettings, build, token_field="token"))  # noqa: S106 - the name of a field

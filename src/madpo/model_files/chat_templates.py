@@ -32,7 +32,7 @@ class _Generation(Extension):
 
 
 # As transformers makes it (`_compile_jinja_template`); what is printed does not matter here.
-_ENVIRONMENT = Environment(  # noqa: S701
+_ENVIRONMENT = Environment(  # noqa: S701 - it renders no HTML
     trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
 )
 

@@ -123,7 +123,7 @@ class RedisJobQueue:
         scripts = files("madpo.queue") / "scripts"
         common = (scripts / "common.lua").read_text()
         self._scripts = {name: common + (scripts / f"{name}.lua").read_text() for name in _SCRIPTS}
-        self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}  # noqa: S324
+        self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}  # noqa: S324 - Redis names scripts so
         self._turns = asyncio.Semaphore(_COMMANDS_AT_ONCE)
         self._watches = Watches(client, self._keys, lambda call: self._answer(call))
         # Calls whose reply never came: asked again under the same token, they answer the same.

@@ -239,11 +239,11 @@ class RewardClient:
 
 def _retry_delay_s(error: MadpoError, attempt: int) -> float | None:
     """How long to wait before another attempt; None when it cannot help."""
-    backoff_s = min(_FIRST_BACKOFF_S * 2.0**attempt, _LONGEST_BACKOFF_S) * random.random()  # noqa: S311
+    backoff_s = min(_FIRST_BACKOFF_S * 2.0**attempt, _LONGEST_BACKOFF_S) * random.random()  # noqa: S311 - jitter, no secret
     match error:
         case OverloadedError(retry_after_s=float(hint_s)):
             # The hint is this caller's own turn: a backoff on top of it would leave the service idle.
-            return hint_s * (1 + _HINT_JITTER * random.random())  # noqa: S311
+            return hint_s * (1 + _HINT_JITTER * random.random())  # noqa: S311 - jitter, no secret
         case UnavailableError():
             return backoff_s
         case RevisionMismatchError() if attempt + 1 < _REVISION_ATTEMPTS:

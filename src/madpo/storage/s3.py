@@ -230,7 +230,7 @@ class S3Store:
             except NotFoundError:  # If-Match on an absent object
                 return None
             except _ConflictError:
-                time.sleep(random.uniform(0, 0.05 * 2**conflict))  # noqa: S311
+                time.sleep(random.uniform(0, 0.05 * 2**conflict))  # noqa: S311 - jitter, no secret
         else:
             raise UnavailableError(f"{self._where}: {key} is being written by others without end")
         # The condition also fails for the repetition of our own write whose reply was lost.
