@@ -3,13 +3,14 @@ VENV ?= .venv
 OUT ?= out
 PYTHON ?= python3
 WORKERS ?= 2
+MINUTES ?= 30
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 INFINITY := out/bench/infinity
 TRANSFORMERS_4 := out/transformers-4/installed.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto docs format unit data methods families bench bench-full bench-peers bench-methods compose-test clean
+.PHONY: help install demo demo-real up test lint proto docs format unit data methods families promises soak bench bench-full bench-peers bench-methods compose-test clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -66,6 +67,12 @@ data: install  ## What is promised of data: forms, formats, hostile files, uploa
 methods: install  ## What is promised of methods: vectors, properties, agreement with TRL, training; says how much was checked
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests -m methods
 
+promises: install  ## All that holds a promise of docs/reliability.md; keeps what came of it for `make docs`
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests -m promise --record-promises
+
+soak: install  ## A stack under jobs, uploads, watchers and kills for MINUTES=30; fails when something grows
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.soak.run --minutes $(MINUTES)
+
 families: install $(TRANSFORMERS_4)  ## Every family of models through the whole product, and read by plain transformers: docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/families
 
@@ -78,10 +85,11 @@ compose-test: install  ## Start, scale, break and stop the containers on a Docke
 proto: install  ## Regenerate src/madpo/v1
 	PYTHON=$(BIN)/python scripts/gen_proto.sh
 
-docs: install  ## Write docs/jobs.md from the specs of jobs, docs/methods.md from the registry, the tables of docs/models.md from tests
+docs: install  ## Write docs/jobs.md from the specs of jobs, docs/methods.md from the registry, the tables of docs/models.md and docs/reliability.md from tests
 	$(BIN)/python -m madpo.jobs.catalogue > docs/jobs.md
 	$(BIN)/python -m madpo.losses.catalogue > docs/methods.md
 	$(BIN)/python -m tests.families.table
+	$(BIN)/python -m tests.promises
 
 format: install  ## Format and fix
 	$(BIN)/ruff format .

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from madpo.config import StoreSettings
 from madpo.ports import ObjectStore
 from madpo.storage.open import open_store
-from tests import data_counts
+from tests import data_counts, promises
 
 VECTORS_CHECKED = "vectors checked"
 """Property of a test's report: the vectors it compared."""
@@ -32,6 +32,23 @@ TOY_TEMPLATE = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--record-promises` keeps what came of the tests that hold a promise, for docs/reliability.md."""
+    parser.addoption("--record-promises", action="store_true", help="write tests/promises.json")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Have a test's promises in its report, which is all that comes back from other processes."""
+    for mark in item.iter_markers(promises.PROMISE):
+        item.user_properties += [(promises.PROMISE, name) for name in mark.args]
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says what a test that holds a promise has seen, such as "12 kills, 0 jobs lost"."""
+    return lambda text: record_property(promises.FIGURE, text)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much the data tests have tried, how many vectors were compared, and which families of models work.
 
@@ -40,6 +57,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if counts := data_counts.summary():
         terminalreporter.write_line(f"data: {counts}")
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    if terminalreporter.config.getoption("--record-promises"):
+        promises.keep(promises.collect(reports))
     recorded = [each for report in reports for each in getattr(report, "user_properties", ())]
     if keys := {tuple(key) for name, found in recorded if name == VECTORS_CHECKED for key in found}:
         from tests.unit.losses import vectors

@@ -75,6 +75,7 @@ def everything(client: Client) -> dict[str, object]:
     }
 
 
+@pytest.mark.promise("D8")
 @pytest.mark.slow
 def test_all_is_there_again_and_the_job_that_ran_ends_as_it_would_have(
     busy_home: tuple[Path, Path, dict[str, object]], tmp_path: Path

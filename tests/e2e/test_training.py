@@ -169,6 +169,7 @@ def test_an_evaluation_reports_reward_divergence_and_the_comparison(client, base
     assert evaluation.report().implicit_reward_accuracy.pairs == pairs.rows
 
 
+@pytest.mark.promise("T1")
 def test_a_killed_training_process_resumes_to_the_same_weights(client, stack, base, pairs, reward_job, uninterrupted):
     job = policy_job(client, base, pairs, reward_job, log_every_steps=2)
     wait_for_checkpoint(job)
@@ -180,6 +181,7 @@ def test_a_killed_training_process_resumes_to_the_same_weights(client, stack, ba
     assert finished.result.model_id == uninterrupted.result.model_id
 
 
+@pytest.mark.promise("T1")
 def test_a_killed_supervisor_loses_no_job_and_the_weights_are_the_same(
     client, stack, base, pairs, reward_job, uninterrupted
 ):
@@ -193,6 +195,7 @@ def test_a_killed_supervisor_loses_no_job_and_the_weights_are_the_same(
     assert finished.result.model_id == uninterrupted.result.model_id
 
 
+@pytest.mark.promise("D1")
 def test_redis_and_the_scorer_may_die_during_a_run(client, stack, base, pairs, reward_job, uninterrupted):
     job = policy_job(client, base, pairs, reward_job, log_every_steps=4)
     wait_for_checkpoint(job)
@@ -205,6 +208,7 @@ def test_redis_and_the_scorer_may_die_during_a_run(client, stack, base, pairs, r
     assert finished.result.model_id == uninterrupted.result.model_id
 
 
+@pytest.mark.promise("D4")
 def test_the_store_may_go_away_during_a_run_with_live_margins(client, stack, base, pairs, reward_job, uninterrupted):
     """A file takes the store's place: whatever is written or read meanwhile fails, margins and checkpoints alike."""
     job = client.jobs.train_policy(
@@ -305,6 +309,7 @@ def test_a_wrong_token_is_refused(stack):
         stranger.jobs.list()
 
 
+@pytest.mark.promise("T1")
 def test_a_stopped_stack_goes_on_where_it_was_and_ends_with_the_same_weights(
     client, stack, base, pairs, reward_job, uninterrupted
 ):

@@ -29,6 +29,7 @@ def test_there_are_enough_cases_and_none_twice() -> None:
     assert [name for name, count in Counter(case.name for case in CASES).items() if count > 1] == []
 
 
+@pytest.mark.promise("H1")
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_a_hostile_file_is_refused(door: Door, case: Case, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def good(name: str) -> bytes:
     return GOOD_FILES[name]()
 
 
+@pytest.mark.promise("H2")
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(changes=CHANGES)
 @pytest.mark.parametrize("name", GOOD_FILES)

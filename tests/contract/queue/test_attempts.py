@@ -32,6 +32,7 @@ async def test_a_running_job_is_asked_to_stop_and_then_ends_as_cancelled(queue: 
     assert (await queue.finish_cancelled(claimed)).state == JobState.CANCELLED
 
 
+@pytest.mark.promise("J6")
 @pytest.mark.parametrize("how", ["lease ran out", "crashed", "drained"])
 async def test_a_job_whose_cancellation_was_asked_for_never_runs_again(
     queue: RedisJobQueue, server: Redis, keys: Keys, how: str
@@ -84,6 +85,7 @@ async def test_endings_may_be_repeated(queue: RedisJobQueue) -> None:
     assert (await queue.status(QUEUE)).pending == 1
 
 
+@pytest.mark.promise("J5")
 async def test_crashes_without_progress_end_a_job_as_a_dead_letter(
     queue: RedisJobQueue, server: Redis, keys: Keys
 ) -> None:
@@ -136,6 +138,7 @@ async def test_a_job_that_is_given_back_keeps_its_place(queue: RedisJobQueue) ->
     assert (await claim(queue)).job.job_id == first.job_id
 
 
+@pytest.mark.promise("J3")
 async def test_only_leases_that_ran_out_are_reaped_and_that_counts_as_a_crash(
     queue: RedisJobQueue, server: Redis, keys: Keys
 ) -> None:
@@ -170,6 +173,7 @@ async def test_a_lease_that_ran_out_can_be_renewed_until_somebody_takes_the_job(
         await queue.renew(claimed)
 
 
+@pytest.mark.promise("J4")
 async def test_nothing_of_a_stale_attempt_is_accepted(queue: RedisJobQueue, server: Redis, keys: Keys) -> None:
     await queue.create(request("r", max_attempts=1000))
     stale = await claim(queue, "paused")

@@ -44,6 +44,7 @@ async def test_a_watch_resumes_after_any_cursor_without_gap_or_repeat(queue: Red
         assert await events(queue, job.job_id, cursor=event.cursor) == whole[position + 1 :]
 
 
+@pytest.mark.promise("J7")
 async def test_a_live_watch_broken_off_again_and_again_misses_nothing(queue: RedisJobQueue) -> None:
     job = await queue.create(request("r"))
     claimed = await claim(queue)

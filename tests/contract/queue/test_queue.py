@@ -110,6 +110,7 @@ async def test_a_waiting_claim_is_woken_by_a_new_job(queue: RedisJobQueue) -> No
     assert claimed.job.job_id == made.job_id
 
 
+@pytest.mark.promise("J1")
 async def test_a_lost_bell_does_not_lose_the_job(queue: RedisJobQueue, server: Redis, keys: Keys) -> None:
     await queue.create(request("r"))
     await server.delete(keys.bell(QUEUE))

@@ -108,6 +108,7 @@ def steal(thief: ReplyThief, replies: int = 1) -> None:
     thief.thefts, thief.stolen = replies, 0
 
 
+@pytest.mark.promise("J2")
 async def test_a_lost_reply_to_create_makes_no_second_job(queue: RedisJobQueue, thief: ReplyThief) -> None:
     for i in range(20):
         steal(thief)
@@ -190,6 +191,7 @@ async def test_lost_replies_to_endings_change_nothing(
     ]
 
 
+@pytest.mark.promise("J1")
 async def test_jobs_leases_and_claims_survive_a_killed_server(redis_process: Any, redis_namespace: str) -> None:
     queue = connect(redis_process.url, namespace=redis_namespace)
     made = [await queue.create(request(f"r{i}")) for i in range(20)]

@@ -331,7 +331,8 @@ class QueueMachine(RuleBasedStateMachine):
         return [member.decode() for member in self.do(self.server.zrange(key, 0, -1))]
 
 
-def test_any_history_of_calls_keeps_the_queue_legal(each_redis_url: str) -> None:
+@pytest.mark.promise("J8")
+def test_any_history_of_calls_keeps_the_queue_legal(each_redis_url: str, figure: Callable[[str], None]) -> None:
     class Machine(QueueMachine):
         url = each_redis_url
 
@@ -347,3 +348,4 @@ def test_any_history_of_calls_keeps_the_queue_legal(each_redis_url: str) -> None
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
+    figure("40 histories of 50 calls for each server, 0 illegal states")

@@ -70,6 +70,7 @@ async def test_calls_find_a_connection_while_all_watches_begin(queue: RedisJobQu
     assert await connections(server) < 100
 
 
+@pytest.mark.promise("J7")
 async def test_a_watch_that_is_slow_misses_nothing_and_nothing_is_kept_for_it(queue: RedisJobQueue) -> None:
     (claimed,) = await running_jobs(queue, 1)
     published = [str(number) for number in range(3 * watching._EVENTS_KEPT)]

@@ -61,6 +61,7 @@ def used_home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         return home, client.jobs.train_supervised(model=model, dataset=dataset).id
 
 
+@pytest.mark.promise("D9")
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

@@ -66,6 +66,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.promise("H3")
 async def test_every_call_needs_the_token(gateway: Gateway) -> None:
     for contract in CONTRACTS:
         for service in contract.DESCRIPTOR.services_by_name.values():

@@ -46,6 +46,7 @@ async def test_a_job_nobody_works_on_any_more_fails_in_the_end_and_that_is_recor
         assert "a worker that dies stopped renewing its lease" in outcome.reason
 
 
+@pytest.mark.promise("D2")
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_jobs_come_back_after_the_queue_lost_everything(
     settings: GatewaySettings, redis_process: Any, restarted: bool
@@ -134,6 +135,7 @@ async def test_a_job_whose_documents_cannot_be_read_is_reported_and_the_others_c
         assert key in record.error  # type: ignore[attr-defined]
 
 
+@pytest.mark.promise("J1")
 async def test_a_request_the_queue_lost_is_restored_not_made_anew(
     settings: GatewaySettings, redis_process: Any
 ) -> None:

@@ -125,6 +125,7 @@ async def test_margins_may_come_from_the_dataset_and_a_method_may_do_without(gat
     assert not without.spec.policy_training.HasField("margin")
 
 
+@pytest.mark.promise("J2")
 async def test_a_request_sent_again_is_the_same_job_whatever_happened_since(gateway: Gateway) -> None:
     job_id = await gateway.ready_job("once")
     job = await gateway.ask(gateway.jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job_id))

@@ -30,6 +30,7 @@ def run_gateway(tmp_path: Path, **changed: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.promise("H4")
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -1,6 +1,7 @@
 """Named tokens: what a role allows, when a token ends, what it may ask for, and what is noted of its calls."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ async def records(gateway: Gateway, **asked: Any) -> list[pb.AuditRecord]:
     return list(answer.records)
 
 
-async def test_a_role_opens_what_it_says_and_nothing_else(gateway: Gateway) -> None:
+@pytest.mark.promise("H3")
+async def test_a_role_opens_what_it_says_and_nothing_else(gateway: Gateway, figure: Callable[[str], None]) -> None:
     tokens = {role: await make(gateway, role, role) for role in ROLES}
     opened: dict[str, set[str]] = {role: set() for role in ROLES}
     for contract in CONTRACTS:
@@ -58,6 +60,7 @@ async def test_a_role_opens_what_it_says_and_nothing_else(gateway: Gateway) -> N
     assert opened["submit"] - opened["read"] == access.SUBMIT_METHODS
     changing = ("Upload", "Import", "Create", "Delete", "Cancel", "Resume", "Revoke")
     assert not [name for name in opened["read"] if name.startswith(changing)]
+    figure(f"{len(every)} calls, {len(ROLES)} roles")
 
 
 def test_every_name_in_the_table_is_a_method() -> None:
@@ -191,6 +194,7 @@ async def test_a_caller_makes_no_more_calls_than_its_token_allows(gateway: Gatew
     await gateway.ask(gateway.access.GetCaller, pb.GetCallerRequest())
 
 
+@pytest.mark.promise("H4")
 async def test_what_changes_something_is_noted_with_who_did_it_and_secrets_are_not(gateway: Gateway) -> None:
     reader, writer = await make(gateway, "reader", "read"), await make(gateway, "writer")
     job_id = await gateway.ready_job()

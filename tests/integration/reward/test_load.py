@@ -17,6 +17,7 @@ from madpo.v1.reward_service_pb2_grpc import RewardServiceStub
 from tests.integration.reward.service import PAIRS, TOKEN, Models, Start, until
 
 
+@pytest.mark.promise("G4")
 async def test_a_full_queue_refuses_with_a_hint_and_the_client_gets_through(
     start: Start, models: Models, gate: threading.Event
 ) -> None:
@@ -41,6 +42,7 @@ async def test_a_full_queue_refuses_with_a_hint_and_the_client_gets_through(
     assert overload.retry_after_s
 
 
+@pytest.mark.promise("G5")
 async def test_a_cancelled_request_costs_no_forward_pass(start: Start, models: Models, gate: threading.Event) -> None:
     async with start(cache_entries=0) as replica:
         await replica.client.get_reward_model(models.good)
@@ -61,6 +63,7 @@ async def test_a_cancelled_request_costs_no_forward_pass(start: Start, models: M
         assert replica.count("madpo_reward_pairs_total", outcome="dropped") == len(gone)
 
 
+@pytest.mark.promise("G5")
 async def test_a_deadline_ends_the_wait_and_the_work(start: Start, models: Models, gate: threading.Event) -> None:
     async with start() as replica:
         await replica.client.get_reward_model(models.good)
@@ -95,6 +98,7 @@ async def test_requests_are_split_to_what_the_server_takes(start: Start, models:
         assert replica.count("madpo_rpc_calls_total", method="/madpo.v1.RewardService/ScorePairs", code="OK") == 5
 
 
+@pytest.mark.promise("G6")
 async def test_a_pair_too_large_for_a_message_is_refused_before_it_is_sent(models: Models) -> None:
     large = PreferencePair("the", "good", "x" * MESSAGE_LIMIT_BYTES)
     async with RewardClient("127.0.0.1:1", timeout_s=3) as nobody:

@@ -65,6 +65,7 @@ async def test_bad_requests_name_the_field_and_the_pair(start: Start, models: Mo
     assert mixed.value.violations[0].field == PreferencePair("good", (Message("user", "a"),), "b").pair_id
 
 
+@pytest.mark.promise("T6")
 async def test_a_non_finite_score_names_its_pair_and_spares_the_neighbours(start: Start, models: Models) -> None:
     poisoned = PreferencePair("the film", "was good", "was bad")
     async with start() as replica:

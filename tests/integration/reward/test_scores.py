@@ -72,6 +72,7 @@ async def test_a_pair_with_tools_and_template_arguments_is_scored_under_its_own_
     assert response.reward == scored.chosen_reward
 
 
+@pytest.mark.promise("T4")
 @pytest.mark.parametrize("batch_tokens", [0, 512], ids=["shared prompts", "padded rows"])
 async def test_scores_are_the_same_bits_alone_in_any_company_and_on_another_replica(
     start: Start, models: Models, batch_tokens: int

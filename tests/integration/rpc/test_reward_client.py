@@ -77,6 +77,7 @@ async def test_what_retrying_cannot_help_is_sent_once(connect: Connect) -> None:
     assert calls == [5]
 
 
+@pytest.mark.promise("G6")
 async def test_an_oversize_refusal_halves_the_request_and_ends_at_one_pair(connect: Connect) -> None:
     sizes = []
 
@@ -117,6 +118,7 @@ async def test_a_non_finite_reply_names_its_pair(connect: Connect) -> None:
     assert refused.value.pair_ids == (PAIRS[2].pair_id,)
 
 
+@pytest.mark.promise("T5")
 async def test_one_call_never_mixes_revisions(connect: Connect) -> None:
     async def answer(request: reward.ScorePairsRequest, context: Any, call: int) -> Any:
         reply = honest(request)

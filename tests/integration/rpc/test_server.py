@@ -50,6 +50,7 @@ async def health(port):
         return answer.status
 
 
+@pytest.mark.promise("G3")
 async def test_a_service_is_healthy_only_after_its_warm_up_and_calls_in_flight_outlast_the_drain():
     service, registry = Slow(), CollectorRegistry()
     server = RunningServer(service, ServiceSettings(grace_s=10), registry=registry)

@@ -103,6 +103,7 @@ def proxied(settings: StoreSettings, proxy: Proxy) -> S3Store:
     return store
 
 
+@pytest.mark.promise("D3")
 def test_a_creation_whose_reply_was_lost_still_succeeds(proxied: S3Store, proxy: Proxy) -> None:
     proxy.faults = [("PUT", "lose reply")]
 
@@ -113,6 +114,7 @@ def test_a_creation_whose_reply_was_lost_still_succeeds(proxied: S3Store, proxy:
     assert proxied.get("a") == b"mine"
 
 
+@pytest.mark.promise("D3")
 def test_a_replacement_whose_reply_was_lost_still_succeeds(proxied: S3Store, proxy: Proxy) -> None:
     etag = proxied.put("a", b"1")
     proxy.faults = [("PUT", "lose reply")]
@@ -146,6 +148,7 @@ def test_requests_are_repeated_after_faults(
     assert proxy.injected == [fault] * 2
 
 
+@pytest.mark.promise("D3")
 def test_a_download_cut_short_starts_again(proxied: S3Store, proxy: Proxy, tmp_path: Path) -> None:
     data = bytes(range(256)) * 8192
     proxied.put("a", data)

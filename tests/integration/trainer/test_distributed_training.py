@@ -389,6 +389,7 @@ def test_reference_log_probs_are_equal_bit_for_bit(one, two):
     assert two.references() == one.references()
 
 
+@pytest.mark.promise("T6")
 def test_a_loss_that_is_no_number_on_one_rank_is_refused_by_all_and_the_row_is_named(two):
     outcome = two.outcomes["poisoned"]
     spoilt = PreferencePair(PAIRS[POISONED - 1].prompt, "bad .", PAIRS[POISONED - 1].rejected)

@@ -91,6 +91,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, make_toy_lm: Any, make_toy_t
     torch.set_num_threads(before)
 
 
+@pytest.mark.promise("T1")
 @pytest.mark.parametrize(
     ("where", "owner", "method", "pieces", "kept"),
     [

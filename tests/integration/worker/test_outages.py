@@ -83,6 +83,7 @@ async def test_a_job_lost_to_another_worker_is_dropped_at_once(
         read_result(store, job_id)
 
 
+@pytest.mark.promise("D1")
 async def test_a_run_outlives_an_outage_longer_than_its_lease_and_no_idle_worker_takes_it(
     redis_process: Any, settings: WorkerSettings, tmp_path: Path, working: Any
 ) -> None:
@@ -106,6 +107,7 @@ async def test_a_run_outlives_an_outage_longer_than_its_lease_and_no_idle_worker
     await queue.close()
 
 
+@pytest.mark.promise("D1")
 async def test_a_run_that_ends_while_redis_is_away_is_still_reported(
     redis_process: Any, settings: WorkerSettings, registry: CollectorRegistry, tmp_path: Path, working: Any
 ) -> None:
@@ -128,6 +130,7 @@ async def test_a_run_that_ends_while_redis_is_away_is_still_reported(
     await queue.close()
 
 
+@pytest.mark.promise("D4")
 async def test_an_outcome_waits_for_the_store(queue: RedisJobQueue, tmp_path: Path, working: Any) -> None:
     class ShakyStore(LocalStore):
         refusals = 2
@@ -146,6 +149,7 @@ async def test_an_outcome_waits_for_the_store(queue: RedisJobQueue, tmp_path: Pa
     assert read_result(store, job_id).state == JobState.SUCCEEDED
 
 
+@pytest.mark.promise("J3")
 async def test_a_killed_worker_takes_its_run_along_and_another_takes_over(
     queue: RedisJobQueue, settings: WorkerSettings, run_script: Path, tmp_path: Path, working: Any
 ) -> None:

@@ -88,6 +88,7 @@ async def test_a_failure_is_final(
     assert outcomes(registry) == {"failed": 1}
 
 
+@pytest.mark.promise("J5")
 async def test_a_run_that_crashes_again_and_again_ends_with_its_last_words_and_blocks_nobody(
     queue: RedisJobQueue, store: ObjectStore, registry: CollectorRegistry, working: Any
 ) -> None:
@@ -181,6 +182,7 @@ async def test_processes_a_run_leaves_behind_are_killed(queue: RedisJobQueue, tm
             await gone(int(pid))
 
 
+@pytest.mark.promise("J6")
 async def test_a_cancelled_run_writes_its_checkpoint_and_ends(
     queue: RedisJobQueue, store: ObjectStore, registry: CollectorRegistry, working: Any
 ) -> None:

@@ -204,7 +204,10 @@ def every_object(place: Path) -> list[Path]:
     return sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def test_every_flipped_object_of_a_backup_is_noticed(store: LocalStore, place: LocalStore, tmp_path: Path) -> None:
+@pytest.mark.promise("T3")
+def test_every_flipped_object_of_a_backup_is_noticed(
+    store: LocalStore, place: LocalStore, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
     back_up(store, Snapshots(place))
     paths = every_object(tmp_path / "place")
     assert len(paths) > 10
@@ -215,6 +218,7 @@ def test_every_flipped_object_of_a_backup_is_noticed(store: LocalStore, place: L
         with pytest.raises(CorruptObjectError, match=r"objects/|snapshots/"):
             restore(target, Snapshots(place), Snapshots(place).named(None))
         path.write_bytes(data)
+    figure(f"{len(paths)} of {len(paths)} flipped objects named")
 
 
 def test_a_damaged_backup_is_mended_from_the_store(store: LocalStore, place: LocalStore, tmp_path: Path) -> None:
@@ -352,6 +356,7 @@ def life(store: LocalStore, directory: Path) -> Iterator[Any]:
     bundle.put_back(store, keys.model(MODEL), withdrawn)
 
 
+@pytest.mark.promise("D8")
 @pytest.mark.parametrize(("before", "every"), [(0, 1), (0, 5), (8, 2), (31, 3)])
 @pytest.mark.parametrize("after", [*range(0, 60, 6), *range(60, 180, 40)])
 def test_a_backup_of_a_store_in_use_lacks_nothing_that_it_needs(

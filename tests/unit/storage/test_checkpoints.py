@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def test_a_checkpoint_is_not_rewritten(store: LocalStore, tmp_path: Path) -> Non
         publish(checkpoints, 1, tmp_path, "other")
 
 
+@pytest.mark.promise("J4")
 def test_a_replaced_attempt_can_neither_publish_nor_prune_nor_return(store: LocalStore, tmp_path: Path) -> None:
     old = owner(store, 1)
     publish(old, 1, tmp_path)
@@ -168,6 +170,7 @@ def test_a_publication_that_returned_is_seen_by_the_next_owner(store: LocalStore
     assert published[-1] < 999
 
 
+@pytest.mark.promise("J4")
 def test_of_attempts_racing_for_ownership_the_newest_wins(store: LocalStore) -> None:
     barrier = threading.Barrier(6)
     stale: list[int] = []
@@ -225,7 +228,8 @@ def train(root: Path, source: Path, die_at: int) -> None:
     os._exit(0)
 
 
-def test_a_crash_at_any_point_leaves_a_whole_latest_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.promise("T2")
+def test_a_crash_at_any_point_leaves_a_whole_latest_checkpoint(tmp_path: Path, figure: Callable[[str], None]) -> None:
     seen = set()
     for die_at in range(1, 100):
         store = LocalStore(tmp_path / f"store-{die_at}")
@@ -252,12 +256,14 @@ def test_a_crash_at_any_point_leaves_a_whole_latest_checkpoint(tmp_path: Path) -
     # Two owner writes, three files and a manifest, then four deletions: each dies before and after.
     assert die_at == 2 * (2 + 3 + 1 + 4) + 1
     assert seen == {10, 20}
+    figure(f"killed at {die_at - 1} points of a save, each with a whole checkpoint and a successor")
 
 
 def flip_a_bit(data: bytes) -> bytes:
     return bytes([data[0] ^ 16]) + data[1:]
 
 
+@pytest.mark.promise("T3")
 @pytest.mark.parametrize("damage", [flip_a_bit, lambda data: data[:-1]])
 @pytest.mark.parametrize("name", ["manifest.json", "model/model.safetensors", "optimizer.safetensors", "state.json"])
 def test_resuming_passes_over_a_corrupt_checkpoint(

@@ -172,6 +172,7 @@ def test_datasets_are_listed_newest_first_in_pages(store: LocalStore, write: Any
     assert end == ""
 
 
+@pytest.mark.promise("T3")
 def test_a_changed_part_is_refused_before_a_row_is_given(store: LocalStore, write: Any) -> None:
     dataset, _ = write(PAIRS)
     key = f"datasets/{dataset.dataset_id}/part-00000.parquet"

@@ -125,6 +125,7 @@ def test_a_copy_that_was_removed_is_made_again(tmp_path, make):
     assert (directory / "file").stat().st_size == 100
 
 
+@pytest.mark.promise("T3")
 @pytest.mark.parametrize("damage", [*DAMAGES, None])
 @pytest.mark.parametrize("part", ["model-1/weights", "model-1/tokenizer/vocabulary", ".model-1.json"])
 def test_a_damaged_copy_is_made_anew_before_the_next_process_uses_it(tmp_path, part, damage):

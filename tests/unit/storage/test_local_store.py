@@ -93,6 +93,7 @@ def test_opening_removes_what_writers_left_a_day_ago(tmp_path: Path) -> None:
     assert recent.exists()
 
 
+@pytest.mark.promise("D5")
 def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalStore(tmp_path)
     store.put("a", b"old")

@@ -109,6 +109,7 @@ def test_a_copy_left_unfinished_is_started_again(models: ModelStore, directory: 
     assert model_kind(models.fetch(model.model_id)) == ("causal_lm", "LlamaForCausalLM")
 
 
+@pytest.mark.promise("T3")
 def test_a_corrupt_model_is_never_cached(
     models: ModelStore, directory: Path, store: LocalStore, tmp_path: Path
 ) -> None:
@@ -165,6 +166,7 @@ def test_an_adapter_belongs_to_a_base(models: ModelStore, directory: Path, tmp_p
         publish(models, directory, base_model_id=adapter.model_id)
 
 
+@pytest.mark.promise("H5")
 @pytest.mark.parametrize(
     "name",
     ["pytorch_model.bin", "model.pt", "x.pth", "x.pkl", "x.ckpt", "modeling_x.py", "x.h5", "x.msgpack", "run.sh", "x"],
@@ -189,6 +191,7 @@ def test_symbolic_links_are_refused(models: ModelStore, directory: Path) -> None
 TENSOR = {"dtype": "F32", "shape": [1]}
 
 
+@pytest.mark.promise("H5")
 @pytest.mark.parametrize(
     "data",
     [
