@@ -65,4 +65,4 @@ def test_a_runbook_does_what_it_says(tmp_path: Path, name: str) -> None:
         changed = (home / "secrets" / "client_token").read_text() != old_token
         assert changed == ("rm ~/.madpo/secrets/client_token" in RUNBOOKS[name])
     finally:
-        shell(f"MADPO_HOME={home} command madpo down", tmp_path)
+        without_workers(home).stop()
