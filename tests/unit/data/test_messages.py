@@ -186,7 +186,7 @@ def call(**fields: Any) -> dict[str, Any]:
         ({"weight": "2"}, "weight", "must be a number, got str"),
         ({"id": 1.5}, "id", "must be text, got float"),
         ({"id": True}, "id", "must be text, got bool"),
-        ({"source": ["x"]}, "source", "must be text, got list"),
+        ({"source": [["x"]]}, "source[0]", "must be text, got list"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_its_place(changes: dict[str, Any], field: str, reason: str) -> None:
