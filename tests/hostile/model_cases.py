@@ -163,7 +163,9 @@ def tokenizer_cases() -> Iterator[ModelCase]:
     yield ModelCase("tokenizer: no JSON", written(name, b"{"), "tokenizer.json cannot be read")
     yield ModelCase("tokenizer: a list", written(name, b"[]"), "tokenizer.json cannot be read")
     beyond = written(name, json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 10**6}}}).encode())
-    yield ModelCase("tokenizer: tokens beyond the embeddings", beyond, "tokenizer.json has 1 token without an embedding")
+    yield ModelCase(
+        "tokenizer: tokens beyond the embeddings", beyond, "tokenizer.json has 1 token without an embedding"
+    )
     code = lambda directory: edit(directory / "tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"})  # noqa: E731
     yield ModelCase("tokenizer: code", code, "asks for code of its own")
     yield ModelCase("tokenizer: a program", written("tokenization_x.py", b"import os"), "files are taken")

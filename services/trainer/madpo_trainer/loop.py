@@ -256,17 +256,14 @@ class TrainingLoop:
         if bool(torch.isfinite(value)):
             return
         self._optimizer.drop_gradients()
+        ids, advice = work.row_ids(places), "look at these rows; lower the learning rate; or train in fp32"
         if broken := non_finite_weights(self._objective.model):
-            is_first = self.state.step == 0
-            cause = "the model that the job starts from is broken" if is_first else "lower the learning rate"
-            raise NonFiniteError(
-                f"non-finite {what} in step {self.state.step + 1}: so are weights of the model before it, such as"
-                f" {broken[0]} ({number_of(len(broken), 'tensor')}; {cause})"
-            )
-        ids = work.row_ids(places)
+            named = f"{broken[0]} ({number_of(len(broken), 'tensor')} in all)"
+            whose = "the model that the job starts from" if self.state.step == 0 else "the model before it"
+            advice = f"weights of {whose} are no finite numbers: {named}"
         raise NonFiniteError(
             f"non-finite {what} in step {self.state.step + 1}; the weights were not moved. Rows of the batch, "
-            f"offending first: {', '.join(ids[:8])} (look at these rows; lower the learning rate; or train in fp32)",
+            f"offending first: {', '.join(ids[:8])} ({advice})",
             ids,
         )
 

@@ -122,6 +122,8 @@ class _Workers:
             process.stdin.flush()
             answer: Answer | MadpoError = pickle.load(process.stdout)  # noqa: S301 - of a process of our own
         except (OSError, EOFError, pickle.UnpicklingError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_EXIT_S)
             code = process.poll()
             raise InternalError(f"a tokenizing process ended with code {code}; its standard error says why") from error
         finally:

@@ -44,7 +44,8 @@ async def test_a_full_queue_refuses_with_a_hint_and_the_client_gets_through(
 
 @pytest.mark.promise("G5")
 async def test_a_cancelled_request_costs_no_forward_pass(start: Start, models: Models, gate: threading.Event) -> None:
-    async with start(cache_entries=0) as replica:
+    # A long line: on a slow machine the door would turn some of them away.
+    async with start(cache_entries=0, max_queue_s=600.0) as replica:
         await replica.client.get_reward_model(models.good)
         gate.clear()
         held = asyncio.create_task(replica.client.score_responses(models.good, [("the", "film")]))

@@ -110,7 +110,11 @@ class Trained:
             return file.read()
 
     def references(self):
-        return {entry.key: self.store.get(entry.key) for entry in self.store.list("") if "logps" in entry.key}
+        return {
+            entry.key: self.store.get(entry.key)
+            for entry in self.store.list("reference_logps/")
+            if entry.key.endswith(".safetensors")
+        }
 
 
 INPUTS = {

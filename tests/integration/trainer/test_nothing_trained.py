@@ -76,7 +76,7 @@ def test_an_adapter_whose_update_is_lost_beside_its_weight_has_trained_nothing(s
         train(site, "lost", lora={"rank": 2}, optimizer={"learning_rate": 1e-12, "weight_decay": 0.0})
 
 
-def test_weights_that_are_no_numbers_are_told_of_instead_of_rows(site):
+def test_weights_that_are_no_numbers_are_told_of_with_the_rows(site):
     directory = site.home / "broken-model"
     shutil.copytree(site.home / "model", directory)
     weights = load_file(directory / "model.safetensors")
@@ -87,11 +87,10 @@ def test_weights_that_are_no_numbers_are_told_of_instead_of_rows(site):
     model, _ = models.publish(directory, display_name="broken", kind="causal_lm")
 
     says = (
-        rf"non-finite loss in step 1: so are weights of the model before it, such as {name} \(1 tensor; the model that"
+        rf"in step 1; .*weights of the model that the job starts from are no finite numbers: {name} \(1 tensor in all"
     )
-    with pytest.raises(NonFiniteError, match=says) as caught:
+    with pytest.raises(NonFiniteError, match=says):
         train(site, "broken", model={"model_id": model.model_id})
-    assert caught.value.pair_ids == ()
 
 
 @pytest.mark.parametrize(("share", "is_lost"), [(0.9, True), (1.1, False)])

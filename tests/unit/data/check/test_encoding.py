@@ -1,5 +1,7 @@
 """Rows to tokens: the same one by one, many at a time and in other processes."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,9 +77,25 @@ def test_a_worker_process_that_dies_ends_the_work(tokenizer_directory: Save, mon
     directory = tokenizer_directory()
     tokenizer = load_tokenizer(directory)
     monkeypatch.setattr(encoding, "ALONE_ROWS", 1)
+
+    with pytest.raises(InternalError, match="ended with code 3"):
+        list(RowEncoder(directory, tokenizer, examine=_die, workers=2).encode(ROWS[:2]))
+
+
+def _die(*_: object) -> None:
+    if "encode_worker" in sys.argv[0]:  # the first rows are for the process that asks
+        os._exit(3)
+
+
+def test_a_tokenizer_that_a_worker_process_cannot_load_is_told(
+    tokenizer_directory: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tokenizer_directory()
+    tokenizer = load_tokenizer(directory)
+    monkeypatch.setattr(encoding, "ALONE_ROWS", 1)
     (directory / "tokenizer.json").unlink()
 
-    with pytest.raises(InternalError, match="ended with code"):
+    with pytest.raises(InvalidArgumentError, match="has no tokenizer that can be loaded"):
         list(RowEncoder(directory, tokenizer, workers=2).encode(ROWS[:2]))
 
 
