@@ -19,6 +19,7 @@ from madpo.errors import FailedPreconditionError, MadpoError
 from madpo.model_files.context_limit import context_limit
 from madpo.models.load import load_reward_model, load_tokenizer
 from madpo.models.scores import padding_of, reward_scores
+from madpo.storage.local_copies import LocalCopies
 from madpo.types import Content, RewardModelInfo
 from madpo_reward.batcher import BatchShape, Unit, one_batch
 from madpo_reward.encoding import Text, Tokens, digests, encode
@@ -68,6 +69,7 @@ class Scorer:
 
     Attributes:
         tokenizing: Its own, so that no other model waits for it.
+        copies: Of its files, held as long as it lives: a tokenizing process that ended reads them again.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Scorer:
         unembedded = UnembeddedTokens(tokenizer, model.get_input_embeddings().num_embeddings)
         self._encode = partial(encode, max_tokens=self.max_tokens, unembedded=unembedded)
         self.tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
+        self.copies: LocalCopies | None = None
 
     def close(self) -> None:
         """End what is being tokenized."""

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.models.device import require_device
+from madpo.ports import ObjectStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
 from madpo.v1.reward_service_pb2 import DESCRIPTOR
@@ -51,7 +52,7 @@ class RewardService:
         # The loop that lets in and refuses must not wait long for the threads that compute.
         sys.setswitchinterval(_SWITCH_S)
         self._pipeline.start()
-        await asyncio.to_thread(lambda: self._models)
+        await asyncio.to_thread(lambda: self._store)
         for model_id in self._settings.preload:
             await self._pipeline.describe(model_id)
 
@@ -60,20 +61,28 @@ class RewardService:
         await self._pipeline.stop()
 
     @cached_property
-    def _models(self) -> ModelStore:
-        return ModelStore(open_store(self._settings), self._settings.cache)
+    def _store(self) -> ObjectStore:
+        return open_store(self._settings)
 
     def _load(self, model_id: str) -> Scorer:
-        model = self._models.get(model_id)
+        models = ModelStore(self._store, self._settings.cache)
+        try:
+            scorer = self._scorer(model_id, models)
+            scorer.copies = models.copies
+            return scorer
+        except Exception:
+            models.copies.release()
+            raise
+        finally:
+            models.copies.trim(max_bytes=self._settings.max_cache_bytes, max_age_s=self._settings.max_cache_age_s)
+
+    def _scorer(self, model_id: str, models: ModelStore) -> Scorer:
+        model = models.get(model_id)
         if model.kind != "reward":
             message = f"{model_id} ({model.display_name}) is a {model.kind} model; scoring needs a reward model"
             raise InvalidArgumentError(message, [FieldViolation("model_id", message)])
-        base_directory = self._models.fetch(model.base_model_id) if model.base_model_id else None
+        base_directory = models.fetch(model.base_model_id) if model.base_model_id else None
         config = ScorerConfig(
             dtype=self._settings.dtype, max_tokens=self._settings.max_tokens, batch_tokens=self._settings.batch_tokens
         )
-        scorer = load_scorer(model_id, self._models.fetch(model_id), base_directory=base_directory, config=config)
-        copies, settings = self._models.copies, self._settings
-        copies.release()  # it is in memory
-        copies.trim(max_bytes=settings.max_cache_bytes, max_age_s=settings.max_cache_age_s)
-        return scorer
+        return load_scorer(model_id, models.fetch(model_id), base_directory=base_directory, config=config)

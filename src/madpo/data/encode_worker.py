@@ -10,8 +10,13 @@ import os
 import pickle
 import resource
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+OUT_OF_MEMORY = 71
+"""Exit code of a process that has no memory left to answer with."""
 
 _LONGEST_MESSAGE = 4000
 
@@ -19,8 +24,8 @@ _LONGEST_MESSAGE = 4000
 def main(directory: Path, base_directory: Path | None = None, cpu_s: int | None = None, memory_bytes: int = 0) -> None:
     """Work until the input ends."""
     if cpu_s is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _limit(resource.RLIMIT_AS, memory_bytes)
+        _limit(resource.RLIMIT_CORE, 0)
         _allow(cpu_s)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get between the answers
@@ -30,29 +35,52 @@ def main(directory: Path, base_directory: Path | None = None, cpu_s: int | None 
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        _work(directory, base_directory, answers)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)  # to end in order would take memory
+
+
+def _work(directory: Path, base_directory: Path | None, answers: BinaryIO) -> None:
     from madpo.data.tokenizer import load_tokenizer
     from madpo.errors import MadpoError
 
-    unusable: MadpoError | None = None
-    try:
-        tokenizer = load_tokenizer(directory, base_directory=base_directory)
-    except MadpoError as error:
-        unusable = error
+    load = partial(load_tokenizer, directory, base_directory=base_directory)
+    tokenizer, is_told = _outcome(load), False
     while True:
         try:
-            function, arguments, call_cpu_s = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
+            function, arguments, cpu_s = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
         except EOFError:
             return
-        if call_cpu_s is not None:
-            _allow(call_cpu_s)
-        answer: Any = unusable
-        if unusable is None:
-            try:
-                answer = function(tokenizer, *arguments)
-            except MadpoError as error:
-                answer = _shortened(error)
+        if cpu_s is not None:
+            _allow(cpu_s)
+        if isinstance(tokenizer, MadpoError) and is_told:
+            tokenizer = _outcome(load)  # what could not be read once may be another time
+        is_told = True
+        failed = isinstance(tokenizer, MadpoError)
+        answer = tokenizer if failed else _outcome(partial(function, tokenizer, *arguments))
         pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
+
+
+def _outcome(work: Callable[[], Any]) -> Any:
+    """What comes of it: an answer, or an error that is told."""
+    from madpo.errors import InvalidArgumentError, MadpoError
+
+    try:
+        return work()
+    except MadpoError as error:
+        return _shortened(error)
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizer's library, which no function catches
+        return _shortened(InvalidArgumentError(f"the tokenizer fails: {type(error).__name__}: {error}"))
+
+
+def _limit(kind: int, most: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
 
 
 def _allow(cpu_s: int) -> None:

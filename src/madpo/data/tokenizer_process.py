@@ -7,6 +7,7 @@ goes too far ends the process, which is replaced when next it is needed: nobody 
 import contextlib
 import pickle
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from madpo.errors import InvalidArgumentError, MadpoError
+from madpo.data.encode_worker import OUT_OF_MEMORY
+from madpo.errors import InvalidArgumentError, MadpoError, UnavailableError
+
+_EXIT_S = 5.0
+"""That a process which has closed its pipes is given to be gone."""
+_CRASHES = {
+    -signum for signum in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS)
+}
+"""How a process ends by what it does itself; other signals come from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,7 @@ class TokenizerProcess:
     """Runs functions on the tokenizer of a model directory elsewhere, one at a time. May be used from several threads.
 
     Args:
-        directory: Of a model or an adapter.
+        directory: Of a model or an adapter; read again whenever the process has to be replaced.
         base_directory: Of the adapter's base.
         limits: Of the process.
     """
@@ -54,27 +63,21 @@ class TokenizerProcess:
             cpu_s: Most processor time.
 
         Raises:
-            InvalidArgumentError: The tokenizer cannot be loaded, or went beyond its limits.
+            InvalidArgumentError: The tokenizer cannot be loaded, went beyond its limits, or crashes on this each time.
+            UnavailableError: The process was ended from outside, or could not be started; another call may pass.
             MadpoError: What the function raised.
         """
         with self._lock:
-            allowed_s = cpu_s if self._process else cpu_s + self._limits.load_cpu_s
-            process = self._process or self._start()
-            assert process.stdin is not None
-            assert process.stdout is not None
             try:
-                pickle.dump((function, arguments, cpu_s), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-                process.stdin.flush()
-                if not select.select([process.stdout], [], [], allowed_s * self._limits.wall_per_cpu)[0]:
-                    raise TimeoutError
-                answer: Any = pickle.load(process.stdout)  # noqa: S301 - of a process of our own
-            except (OSError, EOFError, pickle.UnpicklingError) as error:
-                self._end()
-                raise InvalidArgumentError(
-                    f"the tokenizer or chat template of {self._directory.name} went beyond {cpu_s} s of processor "
-                    f"time or {self._limits.memory_bytes >> 20} MiB of memory, and was ended: give it shorter texts, "
-                    "or look for loops in its template"
-                ) from error
+                answer = self._ask(function, arguments, cpu_s)
+            except _Crashed:
+                # Once may be what came before it in that process; on this alone, in a new one, it is this.
+                try:
+                    answer = self._ask(function, arguments, cpu_s)
+                except _Crashed as again:
+                    raise InvalidArgumentError(
+                        f"the tokenizer or chat template of {self._directory.name} crashes on this each time ({again})"
+                    ) from again
         if isinstance(answer, MadpoError):
             raise answer
         return answer
@@ -83,6 +86,48 @@ class TokenizerProcess:
         """End the process, and a call that is under way; another would start a new one."""
         if (process := self._process) is not None:
             process.kill()
+
+    def _ask(self, function: Callable[..., Any], arguments: tuple[Any, ...], cpu_s: int) -> Any:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()  # while nothing was asked of it
+        allowed_s = cpu_s if self._process else cpu_s + self._limits.load_cpu_s
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            pickle.dump((function, arguments, cpu_s), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+            process.stdin.flush()
+            if not select.select([process.stdout], [], [], allowed_s * self._limits.wall_per_cpu)[0]:
+                raise TimeoutError
+            return pickle.load(process.stdout)  # noqa: S301 - of a process of our own
+        except TimeoutError as error:
+            self._end()
+            raise UnavailableError(
+                f"the tokenizing process of {self._directory.name} came to nothing in "
+                f"{allowed_s * self._limits.wall_per_cpu:.0f} s, though it took less processor time than it may"
+            ) from error
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise self._blame(self._end(), cpu_s) from error
+
+    def _blame(self, code: int, cpu_s: int) -> Exception:
+        """Why the process ended with this code: by what it was given to do, or not."""
+        what = f"the tokenizer or chat template of {self._directory.name}"
+        if code == -signal.SIGXCPU:
+            return InvalidArgumentError(
+                f"{what} went beyond {cpu_s} s of processor time, and was ended: give it shorter texts, or look for "
+                "loops in its template"
+            )
+        if code in (OUT_OF_MEMORY, -signal.SIGABRT):  # libraries that get no memory abort
+            return InvalidArgumentError(
+                f"{what} went beyond {self._limits.memory_bytes >> 20} MiB of memory, and was ended: give it shorter "
+                "texts, or look for what its template multiplies"
+            )
+        if code in _CRASHES:
+            return _Crashed(_name(code))
+        return UnavailableError(
+            f"the tokenizing process of {self._directory.name} ended ({_name(code)}) by nothing that it was asked for: "
+            "try again; if this machine is short of memory, give it more"
+        )
 
     def _start(self) -> "subprocess.Popen[bytes]":
         limits = (str(self._limits.load_cpu_s), str(self._limits.memory_bytes))
@@ -94,15 +139,34 @@ class TokenizerProcess:
             str(self._base or ""),
             *limits,
         ]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError as error:  # no process, file or memory left
+            raise UnavailableError(f"no process to tokenize for {self._directory.name} in: {error}") from error
         # Nobody need close what is dropped with the model it belongs to.
         self._finalizer = weakref.finalize(self, _kill, self._process)
         return self._process
 
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process = None
-            self._finalizer()
+    def _end(self) -> int:
+        """Be rid of the process; its exit code, as `subprocess` gives it."""
+        process, self._process = self._process, None
+        assert process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if process.stdout is not None and select.select([process.stdout], [], [], 0)[0]:
+                process.wait(_EXIT_S)  # it closed its end: the code is its own, not that of being killed
+        self._finalizer()
+        return process.returncode
+
+
+class _Crashed(Exception):
+    """The process ended by a fault of its own, and which."""
+
+
+def _name(code: int) -> str:
+    try:
+        return signal.Signals(-code).name if code < 0 else f"code {code}, its standard error says why"
+    except ValueError:
+        return f"signal {-code}"
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -1,6 +1,7 @@
 """Replicas of the reward service over a store of tiny models, and what to ask them."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,3 +85,14 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def tokenizing_pids(model_id: str) -> list[int]:
+    """Of the processes of ours that tokenize for a model."""
+    found = []
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            with contextlib.suppress(OSError):
+                if model_id.encode() in Path("/proc", pid, "cmdline").read_bytes():
+                    found.append(int(pid))
+    return found
