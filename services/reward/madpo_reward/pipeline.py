@@ -94,10 +94,11 @@ class Pipeline:
             return scorer.describe(max_pairs_per_request=self._max_pairs_per_request)
 
     @contextmanager
-    def admit(self, texts: int, *, size_bytes: int, time_left_s: float | None) -> Iterator[Ticket]:
+    def admit(self, model_id: str, texts: int, *, size_bytes: int, time_left_s: float | None) -> Iterator[Ticket]:
         """Let a request in, before anything of it is looked at, until the block ends.
 
         Args:
+            model_id: That it asks.
             texts: That it asks scores of.
             size_bytes: Of all of it.
             time_left_s: Until its deadline; None without one.
@@ -108,7 +109,7 @@ class Pipeline:
         tokens = min(size_bytes // _BYTES_PER_TOKEN + 1, texts * self._max_tokens)
         with (
             self._metrics.refusals.count_exceptions(OverloadedError),
-            self._admission.admit(tokens, size_bytes=size_bytes, time_left_s=time_left_s) as ticket,
+            self._admission.admit(model_id, tokens, size_bytes=size_bytes, time_left_s=time_left_s) as ticket,
         ):
             yield ticket
 

@@ -92,7 +92,8 @@ class RewardServicer(RewardServiceServicer):
     async def _admitted(self, request: Any, texts: int, context: Any) -> AsyncIterator[Ticket]:
         """Room for a request until the block ends, or its deadline passes."""
         time_left_s = context.time_remaining()
-        with self._pipeline.admit(texts, size_bytes=request.ByteSize(), time_left_s=time_left_s) as ticket:
+        size_bytes = request.ByteSize()
+        with self._pipeline.admit(request.model_id, texts, size_bytes=size_bytes, time_left_s=time_left_s) as ticket:
             async with _deadline_of(context):
                 yield ticket
 

@@ -70,11 +70,11 @@ class TokenizerProcess:
         with self._lock:
             try:
                 answer = self._ask(function, arguments, cpu_s)
-            except _Crashed:
+            except _CrashError:
                 # Once may be what came before it in that process; on this alone, in a new one, it is this.
                 try:
                     answer = self._ask(function, arguments, cpu_s)
-                except _Crashed as again:
+                except _CrashError as again:
                     raise InvalidArgumentError(
                         f"the tokenizer or chat template of {self._directory.name} crashes on this each time ({again})"
                     ) from again
@@ -123,7 +123,7 @@ class TokenizerProcess:
                 "texts, or look for what its template multiplies"
             )
         if code in _CRASHES:
-            return _Crashed(_name(code))
+            return _CrashError(_name(code))
         return UnavailableError(
             f"the tokenizing process of {self._directory.name} ended ({_name(code)}) by nothing that it was asked for: "
             "try again; if this machine is short of memory, give it more"
@@ -158,7 +158,7 @@ class TokenizerProcess:
         return process.returncode
 
 
-class _Crashed(Exception):
+class _CrashError(Exception):
     """The process ended by a fault of its own, and which."""
 
 

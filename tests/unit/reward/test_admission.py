@@ -6,9 +6,11 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 from prometheus_client import CollectorRegistry
 
-from madpo.errors import OverloadedError
+from madpo.errors import InvalidArgumentError, OverloadedError
 from madpo_reward.admission import Admission, Ticket
 from madpo_reward.metrics import RewardMetrics
+
+GOOD, OTHER = "model-1", "model-2"
 
 
 class Clock:
@@ -39,8 +41,10 @@ def inside(metrics: RewardMetrics) -> float:
 
 
 @contextmanager
-def working(admission: Admission, tokens: int, *, time_left_s: float | None = None) -> Iterator[Ticket]:
-    with admission.admit(tokens, time_left_s=time_left_s) as ticket, ticket.work():
+def working(
+    admission: Admission, tokens: int, *, time_left_s: float | None = None, model_id: str = GOOD
+) -> Iterator[Ticket]:
+    with admission.admit(model_id, tokens, time_left_s=time_left_s) as ticket, ticket.work():
         yield ticket
 
 
@@ -52,11 +56,16 @@ def measure(admission: Admission, clock: Clock, *, tokens_per_s: int) -> None:
 
 
 def refusal(
-    admission: Admission, tokens: int, *, size_bytes: int = 0, time_left_s: float | None = None
+    admission: Admission,
+    tokens: int,
+    *,
+    size_bytes: int = 0,
+    time_left_s: float | None = None,
+    model_id: str = GOOD,
 ) -> OverloadedError:
     with (
         pytest.raises(OverloadedError) as refused,
-        admission.admit(tokens, size_bytes=size_bytes, time_left_s=time_left_s),
+        admission.admit(model_id, tokens, size_bytes=size_bytes, time_left_s=time_left_s),
     ):
         pass
     return refused.value
@@ -66,10 +75,10 @@ def test_a_full_queue_refuses_at_once_with_a_hint_and_frees_what_is_answered(
     admission: Admission, metrics: RewardMetrics, clock: Clock
 ) -> None:
     measure(admission, clock, tokens_per_s=100)
-    with admission.admit(60):
+    with admission.admit(GOOD, 60):
         refused = refusal(admission, 60)
         assert "60 of at most 100" in str(refused)
-        with admission.admit(40):
+        with admission.admit(GOOD, 40):
             assert inside(metrics) == 100
 
     assert refused.retry_after_s == pytest.approx(20 / 100)
@@ -83,7 +92,7 @@ def test_a_request_larger_than_the_whole_queue_gets_no_hint(admission: Admission
 
 
 def test_the_real_token_count_replaces_the_guess(admission: Admission, metrics: RewardMetrics) -> None:
-    with admission.admit(10) as ticket, admission.admit(50):
+    with admission.admit(GOOD, 10) as ticket, admission.admit(GOOD, 50):
         ticket.resize(50)
         assert inside(metrics) == 100
         with pytest.raises(OverloadedError):
@@ -95,11 +104,11 @@ def test_the_real_token_count_replaces_the_guess(admission: Admission, metrics: 
 
 
 def test_bytes_are_bounded_whatever_the_tokens(admission: Admission) -> None:
-    with admission.admit(1, size_bytes=600):
+    with admission.admit(GOOD, 1, size_bytes=600):
         assert refusal(admission, 1, size_bytes=401).retry_after_s is not None
-        with admission.admit(1, size_bytes=400):
+        with admission.admit(GOOD, 1, size_bytes=400):
             pass
-    with admission.admit(1, size_bytes=1000):
+    with admission.admit(GOOD, 1, size_bytes=1000):
         pass
 
 
@@ -135,7 +144,7 @@ def test_who_cannot_be_answered_in_time_is_refused_before_any_work(admission: Ad
         refused = refusal(admission, 20, time_left_s=0.4)
         assert "would take 0.5 s" in str(refused)
         assert refused.retry_after_s is not None
-        with admission.admit(20, time_left_s=0.6):
+        with admission.admit(GOOD, 20, time_left_s=0.6):
             pass
     with working(admission, 20, time_left_s=0.1):  # alone: the estimate may be wrong, and nobody else waits
         pass
@@ -158,7 +167,7 @@ def test_a_crowd_is_told_to_come_one_after_the_other(admission: Admission, clock
 def test_what_waits_for_its_model_keeps_nobody_else_out(admission: Admission, clock: Clock) -> None:
     measure(admission, clock, tokens_per_s=10)
 
-    with admission.admit(30), admission.admit(30):
+    with admission.admit(GOOD, 30), admission.admit(GOOD, 30):
         clock.now += 60
         with working(admission, 5):
             clock.now += 0.5
@@ -177,3 +186,33 @@ def test_the_rate_is_what_was_answered_and_not_what_was_given_up(admission: Admi
 
     with working(admission, 2), working(admission, 2):  # 5 tokens a second: 0.8 s
         assert "0.8 s of work" in str(refusal(admission, 1))
+
+
+def test_work_that_fails_by_its_own_fault_says_nothing_about_others(admission: Admission, clock: Clock) -> None:
+    measure(admission, clock, tokens_per_s=100)
+    for _ in range(3):
+        with suppress(InvalidArgumentError), working(admission, 1):
+            clock.now += 20
+            raise InvalidArgumentError("a text that no end comes to")
+    with working(admission, 30):
+        clock.now += 0.3
+
+    with working(admission, 30):
+        with admission.admit(GOOD, 50, time_left_s=1.0):  # 0.3 s of work before it, and 0.5 s of its own
+            pass
+        assert "would take 0.8 s" in str(refusal(admission, 50, time_left_s=0.7))
+
+
+def test_a_model_that_hangs_keeps_nobody_from_another(admission: Admission, clock: Clock) -> None:
+    measure(admission, clock, tokens_per_s=100)
+    for _ in range(3):
+        with suppress(TimeoutError), working(admission, 40, model_id=OTHER):
+            clock.now += 60
+            raise TimeoutError
+    with working(admission, 1, model_id=OTHER):
+        clock.now += 1
+
+    with working(admission, 20, model_id=OTHER), working(admission, 20, model_id=OTHER):
+        assert "s of work" in str(refusal(admission, 1, model_id=OTHER))
+        with working(admission, 10, time_left_s=0.2), working(admission, 10, time_left_s=0.3):
+            pass
