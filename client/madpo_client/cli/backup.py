@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,13 +35,14 @@ def backup(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all of the newest backup first; copy anew what is damaged.")
     ] = False,
-    keep: Annotated[int | None, typer.Option(min=1, help="Remove all but the newest so many, afterwards.")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="Remove what is older than the newest so many.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Back up everything the installation knows: the object store, from which the queue is rebuilt.
 
     Runs where the store can be reached: on the machine of an embedded stack, or in the container of a service; jobs and
-    uploads go on. Content that is there already is not copied again. Exit code 1 when something was damaged.
+    uploads go on, a second backup to the same place does not. Content that is there already is not copied again. Exit
+    code 1 when something was damaged, in the store or among the backups.
     """
     access, snapshots = _open(place, home)
     if list_them:
@@ -49,28 +50,33 @@ def backup(
         return
     from madpo.storage.backup import back_up
     from madpo.storage.backup import verify as verify_snapshot
+    from madpo.storage.snapshots import Pruned
 
-    damaged = []
+    damaged: list[str] = []
+    pruned = Pruned()
     copied = _Counted()
     with Console(stderr=True).status("backing up"):
         access.require_store()
         access.scratch.mkdir(parents=True, exist_ok=True)
-        if verify and (there := snapshots.all()):
-            damaged = verify_snapshot(snapshots, there[-1], scratch=access.scratch)
-        snapshot = back_up(access.store(), snapshots, scratch=access.scratch, transfer=copied.transfer)
-        removed = snapshots.prune(keep) if keep else []
-    for wrong in damaged:
-        print(f"damaged in the backup, copied anew where the store has it: {wrong}", file=sys.stderr)
-    for wrong in snapshot.damaged:
-        print(f"damaged in the store, not in this backup: {wrong}", file=sys.stderr)
+        with snapshots.alone():
+            if verify and (there := snapshots.all()):
+                damaged = verify_snapshot(snapshots, there[-1], scratch=access.scratch)
+            snapshot = back_up(access.store(), snapshots, scratch=access.scratch, transfer=copied.transfer)
+            if keep:
+                pruned = snapshots.prune(keep)
+            unreadable = snapshots.unreadable()
+    _say("damaged in the backup, copied anew where the store has it", damaged)
+    _say("a backup that cannot be read, passed over", unreadable)
+    _say("damaged in the store, not in this backup", snapshot.damaged)
+    _say("no content was removed, since what cannot be read may hold it", pruned.holding)
     if as_json:
-        show({**_row(snapshot), "copied_bytes": copied.size_bytes, "removed": len(removed)}, as_json=True)
+        show({**_row(snapshot), "copied_bytes": copied.size_bytes, "removed": len(pruned.removed)}, as_json=True)
     else:
         print(
             f"{snapshot.name}: {snapshot.objects:,} objects, {size_text(snapshot.size_bytes)}, of which "
             f"{size_text(copied.size_bytes)} were copied now"
         )
-    if damaged or snapshot.damaged:
+    if damaged or unreadable or snapshot.damaged or pruned.holding:
         raise typer.Exit(1)
 
 
@@ -119,6 +125,14 @@ def _show_all(snapshots: "Snapshots", *, as_json: bool) -> None:
         Column("madpo", lambda row: row["madpo"], rank=4),
     )
     table([_row(each) for each in snapshots.all()], columns, as_json=as_json, nothing="there is no backup here")
+    if unreadable := snapshots.unreadable():
+        _say("a backup that cannot be read", unreadable)
+        raise typer.Exit(1)
+
+
+def _say(what: str, lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"{what}: {line}", file=sys.stderr)
 
 
 def _row(snapshot: "Snapshot") -> dict[str, Any]:

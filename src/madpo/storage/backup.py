@@ -46,18 +46,20 @@ def back_up(
 
     Returns:
         The snapshot. Its `damaged` names what is damaged in the store, and is not in it.
+
+    Raises:
+        FailedPreconditionError: Another backup goes on there.
     """
-    newest = max(snapshots.all(), key=lambda snapshot: snapshot.create_time, default=None)
-    before = {entry.key: entry for entry in snapshots.entries(newest)} if newest else {}
-    with tempfile.TemporaryDirectory(prefix="madpo-backup-", dir=scratch) as directory:
-        backup = _Backup(store, snapshots, before, Path(directory), transfer)
+    with snapshots.alone(), tempfile.TemporaryDirectory(prefix="madpo-backup-", dir=scratch) as directory:
+        backup = _Backup(store, snapshots, _newest_entries(snapshots), Path(directory), transfer)
         specs, results = backup.job_documents()
         manifests, files = backup.bundles()
         rest = backup.everything_else()
         owners = backup.owners()
-    # In the order of writing back: the gateway takes up a job as soon as its request is there.
-    entries = [*owners, *rest, *files, *sorted(manifests, key=lambda entry: entry.modified_time), *results, *specs]
-    return snapshots.write(entries, damaged=sorted(backup.damaged))
+        # In the order of writing back: the gateway takes up a job as soon as its request is there.
+        manifests.sort(key=lambda entry: entry.modified_time)
+        entries = [*owners, *rest, *files, *manifests, *results, *specs]
+        return snapshots.write(entries, damaged=sorted(backup.damaged))
 
 
 def restore(
@@ -96,10 +98,15 @@ def restore(
 
 
 def verify(snapshots: Snapshots, snapshot: Snapshot, *, scratch: Path | None = None) -> list[str]:
-    """Read all that a snapshot holds; says what is damaged, which is removed, or missing.
+    """Read all that a snapshot holds; says what is damaged or missing, and removes nothing.
 
-    The next backup copies it again if the store still has it, and then all snapshots that need it are whole again.
+    The next backup by `snapshots` copies it again if the store still has it, and then all snapshots that need it are
+    whole again.
     """
+    try:
+        entries = snapshots.entries(snapshot)
+    except (CorruptObjectError, UnknownFormatError) as error:
+        return [str(error)]
     with tempfile.TemporaryDirectory(prefix="madpo-verify-", dir=scratch) as directory:
 
         def look(entry: Entry) -> str:
@@ -107,13 +114,14 @@ def verify(snapshots: Snapshots, snapshot: Snapshot, *, scratch: Path | None = N
             try:
                 snapshots.fetch(entry, path)
             except CorruptObjectError as error:
-                snapshots.drop(entry.sha256)
                 return str(error)
             path.unlink()
             return ""
 
         with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
-            return [wrong for wrong in pool.map(look, snapshots.entries(snapshot)) if wrong]
+            wrong = list(pool.map(look, entries))
+    snapshots.distrust([entry.sha256 for entry, each in zip(entries, wrong, strict=True) if each])
+    return list(filter(None, wrong))
 
 
 class _Backup:
@@ -262,6 +270,14 @@ class _Backup:
         finally:
             path.unlink(missing_ok=True)
         return entry
+
+
+def _newest_entries(snapshots: Snapshots) -> dict[str, Entry]:
+    """What the newest snapshot holds that can be read, by key: what is the same now need not be read again."""
+    for snapshot in reversed(snapshots.all()):
+        with suppress(CorruptObjectError, UnknownFormatError):
+            return {entry.key: entry for entry in snapshots.entries(snapshot)}
+    return {}
 
 
 def _check_document(key: str, path: Path) -> None:

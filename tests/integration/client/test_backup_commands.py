@@ -116,3 +116,20 @@ def test_a_store_that_lost_something_gets_it_back(tmp_path: Path, lost: str) -> 
     assert done.returncode == 0, done.stderr
     with without_workers(home) as stack, stack.client() as client:
         assert client.datasets.get(dataset.dataset_id) == dataset
+
+
+def test_a_damaged_backup_is_named_and_the_next_is_made(tmp_path: Path) -> None:
+    home, place = tmp_path / "home", tmp_path / "place"
+    with without_workers(home) as stack, stack.client() as client:
+        client.datasets.upload([{"prompt": "the film was"}])
+    assert madpo(home, "backup", str(place)).returncode == 0
+    (damaged,) = (place / "snapshots").iterdir()
+    damaged.write_bytes(b"")
+    for arguments in (("--list",), ("--verify", "--keep", "1")):
+        done = madpo(home, "backup", str(place), *arguments)
+        assert done.returncode == 1
+        assert f"snapshots/{damaged.name}" in done.stderr
+    assert [path.suffix for path in (place / "snapshots").iterdir()] == [".json"] * 2
+    done = madpo(home, "backup", str(place), "--keep", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not damaged.exists()

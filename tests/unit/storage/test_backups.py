@@ -22,7 +22,7 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.content_names import sha256_of
 from madpo.storage.local import LocalStore
 from madpo.storage.results import write_result, write_spec
-from madpo.storage.snapshots import Snapshots
+from madpo.storage.snapshots import Pruned, Snapshots
 from madpo.types import AccessToken, Job, JobKind, JobResult, JobState, Role
 
 MODEL = "model-" + "1" * 32
@@ -154,7 +154,7 @@ def test_earlier_backups_stay_until_they_are_pruned(store: LocalStore, place: Lo
     second = back_up(store, Snapshots(place))
     restore(empty, Snapshots(place), Snapshots(place).named(first.name))
     assert contents(empty) == before
-    assert Snapshots(place).prune(1) == [first]
+    assert Snapshots(place).prune(1) == Pruned((first.name,))
     assert Snapshots(place).all() == [second]
     assert verify(Snapshots(place), second) == []
     held = {entry.sha256 for entry in Snapshots(place).entries(second)} | {second.index}
@@ -226,9 +226,10 @@ def test_a_damaged_backup_is_mended_from_the_store(store: LocalStore, place: Loc
     entry = next(entry for entry in Snapshots(place).entries(snapshot) if entry.key.endswith("weights"))
     path = tmp_path / "place" / "objects" / entry.sha256[:2] / entry.sha256
     path.write_bytes(b"x" * entry.size_bytes)
-    (wrong,) = verify(Snapshots(place), snapshot)
+    snapshots = Snapshots(place)
+    (wrong,) = verify(snapshots, snapshot)
     assert entry.key in wrong
-    back_up(store, Snapshots(place))
+    back_up(store, snapshots)
     assert verify(Snapshots(place), snapshot) == []
 
 
