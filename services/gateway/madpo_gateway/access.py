@@ -8,7 +8,13 @@ from collections.abc import Callable
 
 from prometheus_client import Counter
 
-from madpo.errors import OverloadedError, PermissionDeniedError, UnauthenticatedError, UnavailableError
+from madpo.errors import (
+    MadpoError,
+    OverloadedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from madpo.ports import ObjectStore
 from madpo.rpc.access import require_token
 from madpo.storage.access_tokens import TokenTable
@@ -73,8 +79,9 @@ class GatewayAccess:
     """Implements `madpo.rpc.access.Access`.
 
     Named tokens are read from the store again once `refresh_s` have passed, and at an unknown one: a new token is known
-    at once, and a revoked one is refused by every gateway after `refresh_s` at the latest. While the store does not
-    answer the tokens stay as they were for `max_age_s`; then only the operator's opens the gateway.
+    at once, and a revoked one is refused by every gateway after `refresh_s` at the latest, calls that go on among them.
+    No call waits longer than `patience_s` for the store. While it does not answer the tokens stay as they were for
+    `max_age_s`; then only the operator's opens the gateway.
 
     Args:
         store: Where named tokens and the audit log are.
@@ -82,6 +89,7 @@ class GatewayAccess:
         failures: Counts what could not be noted.
         refresh_s: See above.
         max_age_s: See above.
+        patience_s: See above.
         clock: Seconds that never go back.
     """
 
@@ -93,13 +101,15 @@ class GatewayAccess:
         failures: Counter,
         refresh_s: float = 5.0,
         max_age_s: float = 60.0,
+        patience_s: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._operator_token, self._failures = store, operator_token, failures
-        self._refresh_s, self._max_age_s, self._clock = refresh_s, max_age_s, clock
+        self._refresh_s, self._max_age_s, self._patience_s, self._clock = refresh_s, max_age_s, patience_s, clock
         self._table = TokenTable(store)
         self._read_at = self._asked_at = float("-inf")
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        self._reading_since = 0.0
         self._rates: dict[str, _Rate] = {}
 
     async def identify(self, token: str | None) -> Caller:
@@ -108,10 +118,15 @@ class GatewayAccess:
         if hmac.compare_digest(secret.encode(), self._operator_token.encode()):
             return Caller(OPERATOR, Role.ADMIN)
         await self._refresh(self._refresh_s)
+        self._require_known()
         found = self._table.find(secret)
         if found is None:
-            await self._refresh(1.0)
+            is_up_to_date = await self._refresh(1.0)
             found = self._table.find(secret)
+            if found is None and not is_up_to_date:
+                raise UnavailableError(
+                    "the object store does not answer, so it is not known whether this token is valid"
+                )
         if found is None:
             raise UnauthenticatedError("wrong bearer token (`madpo token list` of an admin shows which there are)")
         _require_valid(found)
@@ -125,8 +140,22 @@ class GatewayAccess:
                 f"the token {caller.name!r} has the role {caller.role.value}; {method.rpartition('.')[2]} is for"
                 f" {role_of(method).value} (an admin makes tokens with `madpo token create`)"
             )
-        if caller.name != OPERATOR and (found := self._table.named(caller.name)):
-            _require_valid(found)
+        if caller.name == OPERATOR:
+            return
+        self._require_known()
+        found = self._table.named(caller.name)
+        if found is None:
+            raise UnauthenticatedError(f"the token {caller.name!r} is no longer kept, or cannot be read")
+        _require_valid(found)
+
+    @property
+    def recheck_s(self) -> float:
+        """See `Access`."""
+        return self._refresh_s
+
+    async def recheck(self) -> None:
+        """See `Access`."""
+        await self._refresh(0.0)
 
     def is_noted(self, method: str) -> bool:
         """What changes something."""
@@ -142,7 +171,8 @@ class GatewayAccess:
 
     async def refresh(self) -> None:
         """Read the tokens now, for one that has just changed here. Raises UnavailableError."""
-        await self._refresh(0.0)
+        if not await self._refresh(0.0, patience_s=10.0):
+            raise UnavailableError("the object store does not answer, so it is not known which tokens there are now")
 
     def limits_of(self, name: str) -> TokenLimits:
         """What the token of a caller may ask for; all, of the operator's."""
@@ -153,18 +183,39 @@ class GatewayAccess:
         """All named tokens as they were last read, oldest first."""
         return self._table.tokens()
 
-    async def _refresh(self, after_s: float) -> None:
-        """Read the table unless that was done, or tried, less than so many seconds ago."""
-        async with self._reading:
-            if self._clock() - self._asked_at >= after_s:
-                self._asked_at = self._clock()
-                try:
-                    await asyncio.to_thread(self._table.read)
-                    self._read_at = self._asked_at
-                except UnavailableError as error:
-                    logger.warning("tokens cannot be read", extra={"error": str(error)})
-            if self._clock() - self._read_at > self._max_age_s:
-                raise UnavailableError("the object store does not answer, so it is not known which tokens are valid")
+    async def _refresh(self, after_s: float, *, patience_s: float | None = None) -> bool:
+        """Have the table read unless that was begun less than so many seconds ago; whether it was, and is read by now.
+
+        One read serves all that wait for it; one that takes longer than their patience goes on without them.
+        """
+        patience_s = self._patience_s if patience_s is None else patience_s
+        time_s = asyncio.get_running_loop().time
+        is_begun = self._clock() - self._asked_at < after_s
+        while self._reading is not None or not is_begun:
+            if self._reading is None:
+                is_begun, self._asked_at, self._reading_since = True, self._clock(), time_s()
+                self._reading = asyncio.create_task(self._read())
+            reading = self._reading
+            await asyncio.wait({reading}, timeout=max(0.0, self._reading_since + patience_s - time_s()))
+            if not reading.done():
+                return False
+        return self._read_at == self._asked_at
+
+    async def _read(self) -> None:
+        try:
+            await asyncio.to_thread(self._table.read)
+            self._read_at = self._asked_at
+        except MadpoError as error:
+            logger.warning("tokens cannot be read", extra={"error": str(error)})
+        except Exception:
+            logger.exception("tokens cannot be read")
+        finally:
+            self._reading = None
+
+    def _require_known(self) -> None:
+        """Raises UnavailableError where the table is too old to go by."""
+        if self._clock() - self._read_at > self._max_age_s:
+            raise UnavailableError("the object store does not answer, so it is not known which tokens are valid")
 
     def _take_call(self, token: AccessToken) -> None:
         per_minute = token.limits.calls_per_minute

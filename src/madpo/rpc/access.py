@@ -18,6 +18,15 @@ _MAX_SUBJECT_CHARS = 200
 class Access(Protocol):
     """Decides about the calls to a server."""
 
+    @property
+    def recheck_s(self) -> float | None:
+        """How often calls that go on are checked again, in seconds; None where nothing about a caller ever changes."""
+        ...
+
+    async def recheck(self) -> None:
+        """Learn what has changed about callers, before calls that go on are checked again; within seconds."""
+        ...
+
     async def identify(self, token: str | None) -> Caller:
         """Whose call it is, by its bearer token.
 
@@ -28,7 +37,7 @@ class Access(Protocol):
         ...
 
     def check(self, caller: Caller, method: str) -> None:
-        """Make sure, before a call and between two messages of a stream, that it may go on.
+        """Make sure, before a call, between two messages of a stream and every `recheck_s`, that it may go on.
 
         Args:
             caller: Whose it is.
@@ -37,6 +46,7 @@ class Access(Protocol):
         Raises:
             UnauthenticatedError: The token is not valid any more.
             PermissionDeniedError: Its role does not allow the method.
+            UnavailableError: It has not been known for long whether the token is valid.
         """
         ...
 
@@ -52,8 +62,13 @@ class Access(Protocol):
 class SharedToken:
     """One token for every caller and every method; None lets everybody in. An `Access`."""
 
+    recheck_s = None
+
     def __init__(self, token: str | None) -> None:
         self._token = token
+
+    async def recheck(self) -> None:
+        """Nothing changes."""
 
     async def identify(self, token: str | None) -> Caller:
         """See `Access`."""

@@ -1,5 +1,6 @@
 """What happens around every call: request id, access, log line, metrics, errors to status codes, audit record."""
 
+import asyncio
 import logging
 import time
 import uuid
@@ -14,6 +15,7 @@ from google.protobuf.message import Message
 from madpo import errors
 from madpo.rpc.access import Access, bind_caller, subjects_of
 from madpo.rpc.channel import TIME_KEY, VERSION_KEY
+from madpo.rpc.open_calls import OpenCall, OpenCalls
 from madpo.rpc.status import to_status
 from madpo.telemetry.metrics import RpcMetrics
 from madpo.types import AuditRecord, Caller
@@ -35,6 +37,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     def __init__(self, *, access: Access, metrics: RpcMetrics) -> None:
         self.access = access
+        self.open_calls = OpenCalls(access)
         self._metrics = metrics
 
     async def intercept_service(
@@ -92,6 +95,7 @@ class _Call:
         self._request_id = str(metadata.get(REQUEST_ID_KEY) or uuid.uuid4().hex)[:64]
         self._start = time.monotonic()
         self._caller: Caller | None = None
+        self._open: OpenCall | None = None
         self._seen: list[Message] = []
 
     def saw(self, message: Any) -> None:
@@ -112,6 +116,7 @@ class _Call:
             self._caller = await self._interceptor.access.identify(self._token())
             bind_caller(self._caller)
             self.check()
+            self._open = self._interceptor.open_calls.add(self.check)
         except errors.MadpoError as error:
             await self._abort(error)
         # For callers whose token was checked; health answers anybody.
@@ -119,6 +124,10 @@ class _Call:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> bool:
+        if self._open is not None:
+            self._interceptor.open_calls.remove(self._open)
+            if self._open.ended_by is not None and (error is None or isinstance(error, asyncio.CancelledError)):
+                await self._abort(self._open.ended_by)
         if error is None:
             await self._record(grpc.StatusCode.OK)
             return False

@@ -71,11 +71,13 @@ class TokenTable:
             if before is not None and before[0] == info.etag:
                 known[info.key] = before
                 continue
-            data, etag = self._store.get_with_etag(info.key)
             try:
+                data, etag = self._store.get_with_etag(info.key)
                 known[info.key] = (etag, *_from_document(data, info.key))
             except (CorruptObjectError, UnknownFormatError) as error:
                 logger.error("access token cannot be used", extra={"key": info.key, "error": str(error)})
+            except NotFoundError:
+                continue  # removed meanwhile
         self._known = known
         self._by_digest = {digest: token for _, token, digest in known.values()}
 
