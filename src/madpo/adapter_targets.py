@@ -1,5 +1,6 @@
 """Which layers of a model get an adapter, by name: what a trainer adapts, and what can be known before. No torch."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from madpo.errors import InvalidArgumentError
@@ -7,6 +8,9 @@ from madpo.jobs.training import ALL_LINEAR
 from madpo.spelling import did_you_mean
 
 _WEIGHT = ".weight"
+_OF_AN_EXPERT = re.compile(r"\.experts\.\d+\.")
+_STATE_SPACE = (".A_log", ".D")
+"""What the parameters of a state-space mixer (Mamba) are called, and those of nothing else."""
 
 
 def is_named(layer: str, name: str) -> bool:
@@ -17,12 +21,28 @@ def is_named(layer: str, name: str) -> bool:
 def layers_of_tensors(shapes: Mapping[str, Sequence[int]]) -> set[str]:
     """The layers that may get an adapter, linear ones and embeddings: those whose weight is a matrix.
 
-    Some are not those of the model in memory, which may stack the experts of its files into one tensor.
+    The experts of a mixture are none: in memory they are all stacked into one tensor.
 
     Args:
         shapes: Of a model's tensors by name, such as stand in the headers of its safetensors files.
     """
-    return {name.removesuffix(_WEIGHT) for name, shape in shapes.items() if name.endswith(_WEIGHT) and len(shape) == 2}
+    layers = {
+        name.removesuffix(_WEIGHT) for name, shape in shapes.items() if name.endswith(_WEIGHT) and len(shape) == 2
+    }
+    return {layer for layer in layers if not _OF_AN_EXPERT.search(layer)} - read_by_kernels(layers, shapes)
+
+
+def read_by_kernels(layers: Iterable[str], parameters: Iterable[str]) -> set[str]:
+    """Layers that would pass an adapter by: kernels of state-space mixers read the weights of all but the first.
+
+    Args:
+        layers: Names of linear layers.
+        parameters: Names of all parameters of the model.
+    """
+    one, other = ({name.removesuffix(end) for name in parameters if name.endswith(end)} for end in _STATE_SPACE)
+    mixers = one & other
+    parts = ((layer, *layer.rpartition(".")[::2]) for layer in layers)
+    return {layer for layer, parent, last in parts if parent in mixers and not last.startswith("in_proj")}
 
 
 def require_layers(names: Sequence[str], layers: Iterable[str], *, field: str) -> None:

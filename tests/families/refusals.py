@@ -72,6 +72,15 @@ def _text_policy(family: Family) -> Callable[[Flows, Path], object]:
     return attempt
 
 
+def _adapters_on(family: Family, *names: str) -> Callable[[Flows, Path], object]:
+    def attempt(flows: Flows, _: Path) -> object:
+        jobs, data = flows.site.client.jobs, flows.dataset_id("pairs", family.is_chat)
+        training = {"lora": {"target_modules": names}}
+        return jobs.train_policy(model=flows.base_id(family), dataset=data, method="dpo", training=training)
+
+    return attempt
+
+
 def _reward(family: Family) -> Callable[[Flows, Path], object]:
     return lambda flows, _: flows.job(family, "reward")
 
@@ -120,6 +129,13 @@ REFUSALS = (
         "is a granite model, of which transformers has no sequence classifier",
         "train the reward model from another family: it reads text or messages with its own tokenizer",
         _reward(BY_NAME["granite-3"]),
+    ),
+    Refusal(
+        "LoRA on the experts of a mixture, which transformers stacks into one tensor",
+        "job",
+        "the model has no layer gate_proj, up_proj that an adapter can go on",
+        "leave `target_modules` out, or name layers of the attention",
+        _adapters_on(BY_NAME["qwen-3-moe"], "q_proj", "gate_proj", "up_proj"),
     ),
     Refusal(
         "Code of the model's own (`auto_map`, `trust_remote_code`)",

@@ -13,6 +13,13 @@ TENSORS = {
     "model.layers.0.input_layernorm.weight": (4,),
     "model.layers.0.conv1d.weight": (4, 1, 3),
     "model.layers.0.mlp.experts.scale": (2, 2),
+    "model.layers.1.mlp.experts.0.up_proj.weight": (8, 4),
+    "model.layers.2.mixer.A_log": (4, 2),
+    "model.layers.2.mixer.D": (4,),
+    "model.layers.2.mixer.in_proj.weight": (8, 4),
+    "model.layers.2.mixer.out_proj.weight": (4, 8),
+    "model.layers.3.linear_attn.A_log": (4,),
+    "model.layers.3.linear_attn.out_proj.weight": (4, 8),
 }
 
 
@@ -21,6 +28,8 @@ def test_layers_that_may_get_an_adapter_are_known_from_names_and_shapes_of_tenso
         "model.embed_tokens",
         "model.layers.0.self_attn.qkv_proj",
         "model.layers.0.mlp.down_proj",
+        "model.layers.2.mixer.in_proj",
+        "model.layers.3.linear_attn.out_proj",
     }
 
 
@@ -41,5 +50,5 @@ def test_absent_names_are_refused_with_those_there_are():
     assert violation.field == "training.lora.target_modules"
     assert violation.description == (
         "the model has no layer qkv_prj, own_proj that an adapter can go on; did you mean qkv_proj? it has down_proj, "
-        "embed_tokens, qkv_proj (all-linear takes every linear one but the head)"
+        "embed_tokens, in_proj, out_proj, qkv_proj (all-linear takes every linear one but the head)"
     )

@@ -1,12 +1,14 @@
 """New low-rank adapters on a model's layers."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from peft import LoraConfig, TaskType, get_peft_model
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from madpo.adapter_targets import is_named, require_layers
+from madpo.adapter_targets import is_named, read_by_kernels, require_layers
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.training import ALL_LINEAR, LoraParameters
 
@@ -21,7 +23,7 @@ def with_adapters(model: Any, lora: LoraParameters, task: TaskType) -> Any:
     """A model whose layers have new adapters, drawn from torch's generator; only they, and a reward head, are trained.
 
     Raises:
-        InvalidArgumentError: A layer that is named is not there; names those that are.
+        InvalidArgumentError: A layer that is named is not there, or can get no adapter; names those that can.
     """
     config = LoraConfig(
         r=lora.rank,
@@ -45,19 +47,27 @@ def target_layers(model: Any, lora: LoraParameters) -> list[str]:
     peft's own `all-linear` is not asked: with the experts of a mixture, which transformers stacks into one tensor, it
     takes their router too, and makes whole weights of all experts in every forward pass.
     """
-    linear = linear_layers(model)
-    candidates = linear | _embeddings(model)
+    every = linear_layers(model) | _embeddings(model)
+    candidates = every - read_by_kernels(every, dict(model.named_parameters()))
     require_layers(lora.target_modules, sorted(candidates), field=f"{_FIELD}.target_modules")
     require_layers(lora.exclude_modules, sorted(candidates), field=f"{_FIELD}.exclude_modules")
+    of_experts = _names_of_experts(model, {_leaf(layer) for layer in candidates})
     if lora.target_modules == (ALL_LINEAR,):
-        chosen = linear - _special(model)
+        chosen = (linear_layers(model) & candidates) - _special(model)
+        chosen = {layer for layer in chosen if _leaf(layer) not in of_experts}
     else:
         chosen = {layer for layer in candidates if any(is_named(layer, name) for name in lora.target_modules)}
     chosen = {layer for layer in chosen if not any(is_named(layer, name) for name in lora.exclude_modules)}
     if not chosen:
         raise InvalidArgumentError.in_field(_FIELD, "no layer is left to train: exclude_modules takes all of them")
     leaves = {_leaf(layer) for layer in chosen}
-    return sorted(leaves if {layer for layer in candidates if _leaf(layer) in leaves} == chosen else chosen)
+    if shared := sorted(leaves & of_experts):
+        raise InvalidArgumentError.in_field(
+            f"{_FIELD}.target_modules",
+            f"{', '.join(shared)}: the model's experts are called so as well, and peft would adapt their stack instead "
+            f"(leave them out; {ALL_LINEAR} does)",
+        )
+    return sorted(leaves if {layer for layer in every if _leaf(layer) in leaves} == chosen else chosen)
 
 
 def linear_layers(model: nn.Module) -> set[str]:
@@ -75,6 +85,23 @@ def _special(model: Any) -> set[str]:
     return {
         name for name, module in model.named_modules() if module is head or name in _HEADS or _leaf(name) in _ROUTERS
     }
+
+
+def _names_of_experts(model: Any, names: Iterable[str]) -> set[str]:
+    """Names that peft reads as those of experts, which transformers 5 stacks, wherever in the model a layer has them.
+
+    So a dense layer or a shared expert of the same name cannot be meant, neither here nor by whoever loads the adapter.
+    """
+    return {name for name in names if not _stays(model, name)}
+
+
+def _stays(model: Any, name: str) -> bool:
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+    except ValueError:  # a part of what is stacked, without the other
+        return False
+    return name in (config.target_modules or ())
 
 
 def _leaf(name: str) -> str:

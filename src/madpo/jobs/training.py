@@ -66,7 +66,8 @@ class LoraParameters(Spec):
     """Share of an adapter's inputs left out at each training step."""
     target_modules: tuple[str, ...] = Field(default=(ALL_LINEAR,), min_length=1)
     """Names of the layers that get an adapter, each the end of at least one layer's name, such as q_proj; `all-linear`
-    takes every linear layer but the head, the router and the stacked experts of a mixture of experts."""
+    takes every linear layer but the head; of a mixture of experts neither the router nor the experts, nor layers that
+    peft takes for experts by their name; of a state-space mixer (Mamba) the first. The result counts them by name."""
     exclude_modules: tuple[str, ...] = ()
     """Names of layers that get none, of those that `target_modules` takes."""
     use_rslora: bool = False

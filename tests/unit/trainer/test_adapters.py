@@ -35,6 +35,32 @@ MODELS = {
     ),
     "mixtral": (transformers.MixtralConfig(num_local_experts=4, **SIZE, **IDS, **MIXTURE), ATTENTION),
     "gpt oss": (transformers.GptOssConfig(num_local_experts=4, **SIZE, **IDS, **MIXTURE), ATTENTION),
+    # Dense layers and shared experts have the names of the experts, which are what peft would adapt in some models.
+    "glm 4 moe": (
+        transformers.Glm4MoeConfig(
+            n_routed_experts=4,
+            n_group=1,
+            topk_group=1,
+            moe_intermediate_size=8,
+            first_k_dense_replace=1,
+            **SIZE,
+            **IDS,
+            **MIXTURE,
+        ),
+        ATTENTION,
+    ),
+    "llama 4": (
+        transformers.Llama4TextConfig(num_local_experts=2, intermediate_size_mlp=8, **SIZE, **IDS, **MIXTURE),
+        [*ATTENTION, "down_proj", "gate_proj", "up_proj"],
+    ),
+    # Kernels read the weights of all but the first layer of a mixer.
+    "mamba": (transformers.MambaConfig(**SIZE, **IDS), ["in_proj"]),
+    "jamba": (
+        transformers.JambaConfig(
+            num_experts=2, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1, **SIZE, **IDS
+        ),
+        [*ATTENTION, "down_proj", "gate_proj", "in_proj", "up_proj"],
+    ),
 }
 
 
@@ -51,7 +77,8 @@ def test_all_linear_is_every_linear_layer_but_the_head(name):
 
     adapted = describe_trained(model)["adapted_layers"]
     assert sorted(adapted) == sorted(MODELS[name][1])
-    assert set(adapted.values()) <= {2, 4}
+    assert set(adapted.values()) <= {1, 2, 4}
+    assert not [key for key in model.state_dict() if ".experts." in key and "lora_" in key]
     assert {part for key, p in model.named_parameters() if p.requires_grad for part in key.split(".")} >= {"lora_A"}
     assert all("lora_" in key for key, p in model.named_parameters() if p.requires_grad)
 
@@ -77,6 +104,17 @@ def test_absent_names_are_refused_with_those_there_are():
         target_layers(causal_lm("phi 3"), LoraParameters(target_modules=("q_proj", "o_proj")))
     with pytest.raises(InvalidArgumentError, match=r"exclude_modules: the model has no layer gate"):
         target_layers(causal_lm("phi 3"), LoraParameters(exclude_modules=("gate",)))
+
+
+def test_names_that_experts_have_as_well_are_refused():
+    for name in ("down_proj", "layers.0.mlp.gate_proj", "gate_proj"):
+        with pytest.raises(InvalidArgumentError, match=r"target_modules: \w+_proj: the model's experts are called so"):
+            target_layers(causal_lm("glm 4 moe"), LoraParameters(target_modules=("q_proj", name)))
+
+
+def test_layers_whose_weights_kernels_read_are_no_targets():
+    with pytest.raises(InvalidArgumentError, match="no layer out_proj that an adapter can go on"):
+        target_layers(causal_lm("jamba"), LoraParameters(target_modules=("out_proj",)))
 
 
 def test_named_layers_alone_are_adapted_and_excluded_ones_are_not():
