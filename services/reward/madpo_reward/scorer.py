@@ -231,9 +231,9 @@ def _layouts(model: Any, *, pad_id: int, config: ScorerConfig) -> list[Layout]:
     """Those that may do for a model, the best first."""
     max_tokens = min(config.max_tokens, context_limit(model.config.to_dict()) or config.max_tokens)
     batch_positions = _batch_positions(model) if config.batch_tokens is None else config.batch_tokens
-    if batch_positions:
-        return [PaddedRows(model, pad_id=pad_id, max_width=max_tokens, batch_positions=batch_positions)]
     whole = WholeTexts(model, max_tokens=max_tokens)
+    if batch_positions:
+        return [PaddedRows(model, pad_id=pad_id, max_width=max_tokens, batch_positions=batch_positions), whole]
     return [SharedPrompts(model, max_tokens=max_tokens), whole] if may_share_prompts(model) else [whole]
 
 

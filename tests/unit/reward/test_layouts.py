@@ -221,6 +221,25 @@ def test_a_model_that_scores_wrongly_after_a_shared_prompt_is_scored_text_by_tex
     assert [record.getMessage() for record in caplog.records] == ["reward model scored in another layout"]
 
 
+@pytest.mark.parametrize("batch_tokens", [None, 256])
+def test_a_model_whose_rows_change_each_other_is_scored_text_by_text(
+    batch_tokens: int | None, tmp_path: Path, make_toy_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_toy_tokenizer()
+    config = LlamaConfig(**{**SIZES, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id})
+    save_directory(reward_model(config), tokenizer, tmp_path)
+    right = PaddedRows.forward
+    monkeypatch.setattr(
+        PaddedRows,
+        "forward",
+        lambda self, units: [[each + 2**-20 * len(units) for each in row] for row in right(self, units)],
+    )
+
+    scorer = load_scorer("model", tmp_path, base_directory=None, config=ScorerConfig(batch_tokens=batch_tokens))
+
+    assert scorer.layout.name == "whole"
+
+
 @pytest.mark.parametrize(
     ("hidden", "batch_tokens", "layout"),
     [
