@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from madpo.errors import InvalidPairError
+from madpo.spelling import number_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,7 @@ class UnembeddedTokens:
                     break
         if errors:
             violations = [violation for error in errors for violation in error.violations]
-            others = f" (and {len(errors) - 1} more rows)" if len(errors) > 1 else ""
+            others = f" (and {number_of(len(errors) - 1, 'more row')})" if len(errors) > 1 else ""
             raise InvalidPairError(f"{errors[0]}{others}", violations)
 
     def _problem(self, token: str) -> str:
