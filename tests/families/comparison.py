@@ -17,9 +17,9 @@ from madpo.models.logps import ResponseGroup, padded_logps
 from madpo.models.packed.capability import prepare_layout
 from madpo.models.packed.logps import PackedLogps
 from madpo.models.scores import inner_model
-from madpo.types import NO_OPTIONS
+from madpo.types import NO_OPTIONS, Content, Message, content_from_json
 from tests.families.family import Family
-from tests.families.flows import BAD, GOOD, Flow, Flows, contents, scorer_of, scoring_flow
+from tests.families.flows import BAD, GOOD, NEW_TOKENS, Flow, Flows, contents, scorer_of, scoring_flow
 
 Plain = Callable[..., Any]
 """`plain` in this process, or in one with transformers 4."""
@@ -50,10 +50,11 @@ def attention(flows: Flows, family: Family, flow: Flow) -> str:
     return str(inner_model(model).config._attn_implementation)
 
 
-def end_tokens(directory: Path) -> set[int]:
+def end_tokens(directory: Path, base: Path | None = None) -> set[int]:
     """Those at which plain transformers stops: of the generation settings, or else of the configuration."""
     settings = directory / "generation_config.json"
-    values = json.loads((settings if settings.is_file() else directory / "config.json").read_text())["eos_token_id"]
+    path = settings if settings.is_file() else (base or directory) / "config.json"
+    values = json.loads(path.read_text())["eos_token_id"]
     return set(values if isinstance(values, list) else [values])
 
 
@@ -110,6 +111,58 @@ def service_margins(flows: Flows, family: Family, flow: Flow) -> dict[int, float
     scorer = flows.job(scorer_of(family), scoring_flow(flow)).result.model_id
     chosen, rejected = (flows.site.score(scorer, contents(family, each)) for each in (GOOD, BAD))
     return {row: good - bad for row, (good, bad) in enumerate(zip(chosen, rejected, strict=True), start=1)}
+
+
+def generations(flows: Flows, family: Family) -> list[dict[str, Any]]:
+    """What the evaluation drew and measured, one response after the other; greedy ones first."""
+    job = flows.site.client.jobs.get(flows.evaluation(family).job_id)
+    return [json.loads(line) for line in job.read_artifact("generations.jsonl").splitlines()]
+
+
+def plain_answers(flows: Flows, family: Family, plain: Plain) -> list[dict[str, Any]]:
+    """What transformers alone answers to every prompt, greedily: the text, its tokens, whether it ended, and its KL."""
+    directory, base = flows.download(family, "policy_lora"), flows.base_directory(family)
+    prompts, asked = [each.prompt_ids for each in flows.encode(family, GOOD)], attention_asked_for(family)
+    # The policy's own distribution is evaluated, without the penalty that a model may bring along.
+    greedy = {"max_new_tokens": NEW_TOKENS, "repetition_penalty": 1.0}
+    found = plain("generate", str(directory), prompts, base=str(base), **greedy, **asked)
+    kl = plain("divergence", str(directory), str(base), prompts, found, **asked)
+    tokenizer, ends = load_tokenizer(base), end_tokens(directory, base)
+    return [
+        {
+            "response": tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            "tokens": len(ids),
+            "finished": ids[-1] in ends,
+            "kl": near(value),
+        }
+        for ids, value in zip(found, kl, strict=True)
+    ]
+
+
+def drawn_texts(flows: Flows, family: Family) -> list[tuple[Content, Content]]:
+    """Every prompt of the evaluation with the response that was drawn to it."""
+    prompts = [content_from_json(each["prompt"]) for each in generations(flows, family)]
+    responses = [each["response"] for each in generations(flows, family)]
+    turns = [
+        text if isinstance(prompt, str) else (Message("assistant", text),)
+        for prompt, text in zip(prompts, responses, strict=True)
+    ]
+    return list(zip(prompts, turns, strict=True))
+
+
+def plain_accuracy(flows: Flows, family: Family, plain: Plain) -> float:
+    """Share of the pairs whose chosen response gained more on the rejected one by training, by transformers alone."""
+    encoded = [*flows.encode(family, GOOD), *flows.encode(family, BAD)]
+    ids, base = rows(flows, family), str(flows.base_directory(family))
+    asked = attention_asked_for(family)
+    policy = plain("measure", str(flows.download(family, "policy_lora")), "causal_lm", ids, base=base, **asked)["alone"]
+    reference = plain("measure", base, "causal_lm", ids, **asked)["alone"]
+    gains = [
+        sum(ours[-len(each.response_ids) :]) - sum(theirs[-len(each.response_ids) :])
+        for each, ours, theirs in zip(encoded, policy, reference, strict=True)
+    ]
+    chosen, rejected = gains[: len(GOOD)], gains[len(GOOD) :]
+    return sum(good > bad for good, bad in zip(chosen, rejected, strict=True)) / len(GOOD)
 
 
 @dataclass(frozen=True)

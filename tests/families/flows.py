@@ -25,6 +25,9 @@ GOOD = ("It is wide salt water.", "The two are good.", "Yes, good and great, bec
 BAD = ("Blue.", "No, the system was awful.", "Dull. " * 12, "The sky is green and red and the sea is not.")
 """Rejected: shorter and longer ones than those chosen."""
 
+NEW_TOKENS = 12
+"""Longest response of an evaluation."""
+
 _TRAINING: dict[str, Any] = {
     "global_batch_size": 4,
     "max_steps": 3,
@@ -101,7 +104,7 @@ class Flows:
             prompts=self.dataset_id("prompts", family.is_chat),
             eval_dataset=self.dataset_id("pairs", family.is_chat),
             reward_model=self.job(scorer_of(family), "reward_lora").job_id,
-            sampling={"max_new_tokens": 12, "samples_per_prompt": 2},
+            sampling={"max_new_tokens": NEW_TOKENS, "samples_per_prompt": 2, "temperatures": [0.0, 1.0]},
         )
         return self.site.run(handle)
 

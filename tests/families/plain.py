@@ -53,18 +53,40 @@ def measure(
 
 
 @torch.inference_mode()
-def generate(directory: str, prompts: Ids, *, base: str | None = None, attention: str | None = None) -> list[list[int]]:
-    """What greedy decoding by the model's own generation settings adds to each prompt."""
+def generate(
+    directory: str,
+    prompts: Ids,
+    *,
+    base: str | None = None,
+    attention: str | None = None,
+    max_new_tokens: int = 40,
+    **settings: Any,
+) -> list[list[int]]:
+    """What greedy decoding by the model's own generation settings, but for those given, adds to each prompt."""
     model = _load(directory, "causal_lm", base, attention)
-    if base is not None:
+    if base is not None and os.path.exists(os.path.join(directory, "generation_config.json")):
         model.generation_config = transformers.GenerationConfig.from_pretrained(directory)
     model.generation_config.max_length = None
     answers = []
     for prompt in prompts:
         rows = torch.tensor([prompt])
-        options = {"attention_mask": torch.ones_like(rows), "do_sample": False, "max_new_tokens": 40}
-        answers.append(model.generate(input_ids=rows, **options)[0, len(prompt) :].tolist())
+        options = {"attention_mask": torch.ones_like(rows), "do_sample": False, "max_new_tokens": max_new_tokens}
+        answers.append(model.generate(input_ids=rows, **options, **settings)[0, len(prompt) :].tolist())
     return answers
+
+
+@torch.inference_mode()
+def divergence(directory: str, base: str, prompts: Ids, answers: Ids, *, attention: str | None = None) -> list[float]:
+    """KL of an adapted model to its base along each answer, in nats, over the whole vocabulary."""
+    model = _load(directory, "causal_lm", base, attention)
+    values = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        rows = torch.tensor([[*prompt, *answer]])
+        ours = model(input_ids=rows).logits.log_softmax(-1)
+        with model.disable_adapter():
+            theirs = model(input_ids=rows).logits.log_softmax(-1)
+        values.append(float((ours.exp() * (ours - theirs)).sum(-1)[0, len(prompt) - 1 : -1].sum()))
+    return values
 
 
 def _load(directory: str, kind: str, base: str | None, attention: str | None) -> Any:
@@ -96,7 +118,7 @@ def _values(model: Any, kind: str, ids: Ids) -> list[Any]:
     return [row[: len(each) - 1].tolist() for row, each in zip(logps, ids, strict=True)]
 
 
-CALLS = {"tokenize": tokenize, "measure": measure, "generate": generate}
+CALLS = {"tokenize": tokenize, "measure": measure, "generate": generate, "divergence": divergence}
 
 
 def answer(request: Mapping[str, Any]) -> Any:

@@ -1,14 +1,12 @@
 """Policies of every family, trained with live margins, whole and as adapters, and evaluated."""
 
-import math
-
 import pytest
 
 from tests.families import comparison
 from tests.families.catalogue import CAUSAL
 from tests.families.comparison import Plain, near
 from tests.families.family import Family
-from tests.families.flows import Flow, Flows
+from tests.families.flows import Flow, Flows, scorer_of
 
 pytestmark = pytest.mark.parametrize("family", CAUSAL, ids=str)
 each_way = pytest.mark.parametrize("flow", ["policy", "policy_lora"])
@@ -54,7 +52,20 @@ def test_merged_it_is_the_same(flows: Flows, family: Family, plain: Plain):
 
 
 @pytest.mark.cell("evaluation")
-def test_it_is_evaluated_against_its_base(flows: Flows, family: Family):
-    summary = flows.evaluation(family).result.summary
+def test_it_is_evaluated_by_what_plain_transformers_answers(flows: Flows, family: Family, plain: Plain):
+    answers = comparison.plain_answers(flows, family, plain)
+    drawn = [each for each in comparison.generations(flows, family) if each["temperature"] == 0]
 
-    assert all(math.isfinite(value) for value in summary.values() if isinstance(value, float))
+    greedy = [{name: each[name] for name in answers[0]} for each in drawn]
+    assert (greedy[::2], greedy[1::2]) == (answers, answers)  # two samples of each prompt
+
+
+@pytest.mark.cell("evaluation")
+def test_it_is_scored_and_compared_with_its_base(flows: Flows, family: Family, plain: Plain):
+    scorer = flows.job(scorer_of(family), "reward_lora").result.model_id
+    drawn = comparison.generations(flows, family)
+
+    scores = flows.site.score(scorer, comparison.drawn_texts(flows, family))
+    assert [each["metrics"]["reward"] for each in drawn] == near(scores)
+    summary = flows.evaluation(family).result.summary
+    assert summary["implicit_reward_accuracy"] == comparison.plain_accuracy(flows, family, plain)
