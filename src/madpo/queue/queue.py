@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
-from madpo.config import QueueSettings
+from madpo.config import QueueSettings, revealed
 from madpo.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -28,10 +28,11 @@ from madpo.errors import (
 )
 from madpo.jobs.registry import QUEUES
 from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
+from madpo.queue.address import check_url, close, connect_redis, server_name
 from madpo.queue.keys import Keys
 from madpo.queue.records import RunEvent, canonical_json, event_to_json, job_from_hash, request_record, result_to_json
 from madpo.queue.replies import accepted, job_of, pairs, readable_jobs
-from madpo.queue.server import check_url, explain, is_elsewhere, server_name
+from madpo.queue.server import explain, is_elsewhere
 from madpo.queue.watching import Watches
 from madpo.types import Job, JobEvent, JobResult, JobState
 
@@ -69,7 +70,12 @@ def job_id_of(request_id: str) -> str:
 
 
 def connect(
-    url: str, *, password: str | None = None, namespace: str = "madpo", lease_s: float = 30.0
+    url: str,
+    *,
+    password: str | None = None,
+    sentinel_password: str | None = None,
+    namespace: str = "madpo",
+    lease_s: float = 30.0,
 ) -> "RedisJobQueue":
     """A queue on the server at `url`; nothing is sent yet, see `RedisJobQueue.ping`.
 
@@ -79,28 +85,26 @@ def connect(
         InvalidArgumentError: The URL is not one of Redis; its text, which may hold a password, is not repeated.
     """
     check_url(url)
-    try:
-        client = Redis.from_url(
-            url,
-            password=password,
-            decode_responses=True,
-            protocol=2,
-            socket_timeout=_SOCKET_TIMEOUT_S,
-            socket_connect_timeout=5,
-            health_check_interval=15,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
-        )
-    except ValueError:  # not repeated: it may name a part of the password
-        raise InvalidArgumentError("redis_url must be redis://[:password@]host:port/0 or unix:///path") from None
+    client = connect_redis(
+        url,
+        password=password,
+        sentinel_password=sentinel_password,
+        decode_responses=True,
+        protocol=2,
+        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=5,
+        health_check_interval=15,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
+    )
     return RedisJobQueue(client, namespace=namespace, lease_s=lease_s)
 
 
 def open_queue(settings: QueueSettings) -> "RedisJobQueue":
     """The queue of a service's settings; nothing is sent yet."""
-    password = settings.redis_password
     return connect(
         settings.redis_url.get_secret_value(),
-        password=password.get_secret_value() if password is not None else None,
+        password=revealed(settings.redis_password),
+        sentinel_password=revealed(settings.redis_sentinel_password),
         namespace=settings.redis_namespace,
         lease_s=settings.lease_s,
     )
@@ -119,7 +123,8 @@ class RedisJobQueue:
         self._client = client
         self._keys = Keys(namespace)
         self._lease_ms = max(1, round(lease_s * 1000))
-        self._server = server_name(client.connection_pool.connection_kwargs)
+        self._server = server_name(client)
+        self._user = client.connection_pool.connection_kwargs.get("username") or "default"
         scripts = files("madpo.queue") / "scripts"
         common = (scripts / "common.lua").read_text()
         self._scripts = {name: common + (scripts / f"{name}.lua").read_text() for name in _SCRIPTS}
@@ -149,7 +154,7 @@ class RedisJobQueue:
     async def close(self) -> None:
         """Close all connections; watches that go on end with UnavailableError."""
         await self._watches.close()
-        await self._client.aclose()
+        await close(self._client)
 
     # ---- whoever wants jobs done
 
@@ -366,7 +371,7 @@ class RedisJobQueue:
             if is_elsewhere(error):
                 # Connections outlive a failover: only new ones ask where the name leads now.
                 await self._client.connection_pool.disconnect(inuse_connections=False)
-            if (explained := explain(error, self._client.connection_pool.connection_kwargs)) is not None:
+            if (explained := explain(error, server=self._server, user=self._user)) is not None:
                 raise explained from error
             raise
 

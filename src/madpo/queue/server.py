@@ -1,14 +1,12 @@
-"""The Redis server as the queue sees it: its URL, and what its refusals mean."""
+"""What the refusals of a Redis server mean, and what to do about them."""
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from redis import exceptions
 
-from madpo.errors import FailedPreconditionError, InvalidArgumentError, MadpoError, OverloadedError, UnavailableError
+from madpo.errors import FailedPreconditionError, MadpoError, OverloadedError, UnavailableError
 
-_RESERVED = re.compile(r"[\s/?#\[\]]")
 _COMMAND = re.compile(r"'([^']+)' command")
 WRONG_PASSWORD = ("NOAUTH", "WRONGPASS", "invalid password", "invalid username-password")
 """As servers of all versions say it."""
@@ -38,31 +36,6 @@ _CLASSES: Mapping[str, type[Exception]] = {
 }
 
 
-def check_url(url: str) -> None:
-    """Refuse a URL that would be read otherwise than it was meant.
-
-    Raises:
-        InvalidArgumentError: It is none of Redis, or its password ends at a character that URLs reserve. Nothing of it,
-            nor of an error that may repeat it, is in the message.
-    """
-    scheme, _, rest = url.partition("://")
-    if scheme not in ("redis", "rediss", "unix"):
-        raise InvalidArgumentError("redis_url must be redis://[:password@]host:port/0 or unix:///path")
-    credentials, found, _ = rest.rpartition("@")
-    if found and scheme != "unix" and _RESERVED.search(credentials):
-        raise InvalidArgumentError(
-            "redis_url: user or password hold a character that URLs reserve (a space or one of / ? # [ ]): "
-            "percent-encode it (# is %23, / is %2F, ? is %3F), or leave the password out and set redis_password"
-        )
-
-
-def server_name(connection: Mapping[str, Any]) -> str:
-    """The server's URL without user and password."""
-    if "path" in connection:
-        return f"unix://{connection['path']}"
-    return f"redis://{connection.get('host', 'localhost')}:{connection.get('port', 6379)}/{connection.get('db', 0)}"
-
-
 def is_wrong_password(error: Exception) -> bool:
     """Whether the server refuses who asks, not what is asked."""
     return isinstance(error, exceptions.AuthenticationError) or any(sign in str(error) for sign in WRONG_PASSWORD)
@@ -83,7 +56,7 @@ def refused_right(error: Exception, *, user: str) -> str | None:
     return f"user {user} may not use the queue's keys (ACL SETUSER {user} ~NAMESPACE ~NAMESPACE:*, of redis_namespace)"
 
 
-def explain(error: Exception, connection: Mapping[str, Any]) -> MadpoError | None:
+def explain(error: Exception, *, server: str, user: str) -> MadpoError | None:
     """One of our errors for one of redis-py's; None where it is better raised as it is.
 
     Whatever an operator or the server itself can mend is an UnavailableError or an OverloadedError, so that services
@@ -91,9 +64,9 @@ def explain(error: Exception, connection: Mapping[str, Any]) -> MadpoError | Non
 
     Args:
         error: What a command has ended with.
-        connection: Where the server is, as redis-py keeps it.
+        server: Its name for people.
+        user: Who asked.
     """
-    server, user = server_name(connection), connection.get("username") or "default"
     if _is(error, "OOM"):
         return OverloadedError(f"{server} is out of memory: raise maxmemory", 5.0)
     if is_wrong_password(error):

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from madpo.config import ServiceSettings, load_settings, log_format_of
+from madpo.config import ServiceSettings, load_settings, log_format_of, revealed
 from madpo.errors import MadpoError
 from madpo.rpc.access import Access, SharedToken
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES
@@ -151,8 +151,7 @@ def run_service(
         check_files(settings)
         raise_open_files()
         configure_logging(service=name, level=settings.log_level, format=settings.log_format)
-        secret = getattr(settings, token_field) if token_field else None
-        token = secret.get_secret_value() if secret else None
+        token = revealed(getattr(settings, token_field)) if token_field else None
         asyncio.run(_serve(name, settings, build, token))
     except Exception as error:
         if sys.argv[1:] or log_format_of(settings_type) != "json":

@@ -1,6 +1,6 @@
 """The way to the reward service, as a worker's settings say."""
 
-from madpo.config import WorkerSettings
+from madpo.config import WorkerSettings, revealed
 from madpo.errors import FailedPreconditionError
 from madpo.rpc.reward_client import RewardClient
 from madpo.rpc.tls import client_tls
@@ -21,10 +21,9 @@ def require_scorer(settings: WorkerSettings) -> None:
 def connect_scorer(settings: WorkerSettings, *, load_timeout_s: float = 600.0) -> RewardClient:
     """A client of the reward service; close it. Raises as `require_scorer` does."""
     require_scorer(settings)
-    token = settings.reward_token
     return RewardClient(
         settings.reward_target or "",
-        token=token.get_secret_value() if token is not None else None,
+        token=revealed(settings.reward_token),
         tls=client_tls(settings),
         load_timeout_s=load_timeout_s,
         requests_in_flight=REQUESTS_IN_FLIGHT,

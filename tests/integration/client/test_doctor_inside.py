@@ -145,7 +145,7 @@ def test_no_redis_and_no_url_of_one_are_errors(server: Redis, redis_process: Any
     found = server.examine()
     redis_process.start()
     assert not_ok(found) == {"redis.reachable": "error"}
-    assert "no Redis at 127.0.0.1" in found["redis.reachable"].message
+    assert "no Redis at redis://127.0.0.1" in found["redis.reachable"].message
     assert not_ok(server.examine("http://127.0.0.1")) == {"redis.reachable": "error"}
 
 

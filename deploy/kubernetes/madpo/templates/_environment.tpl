@@ -100,6 +100,9 @@
 {{- if and .root.Values.redis.auth (ne .component "reward") }}
 - {key: redis_password, path: {{ $file }}_redis_password}
 {{- end }}
+{{- if and .root.Values.redis.sentinel.auth (ne .component "reward") }}
+- {key: redis_sentinel_password, path: {{ $file }}_redis_sentinel_password}
+{{- end }}
 - {key: s3_{{ .component }}_access_key, path: {{ $file }}_s3_access_key}
 - {key: s3_{{ .component }}_secret_key, path: {{ $file }}_s3_secret_key}
 {{- end -}}

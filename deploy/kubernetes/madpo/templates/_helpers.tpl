@@ -60,8 +60,22 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{- define "madpo.redisUrl" -}}
 {{- $redis := .Values.redis -}}
-{{- $host := required "redis.host is required: the chart brings no Redis; give one with AOF on and maxmemory-policy noeviction" $redis.host -}}
+{{- $sentinel := $redis.sentinel -}}
+{{- if $sentinel.hosts -}}
+{{- $primary := required "redis.sentinel.primary is required: the name the sentinels have for the primary" $sentinel.primary -}}
+{{- printf "%s+sentinel://%s/%s/%d" (ternary "rediss" "redis" $redis.tls) (join "," $sentinel.hosts) $primary (int $redis.db) -}}
+{{- else -}}
+{{- $host := required "redis.host is required, or redis.sentinel.hosts: the chart brings no Redis; give one with AOF on and maxmemory-policy noeviction" $redis.host -}}
 {{- printf "%s://%s:%d/%d" (ternary "rediss" "redis" $redis.tls) $host (int $redis.port) (int $redis.db) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "madpo.sentinelPorts" -}}
+{{- $ports := list -}}
+{{- range .Values.redis.sentinel.hosts -}}
+{{- $ports = append $ports (int (splitList ":" . | last)) -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
 {{- end -}}
 
 {{- define "madpo.s3Endpoint" -}}

@@ -56,6 +56,15 @@ VALUES: dict[str, dict[str, Any]] = {
         },
         {service: {"gpu": {"count": 0}} for service in ("reward", "trainer", "evaluator")},
     ),
+    "behind sentinels": merge(
+        REQUIRED,
+        {
+            "redis": {
+                "host": "",
+                "sentinel": {"hosts": ["one.redis:26379", "two.redis:26380"], "primary": "jobs", "auth": True},
+            }
+        },
+    ),
     "several nodes, mutual TLS, adapter": merge(
         REQUIRED,
         {

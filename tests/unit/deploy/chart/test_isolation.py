@@ -92,6 +92,8 @@ def test_who_may_call_whom() -> None:
     assert [peer_component(peer) for peer in callers(policies["reward"], "grpc")] == ["trainer", "evaluator"]
     assert callers(policies["trainer"], "grpc") == callers(policies["evaluator"], "grpc") == []
     assert {port for rule in policies["gateway"]["egress"] for port in ports(rule)} == {53, 443, 6379}
+    sentinels = {component(policy): policy["spec"] for policy in of_kind(rendered("behind sentinels"), "NetworkPolicy")}
+    assert {26379, 26380, 6379} < {port for rule in sentinels["trainer"]["egress"] for port in ports(rule)}
     assert {port for rule in policies["reward"]["egress"] for port in ports(rule)} == {53, 443}
     assert {port for rule in policies["trainer"]["egress"] for port in ports(rule)} == {53, 443, 6379, "grpc"}
 

@@ -50,7 +50,18 @@ def test_each_service_reads_its_settings_from_what_it_is_given(
 def test_secret_keys_are_the_files_that_madpo_init_writes(documents: tuple[Document, ...]) -> None:
     shared = {"client_token", "reward_token", "redis_password"}
     own = {f"s3_{service}_{part}_key" for service in SETTINGS for part in ("access", "secret")}
-    assert {key for workload in workloads(documents) for key in secret_files(workload)} <= shared | own
+    of_your_own_redis = {"redis_sentinel_password"}
+    keys = {key for workload in workloads(documents) for key in secret_files(workload)}
+    assert keys <= shared | own | of_your_own_redis
+
+
+def test_the_sentinels_of_redis_are_reached_and_named() -> None:
+    documents = rendered("behind sentinels")
+    for workload in workloads(documents):
+        if component(workload) != "reward":
+            url = environment(workload)[f"MADPO_{component(workload).upper()}_REDIS_URL"]["value"]
+            assert url == "redis+sentinel://one.redis:26379,two.redis:26380/jobs/0"
+            assert "redis_sentinel_password" in secret_files(workload)
 
 
 def test_numbers_reach_the_services_as_they_were_written() -> None:
