@@ -200,7 +200,7 @@ class JobQueue(Protocol):
         """Cancel a waiting or pending job at once; ask a running one to stop. Terminal jobs stay as they are."""
         ...
 
-    async def resume(self, job_id: str, *, resumes: int) -> Job:
+    async def resume(self, job_id: str, *, resumes: int, resumed_by: str = "") -> Job:
         """Take a job that failed or was cancelled up again: WAITING or PENDING, with no crash counted.
 
         Attempts are counted on, and its events go on behind the earlier ones. Jobs that fell with it stay as they are.
@@ -208,6 +208,7 @@ class JobQueue(Protocol):
         Args:
             job_id: Which job.
             resumes: As often as it had been resumed when this was asked for; one resumed since stays as it is.
+            resumed_by: Name of the caller, for whose job it counts from now on.
 
         Raises:
             NotFoundError: There is no such job.
@@ -228,8 +229,12 @@ class JobQueue(Protocol):
         """Remove a retired job; any other stays as it is."""
         ...
 
-    async def unfinished(self, submitted_by: str) -> int:
-        """How many jobs of a caller are not over."""
+    async def reserve(self, job_id: str, *, caller: str, limit: int) -> None:
+        """Keep room for a job that is created or resumed next, among those of the caller that are not over.
+
+        Raises OverloadedError where these are `limit` or more. Of any number that ask at once, as many get room as
+        there is for.
+        """
         ...
 
     async def status(self, queue: str) -> QueueStatus:
@@ -240,12 +245,14 @@ class JobQueue(Protocol):
         """Say by name what a worker of the queue can do that not all can; it holds for the length of a lease."""
         ...
 
-    async def announced(self, queue: str) -> frozenset[str] | None:
-        """What live workers of the queue can do, of all of them together; None where none says."""
+    async def announced(self, queue: str) -> tuple[frozenset[str], ...]:
+        """What each live worker of the queue can do, of those that say."""
         ...
 
-    async def claim(self, queue: str, worker_id: str, *, timeout_s: float) -> Claim | None:
-        """Take the oldest pending job, waiting up to `timeout_s` for one."""
+    async def claim(
+        self, queue: str, worker_id: str, *, timeout_s: float, abilities: Collection[str] = ()
+    ) -> Claim | None:
+        """Take the oldest pending job that needs nothing beyond `abilities`, waiting up to `timeout_s` for one."""
         ...
 
     async def renew(self, claim: Claim) -> LeaseStatus:

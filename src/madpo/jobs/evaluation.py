@@ -69,4 +69,4 @@ class EvaluationSpec(Spec):
         return self
 
 
-KIND = Kind(JobKind.EVALUATION, EvaluationSpec, queue="evaluate", noun="evaluation")
+KIND = Kind(JobKind.EVALUATION, EvaluationSpec, queue="evaluate", noun="evaluation", abilities_field="metrics")

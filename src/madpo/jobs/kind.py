@@ -1,7 +1,8 @@
 """What a kind of job is: one declaration, in the module of its spec."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from madpo.jobs.base import Spec
 from madpo.types import DatasetKind, JobKind
@@ -25,3 +26,9 @@ class Kind:
     """The kind of the model it leaves."""
     leaves_dataset: frozenset[DatasetKind] = frozenset()
     """The kinds of dataset it may leave."""
+    abilities_field: str | None = None
+    """Field of the spec with the names of what not all workers of the queue can do; only one that can gets the job."""
+
+    def needed_abilities(self, spec: Mapping[str, Any]) -> tuple[str, ...]:
+        """What the JSON form of a spec asks of its worker."""
+        return tuple(spec.get(self.abilities_field) or ()) if self.abilities_field is not None else ()

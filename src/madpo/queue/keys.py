@@ -8,6 +8,8 @@
                                         the end
     job:{job_id}:dependents     set     until end   create, restore        scripts that end a job
     leases                      zset    -           claim, renew, endings  reap: job ids by expiry, ms of Redis TIME
+    reserved                    hash    -           reserve, and what       reserve: by job about to be created or
+                                                    uses it up             resumed, until when (ms of Redis TIME), whose
     claim:{token}               hash    1 h         claim                  claim: a repeated call gets the same job
     queue:{name}                stream  -           scripts that make a    claim: a bell that wakes waiting workers
                                                     job pending

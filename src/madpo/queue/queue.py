@@ -31,7 +31,7 @@ from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
 from madpo.queue.address import check_url, close, connect_redis, server_name
 from madpo.queue.keys import Keys
 from madpo.queue.records import RunEvent, canonical_json, event_to_json, job_from_hash, request_record, result_to_json
-from madpo.queue.replies import accepted, job_of, pairs, readable_jobs
+from madpo.queue.replies import accepted, job_of, pairs, readable_jobs, require_room
 from madpo.queue.server import explain, is_elsewhere
 from madpo.queue.watching import Watches
 from madpo.types import Job, JobEvent, JobResult, JobState
@@ -44,6 +44,7 @@ _SOCKET_TIMEOUT_S = _BLOCK_S + 5
 _COMMANDS_AT_ONCE = 64
 """Others wait: past the 100 connections of a client's pool commands would fail."""
 _REAPED_PER_CALL = 100
+_RESERVED_MS = 60_000
 _SCRIPTS = (
     "announce",
     "announced",
@@ -56,11 +57,11 @@ _SCRIPTS = (
     "publish",
     "reap",
     "renew",
+    "reserve",
     "restore",
     "resume",
     "retire",
     "status",
-    "unfinished",
 )
 
 
@@ -235,9 +236,9 @@ class RedisJobQueue:
         """See `JobQueue.cancel`. Raises NotFoundError."""
         return accepted(await self._run("cancel", job_id), job_id)
 
-    async def resume(self, job_id: str, *, resumes: int) -> Job:
+    async def resume(self, job_id: str, *, resumes: int, resumed_by: str = "") -> Job:
         """See `JobQueue.resume`."""
-        return accepted(await self._run("resume", job_id, resumes), job_id)
+        return accepted(await self._run("resume", job_id, resumes, resumed_by), job_id)
 
     async def retire(self, job_id: str) -> Job:
         """See `JobQueue.retire`."""
@@ -247,10 +248,9 @@ class RedisJobQueue:
         """See `JobQueue.forget`."""
         await self._run("forget", job_id)
 
-    async def unfinished(self, submitted_by: str) -> int:
-        """See `JobQueue.unfinished`."""
-        _, count = await self._run("unfinished", submitted_by, *QUEUES)
-        return int(count)
+    async def reserve(self, job_id: str, *, caller: str, limit: int) -> None:
+        """See `JobQueue.reserve`. The room is kept for a minute."""
+        require_room(await self._run("reserve", job_id, caller, limit, _RESERVED_MS, *QUEUES), caller, limit)
 
     async def status(self, queue: str) -> QueueStatus:
         """See `JobQueue.status`. One round trip; of a long queue, only the first thousand jobs are asked their age."""
@@ -263,10 +263,10 @@ class RedisJobQueue:
             dead_letters=dead_letters,
         )
 
-    async def announced(self, queue: str) -> frozenset[str] | None:
+    async def announced(self, queue: str) -> tuple[frozenset[str], ...]:
         """See `JobQueue.announced`."""
         _, *announcements = await self._run("announced", queue)
-        return frozenset(name for names in announcements for name in json.loads(names)) if announcements else None
+        return tuple(frozenset(json.loads(names)) for names in announcements)
 
     def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:
         """See `JobQueue.watch`. Events older than the stream keeps are gone; the terminal change always comes.
@@ -281,13 +281,15 @@ class RedisJobQueue:
         """See `JobQueue.announce`."""
         await self._run("announce", queue, worker_id, self._lease_ms, json.dumps(sorted(names)))
 
-    async def claim(self, queue: str, worker_id: str, *, timeout_s: float) -> Claim | None:
+    async def claim(
+        self, queue: str, worker_id: str, *, timeout_s: float, abilities: Collection[str] = ()
+    ) -> Claim | None:
         """See `JobQueue.claim`. After UnavailableError call again: a job taken unheard is then handed out."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
+        deadline, names = loop.time() + timeout_s, json.dumps(sorted(abilities))
         while True:
             with self._token("claim", queue, worker_id) as token:
-                reply = await self._run("claim", queue, worker_id, token, self._lease_ms)
+                reply = await self._run("claim", queue, worker_id, token, self._lease_ms, names)
             if reply[0] == "job":
                 try:
                     job = job_of(reply)

@@ -120,6 +120,7 @@ def request_record(request: JobRequest, job_id: str) -> dict[str, Any]:
         "depends_on_json": json.dumps(depends_on),
         "max_attempts": request.max_attempts,
         "submitted_by": request.submitted_by,
+        "needs_json": json.dumps(sorted(set(KINDS[request.kind].needed_abilities(request.spec)))),
         "attempt": 0,
         "resumes": 0,
         "format": FORMAT,

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from madpo.errors import FailedPreconditionError, NotFoundError, UnknownFormatError
+from madpo.errors import FailedPreconditionError, NotFoundError, OverloadedError, UnknownFormatError
 from madpo.queue.records import job_from_hash
 from madpo.types import Job
 
@@ -31,6 +31,16 @@ def readable_jobs(hashes: Iterable[Mapping[str, str]]) -> list[Job]:
         except UnknownFormatError as error:
             logger.error("job left out", extra={"job_id": fields.get("job_id"), "error": str(error)})
     return jobs
+
+
+def require_room(reply: Sequence[Any], caller: str, limit: int) -> None:
+    """Raises OverloadedError for a caller that has as many jobs as it may have."""
+    match reply:
+        case ["no_room", count]:
+            raise OverloadedError(
+                f"the token {caller!r} may have {limit} unfinished jobs and has {count}:"
+                " wait for one to end, or cancel it"
+            )
 
 
 def accepted(reply: Sequence[Any], job_id: str) -> Job:

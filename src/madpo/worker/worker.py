@@ -83,7 +83,9 @@ class JobWorker:
 
     async def _claim(self, stop: asyncio.Event) -> Claim | None:
         try:
-            claim = await self._queue.claim(self._queue_name, self.worker_id, timeout_s=_CLAIM_WAIT_S)
+            claim = await self._queue.claim(
+                self._queue_name, self.worker_id, timeout_s=_CLAIM_WAIT_S, abilities=self._abilities or ()
+            )
         except AWAY_ERRORS as error:
             logger.warning("cannot claim jobs", extra={"queue": self._queue_name, "error": str(error)})
             await wait(stop, RETRY_S)

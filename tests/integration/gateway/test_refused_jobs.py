@@ -254,7 +254,8 @@ async def test_a_metric_that_no_evaluator_has_is_refused_with_those_they_have(ga
     await gateway.queue.announce("evaluate", "one", ["vader", "words"])
     await gateway.queue.announce("evaluate", "other", ["toy"])
     unknown = await refusal(gateway.create(spec("words", "vadr", "bleu"), "unknown"))
-    await gateway.create(spec("words", "toy"), "known")
+    apart = await refusal(gateway.create(spec("words", "toy"), "apart"))
+    await gateway.create(spec("words", "vader"), "known")
     await gateway.create(spec(), "none")
 
     assert reserved.violations == {
@@ -264,4 +265,7 @@ async def test_a_metric_that_no_evaluator_has_is_refused_with_those_they_have(ga
         "spec.evaluation.metrics.1": "no evaluator has a metric 'vadr'; did you mean vader? they have toy, vader, "
         "words",
         "spec.evaluation.metrics.2": "no evaluator has a metric 'bleu'; they have toy, vader, words",
+    }
+    assert apart.violations == {
+        "spec.evaluation.metrics": "no evaluator has all of these, they have: toy; vader, words (ask in several jobs)"
     }

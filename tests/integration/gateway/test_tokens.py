@@ -178,7 +178,14 @@ async def test_a_caller_has_no_more_unfinished_jobs_than_its_token_allows(gatewa
     )
     assert (await create("second", token)).job_id == second.job_id
     await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=first.job_id))
-    await create("third", token)
+    answers = await asyncio.gather(*(create(f"at-once-{n}", token) for n in range(6)), return_exceptions=True)
+    assert len([each for each in answers if not isinstance(each, Exception)]) == 1
+    resume = job_service_pb2.ResumeJobRequest(job_id=first.job_id)
+    refused = await refusal(gateway.ask(gateway.jobs.ResumeJob, resume, token))
+    assert (refused.code, "may have 2 unfinished jobs" in refused.message) == ("RESOURCE_EXHAUSTED", True)
+    assert len([key for key in gateway.stored() if key.endswith("/spec.json")]) == 4  # nothing of those refused
+    await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=second.job_id))
+    assert (await gateway.ask(gateway.jobs.ResumeJob, resume, token)).job.job_id == first.job_id
 
 
 async def test_a_caller_makes_no_more_calls_than_its_token_allows(gateway: Gateway) -> None:

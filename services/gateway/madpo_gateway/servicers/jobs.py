@@ -75,8 +75,8 @@ class JobServicer(JobServiceServicer):
         )
         is_new = not await self._is_known(job_id_of(wanted.request_id))
         if is_new:
-            await self._require_room()
             await check_spec(spec, depends_on=wanted.depends_on, shelves=self._shelves)
+            await self._reserve_room(job_id_of(wanted.request_id))
             await asyncio.to_thread(self._keep_request, wanted)
         job = await self._queue.create(wanted)
         if is_new:
@@ -109,10 +109,11 @@ class JobServicer(JobServiceServicer):
         may_be_resumed = job.state in (JobState.FAILED, JobState.CANCELLED)
         if may_be_resumed:
             await check_spec(parse_spec(job.kind, job.spec), depends_on=job.depends_on, shelves=self._shelves)
+            await self._reserve_room(job.job_id)
             # First, so that no outcome of the resumed job can meet the one it had.
             await asyncio.to_thread(reopen_result, self._store, job)
         try:
-            resumed = await self._queue.resume(job.job_id, resumes=job.resumes)
+            resumed = await self._queue.resume(job.job_id, resumes=job.resumes, resumed_by=current_caller().name)
         except MadpoError:
             if may_be_resumed:
                 await asyncio.to_thread(close_result, self._store, job)
@@ -204,15 +205,12 @@ class JobServicer(JobServiceServicer):
             self._watchers -= 1
             self._metrics.watchers.dec()
 
-    async def _require_room(self) -> None:
+    async def _reserve_room(self, job_id: str) -> None:
         """Raises OverloadedError for a caller that has as many unfinished jobs as its token allows."""
         caller = current_caller().name
         limit = self._access.limits_of(caller).unfinished_jobs
-        if limit is not None and (count := await self._queue.unfinished(caller)) >= limit:
-            raise OverloadedError(
-                f"the token {caller!r} may have {limit} unfinished jobs and has {count}:"
-                " wait for one to end, or cancel it"
-            )
+        if limit is not None:
+            await self._queue.reserve(job_id, caller=caller, limit=limit)
 
     def _keep_request(self, request: JobRequest) -> None:
         job = Job(

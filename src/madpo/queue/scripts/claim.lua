@@ -1,18 +1,41 @@
--- Take the oldest pending job. ARGV: queue, worker_id, token, lease_ms. The token names the call: a repeated call gets
--- the job of the first. With nothing pending, answers where the bell stands, so that no ring is missed.
+-- Take the oldest pending job that the worker can do. ARGV: queue, worker_id, token, lease_ms, and the names of what the
+-- worker can do that not all can, as a JSON array. The token names the call: a repeated call gets the job of the first.
+-- With nothing to take, answers where the bell stands, so that no ring is missed.
 
 local queue, worker_id, token, lease_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local PAGE = 100
 local token_key = root .. ':claim:' .. token
 local claimed = redis.call('HMGET', token_key, 'job_id', 'attempt')
 if claimed[1] and owns(claimed[1], claimed[2], worker_id) then return job_reply(claimed[1]) end
 
-local popped = redis.call('ZPOPMIN', pending_key(queue))
-if not popped[1] then
+local abilities = {}
+for _, name in ipairs(cjson.decode(ARGV[5])) do abilities[name] = true end
+
+local function can_do(id)
+  for _, name in ipairs(cjson.decode(field(id, 'needs') or '[]')) do
+    if not abilities[name] then return false end
+  end
+  return true
+end
+
+local function oldest()
+  local start = 0
+  repeat
+    local ids = redis.call('ZRANGE', pending_key(queue), start, start + PAGE - 1)
+    for _, id in ipairs(ids) do
+      if can_do(id) then return id end
+    end
+    start = start + PAGE
+  until #ids < PAGE
+end
+
+local id = oldest()
+if not id then
   local last = redis.call('XREVRANGE', bell_key(queue), '+', '-', 'COUNT', 1)
   return { 'empty', last[1] and last[1][1] or '0-0' }
 end
 
-local id = popped[1]
+redis.call('ZREM', pending_key(queue), id)
 local attempt = redis.call('HINCRBY', job_key(id), 'attempt', 1)
 redis.call('HSET', job_key(id), 'worker_id', worker_id)
 redis.call('HSETNX', job_key(id), 'start_time', now_s)

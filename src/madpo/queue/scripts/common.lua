@@ -6,6 +6,7 @@
 local root = KEYS[1]
 local jobs = root .. ':jobs'
 local leases = root .. ':leases'
+local reserved = root .. ':reserved'
 local EVENTS_KEPT = 10000
 local EVENTS_TTL_S = 30 * 24 * 3600
 local DEAD_LETTERS_KEPT = 10000
@@ -152,7 +153,8 @@ local function insert(request, waiting)
     'queue', request.queue, 'spec', request.spec, 'digest', request.digest, 'display_name', request.display_name,
     'depends_on', request.depends_on_json, 'waiting_for', #waiting, 'attempt', request.attempt, 'crashes', 0,
     'max_attempts', request.max_attempts, 'create_time', create_time, 'order', order, 'resumes', request.resumes,
-    'submitted_by', request.submitted_by, 'format', request.format)
+    'submitted_by', request.submitted_by, 'needs', request.needs_json, 'format', request.format)
+  redis.call('HDEL', reserved, id)
   redis.call('ZADD', jobs, order, id)
   wait_or_start(id, waiting, '')
 end

@@ -1,7 +1,7 @@
--- Take a job that failed or was cancelled up again, as itself. ARGV: job_id, and how often it had been resumed when this
--- was asked for: asked for again, it changes nothing.
+-- Take a job that failed or was cancelled up again, as itself. ARGV: job_id, how often it had been resumed when this was
+-- asked for (asked for again, it changes nothing), and the name of the caller, for whose job it counts from now on.
 
-local id, resumes = ARGV[1], tonumber(ARGV[2])
+local id, resumes, caller = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local state = field(id, 'state')
 if not state or field(id, 'retired') then return { 'unknown' } end
 if tonumber(field(id, 'resumes') or '0') > resumes then return job_reply(id) end
@@ -17,6 +17,8 @@ end
 
 redis.call('HSET', job_key(id), 'resumes', resumes + 1, 'crashes', 0, 'crash_fingerprint', '',
   'waiting_for', #waiting)
+if caller ~= '' then redis.call('HSET', job_key(id), 'resumed_by', caller) end
+redis.call('HDEL', reserved, id)
 redis.call('HDEL', job_key(id), 'cancel_requested', 'crash_fingerprint', 'finish_time', 'final_cursor', 'ended_by')
 redis.call('PERSIST', events_key(id))
 wait_or_start(id, waiting, 'resumed on request')
