@@ -25,6 +25,7 @@ class Access:
         lifetime_s: float | None = None,
         unfinished_jobs: int | None = None,
         calls_per_minute: int | None = None,
+        upload_bytes_per_day: int | None = None,
     ) -> tuple[AccessToken, str]:
         """A new token, and its secret, which is kept nowhere.
 
@@ -36,13 +37,14 @@ class Access:
             lifetime_s: Seconds until it expires; None is never.
             unfinished_jobs: Most jobs of it that are not over; None is no limit.
             calls_per_minute: Most calls a minute to one gateway; None is no limit.
+            upload_bytes_per_day: Most bytes a day that uploads and imports bring to one gateway; None is no limit.
 
         Raises:
             InvalidArgumentError: The name, the role or a limit is none.
             AlreadyExistsError: There is, or was, a token of this name.
             PermissionDeniedError: This client's token is not an admin's.
         """
-        limits = TokenLimits(unfinished_jobs=unfinished_jobs, calls_per_minute=calls_per_minute)
+        limits = TokenLimits(unfinished_jobs, calls_per_minute, upload_bytes_per_day)
         create = self._session.gateway.create_token(name, role=Role(role), lifetime_s=lifetime_s, limits=limits)
         return self._session.run(create)
 

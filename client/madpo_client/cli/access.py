@@ -11,8 +11,8 @@ import typer
 
 from madpo.types import AccessToken, Role
 from madpo_client.cli.context import open_client
-from madpo_client.cli.output import AsJson, Column, show, table, time_text
-from madpo_client.cli.spans import parse_since, parse_span
+from madpo_client.cli.output import AsJson, Column, show, size_text, table, time_text
+from madpo_client.cli.spans import parse_since, parse_size, parse_span
 
 app = typer.Typer()
 tokens = typer.Typer(no_args_is_help=True, help="Make, list and revoke tokens for people and programs (for admins).")
@@ -32,6 +32,10 @@ def create_token(
     ] = None,
     unfinished_jobs: Annotated[int | None, typer.Option(min=1, help="Most jobs of it that are not over.")] = None,
     calls_per_minute: Annotated[int | None, typer.Option(min=1, help="Most calls a minute to one gateway.")] = None,
+    upload_bytes_per_day: Annotated[
+        int | None,
+        typer.Option(metavar="SIZE", parser=parse_size, help="Most bytes a day it brings to one gateway: 500MB, 20GB."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the secret to this new file, for its owner alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -45,6 +49,7 @@ def create_token(
             lifetime_s=expires,
             unfinished_jobs=unfinished_jobs,
             calls_per_minute=calls_per_minute,
+            upload_bytes_per_day=upload_bytes_per_day,
         )
     if out is not None:
         with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -71,9 +76,15 @@ def list_tokens(context: typer.Context, as_json: AsJson = False) -> None:
         Column("by", lambda token: token.created_by, rank=3),
         Column("unfinished jobs", lambda token: token.limits.unfinished_jobs, rank=4, is_right=True),
         Column("calls/min", lambda token: token.limits.calls_per_minute, rank=5, is_right=True),
+        Column("upload/day", _upload_text, rank=6, is_right=True),
     )
     nothing = "no named tokens; `madpo token create NAME` makes one"
     table(found, columns, as_json=as_json, nothing=nothing)
+
+
+def _upload_text(token: AccessToken) -> str | None:
+    per_day = token.limits.upload_bytes_per_day
+    return None if per_day is None else size_text(per_day)
 
 
 @tokens.command("revoke")

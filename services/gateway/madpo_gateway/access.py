@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 OPERATOR = "operator"
 """The caller whose token is in the gateway's settings; no other may have the name."""
 
+_DAY_S = 24 * 3600.0
+
 READ_METHODS = frozenset(
     {
         "GetCaller",
@@ -110,7 +112,8 @@ class GatewayAccess:
         self._read_at = self._asked_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
         self._reading_since = 0.0
-        self._rates: dict[str, _Rate] = {}
+        self._calls: dict[str, _Rate] = {}
+        self._bytes: dict[str, _Rate] = {}
 
     async def identify(self, token: str | None) -> Caller:
         """See `Access`."""
@@ -156,6 +159,18 @@ class GatewayAccess:
     async def recheck(self) -> None:
         """See `Access`."""
         await self._refresh(0.0)
+
+    def take_bytes(self, caller: Caller, count: int) -> None:
+        """See `Access`. More than is left may be taken, and is then owed: an import is known only afterwards."""
+        per_day = self.limits_of(caller.name).upload_bytes_per_day
+        if per_day is None:
+            return
+        rate = self._bytes.setdefault(caller.name, _Rate(per_day, _DAY_S, self._clock()))
+        if rate.take(count, self._clock()) > 0:
+            raise OverloadedError(
+                f"the token {caller.name!r} may bring {per_day} bytes a day here, by uploads and imports, and has:"
+                " they come free again evenly over the day"
+            )
 
     def is_noted(self, method: str) -> bool:
         """What changes something."""
@@ -221,27 +236,27 @@ class GatewayAccess:
         per_minute = token.limits.calls_per_minute
         if per_minute is None:
             return
-        rate = self._rates.setdefault(token.name, _Rate(per_minute, self._clock()))
-        if (wait_s := rate.take(self._clock())) > 0:
+        rate = self._calls.setdefault(token.name, _Rate(per_minute, 60, self._clock()))
+        if (wait_s := rate.take(1, self._clock())) > 0:
             raise OverloadedError(
                 f"the token {token.name!r} may make {per_minute} calls a minute; try again in {wait_s:.1f} s", wait_s
             )
 
 
 class _Rate:
-    """A bucket of calls that fills again at an even pace; a whole minute's may be made at once."""
+    """A bucket that fills again at an even pace; a whole span's fill may be taken at once."""
 
-    def __init__(self, per_minute: int, now: float) -> None:
-        self._per_minute, self._left, self._now = per_minute, float(per_minute), now
+    def __init__(self, size: int, span_s: float, now: float) -> None:
+        self._size, self._per_second = size, size / span_s
+        self._left, self._now = float(size), now
 
-    def take(self, now: float) -> float:
-        """Take a call; the seconds until there is one where there is none now."""
-        per_second = self._per_minute / 60
-        self._left = min(self._per_minute, self._left + (now - self._now) * per_second)
+    def take(self, count: int, now: float) -> float:
+        """Take so many; where not one is there, the seconds until there is one, and nothing is taken."""
+        self._left = min(self._size, self._left + (now - self._now) * self._per_second)
         self._now = now
         if self._left < 1:
-            return (1 - self._left) / per_second
-        self._left -= 1
+            return (1 - self._left) / self._per_second
+        self._left -= count
         return 0.0
 
 

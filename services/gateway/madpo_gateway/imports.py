@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from madpo.errors import (
     NotFoundError,
 )
 from madpo_gateway.hub import fetch_dataset_files, fetch_from_hub, find_commit
+from madpo_gateway.spool import size_of
 from madpo_gateway.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -63,11 +64,14 @@ class HubImports:
     Args:
         at_once: How many.
         timeout_s: Longest time for one.
+        take_bytes: Told of the bytes that each brings; raises OverloadedError for a caller that may bring no more.
     """
 
-    def __init__(self, *, at_once: int, timeout_s: float) -> None:
+    def __init__(
+        self, *, at_once: int, timeout_s: float, take_bytes: Callable[[int], None] = lambda count: None
+    ) -> None:
         self._turns = Turns("imports from the hub", at_once=at_once, waiting=_WAITING)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._take_bytes = timeout_s, take_bytes
 
     async def fetch(self, wanted: Wanted) -> Fetched:
         """Fetch one revision; cancelled, nothing of it goes on.
@@ -76,9 +80,10 @@ class HubImports:
             InvalidArgumentError: The files are too large, or a pattern fits none.
             NotFoundError: The hub has no such repository or revision.
             FailedPreconditionError: There is no hub library here, or the hub does not answer or refuses.
-            OverloadedError: Too many imports go on, and wait.
+            OverloadedError: Too many imports go on, and wait; or the caller may bring no more.
             DeadlineExceededError: It took too long.
         """
+        self._take_bytes(0)
         async with self._turns.turn():
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "madpo_gateway.imports"),
@@ -101,7 +106,9 @@ class HubImports:
                     process.kill()
                 # Its files can be removed only once it writes no more.
                 await asyncio.shield(process.wait())
-        return _read_answer(answer, said)
+        fetched = _read_answer(answer, said)
+        self._take_bytes(await asyncio.to_thread(size_of, Path(wanted.directory)))
+        return fetched
 
 
 async def _ask(process: asyncio.subprocess.Process, wanted: Wanted) -> tuple[bytes, bytes]:

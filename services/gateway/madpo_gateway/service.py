@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from madpo.errors import MadpoError, NotFoundError
 from madpo.queue.metrics import QueueCollector
 from madpo.queue.queue import open_queue
+from madpo.rpc.access import current_caller
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
@@ -82,18 +83,22 @@ class GatewayService:
         self._checking = TurnsBySize(
             "checks of rows", at_once=_CHECKED_AT_ONCE, waiting=_MOST_WAITING, large_bytes=_LARGE_BYTES
         )
-        self._imports = HubImports(at_once=settings.max_imports, timeout_s=settings.import_timeout_s)
+        self.access = GatewayAccess(
+            self._store,
+            operator_token=settings.token.get_secret_value(),
+            failures=self._metrics.audit_failures,
+        )
+        self._imports = HubImports(
+            at_once=settings.max_imports,
+            timeout_s=settings.import_timeout_s,
+            take_bytes=lambda count: self.access.take_bytes(current_caller(), count),
+        )
         self._uploads = Uploads(
             settings.uploads,
             settings.unfinished_uploads,
             limit_bytes=settings.max_upload_bytes,
             checking=self._checking,
             received=self._metrics.upload_bytes.labels("dataset"),
-        )
-        self.access = GatewayAccess(
-            self._store,
-            operator_token=settings.token.get_secret_value(),
-            failures=self._metrics.audit_failures,
         )
         self._retention = Retention(
             settings.retention, store=self._store, datasets=self._datasets, models=self._models, queue=self._queue

@@ -52,6 +52,11 @@ async def scratch_directory(parent: Path) -> AsyncIterator[Path]:
         await run_blocking(shutil.rmtree, directory)
 
 
+def size_of(directory: Path) -> int:
+    """Bytes of all files below."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
 class Spool:
     """One file being received; `finish` says whether it is the one that was announced.
 

@@ -50,6 +50,14 @@ class Access(Protocol):
         """
         ...
 
+    def take_bytes(self, caller: Caller, count: int) -> None:
+        """Count bytes that a caller's uploads bring.
+
+        Raises:
+            OverloadedError: There were none left to take.
+        """
+        ...
+
     def is_noted(self, method: str) -> bool:
         """Whether `note` is to be told of calls to this method."""
         ...
@@ -78,6 +86,9 @@ class SharedToken:
 
     def check(self, caller: Caller, method: str) -> None:
         """The token holds as long as the server runs."""
+
+    def take_bytes(self, caller: Caller, count: int) -> None:
+        """Nothing is counted."""
 
     def is_noted(self, method: str) -> bool:
         """Nothing is."""

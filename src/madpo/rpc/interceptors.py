@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -57,7 +58,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             async def respond_stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 async with _Call(self, method, metadata, context) as call:
                     call.saw(request)
-                    async for response in behavior(request, context):
+                    async for response in behavior(call.counted(request), context):
                         call.check()
                         yield response
 
@@ -72,7 +73,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         async def respond(request: Any, context: Any) -> Any:
             async with _Call(self, method, metadata, context) as call:
                 call.saw(request)
-                response = await behavior(request, context)
+                response = await behavior(call.counted(request), context)
                 call.saw(response)
                 return response
 
@@ -85,6 +86,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         """Count one finished call."""
         self._metrics.calls.labels(method=method, code=code.name).inc()
         self._metrics.duration.labels(method=method).observe(duration_s)
+
+
+class _CountedStream:
+    """The messages of a call, whose sizes in bytes are told; what that raises ends the stream."""
+
+    def __init__(self, messages: AsyncIterable[Message], take: Callable[[int], None]) -> None:
+        self._messages, self._take = aiter(messages), take
+
+    def __aiter__(self) -> "_CountedStream":
+        return self
+
+    async def __anext__(self) -> Message:
+        message = await anext(self._messages)
+        self._take(message.ByteSize())
+        return message
 
 
 class _Call:
@@ -102,6 +118,12 @@ class _Call:
         """Remember a request or an answer for the record; of streams there is none to remember."""
         if isinstance(message, Message):
             self._seen.append(message)
+
+    def counted(self, request: Any) -> Any:
+        """The request; of a stream one whose bytes are counted as they come."""
+        if isinstance(request, Message) or self._caller is None:
+            return request
+        return _CountedStream(request, partial(self._interceptor.access.take_bytes, self._caller))
 
     def check(self) -> None:
         """End a stream whose caller may no longer be here."""

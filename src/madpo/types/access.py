@@ -36,6 +36,8 @@ class TokenLimits:
     """Jobs of the token that are not over."""
     calls_per_minute: int | None = None
     """Of one gateway; as many at once may be ahead."""
+    upload_bytes_per_day: int | None = None
+    """Of uploads and imports, to one gateway; a whole day's may come at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,41 +26,41 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmadpo/v1/access_service.proto\x12\x08madpo.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetCallerRequest\"?\n\x11GetCallerResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.madpo.v1.Role\"\xb1\x02\n\x0b\x41\x63\x63\x65ssToken\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.madpo.v1.Role\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x34\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x12\n\ncreated_by\x18\x06 \x01(\t\x12%\n\x06limits\x18\x07 \x01(\x0b\x32\x15.madpo.v1.TokenLimitsB\x0e\n\x0c_expire_timeB\x0e\n\x0c_revoke_time\"s\n\x0bTokenLimits\x12\x1c\n\x0funfinished_jobs\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x10\x63\x61lls_per_minute\x18\x02 \x01(\x05H\x01\x88\x01\x01\x42\x12\n\x10_unfinished_jobsB\x13\n\x11_calls_per_minute\"\xa6\x01\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.madpo.v1.Role\x12\x30\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x12%\n\x06limits\x18\x04 \x01(\x0b\x32\x15.madpo.v1.TokenLimitsB\x0b\n\t_lifetime\"K\n\x13\x43reateTokenResponse\x12$\n\x05token\x18\x01 \x01(\x0b\x32\x15.madpo.v1.AccessToken\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x13\n\x11ListTokensRequest\";\n\x12ListTokensResponse\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.madpo.v1.AccessToken\"\"\n\x12RevokeTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x13RevokeTokenResponse\x12$\n\x05token\x18\x01 \x01(\x0b\x32\x15.madpo.v1.AccessToken\"\xb7\x01\n\x0b\x41uditRecord\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x1c\n\x04role\x18\x03 \x01(\x0e\x32\x0e.madpo.v1.Role\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\x12\x10\n\x08subjects\x18\x06 \x03(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0c\n\x04peer\x18\x08 \x01(\t\"\x94\x01\n\x17ListAuditRecordsRequest\x12\x33\n\nsince_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\r\n\x0b_since_time\"[\n\x18ListAuditRecordsResponse\x12&\n\x07records\x18\x01 \x03(\x0b\x32\x15.madpo.v1.AuditRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*L\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_READ\x10\x01\x12\x0f\n\x0bROLE_SUBMIT\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03\x32\x91\x03\n\rAccessService\x12\x44\n\tGetCaller\x12\x1a.madpo.v1.GetCallerRequest\x1a\x1b.madpo.v1.GetCallerResponse\x12J\n\x0b\x43reateToken\x12\x1c.madpo.v1.CreateTokenRequest\x1a\x1d.madpo.v1.CreateTokenResponse\x12G\n\nListTokens\x12\x1b.madpo.v1.ListTokensRequest\x1a\x1c.madpo.v1.ListTokensResponse\x12J\n\x0bRevokeToken\x12\x1c.madpo.v1.RevokeTokenRequest\x1a\x1d.madpo.v1.RevokeTokenResponse\x12Y\n\x10ListAuditRecords\x12!.madpo.v1.ListAuditRecordsRequest\x1a\".madpo.v1.ListAuditRecordsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmadpo/v1/access_service.proto\x12\x08madpo.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetCallerRequest\"?\n\x11GetCallerResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.madpo.v1.Role\"\xb1\x02\n\x0b\x41\x63\x63\x65ssToken\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.madpo.v1.Role\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x34\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x12\n\ncreated_by\x18\x06 \x01(\t\x12%\n\x06limits\x18\x07 \x01(\x0b\x32\x15.madpo.v1.TokenLimitsB\x0e\n\x0c_expire_timeB\x0e\n\x0c_revoke_time\"\xaf\x01\n\x0bTokenLimits\x12\x1c\n\x0funfinished_jobs\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x10\x63\x61lls_per_minute\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12!\n\x14upload_bytes_per_day\x18\x03 \x01(\x03H\x02\x88\x01\x01\x42\x12\n\x10_unfinished_jobsB\x13\n\x11_calls_per_minuteB\x17\n\x15_upload_bytes_per_day\"\xa6\x01\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.madpo.v1.Role\x12\x30\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x12%\n\x06limits\x18\x04 \x01(\x0b\x32\x15.madpo.v1.TokenLimitsB\x0b\n\t_lifetime\"K\n\x13\x43reateTokenResponse\x12$\n\x05token\x18\x01 \x01(\x0b\x32\x15.madpo.v1.AccessToken\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x13\n\x11ListTokensRequest\";\n\x12ListTokensResponse\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.madpo.v1.AccessToken\"\"\n\x12RevokeTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x13RevokeTokenResponse\x12$\n\x05token\x18\x01 \x01(\x0b\x32\x15.madpo.v1.AccessToken\"\xb7\x01\n\x0b\x41uditRecord\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x1c\n\x04role\x18\x03 \x01(\x0e\x32\x0e.madpo.v1.Role\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\x12\x10\n\x08subjects\x18\x06 \x03(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0c\n\x04peer\x18\x08 \x01(\t\"\x94\x01\n\x17ListAuditRecordsRequest\x12\x33\n\nsince_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\r\n\x0b_since_time\"[\n\x18ListAuditRecordsResponse\x12&\n\x07records\x18\x01 \x03(\x0b\x32\x15.madpo.v1.AuditRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*L\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_READ\x10\x01\x12\x0f\n\x0bROLE_SUBMIT\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03\x32\x91\x03\n\rAccessService\x12\x44\n\tGetCaller\x12\x1a.madpo.v1.GetCallerRequest\x1a\x1b.madpo.v1.GetCallerResponse\x12J\n\x0b\x43reateToken\x12\x1c.madpo.v1.CreateTokenRequest\x1a\x1d.madpo.v1.CreateTokenResponse\x12G\n\nListTokens\x12\x1b.madpo.v1.ListTokensRequest\x1a\x1c.madpo.v1.ListTokensResponse\x12J\n\x0bRevokeToken\x12\x1c.madpo.v1.RevokeTokenRequest\x1a\x1d.madpo.v1.RevokeTokenResponse\x12Y\n\x10ListAuditRecords\x12!.madpo.v1.ListAuditRecordsRequest\x1a\".madpo.v1.ListAuditRecordsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'madpo.v1.access_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1473
-  _globals['_ROLE']._serialized_end=1549
+  _globals['_ROLE']._serialized_start=1534
+  _globals['_ROLE']._serialized_end=1610
   _globals['_GETCALLERREQUEST']._serialized_start=108
   _globals['_GETCALLERREQUEST']._serialized_end=126
   _globals['_GETCALLERRESPONSE']._serialized_start=128
   _globals['_GETCALLERRESPONSE']._serialized_end=191
   _globals['_ACCESSTOKEN']._serialized_start=194
   _globals['_ACCESSTOKEN']._serialized_end=499
-  _globals['_TOKENLIMITS']._serialized_start=501
-  _globals['_TOKENLIMITS']._serialized_end=616
-  _globals['_CREATETOKENREQUEST']._serialized_start=619
-  _globals['_CREATETOKENREQUEST']._serialized_end=785
-  _globals['_CREATETOKENRESPONSE']._serialized_start=787
-  _globals['_CREATETOKENRESPONSE']._serialized_end=862
-  _globals['_LISTTOKENSREQUEST']._serialized_start=864
-  _globals['_LISTTOKENSREQUEST']._serialized_end=883
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=885
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=944
-  _globals['_REVOKETOKENREQUEST']._serialized_start=946
-  _globals['_REVOKETOKENREQUEST']._serialized_end=980
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=982
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=1041
-  _globals['_AUDITRECORD']._serialized_start=1044
-  _globals['_AUDITRECORD']._serialized_end=1227
-  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=1230
-  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=1378
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=1380
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=1471
-  _globals['_ACCESSSERVICE']._serialized_start=1552
-  _globals['_ACCESSSERVICE']._serialized_end=1953
+  _globals['_TOKENLIMITS']._serialized_start=502
+  _globals['_TOKENLIMITS']._serialized_end=677
+  _globals['_CREATETOKENREQUEST']._serialized_start=680
+  _globals['_CREATETOKENREQUEST']._serialized_end=846
+  _globals['_CREATETOKENRESPONSE']._serialized_start=848
+  _globals['_CREATETOKENRESPONSE']._serialized_end=923
+  _globals['_LISTTOKENSREQUEST']._serialized_start=925
+  _globals['_LISTTOKENSREQUEST']._serialized_end=944
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=946
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1005
+  _globals['_REVOKETOKENREQUEST']._serialized_start=1007
+  _globals['_REVOKETOKENREQUEST']._serialized_end=1041
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=1043
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=1102
+  _globals['_AUDITRECORD']._serialized_start=1105
+  _globals['_AUDITRECORD']._serialized_end=1288
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=1291
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=1439
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=1441
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=1532
+  _globals['_ACCESSSERVICE']._serialized_start=1613
+  _globals['_ACCESSSERVICE']._serialized_end=2014
 # @@protoc_insertion_point(module_scope)

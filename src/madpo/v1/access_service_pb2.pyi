@@ -53,12 +53,14 @@ class AccessToken(_message.Message):
     def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revoke_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_by: _Optional[str] = ..., limits: _Optional[_Union[TokenLimits, _Mapping]] = ...) -> None: ...
 
 class TokenLimits(_message.Message):
-    __slots__ = ("unfinished_jobs", "calls_per_minute")
+    __slots__ = ("unfinished_jobs", "calls_per_minute", "upload_bytes_per_day")
     UNFINISHED_JOBS_FIELD_NUMBER: _ClassVar[int]
     CALLS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_BYTES_PER_DAY_FIELD_NUMBER: _ClassVar[int]
     unfinished_jobs: int
     calls_per_minute: int
-    def __init__(self, unfinished_jobs: _Optional[int] = ..., calls_per_minute: _Optional[int] = ...) -> None: ...
+    upload_bytes_per_day: int
+    def __init__(self, unfinished_jobs: _Optional[int] = ..., calls_per_minute: _Optional[int] = ..., upload_bytes_per_day: _Optional[int] = ...) -> None: ...
 
 class CreateTokenRequest(_message.Message):
     __slots__ = ("name", "role", "lifetime", "limits")

@@ -19,7 +19,7 @@ from madpo.types import Job, JobKind, JobProgress, JobResult, JobState
 from madpo_client.cli.evaluation import show_evaluation
 from madpo_client.cli.job_list import describe_progress, job_columns
 from madpo_client.cli.output import Column, show, size_text, table
-from madpo_client.cli.spans import parse_since
+from madpo_client.cli.spans import parse_since, parse_size
 from madpo_client.client import Client
 
 ID = "job-" + "1" * 32
@@ -120,6 +120,16 @@ def test_a_time_is_a_span_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_since("2026-01-31") is not None
     with pytest.raises(typer.BadParameter, match="a span such as"):
         parse_since("yesterday")
+
+
+def test_a_size_is_read_in_powers_of_1000_or_1024() -> None:
+    import typer
+
+    sizes = [parse_size(text) for text in ("1", "500MB", "1.5GB", "4GiB", "20 kB", "2T")]
+    assert sizes == [1, 500_000_000, 1_500_000_000, 4 << 30, 20_000, 2_000_000_000_000]
+    for text in ("", "0", "-1GB", "1e9", "GB", "1XB", "nan"):
+        with pytest.raises(typer.BadParameter, match="a size such as"):
+            parse_size(text)
 
 
 def test_a_thing_is_shown_without_what_is_nothing_and_in_few_digits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from madpo_gateway.imports import HubImports, Wanted
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.requests import page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
-from madpo_gateway.spool import Spool, run_blocking, scratch_directory, stream_chunks
+from madpo_gateway.spool import Spool, run_blocking, scratch_directory, size_of, stream_chunks
 from madpo_gateway.turns import TurnsBySize
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class ModelServicer(ModelServiceServicer):
 
     async def _stored(self, directory: Path, **described: Any) -> tuple[Model, bool]:
         """The directory as a model, and whether it was not there before."""
-        async with self._publishing.turn(await run_blocking(_size, directory)):
+        async with self._publishing.turn(await run_blocking(size_of, directory)):
             return await run_blocking(self._publish, directory, **described)
 
     def _publish(
@@ -284,10 +284,6 @@ def _base_model_id(directory: Path) -> str:
             "the base of the adapter (`madpo model upload DIRECTORY --base MODEL`)",
         )
     return base
-
-
-def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*"))
 
 
 def _model_id(value: str) -> str:

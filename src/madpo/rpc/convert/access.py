@@ -1,5 +1,7 @@
 """Callers, tokens and audit records: access_service.proto."""
 
+from dataclasses import asdict
+
 from madpo import types
 from madpo.rpc.convert.times import seconds, timestamp
 from madpo.v1 import access_service_pb2 as access
@@ -49,7 +51,7 @@ def token_from_proto(token: access.AccessToken) -> types.AccessToken:
 
 def limits_to_proto(limits: types.TokenLimits) -> access.TokenLimits:
     """All fields."""
-    return access.TokenLimits(unfinished_jobs=limits.unfinished_jobs, calls_per_minute=limits.calls_per_minute)
+    return access.TokenLimits(**asdict(limits))
 
 
 def audit_record_to_proto(record: types.AuditRecord) -> access.AuditRecord:
