@@ -168,22 +168,30 @@ class Batcher:
             self._arrived.clear()
 
     async def _run_oldest(self) -> None:
-        model, shape = min(self._lines, key=lambda key: self._lines[key].next()[0])
-        batch = self._take_batch((model, shape))
+        key = min(self._lines, key=lambda key: self._lines[key].next()[0])
+        await self._compute(key, self._take_batch(key))
+
+    async def _compute(self, key: _Key, batch: list[_Item]) -> None:
+        model, shape = key
         units = [item.unit for item in batch]
+        requests = {id(item.request): item.request for item in batch}
         start = time.monotonic()
         try:
             rewards = await asyncio.get_running_loop().run_in_executor(self._device, model.forward, units)
             if [len(of_unit) for of_unit in rewards] != [len(unit.places) for unit in units]:
                 raise InternalError("the model did not answer as many rewards as it was given texts")
             self._observe(units, shape, time.monotonic() - start)
-            for request in {id(item.request): item.request for item in batch}.values():
+            for request in requests.values():
                 request.forward_s += time.monotonic() - start
             for item, of_unit in zip(batch, rewards, strict=True):
                 item.request.answer(item.unit.places, of_unit)
-        except Exception as error:  # whatever went wrong belongs to these callers; the queue must outlive it
-            for item in batch:
-                item.request.fail(error)
+        except Exception as error:  # whatever went wrong belongs to a caller; the queue must outlive it
+            if len(requests) == 1:
+                batch[0].request.fail(error)
+                return
+            # One may have spoiled it for all: each alone has the same scores, or an error of its own.
+            for request in requests.values():
+                await self._compute(key, [item for item in batch if item.request is request])
 
     def _take_batch(self, key: _Key) -> list[_Item]:
         batch: list[_Item] = []

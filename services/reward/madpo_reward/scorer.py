@@ -15,7 +15,7 @@ import transformers
 
 from madpo.data.tokenizer_process import TokenizerProcess
 from madpo.data.unembedded import UnembeddedTokens
-from madpo.errors import FailedPreconditionError, MadpoError
+from madpo.errors import FailedPreconditionError
 from madpo.model_files.context_limit import context_limit
 from madpo.models.load import load_reward_model, load_tokenizer
 from madpo.models.scores import padding_of, reward_scores
@@ -23,6 +23,7 @@ from madpo.storage.local_copies import LocalCopies
 from madpo.types import Content, RewardModelInfo
 from madpo_reward.batcher import BatchShape, Unit, one_batch
 from madpo_reward.encoding import Text, Tokens, digests, encode
+from madpo_reward.faults import told
 from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, WholeTexts, may_share_prompts
 
 logger = logging.getLogger(__name__)
@@ -126,8 +127,17 @@ class Scorer:
         return self.layout.plan(texts)
 
     def forward(self, units: Sequence[Unit[Tokens]]) -> list[list[float]]:
-        """Raw logits of each unit's texts; the units have one shape and fit into one batch."""
-        return self.layout.forward(units)
+        """Raw logits of each unit's texts; the units have one shape and fit into one batch.
+
+        Raises:
+            FailedPreconditionError: The model fails on these texts, and would again.
+            OverloadedError: There is not memory enough for now.
+        """
+        try:
+            return self.layout.forward(units)
+        except Exception as error:
+            positions = sum(unit.positions for unit in units)
+            raise told(error, f"{self.model_id} cannot score {positions} positions") from error
 
     def check(self) -> None:
         """Prove that scores do not depend on company, order or row, and agree with a plain forward pass.
@@ -215,11 +225,8 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
 def _proven(scorer: Scorer) -> Scorer:
     try:
         scorer.check()
-    except (MadpoError, MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # the same texts fail each time: what the model is made of does not fit together
-        message = f"{scorer.model_id} cannot score a sample: {type(error).__name__}: {error}"
-        raise FailedPreconditionError(message) from error
+        raise told(error, f"{scorer.model_id} cannot score a sample") from error
     logger.info(
         "reward model ready",
         extra={"model_id": scorer.model_id, "revision": scorer.revision, "layout": scorer.layout.name},

@@ -15,6 +15,7 @@ from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
 from madpo.v1.reward_service_pb2 import DESCRIPTOR
 from madpo.v1.reward_service_pb2_grpc import add_RewardServiceServicer_to_server
+from madpo_reward.faults import told
 from madpo_reward.metrics import RewardMetrics
 from madpo_reward.pipeline import Pipeline
 from madpo_reward.scorer import Scorer, ScorerConfig, load_scorer
@@ -70,9 +71,9 @@ class RewardService:
             scorer = self._scorer(model_id, models)
             scorer.copies = models.copies
             return scorer
-        except Exception:
+        except Exception as error:
             models.copies.release()
-            raise
+            raise told(error, f"{model_id} cannot be loaded") from error
         finally:
             models.copies.trim(max_bytes=self._settings.max_cache_bytes, max_age_s=self._settings.max_cache_age_s)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from madpo.data.order import Schedule
 from madpo.errors import NonFiniteError
 from madpo.jobs.training import TrainingParameters
+from madpo.models.memory import is_out_of_memory
 from madpo.spelling import number_of
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.ledger import LEDGER_PARTS
@@ -213,7 +214,7 @@ class TrainingLoop:
         try:
             self._accumulate_all(work, rows)
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if self._ranks.in_step:
                 self._note_shortage(self._shortage())

@@ -27,8 +27,6 @@ from madpo_trainer.blocks import transformer_blocks
 logger = logging.getLogger(__name__)
 
 _MIB = 1 << 20
-_NOT_ENOUGH = ("out of memory", "not enough memory", "can't allocate memory")
-"""As the allocators of CUDA and of the CPU say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +89,6 @@ def estimate_memory(
         activations=round(per_token * largest_tokens),
         available=_available_bytes(device),
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NOT_ENOUGH)
 
 
 def note_shortage(store: ObjectStore, job_id: str, shortage: Mapping[str, int]) -> None:

@@ -13,6 +13,7 @@ from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.model_files.companions import GENERATION_CONFIG, end_token_ids
 from madpo.model_files.configs import check_config, label_count, read_config
 from madpo.model_files.sizes import check_sizes
+from madpo.models.memory import is_out_of_memory
 from madpo.models.padding import closing_ids, padding_id
 from madpo.models.scores import reads_last_token
 from madpo.spelling import number_of
@@ -104,9 +105,9 @@ def _load(
         model, info = auto_class.from_pretrained(
             directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
         )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # says more of the machine than of the model
     except Exception as error:  # whatever the files made of the libraries
+        if is_out_of_memory(error):
+            raise  # says more of the machine than of the model
         what = str(error)
         if what.startswith("Unrecognized configuration class"):  # and a list of all that are known
             what = (
@@ -172,9 +173,9 @@ def _with_adapter(model: "PreTrainedModel", directory: Path, *, trainable: bool)
         if config.task_type is None and any(key.startswith(_ADAPTER_HEADS) for key in _adapter_keys(directory)):
             config.task_type = TaskType.SEQ_CLS  # without it peft leaves the head out
         adapted = PeftModel.from_pretrained(model, directory, config=config, is_trainable=trainable)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InvalidArgumentError(f"cannot load the adapter in {directory.name}: {error}") from error
     _refuse_missing(
         directory, get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - _adapter_keys(directory)

@@ -139,6 +139,23 @@ async def test_a_failing_batch_fails_its_callers_and_not_the_next(batcher: Batch
     assert (await batcher.score(model, padded([[5]]))).rewards == [5]
 
 
+async def test_a_text_that_fails_is_told_to_who_asked_for_it_and_not_to_its_company(batcher: Batcher) -> None:
+    model = Recorder()
+    held = await model.hold(batcher)
+    texts = ([[1], [2]], [[-1], [3]], [[4]])
+    waiting = [asyncio.create_task(batcher.score(model, padded(each))) for each in texts]
+    await asyncio.sleep(0)
+
+    model.gate.set()
+    await asyncio.wait([held, *waiting])
+
+    assert waiting[0].result().rewards == [1, 2]
+    with pytest.raises(RuntimeError, match="poisoned"):
+        waiting[1].result()
+    assert waiting[2].result().rewards == [4]
+    assert [texts for texts, _ in model.batches[1:]] == [[[1], [2], [-1], [3]], [[1], [2]], [[-1], [3]], [[4]]]
+
+
 async def test_models_do_not_share_batches(batcher: Batcher) -> None:
     first, second = Recorder(), Recorder()
 

@@ -5,10 +5,11 @@ import torch
 
 from madpo.jobs.training import TrainingParameters
 from madpo.models.logps import ResponseGroup
+from madpo.models.memory import is_out_of_memory
 from madpo.models.packed.attention import use_packed_attention
 from madpo.models.packed.logps import PackedLogps
 from madpo_trainer.blocks import prepare_blocks
-from madpo_trainer.memory import estimate_memory, is_out_of_memory
+from madpo_trainer.memory import estimate_memory
 from tests.unit.models.packed.architectures import make_groups, make_model
 
 
