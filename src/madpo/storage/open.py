@@ -11,6 +11,7 @@ from madpo.ports import ObjectStore
 from madpo.storage import keys
 from madpo.storage.local import LocalStore
 from madpo.storage.s3 import S3Store
+from madpo.storage.s3_errors import RefusedError
 
 
 def open_store(settings: StoreSettings) -> ObjectStore:
@@ -59,12 +60,12 @@ def check_conditional_writes(store: ObjectStore, name: str) -> None:
     key = keys.probe(uuid4().hex)
     try:
         store.put(key, b"first")
-    except FailedPreconditionError:
+    except RefusedError:
         return
     try:
         overwritten = store.put_if_absent(key, b"second") or store.put_if_match(key, b"third", "0" * 32) is not None
     finally:
-        with suppress(FailedPreconditionError):  # credentials without the right to delete
+        with suppress(RefusedError):  # credentials without the right to delete
             store.delete(key)
     if overwritten:
         raise FailedPreconditionError(

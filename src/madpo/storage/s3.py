@@ -9,46 +9,29 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minio import Minio
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.error import S3Error
 from pydantic import SecretStr
 from urllib3 import PoolManager, Retry, Timeout
-from urllib3.exceptions import HTTPError
 
-from madpo.errors import (
-    FailedPreconditionError,
-    InternalError,
-    MadpoError,
-    NotFoundError,
-    OverloadedError,
-    UnavailableError,
-)
+from madpo.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from madpo.ports import ObjectInfo
 from madpo.storage.files import copy_stream, replacing
 from madpo.storage.keys import check_path
+from madpo.storage.s3_errors import REPEATED, ConditionFailedError, ConflictError, Place, RefusedError, etag_of
 
 _PART_BYTES = 32 << 20  # S3 takes 10,000 parts: files up to 312 GiB
 _MAX_CONFLICTS = 8
 _MAX_DOWNLOADS = 4
-_RIGHTS = {
-    "GET": "s3:GetObject",
-    "HEAD": "s3:GetObject",
-    "PUT": "s3:PutObject",
-    "DELETE": "s3:DeleteObject",
-    "LIST": "s3:ListBucket",
-}
-"""What a request needs, by its method; listing is called by a name of its own."""
-_REMEDIES = {
-    "InvalidAccessKeyId": "it knows no such access key: check s3_access_key, and that s3_endpoint is where it was made",
-    "SignatureDoesNotMatch": "the secret key does not belong to the access key: check s3_secret_key and s3_access_key",
-    "RequestTimeTooSkewed": "the clocks of the two machines differ by minutes: let both follow a time server",
-}
-"""What to do about a refusal, by its code; the reply to a HEAD has none."""
+_MAX_UPLOADS = 2
+_MAX_RETRY_AFTER_S = 10
+"""Whoever waits for a store longer does so where it can be seen and ended."""
 
 
 class S3Store:
     """ObjectStore in one bucket, under an optional key prefix.
 
-    Requests that fail to connect or are answered 429, 500, 502, 503 or 504 are repeated with growing, jittered pauses.
+    Requests that fail to connect, or are answered by a status of `s3_errors.REPEATED`, are repeated with growing,
+    jittered pauses.
     """
 
     def __init__(
@@ -79,12 +62,14 @@ class S3Store:
         self._prefix = f"{prefix}/" if prefix else ""
         self._region = region
         self._where = f"object store {'https' if secure else 'http'}://{endpoint}"
+        self._place = Place(self._where, bucket, self._prefix)
         retry = Retry(
             total=retries,
             backoff_factor=0.2,
             backoff_jitter=0.2,
-            status_forcelist=(429, 500, 502, 503, 504),
+            status_forcelist=REPEATED,
             allowed_methods=None,
+            retry_after_max=_MAX_RETRY_AFTER_S,
         )
         http = PoolManager(
             maxsize=16,
@@ -108,7 +93,13 @@ class S3Store:
             UnavailableError: The server does not answer.
             FailedPreconditionError: It refuses the credentials, or the bucket is missing and may not be made.
         """
-        with self._errors("LIST"):
+        try:
+            self._make_bucket()
+        except RefusedError as error:
+            raise FailedPreconditionError(str(error)) from error
+
+    def _make_bucket(self) -> None:
+        with self._place.errors("LIST"):
             if not self._has_bucket():
                 try:
                     self._client.make_bucket(self._bucket, location=self._region)
@@ -136,12 +127,12 @@ class S3Store:
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """The object's bytes and their etag. Raises NotFoundError."""
         response = self.request("GET", key)
-        return response.data, _etag(response)
+        return response.data, etag_of(response.headers)
 
     @contextmanager
     def open_read(self, key: str) -> Iterator[BinaryIO]:
         """The object as a stream. Raises NotFoundError."""
-        with self._errors("GET", key):
+        with self._place.errors("GET", key):
             response = self._client.get_object(self._bucket, self._name(key))
             try:
                 response.auto_close = False  # the buffer still asks at the end
@@ -152,7 +143,7 @@ class S3Store:
 
     def put(self, key: str, data: bytes) -> str:
         """Write or overwrite; returns the etag."""
-        return _etag(self.request("PUT", key, body=data))
+        return etag_of(self.request("PUT", key, body=data).headers)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Create; True when the key holds `data` afterwards."""
@@ -164,15 +155,18 @@ class S3Store:
 
     def put_file(self, key: str, path: Path) -> str:
         """Write a local file, in parts where it is large; returns the etag."""
-        with self._errors("PUT", key):
-            try:
-                result = self._client.fput_object(self._bucket, self._name(key), str(path), part_size=_PART_BYTES)
-            except S3Error as error:
-                if error.code != "NoSuchUpload":
-                    raise
-                # The completion was repeated after its reply was lost, or the upload was swept: once more, as a whole.
-                result = self._client.fput_object(self._bucket, self._name(key), str(path), part_size=_PART_BYTES)
-        return str(result.etag)
+        with self._place.errors("PUT", key):
+            for _ in range(_MAX_UPLOADS):
+                try:
+                    result = self._client.fput_object(self._bucket, self._name(key), str(path), part_size=_PART_BYTES)
+                except S3Error as error:
+                    # The completion was repeated after its reply was lost, or the upload was swept.
+                    if error.code != "NoSuchUpload":
+                        raise
+                else:
+                    if result.etag:  # a completion may fail with status 200
+                        return str(result.etag)
+        raise UnavailableError(f"{self._where} does not put the parts of {key} together")
 
     def get_file(self, key: str, path: Path, *, passed: Callable[[int], None] = lambda count: None) -> str:
         """Copy to a local file, atomically; a broken transfer starts again. Else as that of other stores."""
@@ -188,7 +182,7 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo | None:
         """The object's description, or None."""
         try:
-            with self._errors("HEAD", key):
+            with self._place.errors("HEAD", key):
                 return self._info(self._client.stat_object(self._bucket, self._name(key)))
         except NotFoundError:
             return None
@@ -198,13 +192,13 @@ class S3Store:
         folder = prefix.rpartition("/")[0]
         if folder:
             check_path(folder)
-        with self._errors("LIST", prefix):
+        with self._place.errors("LIST", prefix):
             for item in self._client.list_objects(self._bucket, prefix=self._prefix + prefix, recursive=True):
                 yield self._info(item)
 
     def delete(self, key: str) -> None:
         """Remove; absent is fine."""
-        with self._errors("DELETE", key):
+        with self._place.errors("DELETE", key):
             self._client.remove_object(self._bucket, self._name(key))
 
     def request(
@@ -217,19 +211,22 @@ class S3Store:
         """
         if body is not None:
             headers = {"Content-Type": "application/octet-stream", **(headers or {})}
-        with self._errors(method, key):
-            return self._client._execute(method, self._bucket, self._name(key), body=body, headers=headers)
+        with self._place.errors(method, key):
+            response = self._client._execute(method, self._bucket, self._name(key), body=body, headers=headers)
+            if method != "DELETE":
+                etag_of(response.headers)  # seen here, where its lack is explained
+            return response
 
     def _put_conditionally(self, key: str, data: bytes, condition: dict[str, str]) -> str | None:
         """Etag of `data` once the key holds it, or None when the condition failed."""
         for conflict in range(_MAX_CONFLICTS):
             try:
-                return _etag(self.request("PUT", key, body=data, headers=condition))
-            except _ConditionFailedError:
+                return etag_of(self.request("PUT", key, body=data, headers=condition).headers)
+            except ConditionFailedError:
                 break
             except NotFoundError:  # If-Match on an absent object
                 return None
-            except _ConflictError:
+            except ConflictError:
                 time.sleep(random.uniform(0, 0.05 * 2**conflict))  # noqa: S311 - jitter, no secret
         else:
             raise UnavailableError(f"{self._where}: {key} is being written by others without end")
@@ -247,58 +244,3 @@ class S3Store:
         modified_time = item.last_modified.timestamp() if item.last_modified else 0.0
         key = item.object_name.removeprefix(self._prefix)
         return ObjectInfo(key, item.size, item.etag.strip('"'), modified_time)
-
-    @contextmanager
-    def _errors(self, method: str, key: str = "") -> Iterator[None]:
-        try:
-            yield
-        except HTTPError as error:
-            raise UnavailableError(
-                f"{self._where} does not answer ({error}): is s3_endpoint right, and is it up?"
-            ) from error
-        except MinioException as error:
-            raise self._translate(error, method, key) from error
-
-    def _translate(self, error: MinioException, method: str, key: str) -> MadpoError:
-        status, code = _status(error), getattr(error, "code", None)
-        if code == "NoSuchBucket":
-            return FailedPreconditionError(
-                f"{self._where} has no bucket {self._bucket!r}: create it, or correct store_url"
-            )
-        if status == 404:
-            return NotFoundError(f"no object {key}")
-        if status in (401, 403):
-            right = _RIGHTS.get(method, method)
-            remedy = _REMEDIES.get(str(code), f"check s3_access_key, s3_secret_key, and that they allow {right}")
-            what = f"{self._bucket}/{self._prefix}{key} for {right} ({code or status})"
-            return FailedPreconditionError(f"{self._where} refuses access to {what}: {remedy}")
-        if status == 409:
-            return _ConflictError(f"{self._where}: {key} is being written by another")
-        if status == 412:
-            return _ConditionFailedError(f"{self._where}: {key} is not in the expected version")
-        if status == 507:
-            return OverloadedError(f"{self._where} is full: free some space")
-        if status >= 500:
-            return UnavailableError(f"{self._where} fails with status {status} ({code})")
-        return InternalError(f"{self._where} refuses a request for {key}: {error}")
-
-
-class _ConditionFailedError(FailedPreconditionError):
-    """Status 412."""
-
-
-class _ConflictError(UnavailableError):
-    """Status 409: another conditional write is under way."""
-
-
-def _etag(response: Any) -> str:
-    return str(response.headers["etag"]).strip('"')
-
-
-def _status(error: MinioException) -> int:
-    """HTTP status of an error, 0 when there was none."""
-    if isinstance(error, S3Error):
-        return int(error.response.status)
-    if isinstance(error, ServerError):
-        return int(error.status_code)
-    return int(error._code) if isinstance(error, InvalidResponseError) else 0

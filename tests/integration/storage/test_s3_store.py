@@ -12,10 +12,27 @@ import pytest
 from pydantic import SecretStr
 
 from madpo.config import StoreSettings
-from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from madpo.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    MadpoError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
 from madpo.storage.local import LocalStore
 from madpo.storage.open import check_conditional_writes, open_store
 from madpo.storage.s3 import S3Store
+from madpo.storage.s3_errors import REPEATED
+
+PAGES: dict[str, tuple[int, dict[str, str], bytes]] = {
+    "a page": (200, {"Content-Type": "text/html"}, b"<html><body>Log in<br></body></html>"),
+    "a page of another status": (404, {"Content-Type": "text/html"}, b"<html>no such page"),
+    "no text": (400, {"Content-Type": "application/xml"}, b"\xff\xfe\x00"),
+    "half a document": (403, {"Content-Type": "application/xml"}, b"<Error><Code>Acc"),
+}
+"""What answers in the place of a server: a login, a balancer, a damaged proxy."""
 
 
 class Proxy(ThreadingHTTPServer):
@@ -48,7 +65,16 @@ class Forwarder(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.server.next_fault(self.command)
         if fault == "error":
-            self.reply(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+            fault = "503 SlowDown"
+        if fault[:3].isdigit():
+            status, _, code = fault.partition(" ")
+            self.reply(int(status), {"Content-Type": "application/xml"}, f"<Error><Code>{code}</Code></Error>".encode())
+            return
+        if fault in PAGES:
+            self.reply(*PAGES[fault])
+            return
+        if fault == "wait long":
+            self.reply(503, {"Retry-After": "3600"}, b"")
             return
         upstream = http.client.HTTPConnection(self.server.upstream)
         upstream.request(self.command, self.path, body=body, headers=dict(self.headers))
@@ -57,6 +83,10 @@ class Forwarder(BaseHTTPRequestHandler):
         upstream.close()
         if fault == "lose reply":
             self.close_connection = True
+            return
+        if fault == "fail in the reply":
+            data = b"<Error><Code>InternalError</Code><Message>Please try again.</Message></Error>"
+            self.reply(200, {"Content-Type": "application/xml"}, data)
             return
         headers = {k: v for k, v in response.getheaders() if k.lower() not in ("content-length", "transfer-encoding")}
         self.reply(
@@ -187,6 +217,94 @@ def test_lasting_errors_are_unavailable(settings: StoreSettings, proxy: Proxy) -
 
     with pytest.raises(UnavailableError, match=r"object store http://127\.0\.0\.1:\d+ does not answer"):
         store.get("a")
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "told"),
+    [
+        ("408 Slow", UnavailableError, "does not answer"),
+        ("429 TooManyRequests", UnavailableError, "does not answer"),
+        ("500 InternalError", UnavailableError, "does not answer"),
+        ("502 BadGateway", UnavailableError, "does not answer"),
+        ("503 SlowDown", UnavailableError, "does not answer"),
+        ("504 GatewayTimeout", UnavailableError, "does not answer"),
+        ("505 Odd", UnavailableError, "fails with 505 Odd"),
+        ("507 XMinioStorageFull", OverloadedError, r"is full \(507 XMinioStorageFull\): free some space"),
+        ("403 QuotaExceeded", OverloadedError, "is full .*raise its quota"),
+        ("400 BadDigest", UnavailableError, "the bytes of a did not reach it whole"),
+        ("400 IncompleteBody", UnavailableError, "did not reach it whole"),
+        ("400 RequestTimeout", UnavailableError, "did not reach it whole"),
+        ("403 RequestTimeTooSkewed", UnavailableError, "clocks of the two machines differ"),
+        ("403 InvalidAccessKeyId", UnavailableError, "no such access key"),
+        ("403 SignatureDoesNotMatch", UnavailableError, "the secret key does not belong"),
+        ("403 AccessDenied", UnavailableError, "check s3_access_key, s3_secret_key, and that they allow s3:PutObject"),
+        ("401 Unauthorized", UnavailableError, "refuses access"),
+        ("400 ExpiredToken", UnavailableError, "the credentials have expired"),
+        ("403 InvalidObjectState", UnavailableError, "restore it"),
+        ("400 AuthorizationHeaderMalformed", UnavailableError, "is elsewhere .*check s3_region"),
+        ("301 PermanentRedirect", UnavailableError, "is elsewhere .*check s3_region"),
+        ("404 NoSuchBucket", UnavailableError, "has no bucket 'madpo-test': create it"),
+        ("404 NoSuchKey", NotFoundError, "no object a"),
+        ("409 OperationAborted", UnavailableError, "is being written by another"),
+        ("412 PreconditionFailed", FailedPreconditionError, "not in the expected version"),
+        ("501 NotImplemented", FailedPreconditionError, "does not offer what is needed"),
+        ("405 MethodNotAllowed", FailedPreconditionError, "does not offer what is needed"),
+        ("400 InvalidRequest", InternalError, "refuses a request for a"),
+    ],
+)
+def test_every_class_of_refusals_is_met_by_waiting_or_by_refusing(
+    settings: StoreSettings, proxy: Proxy, said: str, error: type[MadpoError], told: str
+) -> None:
+    store = make_store(settings, endpoint=f"127.0.0.1:{proxy.server_port}", retries=1)
+    proxy.faults = [("PUT", said)] * 2
+
+    with pytest.raises(error, match=told) as caught:
+        store.put("a", b"1")
+
+    assert type(caught.value).__mro__.index(error) <= 1
+    assert "\n" not in str(caught.value)
+    assert len(proxy.injected) == (2 if int(said[:3]) in REPEATED else 1)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "LIST", "parts"])
+@pytest.mark.parametrize("page", [*PAGES])
+def test_what_answers_in_the_place_of_the_server_is_no_object_and_no_defect(
+    settings: StoreSettings, proxy: Proxy, tmp_path: Path, page: str, method: str
+) -> None:
+    store = make_store(settings, endpoint=f"127.0.0.1:{proxy.server_port}", retries=0)
+    (tmp_path / "large").write_bytes(bytes(33 << 20))
+    actions: dict[str, tuple[str, Callable[[], Any]]] = {
+        "GET": ("GET", lambda: store.get("a")),
+        "PUT": ("PUT", lambda: store.put("a", b"1")),
+        "LIST": ("GET", lambda: list(store.list("a"))),
+        "parts": ("POST", lambda: store.put_file("a", tmp_path / "large")),
+    }
+    verb, action = actions[method]
+    proxy.faults = [(verb, page)]
+
+    with pytest.raises(UnavailableError, match=r"object store http://127\.0\.0\.1:\d+ "):
+        action()
+
+
+def test_a_server_cannot_make_us_wait_for_an_hour(proxied: S3Store, proxy: Proxy, monkeypatch: Any) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
+    proxied.put("a", b"1")
+    proxy.faults = [("GET", "wait long")]
+
+    assert proxied.get("a") == b"1"
+    assert slept == [10]
+
+
+def test_parts_that_were_not_put_together_are_sent_again(proxied: S3Store, proxy: Proxy, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"0123456789abcdef" * (33 << 16))
+    proxy.faults = [("POST", ""), ("POST", "fail in the reply")]
+
+    proxied.put_file("big", source)
+
+    proxied.get_file("big", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
 
 
 def test_an_unreachable_server_is_named(settings: StoreSettings) -> None:
