@@ -203,7 +203,7 @@ def _describe(parameters: Sequence[Any], kind: JobKind, options: Sequence[FieldO
 def _metavar(option: FieldOption, field: "SpecField") -> str:
     if option.gives == "entry":
         return "NAME=VALUE"
-    return field.allowed.removeprefix("list of ").removesuffix(" or null")
+    return field.allowed.removeprefix("list of ").partition(", at most ")[0].removesuffix(" or null")
 
 
 def _meaning(option: FieldOption, field: "SpecField") -> str:

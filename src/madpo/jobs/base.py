@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from madpo.errors import FieldViolation, InvalidArgumentError
-from madpo.types import DatasetKind, JobKind
+from madpo.types import MOST_STEPS, AtMost, DatasetKind, JobKind
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ T = TypeVar("T")
 ModelId = Annotated[str, Field(pattern=MODEL_ID_PATTERN)]
 DatasetId = Annotated[str, Field(pattern=DATASET_ID_PATTERN)]
 JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]
+
+MostTokens = Annotated[int, AtMost(16_777_216)]
+"""So many tokens at most, of a row or of a forward pass."""
 
 
 @cache
@@ -67,7 +70,7 @@ class ModelReference(Spec):
     """A stored model."""
     job_id: JobId | None = None
     """The job whose model is meant; it must succeed first."""
-    step: int | None = Field(default=None, ge=0)
+    step: Annotated[int | None, AtMost(MOST_STEPS)] = Field(default=None, ge=0)
     """With `job_id`: that checkpoint instead of the final model. It must exist already."""
 
     @model_validator(mode="before")

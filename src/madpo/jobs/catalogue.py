@@ -25,7 +25,7 @@ def expected(field: SpecField, *, is_item: bool = False) -> str:
         return f"a mapping such as {{{first.name}: {first.default}}}"
     allowed = field.allowed.removesuffix(" or null")
     if is_item:
-        allowed = allowed.removeprefix("list of ")
+        allowed = allowed.removeprefix("list of ").partition(", at most ")[0]
     article = _ARTICLES.get(allowed.partition(" ")[0])
     return f"{article} {allowed}" if article else allowed
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from madpo.jobs.base import ANY_MODEL, DatasetReference, ModelReference, NeedsDataset, NeedsModel, Spec
+from madpo.jobs.base import ANY_MODEL, DatasetReference, ModelReference, MostTokens, NeedsDataset, NeedsModel, Spec
 from madpo.jobs.kind import Kind
 from madpo.jobs.training import Overlong
 from madpo.types import JobKind
@@ -21,7 +21,7 @@ class DatasetCheckSpec(Spec):
     """Whose tokenizer and chat template."""
     eval_dataset: Annotated[DatasetReference | None, NeedsDataset()] = None
     """Rows whose prompts should not be among the checked ones."""
-    max_tokens: int = Field(default=1024, ge=2)
+    max_tokens: MostTokens = Field(default=1024, ge=2)
     """Longest prompt plus response, in tokens. No more than the model can read; that is also the default where it is
     less."""
     overlong: Overlong = "error"

@@ -17,7 +17,7 @@ from madpo.jobs.base import (
 )
 from madpo.jobs.kind import Kind
 from madpo.jobs.sampling import SamplingParameters
-from madpo.types import DatasetKind, JobKind
+from madpo.types import AtMost, DatasetKind, JobKind
 
 REWARD_METRIC = "reward"
 """Name of the reward model's score among the metrics of a report; no other metric may have it."""
@@ -42,15 +42,15 @@ class EvaluationSpec(Spec):
     """Scores the responses."""
     eval_dataset: Annotated[DatasetReference | None, NeedsDataset(frozenset({DatasetKind.PREFERENCE}))] = None
     """Held-out pairs for the accuracy of the implicit reward; needs `reference`."""
-    baseline_job_ids: Annotated[tuple[JobId, ...], NeedsJobs(JobKind.EVALUATION)] = ()
+    baseline_job_ids: Annotated[tuple[JobId, ...], NeedsJobs(JobKind.EVALUATION), AtMost(100)] = ()
     """Evaluation jobs over the same prompts and sampling to compare with."""
-    metrics: tuple[str, ...] = ()
+    metrics: Annotated[tuple[str, ...], AtMost(100)] = ()
     """Names of registered text metrics (entry points `madpo.metrics`)."""
     sampling: SamplingParameters = SamplingParameters()
     """How responses are drawn."""
-    max_prompts: int | None = Field(default=None, ge=1)
+    max_prompts: Annotated[int | None, AtMost(1_000_000_000)] = Field(default=None, ge=1)
     """Use the first prompts only."""
-    generation_batch_size: int = Field(default=64, ge=1)
+    generation_batch_size: Annotated[int, AtMost(65_536)] = Field(default=64, ge=1)
     """Responses generated at a time."""
 
     @field_validator("metrics")

@@ -123,7 +123,8 @@ def _type(schema: Mapping[str, Any]) -> str:
         *others, last = schema["enum"]
         return f"{', '.join(others)} or {last}"
     if schema["type"] == "array":
-        return f"list of {_type(schema['items'])}"
+        most = f", at most {schema['maxItems']}" if "maxItems" in schema else ""
+        return f"list of {_type(schema['items'])}{most}"
     if "pattern" in schema:
         return _IDS[schema["pattern"]]
     return f"{_TYPES.get(schema['type'], schema['type'])}{_range(schema)}"

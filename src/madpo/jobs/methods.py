@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from madpo.jobs.base import REWARD, ModelReference, NeedsModel, Spec
 from madpo.losses.scales import MarginTemperature
+from madpo.types import AtMost
 
 
 class PreferenceMethod(Spec):
@@ -29,7 +30,7 @@ class MarginParameters(Spec):
     held-out pairs, before the first step."""
     outage_policy: Literal["pause", "neutral", "fail"] = "pause"
     """While no scorer answers: wait, train with weight 1, or fail."""
-    outage_budget_s: float = Field(default=900.0, gt=0)
+    outage_budget_s: Annotated[float, AtMost(31_536_000)] = Field(default=900.0, gt=0)
     """Longest outage `pause` waits out, in seconds."""
     lookahead_batches: int = Field(default=32, ge=1, le=1024)
     """Most batches whose margins are asked for ahead of the step; how many it are follows from the scorer's latency."""

@@ -1,11 +1,12 @@
 """What every training job is asked."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from madpo.jobs.base import DatasetReference, Spec
+from madpo.jobs.base import DatasetReference, MostTokens, Spec
+from madpo.types import MOST_STEPS, AtMost
 
 Overlong = Literal["error", "drop", "truncate_prompt", "truncate_response"]
 """Rows over `max_tokens`: refuse the training; leave the row out; cut the beginning of its prompt; cut the end of its
@@ -19,13 +20,13 @@ ALL_LINEAR = "all-linear"
 class OptimizerParameters(Spec):
     """AdamW with linear warm-up, then a schedule."""
 
-    learning_rate: float = Field(default=1e-5, gt=0)
+    learning_rate: Annotated[float, AtMost(1)] = Field(default=1e-5, gt=0)
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate goes on behind the warm-up: falling by half a cosine, by a line, or staying at the peak."""
     warmup_ratio: float | None = Field(default=0.03, ge=0, lt=1)
     """Share of all steps spent warming up, rounded to whole steps; 0 begins at the peak."""
-    warmup_steps: int | None = Field(default=None, ge=0)
+    warmup_steps: Annotated[int | None, AtMost(MOST_STEPS)] = Field(default=None, ge=0)
     """Steps spent warming up, instead of `warmup_ratio`. The first has 1 / (`warmup_steps` + 1) of the peak."""
     min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak that a falling schedule ends at."""
@@ -33,12 +34,12 @@ class OptimizerParameters(Spec):
     """Decay of the running mean of gradients."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of the running mean of squared gradients."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: Annotated[float, AtMost(1)] = Field(default=1e-8, gt=0)
     """Added to the denominator of an update."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: Annotated[float, AtMost(100)] = Field(default=0.01, ge=0)
     """Share of a weight, times the learning rate, that each step takes away. Matrices decay, embeddings among them;
     norms, biases and other vectors do not."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: Annotated[float, AtMost(1_000_000_000)] = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
 
     @model_validator(mode="before")
@@ -58,17 +59,17 @@ class OptimizerParameters(Spec):
 class LoraParameters(Spec):
     """Low-rank adapters; the reference policy is the adapter switched off."""
 
-    rank: int = Field(default=16, ge=1)
+    rank: Annotated[int, AtMost(16_384)] = Field(default=16, ge=1)
     """Rank of the two factors of an adapter."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: Annotated[float, AtMost(1_000_000)] = Field(default=32.0, gt=0)
     """Adapters are scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of an adapter's inputs left out at each training step."""
-    target_modules: tuple[str, ...] = Field(default=(ALL_LINEAR,), min_length=1)
+    target_modules: Annotated[tuple[str, ...], AtMost(10_000)] = Field(default=(ALL_LINEAR,), min_length=1)
     """Names of the layers that get an adapter, each the end of at least one layer's name, such as q_proj; `all-linear`
     takes every linear layer but the head; of a mixture of experts neither the router nor the experts, nor layers that
     peft takes for experts by their name; of a state-space mixer (Mamba) the first. The result counts them by name."""
-    exclude_modules: tuple[str, ...] = ()
+    exclude_modules: Annotated[tuple[str, ...], AtMost(10_000)] = ()
     """Names of layers that get none, of those that `target_modules` takes."""
     use_rslora: bool = False
     """Scale adapters by alpha / sqrt(rank), which keeps large ranks learning (arXiv:2312.03732)."""
@@ -89,19 +90,19 @@ class LoraParameters(Spec):
 class TrainingParameters(Spec):
     """What every training job needs."""
 
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: Annotated[float, AtMost(10_000)] = Field(default=1.0, gt=0)
     """Passes over the data; ignored when `max_steps` is given."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: Annotated[int | None, AtMost(MOST_STEPS)] = Field(default=None, ge=1)
     """Optimizer steps, instead of `epochs`."""
-    global_batch_size: int = Field(default=32, ge=1)
+    global_batch_size: Annotated[int, AtMost(1_000_000)] = Field(default=32, ge=1)
     """Rows per optimizer step."""
     layout: Literal["packed", "padded"] = "packed"
     """`packed` runs prompts once for all their responses, without padding, where the model can; `padded` runs every
     response behind its own prompt, in padded batches. The result is the same up to rounding."""
-    micro_batch_tokens: int = Field(default=4096, ge=1)
+    micro_batch_tokens: MostTokens = Field(default=4096, ge=1)
     """Tokens per forward pass; longer rows go alone. A memory setting that does not change the result beyond rounding;
     halved once when memory runs out."""
-    max_tokens: int = Field(default=1024, ge=2)
+    max_tokens: MostTokens = Field(default=1024, ge=2)
     """Longest prompt plus response, in tokens. No more than the model can read; that is also the default where it is
     less."""
     overlong: Overlong = "error"
@@ -126,20 +127,20 @@ class TrainingParameters(Spec):
     about a third more compute, the same result."""
     compile: bool = False
     """Compile the transformer blocks (torch.compile); needs a C++ compiler where the trainer runs. Rounding differs."""
-    eval_every_steps: int | None = Field(default=None, ge=1)
+    eval_every_steps: Annotated[int | None, AtMost(MOST_STEPS)] = Field(default=None, ge=1)
     """Steps between evaluations on the held-out rows; null has them before the first step and after the last alone."""
     best_metric: str = "loss"
     """Figure on the held-out rows by which a step is the best; its checkpoint is kept. Of losses and errors less is
     better, of all others more."""
-    early_stopping_patience: int | None = Field(default=None, ge=1)
+    early_stopping_patience: Annotated[int | None, AtMost(MOST_STEPS)] = Field(default=None, ge=1)
     """Stop after so many evaluations in a row without a new best; null never does."""
     publish: Literal["last", "best"] | None = None
     """Which step's weights are the job's model; null: the best with `early_stopping_patience`, else the last."""
-    checkpoint_every_steps: int = Field(default=100, ge=1)
+    checkpoint_every_steps: Annotated[int, AtMost(MOST_STEPS)] = Field(default=100, ge=1)
     """Steps between checkpoints; the last step has one anyway."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: Annotated[int, AtMost(10_000)] = Field(default=2, ge=1)
     """Newest checkpoints kept; that of the best step is kept besides."""
-    log_every_steps: int = Field(default=1, ge=1)
+    log_every_steps: Annotated[int, AtMost(MOST_STEPS)] = Field(default=1, ge=1)
     """Steps between reports of progress, and between rows of `metrics.jsonl`."""
 
     @model_validator(mode="after")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from madpo.losses.method import (
+    Coefficient,
     LossBatch,
     LossContext,
     LossOutput,
@@ -15,8 +16,10 @@ from madpo.losses.method import (
     MethodConfig,
     ReferenceUpdate,
     Requirements,
+    Steps,
 )
 from madpo.losses.terms import average_logps, unweighted
+from madpo.types import AtMost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,22 +28,22 @@ if TYPE_CHECKING:
 class AnchoredConfig(MethodConfig):
     """Parameters of every form of ADPO."""
 
-    tau: float = Field(default=1.0, gt=0)
+    tau: Coefficient = Field(default=1.0, gt=0)
     """Temperature of the anchored scores, in nats of log-ratio: 1 / beta of other methods. The paper's for a fixed
     anchor; its published code has 0.8, later 0.5."""
     anchor: Literal["fixed", "on_policy", "ema", "kl"] = "fixed"
     """What log-ratios are taken to: the reference as it was at the start; a copy of the policy, every `anchor_every`
     steps; its moving average; or a copy whenever the policy has moved on by `kl_threshold`. The paper advises a fixed
     one for offline data."""
-    anchor_every: int = Field(default=1, ge=1)
+    anchor_every: Steps = Field(default=1, ge=1)
     """Steps from one update of the anchor to the next, or from one look at the threshold."""
     anchor_decay: float = Field(default=0.99, ge=0, lt=1)
     """With anchor `ema`: share of the old anchor in the new one."""
-    kl_threshold: float = Field(default=0.1, gt=0)
+    kl_threshold: Coefficient = Field(default=0.1, gt=0)
     """With anchor `kl`: mean policy-to-anchor log-ratio of the responses above which the anchor follows, in nats."""
     average_log_prob: bool = False
     """Average log-probs over tokens, as the later published code does; false sums them."""
-    score_clamp: float | None = Field(default=None, gt=0)
+    score_clamp: Annotated[float | None, AtMost(1_000_000)] = Field(default=None, gt=0)
     """Bound of the anchored scores on both sides, beyond which a response no longer trains; 10 in the later published
     code. Null: none."""
 
@@ -66,7 +69,7 @@ class AnchoredConfig(MethodConfig):
 class AdpoConfig(AnchoredConfig):
     """Parameters of ADPO on pairs."""
 
-    beta_r: float = Field(default=0.5, gt=0)
+    beta_r: Coefficient = Field(default=0.5, gt=0)
     """Temperature of the reward margin, in reward-model logits, as in the first published code (0.3 later). 1 takes a
     Bradley-Terry reward model at its word: with tau = 1 / beta that is `rm_soft`."""
 

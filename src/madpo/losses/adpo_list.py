@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from madpo.losses.adpo import AnchoredConfig, anchored_list_scores
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ _STD_OFFSET = 1e-8
 class AdpoListConfig(AnchoredConfig):
     """Parameters of ADPO's cross-entropy on lists."""
 
-    beta_r: float = Field(default=0.5, gt=0)
+    beta_r: Coefficient = Field(default=0.5, gt=0)
     """Temperature of the scores, in their unit, or in standard deviations of each list with `standardize`. As in the
     first published code; 0.3 later."""
     standardize: bool = True
     """Standardise each list's scores, as the published code does; the paper's first versions take them raw."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target spread evenly over the list; 0.1 in the later published code."""
-    poly_weight: float = Field(default=0.0, ge=0)
+    poly_weight: Coefficient = Field(default=0.0, ge=0)
     """Weight of 1 - sum(q * p) beside the cross-entropy ("poly-1"); 1 in the later published code."""
 
 

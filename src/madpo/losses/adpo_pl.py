@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from madpo.losses.adpo import AnchoredConfig, anchored_list_scores
 from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, Requirements
 from madpo.losses.terms import unweighted
+from madpo.types import AtMost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ class AdpoPlConfig(AnchoredConfig):
     reduction: Literal["mean", "sum"] = "mean"
     """Average over the positions of a ranking, as the published code does, or add them up, which is the textbook
     likelihood."""
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: Annotated[int | None, AtMost(10_000)] = Field(default=None, ge=1)
     """Count only so many positions from the top; 3 in the later published code. Null: all."""
 
 

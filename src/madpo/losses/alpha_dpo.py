@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.moments import running_moments
 from madpo.losses.terms import average_logps, unweighted
 
@@ -21,11 +21,11 @@ Form = Literal["code", "paper"]
 class AlphaDpoConfig(MethodConfig):
     """Parameters of alpha-DPO; the defaults are the authors' for Llama-3."""
 
-    beta: float = Field(default=2.5, gt=0)
+    beta: Coefficient = Field(default=2.5, gt=0)
     """Implicit reward per nat of (average) log-prob."""
-    gamma_beta_ratio: float = Field(default=0.6, ge=0)
+    gamma_beta_ratio: Coefficient = Field(default=0.6, ge=0)
     """Margin every pair is asked for, in nats of (average) log-prob: gamma / beta."""
-    alpha: float = Field(default=0.2, ge=0)
+    alpha: Coefficient = Field(default=0.2, ge=0)
     """Change of a pair's margin per standard deviation of its gap; 0 gives SimPO."""
     form: Form = "code"
     """The authors' code adds alpha * z to the margin before beta multiplies it; the paper adds it after, so that the

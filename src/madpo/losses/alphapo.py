@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.simpo import simpo_loss
 from madpo.losses.terms import average_logps, max_exponent, unweighted
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class AlphapoConfig(MethodConfig):
     """Parameters of AlphaPO."""
 
-    beta: float = Field(default=2.0, gt=0)
+    beta: Coefficient = Field(default=2.0, gt=0)
     """Scale of the reward; there is no reference to stay close to."""
-    gamma_beta_ratio: float = Field(default=0.25, ge=0)
+    gamma_beta_ratio: Coefficient = Field(default=0.25, ge=0)
     """Target margin over beta, in units of the shaped reward."""
     alpha: float = Field(default=0.25, ge=-2, le=2)
     """Shape of the reward: 0 gives SimPO, -1 a reward linear in the probability; above 0 unlikely tokens cost more

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class AotConfig(MethodConfig):
     """Parameters of AOT."""
 
-    beta: float = Field(default=0.01, gt=0)
+    beta: Coefficient = Field(default=0.01, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
 
 

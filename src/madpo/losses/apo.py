@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ApoConfig(MethodConfig):
     """Parameters of APO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
 
 

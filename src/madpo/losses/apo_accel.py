@@ -8,6 +8,7 @@ from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
 from madpo.losses.method import (
+    Coefficient,
     LossBatch,
     LossContext,
     LossOutput,
@@ -15,6 +16,7 @@ from madpo.losses.method import (
     MethodConfig,
     ReferenceUpdate,
     Requirements,
+    Steps,
 )
 from madpo.losses.terms import unweighted
 
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 class ApoAccelConfig(MethodConfig):
     """Parameters of accelerated preference optimisation."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
-    iteration_steps: int = Field(default=128, ge=1)
+    iteration_steps: Steps = Field(default=128, ge=1)
     """Optimizer steps of one iteration, after which the policy moves on and becomes the reference; ours."""
     alpha: float = Field(default=0.3, ge=0, lt=1)
     """How far it moves on, in lengths of the iteration's own way; 0 gives iterated DPO."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import floor
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.moments import running_moments
+from madpo.types import AtMost
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +24,15 @@ class BetaDpoConfig(MethodConfig):
     `gap_scale` reward, `beta_from` all, `min_beta` null, `initial_std` 1 and no bias correction.
     """
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference for a batch of ordinary gaps (beta0 in the paper)."""
-    alpha: float = Field(default=0.6, ge=0)
+    alpha: Coefficient = Field(default=0.6, ge=0)
     """Relative change of beta per unit of the batch's mean gap above its running mean; 0 keeps beta constant."""
     filter_ratio: float = Field(default=0.2, ge=0, lt=1)
     """Share of pairs left out of each batch by a draw that favours ordinary gaps; 0 keeps all."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Share of the past in the running mean and standard deviation of the gap."""
-    min_beta: float | None = Field(default=1e-3, gt=0)
+    min_beta: Annotated[float | None, AtMost(1_000)] = Field(default=1e-3, gt=0)
     """Floor of the batch's beta. Null: none, and a batch of small gaps can turn beta negative."""
     gap_scale: Literal["log_ratio", "reward"] = "log_ratio"
     """The gap is the log-ratio difference in nats, as in the authors' code, or beta times it, as in the paper: the same
@@ -41,7 +42,7 @@ class BetaDpoConfig(MethodConfig):
     bias_correction: bool = True
     """Correct the running statistics for their start. Without, as in the authors' code, they begin near 0: in the first
     steps hardly any pair looks ordinary."""
-    initial_std: float = Field(default=0.0, ge=0)
+    initial_std: Coefficient = Field(default=0.0, ge=0)
     """Where the running standard deviation starts; of no effect with bias correction."""
 
     def extra_requirements(self) -> Mapping[str, bool]:

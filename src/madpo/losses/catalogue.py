@@ -79,7 +79,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(map(str, schema["enum"]))
     kind = {"boolean": "true, false", "null": "null"}.get(schema["type"])
-    limits = ", ".join(f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema)
+    limits = ", ".join(f"{sign} {schema[key]:.15g}" for key, sign in _BOUNDS.items() if key in schema)
     return kind or limits or schema["type"]
 
 
@@ -154,12 +154,12 @@ One file in `src/madpo/losses/` is all; the registry finds it. These ten lines a
 
 ```python
 from pydantic import Field
-from madpo.losses.method import Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 
 class SquareConfig(MethodConfig):
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
 
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import observe_chosen_tokens, sft_requirements, unweighted, with_chosen_nll
 
 
 class CpoConfig(MethodConfig):
     """Parameters of CPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Reward per nat of log-prob; there is no reference to stay close to."""
-    sft_weight: float = Field(default=1.0, ge=0)
+    sft_weight: Coefficient = Field(default=1.0, ge=0)
     """Weight of the chosen responses' negative log-likelihood, averaged over all chosen tokens of the batch."""
 
     def extra_requirements(self) -> Mapping[str, bool]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import average_logps, unweighted
 
 
 class DpoNormConfig(MethodConfig):
     """Parameters of length-normalised DPO."""
 
-    beta: float = Field(default=5.0, gt=0)
+    beta: Coefficient = Field(default=5.0, gt=0)
     """Strength of the pull to the reference: implicit reward per nat per token, so larger than DPO's by about the
     length of a response."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import max_exponent, unweighted
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 class FDpoConfig(MethodConfig):
     """Parameters of f-DPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per unit of score."""
     divergence: Divergence = "forward_kl"
     """What keeps the policy near the reference; `reverse_kl` gives DPO."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +19,11 @@ _GAMMA_LIMIT = 1 / math.log(2)
 class FocalpoConfig(MethodConfig):
     """Parameters of FocalPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
     detach_weight: bool = False
     """Take no gradient through the focal weight, so that every pair's gradient keeps its sign."""
-    gamma: float = Field(default=0.05, ge=0, validate_default=True)
+    gamma: Coefficient = Field(default=0.05, ge=0, validate_default=True)
     """Strength of the turn; 0 gives DPO. Below 1.4427 (1 / ln 2) unless `detach_weight`: pairs with
     p < exp(-1 / gamma) are pushed apart the wrong way, and from 1.4427 on that holds where training starts. The
     published default is not certain."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import average_logps, unweighted
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class IpoConfig(MethodConfig):
     """Parameters of IPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference (tau in the paper): the target margin is 1 / (2 * beta) nats."""
     average_log_prob: bool = True
     """Average log-ratios over tokens, as TRL does (the authors confirmed it); false sums them, as the MADPO and the

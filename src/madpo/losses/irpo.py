@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MAX_RELEVANCE = 30.0
 class IrpoConfig(MethodConfig):
     """Parameters of IRPO."""
 
-    beta: float = Field(default=1.0, gt=0)
+    beta: Coefficient = Field(default=1.0, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
     weighting: Weighting = "gain_log_discount"
     """How much a response of relevance r at rank k counts: (2^r - 1) / log2(1 + k), as in NDCG; 1 / log2(1 + k); or

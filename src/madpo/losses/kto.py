@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class KtoConfig(MethodConfig):
     """Parameters of KTO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
-    desirable_weight: float = Field(default=1.0, gt=0)
+    desirable_weight: Coefficient = Field(default=1.0, gt=0)
     """Weight of chosen responses (lambda_D). The paper advises a ratio of the two weights within 4/3 where, as in
     pairs, both kinds are as many."""
-    undesirable_weight: float = Field(default=1.0, gt=0)
+    undesirable_weight: Coefficient = Field(default=1.0, gt=0)
     """Weight of rejected responses (lambda_U)."""
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from madpo.errors import InvalidArgumentError
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.scales import MarginScale, number
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ _MAX_LOG_WEIGHT = 30.0
 class MadpoConfig(MethodConfig):
     """Parameters of MADPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
-    c_max: float = Field(default=2.0, ge=1)
+    c_max: Coefficient = Field(default=2.0, ge=1)
     """Amplification of pairs with a small margin; exactly 1 gives plain DPO, not damping alone (see `mode`)."""
     c_min: float = Field(default=0.5, gt=0, le=1)
     """Damping of pairs with a large margin; exactly 1 gives plain DPO. The paper ties it to 1 / c_max."""
-    lam: float = Field(default=1.0, gt=0)
+    lam: Coefficient = Field(default=1.0, gt=0)
     """Steepness of the change around `tau`, per reward-model logit (lambda in the paper)."""
     tau: MarginScale = math.log(0.999 / 0.001)
     """Margin at which a pair's weight is 1, in reward-model logits (after margin.temperature).

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from madpo.errors import InternalError
 from madpo.losses.scales import MarginScale
+from madpo.types import MOST_STEPS, AtMost
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 
 
 Evidence = Literal["code", "paper", "secondary", "rebuilt", "own"]
+
+
+Coefficient = Annotated[float, AtMost(1_000)]
+"""A weight or a scale; more than that of any would drown all else."""
+Steps = Annotated[int, AtMost(MOST_STEPS)]
+"""Optimizer steps."""
 
 
 class MethodConfig(BaseModel):

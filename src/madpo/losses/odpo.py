@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ _MIN_GAP = 1e-6
 class OdpoConfig(MethodConfig):
     """Parameters of ODPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio. Published: 0.05 to 0.7."""
-    alpha: float = Field(default=1.0, ge=0)
+    alpha: Coefficient = Field(default=1.0, ge=0)
     """Factor on the offset; 0 gives DPO."""
     scale: Scale = "log"
     """Offset as the logarithm of the reward margin, or as the margin itself. The logarithm is negative for margins

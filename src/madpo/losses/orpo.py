@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import average_logps, log1mexp, observe_chosen_tokens, unweighted, with_chosen_nll
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _MAX_AVERAGE_LOGP = -1e-7
 class OrpoConfig(MethodConfig):
     """Parameters of ORPO."""
 
-    lam: float = Field(default=0.1, gt=0)
+    lam: Coefficient = Field(default=0.1, gt=0)
     """Weight of the odds-ratio term beside the likelihood (lambda in the paper, beta in TRL)."""
 
 

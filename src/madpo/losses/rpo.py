@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import SftReduction, observe_chosen_tokens, sft_requirements, unweighted, with_chosen_nll
 
 
@@ -18,9 +18,9 @@ class RpoConfig(MethodConfig):
     `sequence` and `beta` 0.1.
     """
 
-    beta: float = Field(default=0.01, gt=0)
+    beta: Coefficient = Field(default=0.01, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
-    sft_weight: float = Field(default=0.005, ge=0)
+    sft_weight: Coefficient = Field(default=0.005, ge=0)
     """Weight of the chosen responses' negative log-likelihood (eta in RPO, alpha in the other); 0 gives DPO."""
     sft_reduction: SftReduction = "token"
     """Average it over all chosen tokens of the batch, or over each response's tokens and then over pairs

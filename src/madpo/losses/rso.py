@@ -8,7 +8,7 @@ from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
 from madpo.losses.hinge import hinge_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class RsoConfig(MethodConfig):
     """Parameters of RSO's loss; the pairs are sampled beforehand, see `rso_accept`."""
 
-    beta: float = Field(default=0.05, gt=0)
+    beta: Coefficient = Field(default=0.05, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio (gamma in the paper)."""
     link: Literal["logistic", "hinge"] = "logistic"
     """"sigmoid-norm", which is DPO's, or "hinge-norm"."""

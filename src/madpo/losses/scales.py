@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from madpo.errors import InvalidArgumentError
+from madpo.types import AtMost
 
 
 class Quantile(BaseModel):
@@ -38,11 +39,14 @@ def described(expected: str) -> WrapValidator:
 MarginScale = Annotated[
     Annotated[float, Field(gt=0)] | Quantile | Literal["auto"],
     described('must be a number > 0, {"quantile": q} with 0 < q < 1, or "auto"'),
+    AtMost(1_000_000),
 ]
 """A positive number of reward-model logits, or a rule for it."""
 
 MarginTemperature = Annotated[
-    Annotated[float, Field(gt=0)] | Literal["fit"], described('must be a number > 0, or "fit"')
+    Annotated[float, Field(gt=0)] | Literal["fit"],
+    described('must be a number > 0, or "fit"'),
+    AtMost(1_000_000),
 ]
 """What margins are divided by before a method reads them, or a rule for it."""
 

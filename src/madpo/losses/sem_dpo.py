@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class SemDpoConfig(MethodConfig):
     """Parameters of Sem-DPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
-    alpha: float = Field(default=1.0, ge=0)
+    alpha: Coefficient = Field(default=1.0, ge=0)
     """How fast the weight falls with the distance; 0 gives DPO. The paper's value could not be verified."""
 
 

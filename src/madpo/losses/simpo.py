@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import average_logps, observe_chosen_tokens, sft_requirements, unweighted, with_chosen_nll
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ class SimpoConfig(MethodConfig):
     Published pairs of `beta` and `gamma_beta_ratio`: 2 with 0.5 to 0.8, 2.5 with 0.1 to 0.55, 10 with 0.3 to 0.5.
     """
 
-    beta: float = Field(default=2.0, gt=0)
+    beta: Coefficient = Field(default=2.0, gt=0)
     """Reward per nat per token; there is no reference to stay close to."""
-    gamma_beta_ratio: float = Field(default=0.25, ge=0)
+    gamma_beta_ratio: Coefficient = Field(default=0.25, ge=0)
     """Target margin over beta, in nats per token. TRL asks for the target margin gamma itself."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Assumed share of pairs whose label is flipped; of the logistic link."""
     link: Link = "logistic"
     """`hinge` takes max(0, 1 - z) in place of softplus(-z)."""
-    sft_weight: float = Field(default=0.0, ge=0)
+    sft_weight: Coefficient = Field(default=0.0, ge=0)
     """Weight of the chosen responses' negative log-likelihood, averaged over all chosen tokens of the batch."""
 
     def extra_requirements(self) -> Mapping[str, bool]:

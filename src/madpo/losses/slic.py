@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class SlicConfig(MethodConfig):
     """Parameters of SLiC-HF."""
 
-    delta: float = Field(default=1.0, gt=0)
+    delta: Coefficient = Field(default=1.0, gt=0)
     """Margin at which a pair is done, in nats."""
-    sft_weight: float = Field(default=0.1, ge=0)
+    sft_weight: Coefficient = Field(default=0.1, ge=0)
     """Weight of the target's negative log-likelihood, summed over its tokens (lambda in the paper, which tunes it)."""
     sft_target: Literal["chosen", "gold"] = "chosen"
     """Whose likelihood holds the policy: the better response of the pair, or a gold response beside it."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from madpo.losses.method import (
+    Coefficient,
     LossBatch,
     LossContext,
     LossOutput,
@@ -17,6 +18,7 @@ from madpo.losses.method import (
     Requirements,
 )
 from madpo.losses.terms import unweighted
+from madpo.types import MOST_STEPS, AtMost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,14 +27,14 @@ if TYPE_CHECKING:
 class SppoConfig(MethodConfig):
     """Parameters of SPPO."""
 
-    beta: float = Field(default=1e-3, gt=0)
+    beta: Coefficient = Field(default=1e-3, gt=0)
     """Strength of the pull to the reference: log-ratios aim at (win probability - 1/2) / beta nats, 1 / beta being the
     paper's eta."""
     win_probability: Literal["pair", "list", "hard"] = "pair"
     """Of the chosen and the rejected response: sigmoid of the reward margin and its complement; the mean over a list of
     scored responses, itself included, whose best and worst are trained, as the paper has it for 5 samples; or 1 and
     0."""
-    iteration_steps: int | None = Field(default=None, ge=1)
+    iteration_steps: Annotated[int | None, AtMost(MOST_STEPS)] = Field(default=None, ge=1)
     """Steps after which the policy becomes the reference, as in the paper's iterations. Null: never."""
 
     def extra_requirements(self) -> Mapping[str, bool]:

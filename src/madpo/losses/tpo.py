@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.simpo import simpo_loss
 from madpo.losses.terms import average_logps, token_nll, unweighted
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class _GoldConfig(MethodConfig):
     """The gold term both have."""
 
-    sft_weight: float = Field(default=1.0, ge=0)
+    sft_weight: Coefficient = Field(default=1.0, ge=0)
     """Weight of the gold responses' negative log-likelihood, averaged over all gold tokens of the batch (alpha in the
     paper); at 0 no gold response is needed. The published code has 1 in its scripts, 0.05 in a default."""
 
@@ -31,16 +31,16 @@ class _GoldConfig(MethodConfig):
 class TpoConfig(_GoldConfig):
     """Parameters of TPO."""
 
-    beta: float = Field(default=0.01, gt=0)
+    beta: Coefficient = Field(default=0.01, gt=0)
     """Reward per nat of log-prob; there is no reference to stay close to."""
 
 
 class TpoLConfig(_GoldConfig):
     """Parameters of TPO-L."""
 
-    beta: float = Field(default=2.0, gt=0)
+    beta: Coefficient = Field(default=2.0, gt=0)
     """Reward per nat per token. Published: 2 for Mistral, 0.01 for Llama 3."""
-    gamma: float = Field(default=1.6, ge=0)
+    gamma: Coefficient = Field(default=1.6, ge=0)
     """Target margin of the reward. Published: 0.5 to 10, by the amount of data."""
 
 

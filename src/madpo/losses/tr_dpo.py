@@ -6,6 +6,7 @@ from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
 from madpo.losses.method import (
+    Coefficient,
     LossBatch,
     LossContext,
     LossOutput,
@@ -13,6 +14,7 @@ from madpo.losses.method import (
     MethodConfig,
     ReferenceUpdate,
     Requirements,
+    Steps,
 )
 from madpo.losses.terms import unweighted
 
@@ -20,11 +22,11 @@ from madpo.losses.terms import unweighted
 class TrDpoConfig(MethodConfig):
     """Parameters of TR-DPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
     alpha: float = Field(default=0.6, ge=0, le=1)
     """Share of the policy in an updated reference: 1 copies the policy, 0 keeps the reference fixed and gives DPO."""
-    every: int = Field(default=512, ge=1)
+    every: Steps = Field(default=512, ge=1)
     """Optimizer steps from one update to the next (tau in the paper)."""
 
     def reference_update(self) -> ReferenceUpdate | None:

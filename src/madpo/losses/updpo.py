@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class UpdpoConfig(MethodConfig):
     """Parameters of uncertainty-penalised DPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
     scheme: Literal["lcb", "scale", "weight"] = "lcb"
     """Take `k` standard deviations off both rewards (lower confidence bound), shrink the implicit margin, or shrink the
     pair's loss."""
-    k: float = Field(default=1.0, ge=0)
+    k: Coefficient = Field(default=1.0, ge=0)
     """Standard deviations taken off, with scheme `lcb`; 0 gives DPO."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Coefficient = Field(default=1.0, gt=0)
     """Uncertainty of a pair, in reward-model logits, that shrinks to 1 / e, with the schemes `scale` and `weight`."""
 
 

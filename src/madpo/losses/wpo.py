@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ _MAX_LOG_WEIGHT = 30.0
 class WpoConfig(MethodConfig):
     """Parameters of WPO."""
 
-    beta: float = Field(default=0.01, gt=0)
+    beta: Coefficient = Field(default=0.01, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
     clip_weight: bool = False
     """Cap the pair's weight at 1, as some published code does: text likelier than the policy's own samples then

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from madpo.losses.adpo import AnchoredConfig, anchored_list_scores
 from madpo.losses.adpo_list import list_cross_entropy
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MIN_RANK = 1e-6
 class XAdpoKdeConfig(AnchoredConfig):
     """Parameters of ADPO with smoothed ranks."""
 
-    beta_r: float = Field(default=1.0, gt=0)
+    beta_r: Coefficient = Field(default=1.0, gt=0)
     """Temperature of the ranks' logits."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import unweighted
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ Pilot = Literal["independent", "shared"]
 class XSgdpoConfig(MethodConfig):
     """Parameters of self-guided DPO. The paper's values could not be read; both 0 give DPO."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
     chosen_ratio: float = Field(default=0.5, ge=0, le=1)
     """Share of the chosen response's tokens in the pilot, which count twice (r1)."""

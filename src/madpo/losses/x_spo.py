@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from madpo.losses.dpo import dpo_loss
-from madpo.losses.method import LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
+from madpo.losses.method import Coefficient, LossBatch, LossContext, LossOutput, Method, MethodConfig, Requirements
 from madpo.losses.terms import token_nll, unweighted
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 class XSpoConfig(MethodConfig):
     """Parameters of stable preference optimisation."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Coefficient = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: implicit reward per nat of log-ratio."""
-    penalty: float = Field(default=1.0, ge=0)
+    penalty: Coefficient = Field(default=1.0, ge=0)
     """Weight of the chosen responses' negative log-likelihood per token above its bound (lambda); 0 leaves it out."""
     bound: Literal["reference", "best"] = "reference"
     """The reference's on the same responses, or the lowest of any batch so far, beginning with the reference's on the
     first; batches differ, so give that one some slack."""
-    slack: float = Field(default=0.0, ge=0)
+    slack: Coefficient = Field(default=0.0, ge=0)
     """By how much it may exceed its bound, in nats per token."""
-    positive_weight: float = Field(default=0.0, ge=0)
+    positive_weight: Coefficient = Field(default=0.0, ge=0)
     """Weight, in implicit reward, of each chosen log-prob's fall below the reference (mu); 0 leaves it out."""
 
     def extra_requirements(self) -> Mapping[str, bool]:

@@ -1,6 +1,7 @@
 """Plain values that cross module boundaries. No torch, no protobuf, nothing of ours."""
 
 from madpo.types.access import AccessToken, AuditRecord, Caller, Role, TokenLimits
+from madpo.types.bounds import MOST_STEPS, AtMost
 from madpo.types.jobs import (
     CheckpointPublished,
     Job,
@@ -42,8 +43,10 @@ from madpo.types.text import (
 
 __all__ = [
     "MESSAGE_TEXTS",
+    "MOST_STEPS",
     "NO_OPTIONS",
     "AccessToken",
+    "AtMost",
     "AuditRecord",
     "Caller",
     "ChatOptions",

@@ -224,16 +224,16 @@ def test_a_wrong_setting_is_a_usage_error(
     [
         (
             ("--set", "training.optimizer.weight_decay=-1"),
-            "training.optimizer.weight_decay: must be a number >= 0, got -1",
+            "training.optimizer.weight_decay: must be a number in [0, 100], got -1",
         ),
         (
             ("--set", "training.lora.target_modules=[q_proj, 2]"),
             "training.lora.target_modules.1: must be text, got 2",
         ),
-        (("--set", "training={epochs: 0}"), "training.epochs: must be a number > 0, got 0"),
+        (("--set", "training={epochs: 0}"), "training.epochs: must be a number in (0, 10000], got 0"),
         (("--set", "margin.outage_policy=fail"), "margin: reward_service needs reward_model"),
         (("--set", f"eval_dataset={MODEL}"), f"eval_dataset: must be a DATASET_ID, got '{MODEL}'"),
-        (("--batch-size", "0"), "--batch-size: must be an integer >= 1, got 0"),
+        (("--batch-size", "0"), "--batch-size: must be an integer in [1, 1000000], got 0"),
         (
             ("--reward-model", DATASET),
             f"--reward-model: must be a MODEL_ID, a JOB_ID or JOB_ID@STEP, got '{DATASET}'\n",
@@ -243,7 +243,7 @@ def test_a_wrong_setting_is_a_usage_error(
         (("--set", "training.compile=perhaps"), "training.compile: must be true or false, got 'perhaps'"),
         (("--precision", "fp8"), "--precision: must be fp32 or bf16, got 'fp8'"),
         (("--overlong", "cut"), "--overlong: must be error, drop, truncate_prompt or truncate_response, got 'cut'"),
-        (("--set", "training.max_steps=many"), "training.max_steps: must be an integer >= 1, got 'many'"),
+        (("--set", "training.max_steps=many"), "training.max_steps: must be an integer in [1, 10000000], got 'many'"),
         (("--method", "5"), "--method: must be text, got 5"),
         (("--set", "method.params=3"), "method.params: must be a mapping, got 3"),
         (
@@ -329,7 +329,10 @@ def test_a_wrong_field_of_a_file_is_named_with_the_file(
             ("dataset", "check", DATASET, "--model", MODEL, "--eval-dataset", MODEL),
             "--eval-dataset: must be a DATASET_ID",
         ),
-        (("dataset", "check", DATASET, "--model", MODEL, "--max-tokens", "1"), "--max-tokens: must be an integer >= 2"),
+        (
+            ("dataset", "check", DATASET, "--model", MODEL, "--max-tokens", "1"),
+            "--max-tokens: must be an integer in [2, 16777216]",
+        ),
         (("dataset", "check", "rows.jsonl", "--model", "dir", "--overlong", "cut"), "--overlong: must be error, drop,"),
     ],
 )
@@ -433,8 +436,9 @@ def test_a_listed_default_is_a_value(madpo: Command) -> None:
     [
         (
             ("train", "policy"),
-            ("--learning-rate number > 0 Peak learning rate. [default: 1e-05]", "--method text", "[required]",
-             "--precision fp32 or bf16", "--lora-rank integer >= 1 Train low-rank adapters of this rank. --checkpoint",
+            ("--learning-rate number in (0, 1] Peak learning rate. [default: 1e-05]", "--method text", "[required]",
+             "--precision fp32 or bf16",
+             "--lora-rank integer in [1, 16384] Train low-rank adapters of this rank. --checkpoint",
              "leave them out, or cut the prompt's beginning or the responses' end. [default: error]",
              "a dataset as DATASET_ID; the beginning of an id, a name, or @last",
              "--param NAME=VALUE", "--set FIELD=VALUE",
@@ -447,8 +451,12 @@ def test_a_listed_default_is_a_value(madpo: Command) -> None:
             ("--samples integer in [1, 64]", "--temperature number in [0, 10] S", "[1.0]]", "--baseline JOB_ID"),
             ("--pairs",),
         ),
-        (("dataset", "check"), ("--max-tokens integer >= 2", "[default: 1024]", "[default: error]"), ("lists all",)),
-        (("calibrate",), ('--temperature number > 0 or "fit"', "--eval-dataset"), ("--training-dataset",)),
+        (
+            ("dataset", "check"),
+            ("--max-tokens integer in [2, 16777216]", "[default: 1024]", "[default: error]"),
+            ("lists all",),
+        ),
+        (("calibrate",), ('--temperature number in (0, 1000000] or "fit"', "--eval-dataset"), ("--training-dataset",)),
     ],
 )  # fmt: skip
 def test_help_has_types_meanings_and_defaults_from_the_spec(

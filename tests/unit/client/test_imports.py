@@ -44,7 +44,7 @@ def test_methods_are_listed_without_any_service_package() -> None:
 @pytest.mark.parametrize("arguments", [["job", "fields", "policy_training"], ["train", "policy", "--help"]])
 def test_fields_of_jobs_are_shown_without_any_service_package(arguments: list[str]) -> None:
     code = f"import sys; sys.argv = ['madpo', *{arguments!r}]\nfrom madpo_client.cli import main; main()"
-    assert "number > 0" in run(REFUSE + code)
+    assert "number in (0," in run(REFUSE + code)
 
 
 def test_a_ledger_without_its_extra_says_how_to_get_it() -> None:

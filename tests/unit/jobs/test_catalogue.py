@@ -42,9 +42,9 @@ def test_shared_parts_stand_once_under_the_names_to_write_and_are_linked() -> No
     assert PAGE.count("\n### TrainingParameters\n") == 1
     assert PAGE.count("[TrainingParameters](#trainingparameters)") == 3
     found = section("### OptimizerParameters")
-    assert "| `training.optimizer.weight_decay` | number >= 0 | 0.01 | Share of a weight" in found
+    assert "| `training.optimizer.weight_decay` | number in [0, 100] | 0.01 | Share of a weight" in found
     assert "`training.optimizer` of `supervised_training`, `reward_training` and `policy_training`" in found
-    assert "| `step` | integer >= 0 or null | null |" in section("### ModelReference")
+    assert "| `step` | integer in [0, 10000000] or null | null |" in section("### ModelReference")
 
 
 def test_a_shared_part_stands_where_each_kind_has_it() -> None:

@@ -44,8 +44,8 @@ def test_a_reference_is_one_field_that_says_what_it_leads_to() -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "allowed", "default"),
     [
-        (JobKind.POLICY_TRAINING, "training.epochs", "number > 0", "1.0"),
-        (JobKind.POLICY_TRAINING, "training.max_steps", "integer >= 1 or null", "null"),
+        (JobKind.POLICY_TRAINING, "training.epochs", "number in (0, 10000]", "1.0"),
+        (JobKind.POLICY_TRAINING, "training.max_steps", "integer in [1, 10000000] or null", "null"),
         (JobKind.POLICY_TRAINING, "training.seed", "integer in [0, 2147483648)", "0"),
         (JobKind.POLICY_TRAINING, "training.precision", "fp32 or bf16", '"fp32"'),
         (JobKind.POLICY_TRAINING, "training.compile", "true or false", "false"),
@@ -54,10 +54,10 @@ def test_a_reference_is_one_field_that_says_what_it_leads_to() -> None:
         (JobKind.POLICY_TRAINING, "training.lora", "LoraParameters or null", "null"),
         (JobKind.POLICY_TRAINING, "margin.outage_policy", "pause, neutral or fail", '"pause"'),
         (JobKind.POLICY_TRAINING, "margin.lookahead_batches", "integer in [1, 1024]", "32"),
-        (JobKind.POLICY_TRAINING, "margin.temperature", 'number > 0 or "fit"', "1.0"),
+        (JobKind.POLICY_TRAINING, "margin.temperature", 'number in (0, 1000000] or "fit"', "1.0"),
         (JobKind.POLICY_TRAINING, "method.params", "mapping", "{}"),
-        (JobKind.EVALUATION, "baseline_job_ids", "list of JOB_ID", "[]"),
-        (JobKind.EVALUATION, "sampling.temperatures", "list of number in [0, 10]", "[1.0]"),
+        (JobKind.EVALUATION, "baseline_job_ids", "list of JOB_ID, at most 100", "[]"),
+        (JobKind.EVALUATION, "sampling.temperatures", "list of number in [0, 10], at most 64", "[1.0]"),
     ],
 )
 def test_types_ranges_and_defaults_are_those_of_the_spec(kind: JobKind, name: str, allowed: str, default: str) -> None:

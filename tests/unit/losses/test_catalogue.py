@@ -37,7 +37,7 @@ def test_ranges_and_what_other_parameters_need() -> None:
     allowed = {each.name: (each.default, each.allowed) for each in parameters(METHODS["madpo"])}
 
     assert allowed["c_min"] == ("0.5", "> 0, <= 1")
-    assert allowed["tau"] == ("6.906754778648554", '> 0 or {"quantile": q} or "auto"')
+    assert allowed["tau"] == ("6.906754778648554", '> 0, <= 1000000 or {"quantile": q} or "auto"')
     assert allowed["mode"] == ('"full"', "full, amp_only, reg_only")
     assert also_needs(METHODS["sppo"]) == ("list", "outer_loop")
     assert also_needs(METHODS["slic"]) == ("gold",)

@@ -9,6 +9,7 @@ from typing import Any
 
 from madpo.errors import AlreadyExistsError, InvalidArgumentError, MadpoError, NotFoundError, OverloadedError
 from madpo.jobs.base import JOB_ID_PATTERN, Spec
+from madpo.jobs.bounds import require_bounds
 from madpo.jobs.registry import parse_spec
 from madpo.ports import JobQueue, JobRequest, ObjectStore
 from madpo.queue.queue import job_id_of
@@ -75,6 +76,7 @@ class JobServicer(JobServiceServicer):
         )
         is_new = not await self._is_known(job_id_of(wanted.request_id))
         if is_new:
+            require_bounds(spec, path=f"spec.{kind}")
             await check_spec(spec, depends_on=wanted.depends_on, shelves=self._shelves)
             await self._reserve_room(job_id_of(wanted.request_id))
             await asyncio.to_thread(self._keep_request, wanted)
