@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from madpo.errors import InvalidArgumentError
-from madpo.jobs.training import ALL_LINEAR
+from madpo.jobs.training import ALL_LINEAR, is_pattern
 from madpo.spelling import did_you_mean
 
 _WEIGHT = ".weight"
@@ -14,7 +14,9 @@ _STATE_SPACE = (".A_log", ".D")
 
 
 def is_named(layer: str, name: str) -> bool:
-    """Whether a name of `target_modules` means a layer: its whole name, or the end of it from a dot on, as in peft."""
+    """Whether a name of `target_modules` means a layer, as in peft: its name, its end from a dot on, or a pattern."""
+    if is_pattern(name):
+        return re.fullmatch(name, layer) is not None
     return layer == name or layer.endswith(f".{name}")
 
 

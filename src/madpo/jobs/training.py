@@ -1,5 +1,6 @@
 """What every training job is asked."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -15,6 +16,13 @@ responses."""
 
 ALL_LINEAR = "all-linear"
 """In the place of names of layers: every linear one but the head; peft's word."""
+_IN_PATTERNS = re.compile(r"[*+?()\[\]{}|^$\\]")
+"""What no layer's name has, but patterns of names."""
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name of `target_modules` is a regular expression of names of layers."""
+    return _IN_PATTERNS.search(name) is not None
 
 
 class OptimizerParameters(Spec):
@@ -66,9 +74,10 @@ class LoraParameters(Spec):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of an adapter's inputs left out at each training step."""
     target_modules: Annotated[tuple[str, ...], AtMost(10_000)] = Field(default=(ALL_LINEAR,), min_length=1)
-    """Names of the layers that get an adapter, each the end of at least one layer's name, such as q_proj; `all-linear`
-    takes every linear layer but the head; of a mixture of experts neither the router nor the experts, nor layers that
-    peft takes for experts by their name; of a state-space mixer (Mamba) the first. The result counts them by name."""
+    """Names of the layers that get an adapter, each the end of at least one layer's name, such as q_proj, or a regular
+    expression of whole names; `all-linear` takes every linear layer but the head; of a mixture of experts neither the
+    router nor the experts, nor layers that peft takes for experts by their name; of a state-space mixer (Mamba) the
+    first. The result counts them by name."""
     exclude_modules: Annotated[tuple[str, ...], AtMost(10_000)] = ()
     """Names of layers that get none, of those that `target_modules` takes."""
     use_rslora: bool = False
@@ -84,6 +93,16 @@ class LoraParameters(Spec):
     def _all_or_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if ALL_LINEAR in value and len(value) > 1:
             raise ValueError(f"give {ALL_LINEAR} alone, or names of layers")
+        return value
+
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _patterns_can_be_read(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in filter(is_pattern, value):
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise ValueError(f"{name} is no regular expression: {error}") from error
         return value
 
 

@@ -131,6 +131,20 @@ def test_named_layers_alone_are_adapted_and_excluded_ones_are_not():
         target_layers(causal_lm("phi 3"), LoraParameters(target_modules=("o_proj",), exclude_modules=("o_proj",)))
 
 
+def test_patterns_are_of_whole_names():
+    chosen = target_layers(causal_lm("llama"), LoraParameters(target_modules=r".*layers\.1\..*(q|up)_proj"))
+    assert chosen == ["model.layers.1.mlp.up_proj", "model.layers.1.self_attn.q_proj"]
+    both = LoraParameters(target_modules=(r".*(q|v)_proj", "o_proj"), exclude_modules=(r".*\.0\..*", "v_proj"))
+    assert target_layers(causal_lm("llama"), both) == [
+        "model.layers.1.self_attn.o_proj",
+        "model.layers.1.self_attn.q_proj",
+    ]
+    with pytest.raises(InvalidArgumentError, match=r"no layer \(q\|v\)_proj that"):
+        target_layers(causal_lm("llama"), LoraParameters(target_modules="(q|v)_proj"))
+    with pytest.raises(ValidationError, match="is no regular expression: missing"):
+        LoraParameters(target_modules="(q_proj")
+
+
 def test_all_linear_may_be_written_as_text_and_stands_alone():
     assert LoraParameters(target_modules="all-linear") == LoraParameters()
     for wrong in ((), ("all-linear", "q_proj")):
