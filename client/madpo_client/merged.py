@@ -1,5 +1,6 @@
 """Downloading an adapter as the whole model that it is with its base, merged on this machine."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,20 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from madpo.errors import FailedPreconditionError
+from madpo.jobs.base import MODEL_ID_PATTERN
 from madpo.model_files.companions import MODEL_RECORD
 from madpo.model_files.configs import is_adapter, model_kind, read_config
 
 MergedDtype = Literal["exact", "base"]
 """Of a merged model: `exact` keeps in float32 what the dtype of the base would round, `base` rounds it."""
+
+
+def stored_base(directory: Path) -> str | None:
+    """The stored model that an adapter's files name as its base; None of other models, and of bases elsewhere."""
+    if not is_adapter(directory):
+        return None
+    name = str(read_config(directory / "adapter_config.json").get("base_model_name_or_path"))
+    return name if re.fullmatch(MODEL_ID_PATTERN, name) else None
 
 
 def download_merged(

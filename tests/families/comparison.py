@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from madpo.data.tokenize import encode_texts, render_chat
 from madpo.data.tokenizer import load_tokenizer
@@ -18,11 +19,14 @@ from madpo.models.packed.capability import prepare_layout
 from madpo.models.packed.logps import PackedLogps
 from madpo.models.scores import inner_model
 from madpo.types import NO_OPTIONS, Content, Message, content_from_json
+from madpo_client.merged import MergedDtype
 from tests.families.family import Family
 from tests.families.flows import BAD, GOOD, NEW_TOKENS, Flow, Flows, contents, scorer_of, scoring_flow
 
 Plain = Callable[..., Any]
 """`plain` in this process, or in one with transformers 4."""
+
+_WEIGHTS = "model.safetensors"
 
 OURS = {"config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors", "madpo.json"}
 """Files that a training writes; all others are the base's."""
@@ -175,9 +179,11 @@ class PlainValues:
     """All rows in one batch."""
 
 
-def plain_values(flows: Flows, family: Family, flow: Flow, plain: Plain, *, merged: bool = False) -> PlainValues:
+def plain_values(
+    flows: Flows, family: Family, flow: Flow, plain: Plain, *, merged: MergedDtype | None = None
+) -> PlainValues:
     """What transformers alone makes of the download; an adapter is put on its base by peft, unless it is merged."""
-    directory = flows.download(family, flow, merged=True) if merged else flows.download(family, flow)
+    directory = flows.download(family, flow, merged=merged)
     base = None if merged else base_of(flows, family, flow)
     options: dict[str, Any] = attention_asked_for(family)
     if base is not None:
@@ -188,7 +194,7 @@ def plain_values(flows: Flows, family: Family, flow: Flow, plain: Plain, *, merg
     return PlainValues(_flat(found["alone"]), _flat(found["padded"]))
 
 
-def changed_files(flows: Flows, family: Family, flow: Flow, *, merged: bool = False) -> set[str]:
+def changed_files(flows: Flows, family: Family, flow: Flow, *, merged: MergedDtype | None = None) -> set[str]:
     """Files of the base that came back otherwise or not at all, and files that nobody asked for."""
     base, back = flows.base_directory(family), flows.download(family, flow, merged=merged)
     kept = {path.name for path in base.iterdir()} - OURS
@@ -208,6 +214,14 @@ def dtypes(directory: Path) -> set[str]:
         config = json.loads((directory / "config.json").read_text())
         found.add(config.get("dtype", config.get("torch_dtype")))
     return found
+
+
+def rounded_otherwise(flows: Flows, family: Family, flow: Flow) -> list[str]:
+    """Weights of the adapter merged in the dtype of its base that are not those merged exactly, rounded."""
+    exact, rounded = (load_file(flows.download(family, flow, merged=each) / _WEIGHTS) for each in ("exact", "base"))
+    dtype = getattr(torch, family.dtype)
+    assert exact.keys() == rounded.keys()
+    return [name for name, weight in rounded.items() if not torch.equal(weight, exact[name].to(dtype))]
 
 
 def _same(one: Path, other: Path) -> bool:

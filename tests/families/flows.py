@@ -9,6 +9,7 @@ from madpo.data.tokenize import Encoded, encode_response
 from madpo.data.tokenizer import load_tokenizer
 from madpo.types import Content, Job, Message
 from madpo_client.job import JobHandle
+from madpo_client.merged import MergedDtype
 from tests.families.catalogue import BY_NAME
 from tests.families.family import Family
 from tests.families.site import Site
@@ -50,9 +51,16 @@ class Flows:
         self.evaluation = cache(self._evaluate)
         self._downloaded = cache(self._download)
 
-    def download(self, family: Family, flow: Flow, *, merged: bool = False) -> Path:
-        """What a user gets of a flow's model."""
+    def download(self, family: Family, flow: Flow, *, merged: MergedDtype | None = None) -> Path:
+        """What a user gets of a flow's model, of an adapter perhaps merged into its base."""
         return self._downloaded(family, flow, merged)
+
+    def base_by_its_id(self, family: Family) -> Path:
+        """Where the base lies in a folder that is called as it is stored."""
+        folder = self._home / "by-id"
+        if not (folder / self.base_id(family)).exists():
+            self.site.client.models.download(self.base_id(family), folder / self.base_id(family))
+        return folder
 
     def encode(self, family: Family, responses: Sequence[str]) -> list[Encoded]:
         """Each question with its response, as the base's tokenizer has them."""
@@ -108,9 +116,9 @@ class Flows:
         )
         return self.site.run(handle)
 
-    def _download(self, family: Family, flow: Flow, merged: bool) -> Path:
-        into = self._home / "downloads" / f"{family.name}-{flow}{'-merged' * merged}"
-        options = {"merged": True} if merged else {}
+    def _download(self, family: Family, flow: Flow, merged: MergedDtype | None) -> Path:
+        into = self._home / "downloads" / f"{family.name}-{flow}-{merged or 'as-it-is'}"
+        options: dict[str, Any] = {"merged": True, "merged_dtype": merged} if merged else {}
         return self.site.client.models.download(self.job(family, flow).job_id, into, **options)
 
 

@@ -3,6 +3,7 @@
 As a program it answers requests, one JSON object a line, with one a line: `older.py` asks it.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -50,6 +51,16 @@ def measure(
         "padded": _values(model, kind, ids),
         "dtype": str(model.config.dtype),
     }
+
+
+@torch.inference_mode()
+def measure_by_name(directory: str, ids: Ids, *, beside: str, attention: str | None = None) -> list[Any]:
+    """As `measure` of an adapter, each row alone; peft finds its base by the name in its files, in `beside`."""
+    from peft import AutoPeftModelForCausalLM
+
+    with contextlib.chdir(beside):
+        model = AutoPeftModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention)
+    return [_values(model.eval(), "causal_lm", [each])[0] for each in ids]
 
 
 @torch.inference_mode()
@@ -118,7 +129,13 @@ def _values(model: Any, kind: str, ids: Ids) -> list[Any]:
     return [row[: len(each) - 1].tolist() for row, each in zip(logps, ids, strict=True)]
 
 
-CALLS = {"tokenize": tokenize, "measure": measure, "generate": generate, "divergence": divergence}
+CALLS = {
+    "tokenize": tokenize,
+    "measure": measure,
+    "measure_by_name": measure_by_name,
+    "generate": generate,
+    "divergence": divergence,
+}
 
 
 def answer(request: Mapping[str, Any]) -> Any:

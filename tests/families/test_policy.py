@@ -43,12 +43,32 @@ def test_plain_transformers_computes_what_we_do(flows: Flows, family: Family, fl
 @pytest.mark.cell("merged")
 def test_merged_it_is_the_same(flows: Flows, family: Family, plain: Plain):
     apart = comparison.plain_values(flows, family, "policy_lora", plain)
-    merged = comparison.plain_values(flows, family, "policy_lora", plain, merged=True)
+    merged = comparison.plain_values(flows, family, "policy_lora", plain, merged="exact")
 
     assert merged.alone == near(apart.alone)
     assert merged.padded == near(merged.alone)
-    assert comparison.changed_files(flows, family, "policy_lora", merged=True) == family.may_change
-    assert comparison.dtypes(flows.download(family, "policy_lora", merged=True)) <= {family.dtype, "float32"}
+    assert comparison.changed_files(flows, family, "policy_lora", merged="exact") == family.may_change
+    assert comparison.dtypes(flows.download(family, "policy_lora", merged="exact")) <= {family.dtype, "float32"}
+
+
+@pytest.mark.cell("merged")
+def test_merged_in_the_dtype_of_its_base_it_is_rounded_once(flows: Flows, family: Family):
+    directory = flows.download(family, "policy_lora", merged="base")
+
+    assert comparison.rounded_otherwise(flows, family, "policy_lora") == []
+    assert comparison.dtypes(directory) == {family.dtype}
+    assert comparison.changed_files(flows, family, "policy_lora", merged="base") == family.may_change
+    assert (directory / "config.json").read_bytes() == (flows.base_directory(family) / "config.json").read_bytes()
+
+
+@pytest.mark.cell("transformers")
+def test_peft_finds_the_base_of_an_adapter_by_its_name(flows: Flows, family: Family, plain: Plain):
+    adapter, asked = flows.download(family, "policy_lora"), comparison.attention_asked_for(family)
+    beside = flows.base_by_its_id(family)
+
+    found = plain("measure_by_name", str(adapter), comparison.rows(flows, family), beside=str(beside), **asked)
+
+    assert [value for row in found for value in row] == near(comparison.our_values(flows, family, "policy_lora"))
 
 
 @pytest.mark.cell("evaluation")

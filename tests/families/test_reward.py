@@ -50,9 +50,15 @@ def test_merged_it_is_the_same(flows: Flows, family: Family, plain: Plain):
     if isinstance(plain, OlderTransformers) and not family.has_older_classifier:
         pytest.skip("transformers 4.57 has no classifier of this family")
     apart = comparison.plain_values(flows, family, "reward_lora", plain)
-    merged = comparison.plain_values(flows, family, "reward_lora", plain, merged=True)
+    merged = comparison.plain_values(flows, family, "reward_lora", plain, merged="exact")
 
     assert merged.alone == near(apart.alone)
     assert merged.padded == near(merged.alone)
-    assert comparison.changed_files(flows, family, "reward_lora", merged=True) == set()
-    assert comparison.dtypes(flows.download(family, "reward_lora", merged=True)) <= {family.dtype, "float32"}
+    assert comparison.changed_files(flows, family, "reward_lora", merged="exact") == set()
+    assert comparison.dtypes(flows.download(family, "reward_lora", merged="exact")) <= {family.dtype, "float32"}
+
+
+@pytest.mark.cell("merged")
+def test_merged_in_the_dtype_of_its_base_it_is_rounded_once(flows: Flows, family: Family):
+    assert comparison.rounded_otherwise(flows, family, "reward_lora") == []
+    assert comparison.dtypes(flows.download(family, "reward_lora", merged="base")) == {family.dtype}

@@ -11,7 +11,7 @@ from madpo.model_files.uploads import files_to_upload
 from madpo_client.cli.arguments import MODEL_HELP, JobArgument, ModelArgument, complete_models
 from madpo_client.cli.context import open_client, said_when_interrupted
 from madpo_client.cli.output import AsJson, Column, Quiet, show, show_deleted, size_text, table, time_text
-from madpo_client.merged import MergedDtype
+from madpo_client.merged import MergedDtype, stored_base
 from madpo_client.printable import printable
 
 if TYPE_CHECKING:
@@ -156,3 +156,10 @@ def download_model(
     with open_client(context) as client:
         path = client.models.download(model, directory, merged=merged, merged_dtype=dtype, progress=not as_json)
     show({"directory": str(path)}, as_json=True) if as_json else print(path)
+    base = stored_base(path)
+    if base:
+        print(
+            f"it is an adapter of {base}, which peft looks for in a folder of that name (`madpo model download {base} "
+            f"{base}`); --merged makes one model of the two",
+            file=sys.stderr,
+        )

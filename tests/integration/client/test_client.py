@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from madpo.errors import (
     DeadlineExceededError,
@@ -21,6 +22,7 @@ from madpo.errors import (
     NotFoundError,
     UnauthenticatedError,
 )
+from madpo.models.save import save_adapter
 from madpo.ports import Claim
 from madpo.queue.queue import RedisJobQueue, connect
 from madpo.storage.artifacts import publish_artifacts
@@ -375,6 +377,26 @@ def test_an_interrupted_command_exits_with_130_and_leaves_the_job(stack: Embedde
     _, complaint = watching.communicate(timeout=30)
     assert (watching.returncode, complaint) == (130, "")
     assert job.refresh().state is JobState.PENDING
+
+
+def test_who_downloads_an_adapter_hears_where_its_base_is_looked_for(
+    stack: EmbeddedStack, client: Client, model: Model, model_directory: Path, tmp_path: Path, make_toy_lm: Any
+) -> None:
+    adapted = get_peft_model(make_toy_lm(), LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    save_adapter(adapted, tmp_path / "adapter", source=model_directory, base=(model.model_id, None))
+    adapter = client.models.upload(tmp_path / "adapter")
+
+    def download(model_id: str, *options: str) -> str:
+        command = [sys.executable, "-m", "madpo_client.cli", "model", "download", model_id, *options]
+        environment = {**os.environ, "MADPO_HOME": str(stack.home)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        return done.stderr
+
+    assert f"(`madpo model download {model.model_id} {model.model_id}`)" in download(
+        adapter.model_id, str(tmp_path / "again")
+    )
+    for options in ([model.model_id, str(tmp_path / "base")], [adapter.model_id, str(tmp_path / "one"), "--merged"]):
+        assert "adapter" not in download(*options)
 
 
 def test_a_dataset_goes_up_and_is_listed_from_the_command_line(stack: EmbeddedStack, tmp_path: Path) -> None:
