@@ -10,7 +10,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     Of names with dots the last part may be enough: `weight_decay` is like `training.optimizer.weight_decay`.
     """
     names = list(known)
-    found = [each for each in names if each.endswith(f".{name}")] or get_close_matches(name, names, n=1, cutoff=0.7)
+    found = [each for each in names if each.casefold() == name.casefold() or each.endswith(f".{name}")]
+    found = found or get_close_matches(name, names, n=1, cutoff=0.7)
     if not found:
         leaves = {each.rpartition(".")[2]: each for each in reversed(names)}
         found = [leaves[leaf] for leaf in get_close_matches(name.rpartition(".")[2], leaves, n=1, cutoff=0.7)]

@@ -166,10 +166,10 @@ REFUSALS = (
         _supervised(_with("tokenizer_config.json", chat_template=template("deepseek-r1"))),
     ),
     Refusal(
-        "A tokenizer without its fast form",
+        "A tokenizer without its fast form (`tokenizer.model` alone)",
         "job",
-        "tokenizer",
-        "save it with `tokenizer.json`",
+        "has no tokenizer.json, the fast form",
+        "load it where sentencepiece is installed, and save it: that writes `tokenizer.json`",
         _supervised(_slow, "mistral"),
     ),
 )

@@ -21,6 +21,7 @@ NAMES = (
         ("weight_decay", "; did you mean training.optimizer.weight_decay?"),
         ("learningrate", "; did you mean training.optimizer.learning_rate?"),
         ("seed", "; did you mean training.seed or sampling.seed?"),
+        ("Training.Seed", "; did you mean training.seed?"),
         ("temperature", ""),
         ("", ""),
     ],

@@ -88,8 +88,10 @@ def describe_output(
                 "cannot be padded"
             )
         elif pad_id != tokenizer.pad_token_id:
+            theirs = tokenizer.pad_token
+            why = "the tokenizer has none" if theirs is None else f"texts may end with that of the tokenizer ({theirs})"
             said["warning"] = (
                 f"in plain transformers pad batches with the model's pad_token_id ({pad_id}): it scores the last token "
-                f"that differs from it, and texts may end with what the tokenizer pads with ({tokenizer.pad_token})"
+                f"that differs from it, and {why}"
             )
     return said

@@ -11,7 +11,7 @@ import numpy as np
 
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
-from madpo.data.overlong import fit, keep_whole
+from madpo.data.overlong import fit, keep_whole, other_policy
 from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import CorruptObjectError, InvalidPairError
 from madpo.jobs.training import Overlong
@@ -231,8 +231,8 @@ class TrainingRows:
         remedy = keep_whole(self.max_tokens, directory_limit(self._directory))
         return InvalidPairError(
             f"{counts.dropped} of {counts.rows} rows are longer than training.max_tokens={self.max_tokens} "
-            f"(the longest has {longest}); the first: {counts.dropped_rows[:10]} ({remedy}, or let training.overlong "
-            "drop or truncate them: `madpo dataset check` says what is left then)"
+            f"(the longest has {longest}); the first: {counts.dropped_rows[:10]} ({remedy}, or "
+            f"{other_policy(self._overlong)}: `madpo dataset check` says what is left then)"
         )
 
     def _encode(self, rows: Iterable[DatasetRow], phase: Phase) -> Iterator[EncodedRow]:

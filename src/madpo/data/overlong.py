@@ -22,6 +22,15 @@ def keep_whole(max_tokens: int, limit: int | None) -> str:
     return f"shorten them, for the model reads {limit} tokens at most"
 
 
+def other_policy(overlong: Overlong) -> str:
+    """What else to ask of a training that refused long rows, or has none left, as part of its error."""
+    if overlong == "error":
+        return "let training.overlong drop or truncate them"
+    if overlong == "drop":
+        return "let training.overlong truncate them, for without them no row is left"
+    return f"take another training.overlong, for {overlong} leaves no row"
+
+
 def length(row: EncodedRow) -> int:
     """Tokens of the longest prompt and response."""
     return len(row.prompt_ids) + max(map(len, row.responses), default=0)

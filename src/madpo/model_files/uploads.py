@@ -106,6 +106,10 @@ def _fault(path: Path) -> str:
     """What is wrong with a file, "" when nothing is."""
     if not path.is_file():
         return "not a regular file"
+    if path.suffix != ".safetensors" and _is_like(path.name, _OTHER_WEIGHTS):
+        return "weights in a form that is not read: save them as safetensors (save_pretrained does)"
+    if path.suffix == ".py":
+        return "code, which is never run: leave it out"
     if path.suffix not in MODEL_SUFFIXES:
         return f"only {', '.join(sorted(MODEL_SUFFIXES))} files are taken"
     if path.suffix == ".safetensors":

@@ -58,6 +58,7 @@ async def test_no_job_asks_for_a_tokenizer_or_a_template_that_its_model_does_not
     chat = [{"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}]}]
     messages = (await gateway.upload_dataset(chat)).dataset.dataset_id
     bare, text = await model(), await model(tokenizer__json=b"{}")
+    pieces, words = await model(tokenizer__model=b"x"), await model(vocab__json=b"{}", merges__txt=b"x")
     with_template = [
         await model(tokenizer__json=b"{}", chat_template__jinja=b"{{ messages }}"),
         await model(
@@ -69,6 +70,8 @@ async def test_no_job_asks_for_a_tokenizer_or_a_template_that_its_model_does_not
         return {"supervised_training": {"model": model, "dataset": ref(dataset)}}
 
     no_tokenizer = await refusal(gateway.create(training(bare, ids.completions), "bare"))
+    no_fast_form = await refusal(gateway.create(training(pieces, ids.completions), "pieces"))
+    await gateway.create(training(words, ids.completions), "words")
     no_template = await refusal(gateway.create(training(text, messages), "text"))
     after = await gateway.create(training(text, ids.completions), "text-rows")
     evaluation = {"model": {"job_id": after.job_id}, "prompt_dataset": ref(messages)}
@@ -78,6 +81,8 @@ async def test_no_job_asks_for_a_tokenizer_or_a_template_that_its_model_does_not
 
     (said,) = no_tokenizer.violations.values()
     assert "has no tokenizer: upload it with the files of one" in said
+    (said_of_pieces,) = no_fast_form.violations.values()
+    assert "has no tokenizer.json, the fast form" in said_of_pieces
     for refused in (no_template, still_none):
         (said,) = refused.violations.values()
         assert f"has no chat template, and rows of {messages} are messages" in said

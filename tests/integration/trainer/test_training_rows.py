@@ -141,8 +141,13 @@ def test_long_rows_fare_as_the_job_says_and_are_counted(site: Site) -> None:
 
     assert counts["drop"] == {"rows": 8, "truncated": 0, "dropped": 1, "dropped_rows": [1]}
     assert counts["truncate_prompt"] == counts["truncate_response"] == {"rows": 8, "truncated": 1, "dropped": 0}
-    with pytest.raises(InvalidPairError, match="8 of 8 rows"):
-        train(site, "nothing-left", dataset_id, max_tokens=3, overlong="drop")
+    advice = {
+        "drop": "or let training.overlong truncate them, for without them no row is left",
+        "truncate_response": "or take another training.overlong, for truncate_response leaves no row",
+    }
+    for policy, said in advice.items():
+        with pytest.raises(InvalidPairError, match=f"8 of 8 rows .* {said}"):
+            train(site, f"nothing-left-{policy}", dataset_id, max_tokens=3, overlong=policy)
 
 
 def test_rows_that_the_template_cannot_read_are_named_before_training(

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from typing import cast
 
 from madpo.adapter_targets import layers_of_tensors, require_layers
+from madpo.data.tokenizer import NO_FAST_FORM, READ_AS_THEY_ARE
 from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError
 from madpo.jobs.base import ModelReference, NeedsModel, Spec, references
 from madpo.jobs.registry import kind_of
-from madpo.jobs.training import LoraParameters
+from madpo.jobs.training import LoraParameters, is_pattern
 from madpo.types import Dataset, Model
 from madpo_gateway.checks.origin import origin_model
 from madpo_gateway.checks.references import Shelves
@@ -43,6 +44,8 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
         owner = await asyncio.to_thread(tokenizer_owner, model, shelves)
         if owner is None:
             yield path, f"{model.model_id} has no tokenizer: upload it with the files of one"
+        elif not any(file.path in READ_AS_THEY_ARE for file in owner.files):
+            yield path, f"{owner.model_id} has no tokenizer that can be loaded: {NO_FAST_FORM}; upload it again then"
         elif chat is not None and not await asyncio.to_thread(_has_template, owner, shelves):
             yield (
                 path,
@@ -98,7 +101,11 @@ def _absent_layers(lora: LoraParameters, model: Model, kind: str, shelves: Shelv
     problems: list[tuple[str, str]] = []
     for field in ("target_modules", "exclude_modules"):
         # Paths of layers in memory may differ from those in the files; their last names do not.
-        names = [last for name in getattr(lora, field) if (last := name.rpartition(".")[2]) not in _HEADS[kind]]
+        names = [
+            last
+            for name in getattr(lora, field)
+            if (last := name.rpartition(".")[2]) not in _HEADS[kind] and not is_pattern(name)
+        ]
         try:
             require_layers(names, layers, field=f"training.lora.{field}")
         except InvalidArgumentError as error:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from madpo.calibration.report import CalibrationReport
 from madpo.data.order import Schedule
+from madpo.data.overlong import other_policy
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, InvalidPairError
 from madpo.jobs.methods import MarginParameters
@@ -139,8 +140,8 @@ class PolicyTraining:
             named = [rows.all_pairs[place].row for place in places[:10]]
             raise InvalidPairError(
                 f"{len(places)} of {len(rows)} pairs of {dataset_id} are longer than the {limit} tokens that the "
-                f"reward model reads; the first: {named} (take a reward model with a longer context, or let "
-                "training.overlong drop them, or truncate what the reward model reads)"
+                f"reward model reads; the first: {named} (take a reward model with a longer context, or "
+                f"{other_policy(self._spec.training.overlong)})"
             )
         return self._inputs.rows.leave_out(dataset_id, rows, places)
 
