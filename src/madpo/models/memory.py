@@ -2,8 +2,18 @@
 
 import torch
 
-_NOT_ENOUGH = ("out of memory", "not enough memory", "can't allocate memory")
-"""As the allocators of CUDA and of the CPU say it."""
+_NOT_ENOUGH = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "Failed to CUDA malloc",
+    "Failed to CUDA calloc",
+    "Failed to CUDA host alloc",
+)
+"""As the allocators of CUDA and of the CPU say it, and the libraries that ask them: cuBLAS, cuDNN, cuSOLVER, NCCL."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

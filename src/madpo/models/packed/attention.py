@@ -9,6 +9,8 @@ log-sum-exp; the backward pass calls the kernel's own backward with the merged r
 precision it is one call of variable-length attention (`madpo.models.packed.varlen`); elsewhere SDPA block by block.
 """
 
+import logging
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from madpo.models.packed.layout import Block, SegmentTable, attention_blocks, segment_mask
-from madpo.models.packed.varlen import can_use_varlen, varlen_attention
+from madpo.models.packed.varlen import varlen_attention, varlen_refusal
+
+logger = logging.getLogger(__name__)
 
 NAME = "madpo_packed"
 
@@ -89,15 +93,23 @@ def packed_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if size < query.shape[-1]:
         value = F.pad(value, (0, query.shape[-1] - size))
-    if can_use_varlen(query) and not dropout:
+    refusal = "dropout is on" if dropout else varlen_refusal(query.device, query.dtype, query.shape[-1])
+    if not refusal:
         return varlen_attention(query, key, value, segments, scale=scale, window=sliding_window)[..., :size], None
     key, value = (_repeat_heads(tensor, query.shape[1]) for tensor in (key, value))
     if device == "cpu" and not dropout:
         blocks = attention_blocks(segments, sliding_window)
         attended: Tensor = _BlockAttention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
     else:
+        _say_slow(refusal)
         attended = _sdpa(query, key, value, segments, window=sliding_window, scale=scale, dropout=dropout)
     return attended.transpose(1, 2)[..., :size].contiguous(), None
+
+
+@lru_cache(maxsize=8)
+def _say_slow(why: str) -> None:
+    """Once."""
+    logger.warning("attention over packed rows runs segment by segment, which is slow: %s", why)
 
 
 def _padding_mask(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:

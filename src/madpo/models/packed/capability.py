@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from madpo.data.loss_mask import cut_mask
 from madpo.models.logps import ResponseGroup
+from madpo.models.memory import is_out_of_memory
 from madpo.models.packed.attention import use_packed_attention
 from madpo.models.packed.head import head_of
 from madpo.models.scores import inner_model, reads_last_token
@@ -80,7 +81,9 @@ def prove(
     try:
         with torch.no_grad():
             values, expected = run(model, short), reference(model, short)
-    except (NotImplementedError, TypeError) as error:
+    except (NotImplementedError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         return Layout("padded", f"{type(inner_model(model)).__name__} cannot run packed rows: {error}")
     dtype = next(model.parameters()).dtype
     is_half = dtype.itemsize < 4 or torch.is_autocast_enabled(values.device.type)

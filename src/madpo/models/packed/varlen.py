@@ -4,18 +4,25 @@ Every response is a sequence of its own whose queries are its own tokens (the fi
 before them) and whose keys are the shared tokens and its own. The kernel aligns causality at the last query and the
 last key, which is just what a response behind a prompt needs; a window then counts tokens as positions do.
 
-Its index arithmetic is tested on the CPU. Not yet seen on a GPU.
+All but the kernel is tested on the CPU, against a slow one that does as it does. Not yet seen on a GPU.
 """
 
+import inspect
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from madpo.models.packed.layout import SegmentTable
 
 _LARGEST_HEAD = 256
+_HEAD_MULTIPLE = 8
+_LEAST_CAPABILITY = (8, 0)
+_NEEDED = frozenset({"scale", "window_size"})
+"""Of the kernel's options; torch 2.11 is the first that has them."""
 
 
 class VarlenIndex(NamedTuple):
@@ -52,23 +59,50 @@ def varlen_index(table: SegmentTable, device: torch.device) -> VarlenIndex:
     )
 
 
-def can_use_varlen(query: Tensor) -> bool:
-    """Whether the kernel takes such queries."""
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and query.shape[-1] <= _LARGEST_HEAD
+def varlen_refusal(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    """Why the kernel cannot be used; "" where it can."""
+    if device.type != "cuda":
+        return "there is no GPU"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"the kernel is for half precision, not {dtype}".replace("torch.", "")
+    if head_size > _LARGEST_HEAD:
+        return f"the kernel takes heads of at most {_LARGEST_HEAD} numbers, not {head_size}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        name, least = torch.cuda.get_device_name(device), ".".join(map(str, _LEAST_CAPABILITY))
+        return f"{name} has compute capability {'.'.join(map(str, capability))}, the kernel needs {least}"
+    if not _kernel_options() >= _NEEDED:
+        return f"torch {torch.__version__} has no varlen_attn with {' and '.join(sorted(_NEEDED))}: use 2.11 or newer"
+    return ""
+
+
+def _kernel() -> Callable[..., Tensor]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn  # type: ignore[return-value]
+
+
+def _kernel_options() -> frozenset[str]:
+    """Names of its arguments, which differ between versions of torch."""
+    try:
+        return frozenset(inspect.signature(_kernel()).parameters)
+    except ImportError:
+        return frozenset()
 
 
 def varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, table: SegmentTable, *, scale: float, window: int | None
 ) -> Tensor:
     """Attention of a row on CUDA, [1, T, heads, size]; arguments as in `packed_attention`."""
-    from torch.nn.attention.varlen import varlen_attn
-
     index = varlen_index(table, query.device)
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    size = query.shape[-1]
+    lacking = -size % _HEAD_MULTIPLE
+    q, k, v = (F.pad(tensor[0].transpose(0, 1), (0, lacking)) for tensor in (query, key, value))
     if index.keys is not None:
         k, v = k.index_select(0, index.keys), v.index_select(0, index.keys)
-    attended = varlen_attn(
+    # Before it was an option, heads in groups were taken unasked.
+    grouped = {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in _kernel_options() else {}
+    attended = _kernel()(
         q,
         k,
         v,
@@ -78,7 +112,6 @@ def varlen_attention(
         index.longest_key,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
-    assert isinstance(attended, Tensor)
-    return attended[None]
+    return attended[None, ..., :size]
