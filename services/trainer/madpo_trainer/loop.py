@@ -32,11 +32,10 @@ from madpo_trainer import memory
 from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective, StepWork
-from madpo_trainer.optimizer import Optimizer, refuse_non_finite_weights
+from madpo_trainer.optimizer import Optimizer
 from madpo_trainer.ranks import OutOfMemory, Ranks
-from madpo_trainer.sharding import whole_state
 from madpo_trainer.state import TrainingState, save_state, seed_micro_batch
-from madpo_trainer.trained_weights import non_finite_weights
+from madpo_trainer.trained_weights import non_finite_weights, refuse_non_finite_weights, saved_state
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +133,11 @@ class TrainingLoop:
     def save(self) -> None:
         """Publish a checkpoint of the last finished step."""
         if self.state.step != self._saved_step:
-            # Gathered by all ranks, written by one.
-            model = whole_state(self._objective.model)
-            refuse_non_finite_weights(self._objective.model, model, step=self.state.step)
-            tensors = {"optimizer": self._optimizer.tensors(), **self._objective.tensors()}
+            refuse_non_finite_weights(self._objective.model, self._ranks, step=self.state.step)
+            # Gathered by all ranks, kept and written by one.
+            leads = self._ranks.is_leader
+            model = saved_state(self._objective.model, keep=leads)
+            tensors = {"optimizer": self._optimizer.tensors(keep=leads), **self._objective.tensors()}
             self._ranks.lead(lambda: self._publish(model, tensors))
             self._saved_step = self.state.step
 
@@ -184,25 +184,34 @@ class TrainingLoop:
         }
 
     def _work(self, step: int, rows: Sequence[int]) -> StepWork:
-        """The step's gradients; when memory runs out for the first time, once more in smaller pieces."""
-        try:
-            work = self._objective.begin(step, rows)
-            self._ranks.together(lambda: self._accumulate(work, rows))
-        except OutOfMemory as error:
-            self._optimizer.drop_gradients()
-            shortage = self._shortage()
-            if self.state.memory_shortage:
-                raise memory.shortage_error(shortage, f": {error}") from error
-        else:
-            return work
-        self.state.memory_shortage = shortage
-        self._micro_batches.budget_tokens = shortage["after"]
-        logger.warning("memory ran out: half as many tokens in a micro-batch from now on", extra=shortage)
-        return self._work(step, rows)
+        """The step's gradients; when memory runs out, once more in pieces half as large, down to single rows."""
+        while True:
+            try:
+                return self._gradients(step, rows)
+            except OutOfMemory as error:
+                self._optimizer.drop_gradients()
+                shortage = self._shortage(rows)
+                if not shortage["after"]:
+                    raise memory.shortage_error(shortage, f": {error}") from error
+            before = self.state.memory_shortage.get("before", shortage["before"])
+            self.state.memory_shortage = shortage | {"before": before}
+            self._micro_batches.budget_tokens = shortage["after"]
+            logger.warning("memory ran out: half as many tokens in a micro-batch from now on", extra=shortage)
 
-    def _shortage(self) -> dict[str, int]:
+    def _gradients(self, step: int, rows: Sequence[int]) -> StepWork:
+        work = self._objective.begin(step, rows)
+        self._ranks.together(lambda: self._accumulate(work, rows))
+        return work
+
+    def _shortage(self, rows: Sequence[int]) -> dict[str, int]:
+        """The budget of a micro-batch that was too large, and the next to try: 0 where rows go alone already."""
         before = self._micro_batches.budget_tokens
-        return {"step": self.state.step + 1, "before": before, "after": max(1, before // 2)}
+        can_be_less = any(len(micro_batch) > 1 for micro_batch in self._split(rows))
+        return {"step": self.state.step + 1, "before": before, "after": before // 2 if can_be_less else 0}
+
+    def _split(self, rows: Sequence[int]) -> list[list[int]]:
+        """Places in the batch by micro-batch."""
+        return self._micro_batches.split(range(len(rows)), [self._objective.lengths[row] for row in rows])
 
     def _accumulate(self, work: StepWork, rows: Sequence[int]) -> None:
         """Gradients of this rank's micro-batches.
@@ -217,7 +226,7 @@ class TrainingLoop:
             if not is_out_of_memory(error):
                 raise
             if self._ranks.in_step:
-                self._note_shortage(self._shortage())
+                self._note_shortage(self._shortage(rows))
                 raise
             reason = str(error).split("\n", 1)[0]
         else:
@@ -230,8 +239,7 @@ class TrainingLoop:
 
     def _accumulate_all(self, work: StepWork, rows: Sequence[int]) -> None:
         """A loss that is not finite is refused once the others have done theirs: ranks may have to keep in step."""
-        split = self._micro_batches.split(range(len(rows)), [self._objective.lengths[row] for row in rows])
-        numbered = list(enumerate(split))
+        numbered = list(enumerate(self._split(rows)))
         refusals: list[NonFiniteError] = []
         for number, micro_batch in self._ranks.share(numbered):
             # Several ranks stop between steps alone: here they are at different places.

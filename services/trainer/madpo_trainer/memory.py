@@ -105,22 +105,22 @@ def noted_shortage(store: ObjectStore, job_id: str) -> dict[str, int]:
         return {}
 
 
-def usable_shortage(store: ObjectStore, job_id: str, *, budget_tokens: int) -> dict[str, int]:
-    """What `noted_shortage` says, where smaller micro-batches than those of the job may still do.
+def usable_shortage(store: ObjectStore, job_id: str) -> dict[str, int]:
+    """What `noted_shortage` says, where smaller micro-batches may still do.
 
     Raises:
-        FailedPreconditionError: They were smaller already.
+        FailedPreconditionError: Every row went alone already.
     """
     shortage = noted_shortage(store, job_id)
-    if shortage and shortage["before"] < budget_tokens:
+    if shortage and not shortage["after"]:
         raise shortage_error(shortage)
     return shortage
 
 
 def shortage_error(shortage: Mapping[str, int], reason: str = "") -> FailedPreconditionError:
-    """What ends a job whose memory ran out for the second time."""
+    """What ends a job whose memory is short of a single row."""
     return FailedPreconditionError(
-        f"memory ran out in step {shortage['step']} also with micro-batches of {shortage['before']} tokens{reason} "
+        f"memory ran out in step {shortage['step']} with a single row in a micro-batch{reason} "
         "(lower training.micro_batch_tokens or max_tokens, or use activation_checkpointing or lora)"
     )
 

@@ -1,16 +1,17 @@
 """AdamW over what is trained: which weights decay, at which rate a step is taken, and its state as files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from madpo.errors import NonFiniteError
+from madpo.errors import FailedPreconditionError
 from madpo.jobs.training import OptimizerParameters
+from madpo.models.memory import is_out_of_memory
 from madpo_trainer.learning_rate import learning_rate
-from madpo_trainer.sharding import by_layout, clip_grad_norm, part_like, whole
+from madpo_trainer.sharding import by_layout, clip_grad_norm, gathered, part_like
 
 
 class Optimizer:
@@ -33,6 +34,29 @@ class Optimizer:
             # One pass over memory: nine times less CPU than one operation after the other.
             fused=True,
         )
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Take the memory of the moments now, as AdamW would in its first step, where a lack of it costs a step.
+
+        Raises:
+            FailedPreconditionError: There is not enough.
+        """
+        try:
+            for parameter in self.trainable:
+                self._adam.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            gib = 2 * sum(parameter.nbytes for parameter in self.trainable) / 2**30
+            raise FailedPreconditionError(
+                f"memory is short of what AdamW remembers, {gib:.1f} GiB over all ranks beside the weights "
+                "(use lora, or sharding over more GPUs)"
+            ) from error
 
     def clip(self) -> Tensor:
         """Bring gradients to the job's largest norm; the norm before. All ranks must call."""
@@ -51,16 +75,18 @@ class Optimizer:
         """Forget what was accumulated."""
         self._adam.zero_grad(set_to_none=True)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What is remembered from step to step, whole, as `{parameter}/{exp_avg|exp_avg_sq|step}`.
+    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """What is remembered from step to step, whole, on the CPU, as `{parameter}/{exp_avg|exp_avg_sq|step}`.
 
-        All ranks must call where the model is sharded.
+        All ranks must call where the model is sharded; those that do not `keep` get nothing.
         """
-        return {
-            f"{name}/{slot}": whole(value.detach()).contiguous().clone()
+        named = (
+            (f"{name}/{slot}", value.detach())
             for name, parameter in trainable_parameters(self._model)
             for slot, value in self._adam.state.get(parameter, {}).items()
-        }
+        )
+        # A copy: the optimizer goes on in place.
+        return {name: tensor.cpu().contiguous().clone() for name, tensor in gathered(named, keep=keep)}
 
     def restore(self, directory: Path) -> None:
         """Put what a checkpoint remembers back under its parameters."""
@@ -80,26 +106,6 @@ class Optimizer:
 def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Named parameters that take gradients, in a stable order."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def refuse_non_finite_weights(model: nn.Module, state: Mapping[str, Tensor], *, step: int) -> None:
-    """Look at the trained weights of a whole state before anybody can start from them.
-
-    Args:
-        model: Says which weights are trained.
-        state: Whole tensors by name, the same on all ranks, which therefore all raise or none.
-        step: The optimizer steps taken, for the message.
-
-    Raises:
-        NonFiniteError: Some weight is NaN or infinite.
-    """
-    trained = [name for name, _ in trainable_parameters(model) if name in state]
-    bad = [name for name in trained if not bool(torch.isfinite(state[name]).all())]
-    if bad:
-        raise NonFiniteError(
-            f"non-finite weights after step {step}, not saved: {', '.join(bad[:3])} "
-            f"({len(bad)} of {len(trained)} tensors); lower the learning rate, or keep the model in a wider type"
-        )
 
 
 def decays(name: str, parameter: Tensor) -> bool:

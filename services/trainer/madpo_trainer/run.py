@@ -53,13 +53,11 @@ from madpo_trainer.memory import note_shortage, usable_shortage
 from madpo_trainer.model_placing import ModelPlacing
 from madpo_trainer.model_runner import evaluating
 from madpo_trainer.objectives.base import Objective
-from madpo_trainer.optimizer import refuse_non_finite_weights
 from madpo_trainer.output_model import describe_output, learnt_ends, output_dtypes, save_trained
 from madpo_trainer.ranks import Ranks, open_ranks, run_rank
 from madpo_trainer.settings import TrainerSettings
-from madpo_trainer.sharding import whole_state
 from madpo_trainer.state import TrainingState, load_state, make_deterministic
-from madpo_trainer.trained_weights import fingerprints, summarise_training
+from madpo_trainer.trained_weights import fingerprints, refuse_non_finite_weights, saved_state, summarise_training
 from madpo_trainer.training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
@@ -215,8 +213,7 @@ class TrainingRun:
 
     def _apply_shortage(self) -> None:
         """Begin in smaller pieces when an earlier attempt ran out of memory and could not go on by itself."""
-        budget = self._parameters.micro_batch_tokens
-        shortage = self._ranks.lead(lambda: usable_shortage(self._store, self._run.job.job_id, budget_tokens=budget))
+        shortage = self._ranks.lead(lambda: usable_shortage(self._store, self._run.job.job_id))
         if shortage:
             self._state.memory_shortage = shortage
             logger.warning("memory ran out in an earlier attempt: half as many tokens a micro-batch", extra=shortage)
@@ -314,8 +311,8 @@ class TrainingRun:
         )
         summary = self._summary(objective, inputs, held_out) | dict(loop_summary)
         self._phase("publishing")
-        state = whole_state(objective.model)
-        refuse_non_finite_weights(objective.model, state, step=self._state.step)
+        refuse_non_finite_weights(objective.model, self._ranks, step=self._state.step)
+        state = saved_state(objective.model, keep=self._ranks.is_leader)
 
         # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
         self._ranks.lead(lambda: self._publish(summary, inputs, partial(self._save, inputs, initial, dtypes, state)))

@@ -4,7 +4,7 @@ What lies outside of the blocks (embeddings, head) stays whole on every rank: th
 log-probs are computed from the head's weight itself. Seen over gloo on CPU only, not yet on GPUs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,12 +44,15 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model with whole tensors on the CPU where it is sharded; all ranks must call."""
-    return {
-        name: whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in model.state_dict().items()
-    }
+def gathered(named: Iterable[tuple[str, Tensor]], *, keep: bool) -> Iterator[tuple[str, Tensor]]:
+    """Tensors one after the other, whole, on the CPU where they were sharded; nothing on ranks that do not `keep`.
+
+    All ranks must ask for all of them. A device holds no more than one whole tensor at a time.
+    """
+    for name, tensor in named:
+        found = whole(tensor)
+        if keep:
+            yield name, found.cpu() if isinstance(tensor, DTensor) else found
 
 
 def part_like(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -5,15 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from madpo.errors import FailedPreconditionError
+from madpo.errors import FailedPreconditionError, NonFiniteError
 from madpo.models.dtypes import WeightDtypes
 from madpo_trainer.optimizer import trainable_parameters
 from madpo_trainer.ranks import Ranks
+from madpo_trainer.sharding import gathered
 from madpo_trainer.state import TrainingState
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -44,6 +46,39 @@ def describe_trained(model: nn.Module) -> dict[str, Any]:
 def non_finite_weights(model: nn.Module) -> list[str]:
     """Names of the parameters with a NaN or an infinity, of a sharded model in what this rank has of it."""
     return [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(_local(parameter)).all())]
+
+
+def refuse_non_finite_weights(model: nn.Module, ranks: Ranks, *, step: int) -> None:
+    """Look at the trained weights before anybody can start from them. All ranks must call.
+
+    Args:
+        model: May be sharded: each rank looks at what it has.
+        ranks: All of them.
+        step: The optimizer steps taken, for the message.
+
+    Raises:
+        NonFiniteError: Some weight is NaN or infinite; on all ranks.
+    """
+    trained = [name for name, _ in trainable_parameters(model)]
+    mine = set(non_finite_weights(model))
+    bad = [name for name in trained if any(name in each for each in ranks.gather(mine))]
+    if bad:
+        raise NonFiniteError(
+            f"non-finite weights after step {step}, not saved: {', '.join(bad[:3])} "
+            f"({len(bad)} of {len(trained)} tensors); lower the learning rate, or keep the model in a wider type"
+        )
+
+
+def saved_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """What is saved of a model, whole, by its name in the state dict: all of it, or only what an adapter adds.
+
+    All ranks must call where the model is sharded; those that do not `keep` get nothing.
+    """
+    named = list(model.state_dict().items())
+    if isinstance(model, PeftModel):  # the base has its own place, and may be many times as large
+        trained = {name for name, _ in trainable_parameters(model)}
+        named = [(name, tensor) for name, tensor in named if name in trained]
+    return dict(gathered(named, keep=keep))
 
 
 def fingerprints(model: nn.Module, ranks: Ranks, *, dtypes: WeightDtypes) -> dict[str, int]:

@@ -120,7 +120,7 @@ class TrainingParameters(Spec):
     response behind its own prompt, in padded batches. The result is the same up to rounding."""
     micro_batch_tokens: MostTokens = Field(default=4096, ge=1)
     """Tokens per forward pass; longer rows go alone. A memory setting that does not change the result beyond rounding;
-    halved once when memory runs out."""
+    halved when memory runs out, and again, down to single rows."""
     max_tokens: MostTokens = Field(default=1024, ge=2)
     """Longest prompt plus response, in tokens. No more than the model can read; that is also the default where it is
     less."""

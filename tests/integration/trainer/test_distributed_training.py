@@ -457,10 +457,10 @@ def test_sharded_ranks_short_of_memory_go_on_in_smaller_pieces_in_the_next_attem
 
 def test_a_shortage_in_smaller_pieces_ends_the_job_and_says_what_to_do(site, tmp_path):
     shutil.copytree(site[0] / "store", tmp_path / "store")
-    note_shortage(LocalStore(tmp_path / "store"), job_id("short"), {"step": 4, "before": 20, "after": 10})
+    note_shortage(LocalStore(tmp_path / "store"), job_id("short"), {"step": 4, "before": 20, "after": 0})
 
     done, ended = run_short_of_memory(tmp_path, site, attempt=3, enough=20, ranks=1)
 
     assert done.returncode == 0, done.stderr
     assert ended.outcome().kind == "failed"
-    assert "step 4 also with micro-batches of 20 tokens (lower training.micro_batch" in ended.outcome().reason
+    assert "step 4 with a single row in a micro-batch (lower training.micro_batch" in ended.outcome().reason

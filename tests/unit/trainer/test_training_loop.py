@@ -245,13 +245,32 @@ def test_a_step_that_runs_out_of_memory_is_done_in_halves_with_the_same_result(t
     assert resumed._micro_batches.budget_tokens == 12
 
 
-def test_memory_that_runs_out_twice_ends_the_job_and_says_what_to_do(tmp_path):
+def test_memory_that_runs_out_again_halves_the_step_again(tmp_path):
+    roomy, short = Regression(), ShortOfMemory(most_rows=1)
+    assert make_loop(tmp_path / "a", roomy, micro_batch_tokens=24).execute()
+    loop = make_loop(tmp_path / "b", short, micro_batch_tokens=24)
+
+    assert loop.execute()
+
+    torch.testing.assert_close(weights(short), weights(roomy), rtol=1e-5, atol=1e-6)
+    assert loop.summary()["memory_shortage"] == {"step": 6, "before": 24, "after": 1}
+
+
+def test_memory_that_is_short_of_a_single_row_ends_the_job_and_says_what_to_do(tmp_path):
     loop = make_loop(tmp_path, ShortOfMemory(most_rows=0), micro_batch_tokens=24)
 
-    with pytest.raises(
-        FailedPreconditionError, match=r"step 1 also with micro-batches of 12 tokens.*micro_batch_tokens"
-    ):
+    with pytest.raises(FailedPreconditionError, match=r"step 1 with a single row in a micro-batch.*micro_batch_tokens"):
         loop.execute()
+
+
+def test_memory_that_is_short_of_the_optimizer_is_told_before_the_first_step(tmp_path, monkeypatch):
+    def zeros_like(tensor, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(torch, "zeros_like", zeros_like)
+
+    with pytest.raises(FailedPreconditionError, match=r"what AdamW remembers, 0\.0 GiB .*use lora"):
+        make_loop(tmp_path, Regression())
 
 
 def test_ranks_that_must_keep_in_step_leave_a_shortage_to_the_next_attempt(tmp_path):
