@@ -10,7 +10,7 @@ from madpo.types import Job, JobEvent, StateChange
 Position = tuple[int, int]
 """Of an event in its stream: time in milliseconds, and a number."""
 
-_CURSOR = re.compile(r"(\d{1,20})-(\d{1,20})")
+_CURSOR = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 _LARGEST = 2**64 - 1
 """Streams number their entries in 64 bits."""
 

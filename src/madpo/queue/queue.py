@@ -219,7 +219,7 @@ class RedisJobQueue:
         """See `JobQueue.list`. Raises InvalidArgumentError for a token that is not of this queue."""
         if page_size < 1:
             raise InvalidArgumentError(f"page_size must be at least 1, got {page_size}")
-        if page_token and not re.fullmatch(r"\d{1,16}", page_token):
+        if page_token and not re.fullmatch(r"[0-9]{1,16}", page_token):
             raise InvalidArgumentError(f"page_token is not one this service gave: {page_token!r:.80}")
         newest = f"({page_token}" if page_token else "+inf"
         rows = await self._answer(

@@ -5,6 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -57,8 +58,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
             async def respond_stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 async with _Call(self, method, metadata, context) as call:
-                    call.saw(request)
-                    async for response in behavior(call.counted(request), context):
+                    request = call.received(request)
+                    async for response in behavior(request, context):
                         call.check()
                         yield response
 
@@ -67,20 +68,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return make(respond_stream, handler.request_deserializer, handler.response_serializer)
+            return make(respond_stream, _decoding(handler.request_deserializer), handler.response_serializer)
         behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
         async def respond(request: Any, context: Any) -> Any:
             async with _Call(self, method, metadata, context) as call:
-                call.saw(request)
-                response = await behavior(call.counted(request), context)
+                response = await behavior(call.received(request), context)
                 call.saw(response)
                 return response
 
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        return make(respond, handler.request_deserializer, handler.response_serializer)
+        return make(respond, _decoding(handler.request_deserializer), handler.response_serializer)
 
     def record(self, method: str, code: grpc.StatusCode, duration_s: float) -> None:
         """Count one finished call."""
@@ -88,17 +88,46 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         self._metrics.duration.labels(method=method).observe(duration_s)
 
 
-class _CountedStream:
-    """The messages of a call, whose sizes in bytes are told; what that raises ends the stream."""
+@dataclass(frozen=True, slots=True)
+class _Undecodable:
+    """Stands for a request that is none: what gRPC says by itself blames the server, and asks for no token."""
 
-    def __init__(self, messages: AsyncIterable[Message], take: Callable[[int], None]) -> None:
+    reason: str
+
+
+def _decoding(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """A decoder that raises nothing."""
+    if decode is None:
+        return None
+
+    def read(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except Exception as error:
+            return _Undecodable(str(error))
+
+    return read
+
+
+def _decoded(request: Message | _Undecodable) -> Message:
+    if isinstance(request, _Undecodable):
+        raise errors.InvalidArgumentError(
+            f"the request cannot be decoded ({request.reason}): is it of this call, and of this contract?"
+        )
+    return request
+
+
+class _ReceivedStream:
+    """The messages of a call, decoded, whose sizes in bytes are told; what that raises ends the stream."""
+
+    def __init__(self, messages: AsyncIterable[Message | _Undecodable], take: Callable[[int], None]) -> None:
         self._messages, self._take = aiter(messages), take
 
-    def __aiter__(self) -> "_CountedStream":
+    def __aiter__(self) -> "_ReceivedStream":
         return self
 
     async def __anext__(self) -> Message:
-        message = await anext(self._messages)
+        message = _decoded(await anext(self._messages))
         self._take(message.ByteSize())
         return message
 
@@ -114,16 +143,24 @@ class _Call:
         self._open: OpenCall | None = None
         self._seen: list[Message] = []
 
+    def received(self, request: Any) -> Any:
+        """The request, remembered for the record; of a stream one whose bytes are counted as they come.
+
+        Raises:
+            InvalidArgumentError: It could not be decoded.
+        """
+        if isinstance(request, (Message, _Undecodable)):
+            self.saw(_decoded(request))
+            return request
+        caller, access = self._caller, self._interceptor.access
+        return _ReceivedStream(
+            request, partial(access.take_bytes, caller) if caller is not None else lambda count: None
+        )
+
     def saw(self, message: Any) -> None:
-        """Remember a request or an answer for the record; of streams there is none to remember."""
+        """Remember a request or an answer for the record."""
         if isinstance(message, Message):
             self._seen.append(message)
-
-    def counted(self, request: Any) -> Any:
-        """The request; of a stream one whose bytes are counted as they come."""
-        if isinstance(request, Message) or self._caller is None:
-            return request
-        return _CountedStream(request, partial(self._interceptor.access.take_bytes, self._caller))
 
     def check(self) -> None:
         """End a stream whose caller may no longer be here."""

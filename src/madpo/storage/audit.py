@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 
-from madpo.errors import CorruptObjectError, UnknownFormatError
+from madpo.errors import CorruptObjectError, InvalidArgumentError, UnknownFormatError
 from madpo.ports import ObjectStore
 from madpo.storage import documents, keys
 from madpo.types import AuditRecord, Role
@@ -38,7 +38,12 @@ def read_records(
         caller: A caller's name, to see no other's; "" for all.
         page_size: Most records.
         page_token: Of the page before; "" for the first.
+
+    Raises:
+        InvalidArgumentError: `page_token` is none of ours.
     """
+    if page_token:
+        _check_token(page_token)
     records: list[AuditRecord] = []
     last = ""
     for key in _keys_from(store, max(page_token, keys.audit_record(_day(since), time_us=int(since * 1e6), nonce=""))):
@@ -61,6 +66,16 @@ def _read(store: ObjectStore, key: str) -> AuditRecord:
     with documents.reading(key):
         fields = documents.known_fields(AuditRecord, body)
         return AuditRecord(**fields | {"role": Role(body["role"]), "subjects": tuple(body["subjects"])})
+
+
+def _check_token(token: str) -> None:
+    prefix, _, rest = token.partition("/")
+    try:
+        date.fromisoformat(rest.partition("/")[0])
+    except ValueError:
+        prefix = ""
+    if prefix != keys.AUDIT:
+        raise InvalidArgumentError(f"page_token {token!r:.80} did not come with a page")
 
 
 def _keys_from(store: ObjectStore, start: str) -> Iterator[str]:

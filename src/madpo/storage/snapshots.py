@@ -26,7 +26,7 @@ from madpo.storage.place_lock import PlaceLock
 
 _OBJECTS = "objects"
 _SNAPSHOTS = "snapshots"
-_NAME = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
+_NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}-[0-9a-f]{4}")
 
 
 @dataclass(frozen=True, slots=True)

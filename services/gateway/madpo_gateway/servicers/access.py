@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from typing import Any
 
@@ -19,6 +18,10 @@ from madpo_gateway.requests import page_size, require_match, violation
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_S = 100 * 366 * 24 * 3600
+"""Of a lifetime; one without end is none."""
+_END_OF_TIME_S = 253_402_300_800
+"""Of the calendar: the year 10000."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
@@ -73,7 +76,7 @@ class AccessServicer(AccessServiceServicer):
         records, token = await asyncio.to_thread(
             read_records,
             self._store,
-            since=convert.seconds(request.since_time) if request.HasField("since_time") else 0.0,
+            since=_since(request),
             caller=request.caller,
             page_size=page_size(request.page_size),
             page_token=request.page_token,
@@ -90,9 +93,16 @@ def _role(value: "pb.Role") -> Role:
 
 def _lifetime_s(request: pb.CreateTokenRequest) -> float:
     lifetime_s = convert.span_s(request.lifetime)
-    if not (math.isfinite(lifetime_s) and lifetime_s > 0):
-        raise violation("lifetime", f"must be longer than 0 s, got {lifetime_s} s")
+    if not 0 < lifetime_s <= _LONGEST_S:
+        raise violation("lifetime", f"must be longer than 0 s and at most {_LONGEST_S:,} s, got {lifetime_s} s")
     return lifetime_s
+
+
+def _since(request: pb.ListAuditRecordsRequest) -> float:
+    since = convert.seconds(request.since_time) if request.HasField("since_time") else 0.0
+    if not 0 <= since < _END_OF_TIME_S:
+        raise violation("since_time", f"must be a time from 1970 to 9999, got {since} s")
+    return since
 
 
 def _limits(limits: pb.TokenLimits) -> TokenLimits:

@@ -1,12 +1,14 @@
 """Specs, jobs and their events: job_service.proto."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError, SerializeToJsonError
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from madpo import types
-from madpo.errors import InvalidArgumentError
+from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.jobs.base import Spec
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.rpc.convert.times import duration, seconds, span_s, timestamp
@@ -24,8 +26,32 @@ def spec_from_proto(spec: jobs.JobSpec) -> tuple[types.JobKind, Spec]:
         kinds = ", ".join(kind.value for kind in KINDS)
         raise InvalidArgumentError.in_field("spec", f"give one of {kinds}")
     kind = types.JobKind(name)
-    value = MessageToDict(getattr(spec, name), preserving_proto_field_name=True)
+    try:
+        value = MessageToDict(getattr(spec, name), preserving_proto_field_name=True)
+    except SerializeToJsonError as error:
+        found = _not_finite(getattr(spec, name), f"spec.{name}")
+        raise InvalidArgumentError.of(list(found) or [FieldViolation(f"spec.{name}", str(error))]) from error
     return kind, parse_spec(kind, value)
+
+
+def _not_finite(value: Any, path: str) -> Iterator[FieldViolation]:
+    """The free values of a message that JSON has no numbers for."""
+    if isinstance(value, Value):
+        which = value.WhichOneof("kind")
+        if which == "number_value" and not math.isfinite(value.number_value):
+            yield FieldViolation(path, f"must be a finite number, got {value.number_value}")
+        elif which in ("struct_value", "list_value"):
+            yield from _not_finite(getattr(value, which), path)
+    elif isinstance(value, Struct):
+        for name, item in value.fields.items():
+            yield from _not_finite(item, f"{path}.{name}")
+    elif isinstance(value, ListValue):
+        for index, item in enumerate(value.values):
+            yield from _not_finite(item, f"{path}.{index}")
+    else:
+        for field, part in value.ListFields():
+            if field.message_type is not None and not field.is_repeated:
+                yield from _not_finite(part, f"{path}.{field.name}")
 
 
 def spec_to_proto(kind: types.JobKind, spec: Mapping[str, Any]) -> jobs.JobSpec:
