@@ -49,7 +49,8 @@ async def test_a_cancelled_request_costs_no_forward_pass(start: Start, models: M
         await replica.client.get_reward_model(models.good)
         gate.clear()
         held = asyncio.create_task(replica.client.score_responses(models.good, [("the", "film")]))
-        await until(lambda: replica.count("madpo_reward_queue_tokens") > 0)
+        # Until it is tokenized its room is a guess.
+        await until(lambda: replica.count("madpo_reward_score_duration_seconds_count", phase="tokenize") == 1)
         queued = replica.count("madpo_reward_queue_tokens")
         gone = [asyncio.create_task(replica.client.score_pairs(models.good, [pair])) for pair in PAIRS[1:]]
         await until(lambda: replica.count("madpo_reward_score_duration_seconds_count", phase="tokenize") == len(PAIRS))
