@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,11 +76,11 @@ def test_nobody_notices_that_an_idle_process_was_killed(process: TokenizerProces
 def test_a_process_that_takes_no_time_is_given_up_without_blame(directory: Path) -> None:
     process = TokenizerProcess(directory, limits=Limits(wall_per_cpu=10.0))
     process.call(endings.pid, cpu_s=5)
-    process._limits = Limits(wall_per_cpu=0.1)
+    process.limits = Limits(wall_per_cpu=0.1)
 
     with pytest.raises(UnavailableError, match="came to nothing in 0 s"):
         process.call(endings.end_by, signal.SIGSTOP, cpu_s=1)
-    process._limits = Limits()
+    process.limits = Limits()
     assert process.call(endings.pid, cpu_s=5)
     process.close()
 
@@ -93,3 +94,17 @@ def test_a_folder_that_could_not_be_read_once_is_read_again(directory: Path, tmp
 
     assert process.call(endings.pid, cpu_s=5)
     process.close()
+
+
+def test_a_service_with_a_thousand_connections_can_start_one(directory: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    connections = [os.dup(0) for _ in range(1100)]
+    process = TokenizerProcess(directory)
+    try:
+        assert process.call(endings.pid, cpu_s=5)
+    finally:
+        process.close()
+        for each in connections:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from madpo.data.limited import load_limited
 from madpo.data.tokenize import tokenizer_sha256
 from madpo.errors import FailedPreconditionError
-from madpo.models.load import load_causal_lm, load_tokenizer
+from madpo.models.load import load_causal_lm
 from madpo.storage.references import ResolvedModel
 
 Reference = Callable[[], AbstractContextManager[PreTrainedModel]]
@@ -35,13 +36,13 @@ def load_models(policy: ResolvedModel, reference: ResolvedModel | None) -> Model
     model, tokenizer = _load(policy), _load_tokenizer(policy)
     if reference is None:
         return Models(model, tokenizer, None)
+    if reference.directory == policy.directory:
+        return Models(model, tokenizer, separate_model(model))
     if tokenizer_sha256(_load_tokenizer(reference)) != tokenizer_sha256(tokenizer):
         raise FailedPreconditionError(
             "policy and reference have different tokenizers, so KL between them has no meaning "
             "(name the model the policy was trained from as reference)"
         )
-    if reference.directory == policy.directory:
-        return Models(model, tokenizer, separate_model(model))
     if reference.directory == policy.base_directory:
         return Models(model, tokenizer, adapter_off(model))
     return Models(model, tokenizer, separate_model(_load(reference)))
@@ -64,7 +65,7 @@ def adapter_off(policy: Any) -> Reference:
 
 
 def _load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
-    return load_tokenizer(resolved.directory, base_directory=resolved.base_directory)
+    return load_limited(resolved.directory, base_directory=resolved.base_directory)
 
 
 def _load(resolved: ResolvedModel) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from madpo.data.limited import within_limits
 from madpo.data.tokenize import encode_prompt, encode_response, template_sha256, tokenizer_sha256
 from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError
@@ -45,6 +46,7 @@ def digests(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
     return tokenizer_sha256(tokenizer), template_sha256(tokenizer)
 
 
+@within_limits
 def encode(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text], *, max_tokens: int, unembedded: UnembeddedTokens
 ) -> list[Tokens]:

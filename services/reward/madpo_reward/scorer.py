@@ -13,11 +13,12 @@ from typing import Any
 import torch
 import transformers
 
+from madpo.data.limited import load_limited, process_of
 from madpo.data.tokenizer_process import TokenizerProcess
 from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import FailedPreconditionError
 from madpo.model_files.context_limit import context_limit
-from madpo.models.load import load_reward_model, load_tokenizer
+from madpo.models.load import load_reward_model
 from madpo.models.scores import padding_of, reward_scores
 from madpo.storage.local_copies import LocalCopies
 from madpo.types import Content, RewardModelInfo
@@ -32,9 +33,6 @@ CODE_VERSION = 3
 """Part of the revision; raised by every change of scorer and layouts that can change a score's bits."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-_REQUEST_CPU_S = 20
-"""Most processor time to render and tokenize a request; an honest one of 16 MiB takes less."""
 
 _PLAIN_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 _SAMPLES = (
@@ -63,10 +61,9 @@ class Scorer:
     Args:
         model_id: Digest of the model's files.
         model: Sequence-classification model with one label.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, which works within limits where it is of `load_limited`.
         layout: How texts become forward passes of it.
         dtype: Name of its precision.
-        process: Where texts are rendered and tokenized; None does it here.
 
     Attributes:
         tokenizing: Its own, so that no other model waits for it.
@@ -81,9 +78,8 @@ class Scorer:
         *,
         layout: Layout,
         dtype: str,
-        process: TokenizerProcess | None = None,
     ) -> None:
-        self._model, self._tokenizer, self.layout, self._process = model, tokenizer, layout, process
+        self._model, self._tokenizer, self.layout = model, tokenizer, layout
         self.max_tokens = layout.max_tokens
         self.tokenizer_sha256, self.template_sha256 = digests(tokenizer)
         self.dtype = dtype
@@ -96,8 +92,8 @@ class Scorer:
 
     def close(self) -> None:
         """End what is being tokenized."""
-        if self._process is not None:
-            self._process.close()
+        if (process := process_of(self._tokenizer)) is not None:
+            process.close()
 
     def describe(self, *, max_pairs_per_request: int) -> RewardModelInfo:
         """What clients are told."""
@@ -113,10 +109,7 @@ class Scorer:
 
     def encode_texts(self, texts: Sequence[Text]) -> list[Tokens]:
         """Tokenize the texts of a request, as `madpo_reward.encoding.encode` says. Blocking."""
-        if self._process is None:
-            return self._encode(self._tokenizer, texts)
-        tokens: list[Tokens] = self._process.call(self._encode, texts, cpu_s=_REQUEST_CPU_S)
-        return tokens
+        return self._encode(self._tokenizer, texts)
 
     def encode(self, prompt: Content, response: Content) -> Tokens:
         """Tokenize one text."""
@@ -208,11 +201,10 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
         FailedPreconditionError: It has no trained head with one label, or fails `Scorer.check`.
     """
     process = TokenizerProcess(directory, base_directory=base_directory)
-    process.call(digests, cpu_s=_REQUEST_CPU_S)  # what cannot be loaded within its limits is not loaded here
-    tokenizer = load_tokenizer(directory, base_directory=base_directory)
-    model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[config.dtype])
+    tokenizer = load_limited(directory, base_directory=base_directory, process=process)
+    model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[config.dtype], tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = partial(Scorer, model_id, model, tokenizer, dtype=config.dtype, process=process)
+    scorer = partial(Scorer, model_id, model, tokenizer, dtype=config.dtype)
     *preferred, last = _layouts(model, pad_id=padding_of(model), config=config)
     for layout in preferred:
         try:

@@ -20,12 +20,12 @@ from transformers import logging as transformers_logging
 
 from madpo.calibration.report import CalibrationReport
 from madpo.config import load_settings
+from madpo.data.limited import load_limited
 from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.model_files.context_limit import directory_limit
 from madpo.models.dtypes import WeightDtypes, round_weights
-from madpo.models.load import load_tokenizer
 from madpo.ports import ObjectStore
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
@@ -236,7 +236,7 @@ class TrainingRun:
 
     def _inputs(self, initial: InitialModel, checkpoint: Path | None) -> TrainingInputs:
         """What the objective is built from: the model, and readers of rows with their tokens."""
-        tokenizer = self._ranks.together(lambda: load_tokenizer(initial.directory))
+        tokenizer = self._ranks.together(lambda: load_limited(initial.directory))
         runner = self._ranks.together(lambda: self._placing.runner(initial, checkpoint))
         dataset_id = resolve_dataset_id(self._spec.dataset, store=self._store)
         held_out = self._spec.eval_dataset

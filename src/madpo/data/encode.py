@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from madpo.data.assistant_turns import assistant_spans, turn_mask
+from madpo.data.limited import within_limits
 from madpo.data.loss_mask import LossMask
 from madpo.data.tokenize import Encoded, encode_texts, finish_prompt, finish_response, render_chat, split
 from madpo.errors import InvalidPairError
@@ -66,6 +67,7 @@ def row_responses(row: DatasetRow) -> tuple[Content, ...]:
     return ()
 
 
+@within_limits
 def encode_rows(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[DatasetRow]) -> list[tuple[Outcome, RenderedRow]]:
     """Ids of rows, the same as `encode_prompt` and `encode_response` give, and the text of those with messages.
 

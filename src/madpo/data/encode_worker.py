@@ -80,7 +80,11 @@ def _outcome(work: Callable[[], Any]) -> Any:
 def _limit(kind: int, most: int) -> None:
     _, hard = resource.getrlimit(kind)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(kind, (most, most))
+    try:
+        resource.setrlimit(kind, (most, most))
+    except (ValueError, OSError):
+        if sys.platform == "linux":  # others cannot bound the address space
+            raise
 
 
 def _allow(cpu_s: int) -> None:

@@ -1,11 +1,7 @@
 """Rows to token ids in parallel processes, in order and in bounded memory."""
 
-import contextlib
 import os
-import pickle
 import queue
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +9,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from madpo.data.encode import Outcome, RenderedRow, encode_rows
-from madpo.errors import InternalError, MadpoError
-from madpo.types import DatasetRow
+from madpo.data.encode import Outcome, RenderedRow, encode_rows, row_responses
+from madpo.data.limited import job_process, process_of
+from madpo.data.tokenizer_process import TokenizerProcess
+from madpo.types import Content, DatasetRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,9 +25,11 @@ Answer = list[tuple[Outcome, Any]]
 ALONE_ROWS = 2_000
 """So many rows are encoded before other processes are started; that takes each of them a second or two."""
 
-_CHUNK_ROWS = 128
+_FIRST_ROWS, _CHUNK_ROWS = 8, 128
+"""Of the first chunk, so that a template which never ends is told soon, and of the others."""
+_CHUNK_CHARACTERS = 4 << 20
+"""A chunk ends with the row that reaches so many: tokens take dozens of times the memory of their text."""
 _MAX_WORKERS = 8
-_EXIT_S = 5.0
 
 
 class RowEncoder:
@@ -38,7 +37,7 @@ class RowEncoder:
 
     Args:
         directory: Where the worker processes load the tokenizer from.
-        tokenizer: The same one, loaded here.
+        tokenizer: The same one. The first rows are encoded where `madpo.data.limited` has its work done.
         examine: What to do with each row besides.
         workers: Processes; by default one for each core this process may run on, at most 8. With 1 none is started.
     """
@@ -58,16 +57,21 @@ class RowEncoder:
         """Each row in its order, its ids or why it has none, and what `examine` says of it.
 
         Raises:
-            InvalidArgumentError: The rows are messages and the tokenizer has no chat template.
-            InternalError: A worker process ended.
+            InvalidArgumentError: The rows are messages and the tokenizer has no chat template; or it, or the tokenizer,
+                takes too long or too much memory over some of them.
+            UnavailableError: A process was ended from outside.
         """
-        source = iter(rows)
-        for chunk in _chunks(islice(source, ALONE_ROWS) if self._workers > 1 else source):
-            yield from _joined(chunk, examine_chunk(self._tokenizer, chunk, self._examine))
+        source, process = iter(rows), process_of(self._tokenizer)
+        for chunk in _chunks(islice(source, ALONE_ROWS) if self._workers > 1 else source, first=_FIRST_ROWS):
+            if process is None:
+                answer = examine_chunk(self._tokenizer, chunk, self._examine)
+            else:
+                answer = _asked(process, chunk, self._examine)
+            yield from _joined(chunk, answer)
         first = list(islice(source, 1))
         if not first:
             return
-        with _Workers(self._directory, self._workers) as workers:
+        with _Workers(self._directory, self._workers, present=process) as workers:
             pending: deque[tuple[Sequence[DatasetRow], Future[Answer]]] = deque()
             for chunk in _chunks(chain(first, source)):
                 pending.append((chunk, workers.submit(chunk, self._examine)))
@@ -87,27 +91,33 @@ def examine_chunk(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[DatasetRo
     ]
 
 
+def _asked(process: TokenizerProcess, rows: Sequence[DatasetRow], examine: Examine | None) -> Answer:
+    cpu_s = process.limits.text_cpu_s + len(rows) * process.limits.row_cpu_s
+    answer: Answer = process.call(examine_chunk, rows, examine, cpu_s=cpu_s)
+    return answer
+
+
 class _Workers:
     """Worker processes, each asked by one thread at a time; gone at the end of the context."""
 
-    def __init__(self, directory: Path, count: int) -> None:
-        self._directory, self._count = directory, count
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        self._processes: list[subprocess.Popen[bytes]] = []
+    def __init__(self, directory: Path, count: int, *, present: TokenizerProcess | None) -> None:
+        started = count if present is None else count - 1
+        self._started = [job_process(directory) for _ in range(started)]
+        self._idle: queue.SimpleQueue[TokenizerProcess] = queue.SimpleQueue()
+        for process in [*self._started, *([] if present is None else [present])]:
+            self._idle.put(process)
+        self._threads = ThreadPoolExecutor(count)
 
     def __enter__(self) -> "_Workers":
-        command = [sys.executable, "-m", "madpo.data.encode_worker", str(self._directory)]
-        for _ in range(self._count):
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            self._processes.append(process)
-            self._idle.put(process)
-        self._threads = ThreadPoolExecutor(self._count)
+        for process in self._started:
+            process.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        for process in self._processes:
-            _end(process)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._started:
+            process.close()
+        self._threads.shutdown(wait=True)
 
     def submit(self, rows: Sequence[DatasetRow], examine: Examine | None) -> "Future[Answer]":
         """Have some worker look at some rows."""
@@ -115,35 +125,10 @@ class _Workers:
 
     def _ask(self, rows: Sequence[DatasetRow], examine: Examine | None) -> Answer:
         process = self._idle.get()
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
-            pickle.dump((examine_chunk, (rows, examine), None), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-            process.stdin.flush()
-            answer: Answer | MadpoError = pickle.load(process.stdout)  # noqa: S301 - of a process of our own
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_EXIT_S)
-            code = process.poll()
-            raise InternalError(f"a tokenizing process ended with code {code}; its standard error says why") from error
+            return _asked(process, rows, examine)
         finally:
             self._idle.put(process)
-        if isinstance(answer, MadpoError):
-            raise answer
-        return answer
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):  # it is gone, and with it who would have read the rest
-            pipe.close()
-    try:
-        process.wait(_EXIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _settled(
@@ -157,7 +142,18 @@ def _joined(rows: Sequence[DatasetRow], answer: Answer) -> Iterator[tuple[Datase
     return ((row, outcome, examined) for row, (outcome, examined) in zip(rows, answer, strict=True))
 
 
-def _chunks(rows: Iterable[DatasetRow]) -> Iterator[Sequence[DatasetRow]]:
-    source = iter(rows)
-    while chunk := list(islice(source, _CHUNK_ROWS)):
+def _chunks(rows: Iterable[DatasetRow], *, first: int | None = None) -> Iterator[Sequence[DatasetRow]]:
+    chunk: list[DatasetRow] = []
+    most, characters = first or _CHUNK_ROWS, 0
+    for row in rows:
+        chunk.append(row)
+        characters += _characters(row.prompt) + sum(map(_characters, row_responses(row)))
+        if len(chunk) == most or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, most, characters = [], _CHUNK_ROWS, 0
+    if chunk:
         yield chunk
+
+
+def _characters(content: Content) -> int:
+    return len(content) if isinstance(content, str) else sum(len(message.content or "") for message in content)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from madpo.data.limited import within_limits
 from madpo.data.loss_mask import LossMask, counted_tokens
 from madpo.data.template_clock import TEMPLATE_CLOCK, reads_clock, with_fixed_clock
 from madpo.errors import InvalidArgumentError, InvalidPairError
@@ -33,6 +34,7 @@ class Encoded:
         return len(self.prompt_ids) + len(self.response_ids)
 
 
+@within_limits
 def encode_prompt(
     tokenizer: "PreTrainedTokenizerBase", prompt: Content, options: ChatOptions = NO_OPTIONS
 ) -> list[int]:
@@ -52,6 +54,7 @@ def encode_prompt(
     return finish_prompt(tokenizer, encode_texts(tokenizer, [prompt], special_tokens=True)[0])
 
 
+@within_limits
 def encode_texts(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, special_tokens: bool
 ) -> list[list[int]]:
@@ -72,6 +75,7 @@ def finish_prompt(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[
     return ids or [end if bos is None else bos]
 
 
+@within_limits
 def encode_response(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: Content,
@@ -163,6 +167,7 @@ def _end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return int(end)
 
 
+@within_limits
 def render_chat(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from madpo.data.encode_worker import OUT_OF_MEMORY
 from madpo.errors import InvalidArgumentError, MadpoError, UnavailableError
@@ -34,6 +34,10 @@ class Limits:
 
     load_cpu_s: int = 60
     """Processor time to start and load the tokenizer."""
+    text_cpu_s: int = 20
+    """To render and tokenize the texts of a call; an honest text of 16 MiB takes less."""
+    row_cpu_s: int = 2
+    """Besides, for each row of a chunk; an honest one of a hundred turns takes less."""
     memory_bytes: int = 2 << 30
     """Address space."""
     wall_per_cpu: float = 10.0
@@ -47,10 +51,13 @@ class TokenizerProcess:
         directory: Of a model or an adapter; read again whenever the process has to be replaced.
         base_directory: Of the adapter's base.
         limits: Of the process.
+
+    Attributes:
+        limits: As given.
     """
 
     def __init__(self, directory: Path, *, base_directory: Path | None = None, limits: Limits | None = None) -> None:
-        self._directory, self._base, self._limits = directory, base_directory, limits or Limits()
+        self._directory, self._base, self.limits = directory, base_directory, limits or Limits()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -82,29 +89,42 @@ class TokenizerProcess:
             raise answer
         return answer
 
+    def start(self) -> None:
+        """Have the process load the tokenizer, and do not wait for it. Raises UnavailableError."""
+        with self._lock:
+            if self._process is None:
+                self._start()
+
+    def load(self) -> None:
+        """Have the process load the tokenizer within its limits; raises what `call` does."""
+        self.call(_nothing, cpu_s=self.limits.load_cpu_s)
+
     def close(self) -> None:
         """End the process, and a call that is under way; another would start a new one."""
         if (process := self._process) is not None:
             process.kill()
+        with self._lock:
+            if self._process is not None:
+                self._end()
 
     def _ask(self, function: Callable[..., Any], arguments: tuple[Any, ...], cpu_s: int) -> Any:
         if self._process is not None and self._process.poll() is not None:
             self._end()  # while nothing was asked of it
-        allowed_s = cpu_s if self._process else cpu_s + self._limits.load_cpu_s
+        allowed_s = cpu_s if self._process else cpu_s + self.limits.load_cpu_s
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             pickle.dump((function, arguments, cpu_s), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
             process.stdin.flush()
-            if not select.select([process.stdout], [], [], allowed_s * self._limits.wall_per_cpu)[0]:
+            if not _has_something(process.stdout, within_s=allowed_s * self.limits.wall_per_cpu):
                 raise TimeoutError
             return pickle.load(process.stdout)  # noqa: S301 - of a process of our own
         except TimeoutError as error:
             self._end()
             raise UnavailableError(
                 f"the tokenizing process of {self._directory.name} came to nothing in "
-                f"{allowed_s * self._limits.wall_per_cpu:.0f} s, though it took less processor time than it may"
+                f"{allowed_s * self.limits.wall_per_cpu:.0f} s, though it took less processor time than it may"
             ) from error
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise self._blame(self._end(), cpu_s) from error
@@ -119,7 +139,7 @@ class TokenizerProcess:
             )
         if code in (OUT_OF_MEMORY, -signal.SIGABRT):  # libraries that get no memory abort
             return InvalidArgumentError(
-                f"{what} went beyond {self._limits.memory_bytes >> 20} MiB of memory, and was ended: give it shorter "
+                f"{what} went beyond {self.limits.memory_bytes >> 20} MiB of memory, and was ended: give it shorter "
                 "texts, or look for what its template multiplies"
             )
         if code in _CRASHES:
@@ -130,7 +150,7 @@ class TokenizerProcess:
         )
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        limits = (str(self._limits.load_cpu_s), str(self._limits.memory_bytes))
+        limits = (str(self.limits.load_cpu_s), str(self.limits.memory_bytes))
         command = [
             sys.executable,
             "-m",
@@ -152,14 +172,25 @@ class TokenizerProcess:
         process, self._process = self._process, None
         assert process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            if process.stdout is not None and select.select([process.stdout], [], [], 0)[0]:
+            if process.stdout is not None and _has_something(process.stdout, within_s=0.0):
                 process.wait(_EXIT_S)  # it closed its end: the code is its own, not that of being killed
         self._finalizer()
         return process.returncode
 
 
+def _nothing(_: Any) -> None:
+    """What is asked of a process that is only to be there."""
+
+
 class _CrashError(Exception):
     """The process ended by a fault of its own, and which."""
+
+
+def _has_something(pipe: IO[bytes], *, within_s: float) -> bool:
+    """Whether there is something to read, if only the end."""
+    poll = select.poll()  # `select.select` knows no file beyond the first thousand
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(within_s * 1000))
 
 
 def _name(code: int) -> str:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from madpo.data.limited import within_limits
 from madpo.data.tokenize import encode_texts, render_chat
 from madpo.errors import InvalidPairError
 from madpo.types import NO_OPTIONS, Message
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 _QUESTION, _ANSWER = Message("user", "What is a harbour?"), Message("assistant", "A place for ships.")
 
 
+@within_limits
 def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The token behind an answer with which a policy learns to stop: the first one that is not text.
 

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
+from madpo.data.limited import load_limited
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.model_files.companions import GENERATION_CONFIG, end_token_ids
@@ -19,7 +20,7 @@ from madpo.models.scores import reads_last_token
 from madpo.spelling import number_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["check_config", "load_causal_lm", "load_reward_model", "load_tokenizer"]
 
@@ -59,6 +60,7 @@ def load_reward_model(
     dtype: torch.dtype = torch.float32,
     new_head: bool = False,
     trainable: bool = False,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> "PreTrainedModel":
     """A model with one raw logit per sequence, in evaluation mode; see `reward_scores`.
 
@@ -68,6 +70,7 @@ def load_reward_model(
         dtype: Of the weights.
         new_head: Build it from a causal language model with a fresh head, drawn from torch's global generator.
         trainable: Let the adapter's weights receive gradients.
+        tokenizer: The model's, where it is loaded already; its template tells how texts end.
 
     Raises:
         InvalidArgumentError: The directory is refused by `check_config`, holds no such model, or has another number
@@ -80,7 +83,9 @@ def load_reward_model(
     model, missing = _load(AutoModelForSequenceClassification, body, dtype=dtype, num_labels=1)
     fresh_head = {key for key in missing if key.startswith(_HEADS)}
     _refuse_missing(body, missing - fresh_head)
-    _set_padding(model, directory, base_directory)
+    if tokenizer is None:
+        tokenizer = load_limited(directory, base_directory=base_directory)
+    _set_padding(model, tokenizer, body)
     if base_directory is not None:
         model = _with_adapter(model, directory, trainable=trainable)
         fresh_head -= {key.removeprefix("base_model.model.") for key in _adapter_keys(directory)}
@@ -119,11 +124,10 @@ def _load(
     return model.eval(), set(info["missing_keys"])
 
 
-def _set_padding(model: Any, directory: Path, base_directory: Path | None) -> None:
+def _set_padding(model: Any, tokenizer: "PreTrainedTokenizerBase", body: Path) -> None:
     """Name a padding token that ends no text: whoever loads the model pools at the last token that differs from it."""
     config = model.config.get_text_config()
-    tokenizer = load_tokenizer(directory, base_directory=base_directory)
-    settings = (base_directory or directory) / GENERATION_CONFIG
+    settings = body / GENERATION_CONFIG
     configured = end_token_ids(config.to_dict()) + end_token_ids(read_config(settings) if settings.is_file() else {})
     closing = closing_ids(tokenizer, configured)
     if not reads_last_token(model) and config.pad_token_id not in {None, *closing}:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
+from madpo.data.limited import load_limited
 from madpo.data.overlong import length
-from madpo.data.tokenizer import load_tokenizer
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.models import ModelStore
@@ -45,7 +45,7 @@ def longer_than(limit: int, pairs: Sequence[PreferencePair], directory: Path, *,
             counting.advance(_PHASE_ROWS)
     if not doubtful:
         return []
-    encoder = RowEncoder(directory, load_tokenizer(directory))
+    encoder = RowEncoder(directory, load_limited(directory))
     outcomes = encoder.encode(pairs[place] for place in doubtful)
     return [
         place

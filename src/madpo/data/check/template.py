@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from madpo.data.check.report import TemplateCheck
+from madpo.data.limited import within_limits
 from madpo.data.tokenize import encode_texts, render_chat, shared_length
 from madpo.data.turn_end import turn_end_id
 from madpo.errors import InvalidPairError
@@ -25,6 +26,7 @@ _SYSTEM, _USER, _ANSWER, _AGAIN, _LAST = (
 )
 
 
+@within_limits
 def check_template(
     tokenizer: "PreTrainedTokenizerBase",
     *,

@@ -13,10 +13,10 @@ from madpo.data.check.template import check_template
 from madpo.data.check.text import LengthComparison
 from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
+from madpo.data.limited import load_limited
 from madpo.data.loss_mask import spans
 from madpo.data.overlong import POLICIES, fit, keep_whole, length
 from madpo.data.tokenize import Encoded, shared_length, template_sha256, tokenizer_sha256
-from madpo.data.tokenizer import load_tokenizer
 from madpo.data.unembedded import ADVICE, UnembeddedTokens
 from madpo.errors import InvalidPairError
 from madpo.jobs.training import Overlong, TrainingParameters
@@ -72,7 +72,7 @@ class TokenCheck:
         overlong: Overlong = "error",
         workers: int | None = None,
     ) -> None:
-        self.tokenizer = load_tokenizer(directory)
+        self.tokenizer = load_limited(directory)
         self._ends = generation_ends(directory)
         self._encoder = RowEncoder(directory, self.tokenizer, examine=examine, workers=workers)
         self._findings, self._model, self._overlong = findings, model, overlong

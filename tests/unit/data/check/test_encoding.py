@@ -15,7 +15,7 @@ from madpo.data.encoding import RowEncoder
 from madpo.data.overlong import POLICIES, fit, length
 from madpo.data.tokenize import encode_response
 from madpo.data.tokenizer import load_tokenizer
-from madpo.errors import InternalError, InvalidArgumentError, InvalidPairError
+from madpo.errors import InvalidArgumentError, InvalidPairError, UnavailableError
 from madpo.jobs.training import Overlong
 from madpo.types import Completion, DatasetRow, Message, PreferencePair, PromptOnly, ResponseList
 
@@ -78,7 +78,7 @@ def test_a_worker_process_that_dies_ends_the_work(tokenizer_directory: Save, mon
     tokenizer = load_tokenizer(directory)
     monkeypatch.setattr(encoding, "ALONE_ROWS", 1)
 
-    with pytest.raises(InternalError, match="ended with code 3"):
+    with pytest.raises(UnavailableError, match=r"ended \(code 3, its standard error says why\)"):
         list(RowEncoder(directory, tokenizer, examine=_die, workers=2).encode(ROWS[:2]))
 
 
