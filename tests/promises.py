@@ -50,6 +50,7 @@ PROMISES = (
     Promise("G4", "A full queue refuses with a hint and goes on"),
     Promise("G5", "Work that nobody waits for is not done"),
     Promise("G6", "What is too large is split or refused, never sent again and again"),
+    Promise("G7", "A scorer that cannot score says so to who asks for its health"),
     Promise("D1", "Redis may be away during a run"),
     Promise("D2", "Redis may lose everything: the jobs come back"),
     Promise("D3", "A write to the object store whose reply was lost has happened once"),
@@ -64,6 +65,9 @@ PROMISES = (
     Promise("H3", "Every call asks for a token, and a role opens what it says"),
     Promise("H4", "Secrets stay secret"),
     Promise("H5", "Models that would run code, or break what loads them, are refused"),
+    Promise(
+        "H6", "A model whose template or tokenizer never ends is the reason where it is used, and holds up nobody else"
+    ),
 )
 
 

@@ -7,7 +7,7 @@ batches. Units of a request whose caller has gone leave the queue before they co
 import asyncio
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -98,12 +98,16 @@ class Batcher:
 
     Args:
         metrics: Where batches are counted.
+
+    Attributes:
+        scored: Batches so far that gave scores.
     """
 
     def __init__(self, *, metrics: RewardMetrics) -> None:
         self._metrics = metrics
         self._lines: dict[_Key, WaitingLine[_Number, _Item]] = {}
         self._arrivals = itertools.count()
+        self.scored = 0
         self._arrived = asyncio.Event()
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
         self._task: asyncio.Task[None] | None = None
@@ -118,6 +122,12 @@ class Batcher:
             self._task.cancel()
             await asyncio.wait([self._task])
         await asyncio.to_thread(self._device.shutdown, cancel_futures=True)
+
+    async def probe(self, work: Callable[[], object]) -> None:
+        """Do something on the device behind the batch in work, to see that it can be done; raises what it does."""
+        if self._task is None or self._task.done():
+            raise InternalError("no batches are formed")
+        await asyncio.get_running_loop().run_in_executor(self._device, work)
 
     def arrive(self) -> int:
         """A place in the queue for a request whose units are still to be made."""
@@ -180,6 +190,7 @@ class Batcher:
             rewards = await asyncio.get_running_loop().run_in_executor(self._device, model.forward, units)
             if [len(of_unit) for of_unit in rewards] != [len(unit.places) for unit in units]:
                 raise InternalError("the model did not answer as many rewards as it was given texts")
+            self.scored += 1
             self._observe(units, shape, time.monotonic() - start)
             for request in requests.values():
                 request.forward_s += time.monotonic() - start

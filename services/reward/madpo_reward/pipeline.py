@@ -58,7 +58,8 @@ class Pipeline:
     def __init__(self, load: Callable[[str], Scorer], *, settings: RewardSettings, metrics: RewardMetrics) -> None:
         self._max_pairs_per_request = settings.max_pairs_per_request
         self._metrics = metrics
-        self._max_tokens = settings.max_tokens
+        self._max_tokens, self._max_stall_s = settings.max_tokens, settings.max_stall_s
+        self._scored = 0
         self._admission = Admission(
             settings.max_queue_tokens,
             max_bytes=settings.max_queue_bytes,
@@ -87,6 +88,33 @@ class Pipeline:
         scorer = load(model_id)
         self._loaded.add(scorer)
         return scorer
+
+    async def ailment(self) -> str | None:
+        """Why no text can be scored; None where one was since this was asked last, or a sample is now.
+
+        A text that one model fails on is none; neither is a tokenizer that takes its time, which holds up its own model
+        alone.
+        """
+        if self._batcher.scored != self._scored:
+            self._scored = self._batcher.scored
+            return None
+        try:
+            async with asyncio.timeout(self._max_stall_s):
+                return await self._fault_of_samples()
+        except TimeoutError:
+            return f"no sample was scored within {self._max_stall_s:g} s"
+
+    async def _fault_of_samples(self) -> str | None:
+        faults = []
+        for scorer in self._models.loaded():
+            try:
+                await self._batcher.probe(partial(scorer.forward, scorer.sample()))
+                return None
+            except Exception as error:
+                faults.append(str(error))
+        if not faults:
+            await self._batcher.probe(lambda: None)
+        return "; ".join(faults) or None
 
     async def describe(self, model_id: str) -> RewardModelInfo:
         """What the model is, loading it when needed. Raises NotFoundError."""

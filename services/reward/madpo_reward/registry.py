@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,16 @@ from typing import Generic, TypeVar
 
 from prometheus_client import Gauge
 
-from madpo.errors import OverloadedError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, MadpoError, OverloadedError
+from madpo_reward.cache import LruCache
 
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M")
+
+_UNFIT_S = 60.0
+"""For so long a model that cannot be used is not loaded again: its files are always the same."""
+_UNFIT_MODELS = 1024
 
 
 @dataclass(slots=True)
@@ -32,10 +38,19 @@ class ModelRegistry(Generic[M]):
         load: Blocking loader by model id; runs in a thread of its own, one at a time.
         max_resident: Bound on models in memory, loading ones included.
         gauge: Where their number is shown.
+        clock: Seconds that never go back.
     """
 
-    def __init__(self, load: Callable[[str], M], *, max_resident: int, gauge: Gauge) -> None:
-        self._load, self._max_resident, self._gauge = load, max_resident, gauge
+    def __init__(
+        self,
+        load: Callable[[str], M],
+        *,
+        max_resident: int,
+        gauge: Gauge,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load, self._max_resident, self._gauge, self._clock = load, max_resident, gauge, clock
+        self._unfit: LruCache[str, tuple[float, MadpoError]] = LruCache(_UNFIT_MODELS)
         self._residents: OrderedDict[str, _Resident[M]] = OrderedDict()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
 
@@ -45,7 +60,9 @@ class ModelRegistry(Generic[M]):
 
         Raises:
             OverloadedError: All resident models are in use; carries a retry hint.
-            MadpoError: What the loader raised; the next caller tries again.
+            InvalidArgumentError, FailedPreconditionError: The model cannot be used; tried again after a minute, so that
+                one whose load takes long keeps the others' waiting no longer than once in that time.
+            MadpoError: What else the loader raised; the next caller tries again.
         """
         resident = self._residents.get(model_id) or self._begin_load(model_id)
         self._residents.move_to_end(model_id)
@@ -56,12 +73,18 @@ class ModelRegistry(Generic[M]):
         finally:
             resident.users -= 1
 
+    def loaded(self) -> list[M]:
+        """The models that can be used at once, the one used last first."""
+        done = [each.loading for each in reversed(self._residents.values()) if each.loading.done()]
+        return [loading.result() for loading in done if not loading.cancelled() and loading.exception() is None]
+
     async def stop(self) -> None:
         """Forget all models, once a load in work has ended."""
         self._residents.clear()
         await asyncio.to_thread(self._loader.shutdown, cancel_futures=True)
 
     def _begin_load(self, model_id: str) -> _Resident[M]:
+        self._refuse_unfit(model_id)
         self._make_room()
         loading = asyncio.get_running_loop().run_in_executor(self._loader, self._load, model_id)
         resident = self._residents[model_id] = _Resident(loading)
@@ -73,6 +96,15 @@ class ModelRegistry(Generic[M]):
         if loading.cancelled() or loading.exception() is not None:
             self._residents.pop(model_id, None)
             self._gauge.set(len(self._residents))
+        if not loading.cancelled() and isinstance(
+            error := loading.exception(), InvalidArgumentError | FailedPreconditionError
+        ):
+            self._unfit.put(model_id, (self._clock() + _UNFIT_S, error))
+
+    def _refuse_unfit(self, model_id: str) -> None:
+        until, error = self._unfit.get(model_id) or (0.0, None)
+        if error is not None and self._clock() < until:
+            raise error.with_traceback(None)
 
     def _make_room(self) -> None:
         if len(self._residents) < self._max_resident:

@@ -89,6 +89,7 @@ class Scorer:
         self._encode = partial(encode, max_tokens=self.max_tokens, unembedded=unembedded)
         self.tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
         self.copies: LocalCopies | None = None
+        self._sample = Tokens((), (0,))
 
     def close(self) -> None:
         """End what is being tokenized."""
@@ -132,6 +133,10 @@ class Scorer:
             positions = sum(unit.positions for unit in units)
             raise told(error, f"{self.model_id} cannot score {positions} positions") from error
 
+    def sample(self) -> list[Unit[Tokens]]:
+        """Units of a short text that was scored before, to see whether that can be done still."""
+        return self.plan([self._sample])
+
     def check(self) -> None:
         """Prove that scores do not depend on company, order or row, and agree with a plain forward pass.
 
@@ -139,6 +144,7 @@ class Scorer:
             FailedPreconditionError: They do not.
         """
         samples = [self.encode(prompt, response) for prompt, response in _SAMPLES]
+        self._sample = min(samples, key=len)
         together = self._score(samples)
         for text, reward in zip(samples, together, strict=True):
             (alone,) = self._score([text])

@@ -57,6 +57,10 @@ class RewardService:
         for model_id in self._settings.preload:
             await self._pipeline.describe(model_id)
 
+    async def ailment(self) -> str | None:
+        """Why no text can be scored; None where one was."""
+        return await self._pipeline.ailment()
+
     async def stop(self) -> None:
         """End the threads."""
         await self._pipeline.stop()

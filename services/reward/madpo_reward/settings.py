@@ -49,6 +49,9 @@ class RewardSettings(StoreSettings, CacheSettings, ComputeSettings):
     requests are always let in. Whoever is refused is told when to come again."""
     max_pairs_per_request: Annotated[int, Field(ge=1)] = 256
     """Most pairs, or single responses, of one request."""
+    max_stall_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
+    """Seconds in which a sample must be scored, the batch in work included, for health to say SERVING. More than the
+    longest text takes; what restarts unhealthy services would end it."""
     cache_entries: Annotated[int, Field(ge=0)] = 100_000
     """Scores of single responses kept in memory; 0 keeps none."""
 

@@ -50,6 +50,15 @@ class Guarded(Protocol):
     access: Access
 
 
+@runtime_checkable
+class Watched(Protocol):
+    """A service that may be unable to work though its process answers."""
+
+    async def ailment(self) -> str | None:
+        """Why it cannot work, found out by trying, within a time of its own; None where it can."""
+        ...
+
+
 _SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -62,6 +71,8 @@ _SERVER_OPTIONS = (
 )
 
 
+_PULSE_S = 10.0
+"""Between two looks at whether a service can work."""
 _OPEN_FILES = 65_536
 _THREADS = 64
 """For calls to the store and files, which mostly wait; the default of a small machine is six."""
@@ -79,6 +90,7 @@ class RunningServer:
         self._server = grpc.aio.server(interceptors=[interceptor], options=_SERVER_OPTIONS)
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._names = service.add_to_server(self._server)
+        self._watch: asyncio.Task[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -97,9 +109,14 @@ class RunningServer:
         await self._server.start()
         await self._service.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        if isinstance(self._service, Watched):
+            self._watch = asyncio.create_task(self._follow(self._service))
 
     async def stop(self) -> None:
         """Answer NOT_SERVING, let calls in flight finish, release the service."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.stop(self._settings.grace_s)
         await self._service.stop()
@@ -110,6 +127,23 @@ class RunningServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+    async def _follow(self, service: Watched) -> None:
+        """Answer SERVING for as long as the service can work."""
+        before: str | None = None
+        while True:
+            await asyncio.sleep(_PULSE_S)
+            try:
+                ailment = await service.ailment()
+            except Exception as error:
+                ailment = f"{type(error).__name__}: {error}"
+            if ailment is not None and before is None:
+                logger.error("cannot work", extra={"ailment": ailment})
+                await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+            elif ailment is None and before is not None:
+                logger.info("can work again")
+                await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            before = ailment
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for name in ("", *self._names):

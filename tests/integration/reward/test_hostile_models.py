@@ -2,26 +2,36 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
 import grpc
 import pytest
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from madpo import errors
+from madpo.data.tokenizer_process import Limits, TokenizerProcess
 from madpo.rpc.channel import call_metadata
 from madpo.rpc.status import from_rpc_error
+from madpo.storage.local import LocalStore
+from madpo.storage.models import ModelStore
+from madpo.types import Message
 from madpo.v1 import reward_service_pb2 as reward
 from madpo.v1.reward_service_pb2_grpc import RewardServiceStub
 from madpo_reward.batcher import Unit
 from madpo_reward.encoding import Tokens
 from madpo_reward.layouts import SharedPrompts
-from tests.integration.reward.service import PAIRS, TOKEN, Models, Start, tokenizing_pids, until
+from madpo_reward.service import RewardService
+from tests.integration.reward.service import PAIRS, TOKEN, Models, Replica, Start, pair_rewards, tokenizing_pids, until
 
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+SCORE_PAIRS = "/madpo.v1.RewardService/ScorePairs"
 SCORE_RESPONSES = "/madpo.v1.RewardService/ScoreResponses"
 
 
@@ -119,8 +129,8 @@ async def test_whatever_a_load_runs_into_is_typed(
     async with start() as replica:
         for fault, kind in (
             (OSError(28, "No space left on device"), errors.UnavailableError),
-            (KeyError("rope_theta"), errors.FailedPreconditionError),
             (MemoryError(), errors.OverloadedError),
+            (KeyError("rope_theta"), errors.FailedPreconditionError),
         ):
             monkeypatch.setattr("madpo_reward.service.load_scorer", Mock(side_effect=fault))
             async with grpc.aio.insecure_channel(f"127.0.0.1:{replica.port}") as channel:
@@ -129,3 +139,131 @@ async def test_whatever_a_load_runs_into_is_typed(
                     await RewardServiceStub(channel).GetRewardModel(request, timeout=60, metadata=call_metadata(TOKEN))
             assert type(from_rpc_error(refused.value)) is kind
             assert f"{models.good} cannot be loaded" in str(refused.value)
+
+
+async def health(replica: Replica) -> int:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{replica.port}") as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+    return int(answer.status)
+
+
+async def until_health_is(replica: Replica, status: int) -> None:
+    async with asyncio.timeout(60):
+        while await health(replica) != status:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.promise("G7")
+async def test_health_says_whether_texts_can_be_scored(
+    start: Start, models: Models, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("madpo.rpc.server._PULSE_S", 0.01)
+    async with start(max_stall_s=0.5) as replica:
+        await replica.client.get_reward_model(models.good)
+        gate.clear()  # a forward pass hangs
+        held = asyncio.create_task(replica.client.score_responses(models.good, [("the", "film")]))
+        await until_health_is(replica, NOT_SERVING)
+        gate.set()
+        await held
+        await until_health_is(replica, SERVING)
+
+
+@pytest.mark.promise("G7")
+async def test_health_says_when_every_forward_pass_fails_and_not_when_some_do(
+    start: Start, models: Models, failing: dict[str, Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str | None] = []
+    look = RewardService.ailment
+
+    async def noted(self: RewardService) -> str | None:
+        looks.append(await look(self))
+        return looks[-1]
+
+    monkeypatch.setattr(RewardService, "ailment", noted)
+    monkeypatch.setattr("madpo.rpc.server._PULSE_S", 0.01)
+    async with start(cache_entries=0) as replica:
+        await until(lambda: len(looks) > 2)  # no model is there yet
+        await replica.client.get_reward_model(models.good)
+        failing["bad"] = IndexError("index out of range in self")
+        for _ in range(3):
+            with pytest.raises(errors.FailedPreconditionError):
+                await replica.client.score_responses(models.good, [("the", "bad film")])
+        before = len(looks)
+        await until(lambda: len(looks) > before + 2)
+        assert set(looks) == {None}
+        assert await health(replica) == SERVING
+
+        failing["</s>"] = RuntimeError("device-side assert triggered")  # whatever comes
+        await until_health_is(replica, NOT_SERVING)
+        assert "device-side assert" in str(looks[-1])
+        failing.clear()
+        await until_health_is(replica, SERVING)
+
+
+def hostile(models: Models, tmp_path: Path, template: str) -> str:
+    """The good model, published with another template."""
+    directory = Path(shutil.copytree(models.directory, tmp_path / "hostile"))
+    (directory / "chat_template.jinja").write_text(template)
+    store = ModelStore(LocalStore(Path(models.url.removeprefix("file://"))), tmp_path / "publisher")
+    return store.publish(directory, display_name="hostile", kind="reward")[0].model_id
+
+
+@pytest.fixture
+def hasty_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = partial(TokenizerProcess, limits=Limits(text_cpu_s=1))
+    monkeypatch.setattr("madpo_reward.scorer.TokenizerProcess", limited)
+
+
+async def ask_beside(replica: Replica, models: Models, annoy: Callable[[], Awaitable[object]]) -> list[Exception]:
+    """Have a good model score again and again, each time within a deadline, while another is asked; what that gave."""
+    told: list[Exception] = []
+    over = asyncio.Event()
+
+    async def go_on() -> None:
+        while not over.is_set():
+            try:
+                await annoy()
+            except errors.MadpoError as error:
+                told.append(error)
+
+    expected = pair_rewards(await replica.client.score_pairs(models.good, PAIRS[:4]))
+    hostility = [asyncio.create_task(go_on()) for _ in range(3)]
+    while len(told) < 3:
+        scored = await asyncio.wait_for(replica.client.score_pairs(models.good, PAIRS[:4]), 30)
+        assert pair_rewards(scored) == expected
+    over.set()
+    await asyncio.wait(hostility)
+    return told
+
+
+@pytest.mark.promise("H6")
+@pytest.mark.usefixtures("hasty_limits")
+async def test_a_template_that_hangs_holds_up_its_own_model_alone(start: Start, models: Models, tmp_path: Path) -> None:
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    chat = "{% for m in messages %}{% if m.content == 'bad' %}" + loop + "{% endif %}{{ m.content }} {% endfor %}"
+    model_id = hostile(models, tmp_path, chat)
+    texts = ((Message("user", "bad"),), (Message("assistant", "film"),))
+    async with start(cache_entries=0, max_resident_models=2) as replica:
+        await replica.client.get_reward_model(model_id)
+        told = await ask_beside(replica, models, lambda: replica.client.score_responses(model_id, [texts]))
+
+        assert replica.count("madpo_rpc_calls_total", method=SCORE_PAIRS, code="RESOURCE_EXHAUSTED") == 0
+        assert replica.count("madpo_reward_pairs_total", outcome="refused") == 0
+    assert {type(error) for error in told} == {errors.InvalidArgumentError}
+    assert all("went beyond 1 s of processor time" in str(error) for error in told)
+
+
+@pytest.mark.promise("H6")
+@pytest.mark.usefixtures("hasty_limits")
+async def test_a_model_whose_load_hangs_is_refused_beside_a_good_one(
+    start: Start, models: Models, tmp_path: Path
+) -> None:
+    model_id = hostile(
+        models, tmp_path, "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    )
+    async with start(cache_entries=0, max_resident_models=2) as replica:
+        await replica.client.get_reward_model(models.good)
+        told = await ask_beside(replica, models, lambda: replica.client.get_reward_model(model_id))
+
+        assert (await replica.client.get_reward_model(models.other)).model_id == models.other
+    assert all("went beyond 1 s of processor time" in str(error) for error in told)

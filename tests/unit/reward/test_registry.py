@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from madpo.errors import NotFoundError, OverloadedError
+from madpo.errors import InvalidArgumentError, NotFoundError, OverloadedError
 from madpo_reward.registry import ModelRegistry
 
 
@@ -24,6 +24,8 @@ class Loader:
         assert self.gate.wait(timeout=10)
         if model_id == "unknown":
             raise NotFoundError("no model unknown")
+        if model_id == "unfit":
+            raise InvalidArgumentError("unfit has two labels")
         return model_id
 
 
@@ -32,9 +34,22 @@ def loader() -> Loader:
     return Loader()
 
 
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def registry(loader: Loader) -> ModelRegistry[str]:
-    return ModelRegistry(loader, max_resident=2, gauge=Gauge("models", "", registry=CollectorRegistry()))
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def registry(loader: Loader, clock: Clock) -> ModelRegistry[str]:
+    gauge = Gauge("models", "", registry=CollectorRegistry())
+    return ModelRegistry(loader, max_resident=2, gauge=gauge, clock=clock)
 
 
 async def use(registry: ModelRegistry[str], model_id: str) -> str:
@@ -89,3 +104,36 @@ async def test_a_caller_that_gives_up_does_not_end_the_load_for_others(
 
     assert await second == "a"
     assert loader.loads == {"a": 1}
+
+
+async def test_a_model_that_cannot_be_used_is_loaded_once_a_minute_and_takes_nobodys_place_meanwhile(
+    registry: ModelRegistry[str], loader: Loader, clock: Clock
+) -> None:
+    for model_id in ("unfit", "a", "b", "unfit", "unfit"):
+        if model_id == "unfit":
+            with pytest.raises(InvalidArgumentError, match="two labels"):
+                await use(registry, model_id)
+        else:
+            await use(registry, model_id)
+    await use(registry, "a")
+    assert loader.loads == {"unfit": 1, "a": 1, "b": 1}
+
+    clock.now += 61
+    with pytest.raises(InvalidArgumentError, match="two labels"):
+        await use(registry, "unfit")
+    assert loader.loads["unfit"] == 2
+
+
+async def test_models_that_are_loaded_are_known_the_last_one_first(
+    registry: ModelRegistry[str], loader: Loader
+) -> None:
+    for model_id in ("a", "b", "a"):
+        await use(registry, model_id)
+    assert registry.loaded() == ["a", "b"]
+
+    loader.gate.clear()
+    loading = asyncio.create_task(use(registry, "c"))
+    await asyncio.sleep(0)
+    assert registry.loaded() == ["a"]
+    loader.gate.set()
+    await loading
