@@ -14,7 +14,7 @@ from madpo.evaluation.report import EvaluationReport
 from madpo.jobs.evaluation import REWARD_METRIC
 from madpo.jobs.sampling import SamplingParameters
 from madpo.ports import ObjectStore
-from madpo.storage import keys
+from madpo.storage import documents, keys
 from madpo.storage.artifacts import open_artifact
 from madpo.storage.growing import GrowingBundle
 from madpo.types import NO_OPTIONS, ChatOptions, Content, Message, PromptOnly, content_from_json, content_to_json
@@ -164,7 +164,8 @@ def read_evaluation(store: ObjectStore, job_id: str) -> Evaluation:
 
 def _generation(row: Mapping[str, Any]) -> Generation:
     options = ChatOptions(**row.get("options", {}))
-    return Generation(**{**row, "prompt": content_from_json(row["prompt"]), "options": options})
+    fields = documents.known_fields(Generation, row)
+    return Generation(**{**fields, "prompt": content_from_json(row["prompt"]), "options": options})
 
 
 def check_comparable(

@@ -7,6 +7,7 @@ before it is used. Once written, a bundle never changes.
 import hashlib
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +207,14 @@ def fetch_file(
             f"{key} does not match its manifest: expected {file.size_bytes} bytes with SHA-256 {file.sha256},"
             f" got {size_bytes} bytes with {sha256}"
         )
+
+
+def read_file(store: ObjectStore, prefix: str, file: FileEntry) -> bytes:
+    """A small file of a bundle, verified. Raises CorruptObjectError as `fetch_file` does."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "file")
+        fetch_file(store, prefix, file, path)
+        return path.read_bytes()
 
 
 def delete(store: ObjectStore, prefix: str) -> None:

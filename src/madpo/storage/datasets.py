@@ -370,5 +370,5 @@ def _dataset(dataset_id: str, manifest: Manifest) -> Dataset:
         size_bytes=manifest.size_bytes,
         create_time=manifest.create_time,
         columns=tuple(description["columns"]),
-        forms=tuple(DatasetForm(**form) for form in description.get("forms", ())),
+        forms=tuple(DatasetForm(**documents.known_fields(DatasetForm, form)) for form in description.get("forms", ())),
     )

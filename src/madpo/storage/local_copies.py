@@ -147,7 +147,9 @@ def _is_whole(directory: Path) -> bool:
     record = _record(directory)
     try:
         body = documents.unseal(record.read_bytes(), key=str(record))
-        files = {file["path"]: FileEntry(**file) for file in body["files"]}
+        with documents.reading(str(record)):
+            known = [FileEntry(**documents.known_fields(FileEntry, file)) for file in body["files"]]
+        files = {file.path: file for file in known}
         sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in _files(directory)}
         if sizes == {name: file.size_bytes for name, file in files.items()}:
             with ThreadPoolExecutor(_READ_AT_ONCE) as pool:

@@ -8,7 +8,7 @@ from madpo.errors import FailedPreconditionError, NotFoundError
 from madpo.jobs.base import DatasetReference, ModelReference
 from madpo.model_files.companions import MODEL_RECORD
 from madpo.ports import ObjectStore
-from madpo.storage import bundle, keys
+from madpo.storage import bundle, documents, keys
 from madpo.storage.checkpoints import find_checkpoint, list_checkpoints
 from madpo.storage.models import ModelStore
 from madpo.storage.results import read_result
@@ -69,15 +69,21 @@ def resolve_dataset_id(reference: DatasetReference, *, store: ObjectStore) -> st
 
 
 def checkpoint_bases(job_id: str, store: ObjectStore) -> set[str]:
-    """The stored models to which checkpoints of a job belong, where they are adapters."""
+    """The stored models to which checkpoints of a job belong, where they are adapters.
+
+    Raises:
+        CorruptObjectError: A checkpoint was changed, so that nobody knows its base; names the object.
+    """
     bases: set[str] = set()
     for checkpoint in list_checkpoints(store, job_id):
         prefix = keys.checkpoint(job_id, step=checkpoint.step, attempt=checkpoint.attempt)
         try:
-            record = json.loads(store.get(f"{prefix}/{CHECKPOINT_MODEL}/{MODEL_RECORD}"))
+            files = {file.path: file for file in bundle.read_manifest(store, prefix).files}
         except NotFoundError:
-            continue
-        bases.add(record["base_model_id"])
+            continue  # removed meanwhile
+        if record := files.get(f"{CHECKPOINT_MODEL}/{MODEL_RECORD}"):
+            body = documents.decode(bundle.read_file(store, prefix, record), key=f"{prefix}/{record.path}")
+            bases.update(filter(None, [body.get("base_model_id")]))
     return bases
 
 

@@ -17,12 +17,13 @@ from madpo.storage import bundle, documents, keys
 from madpo.storage.access_tokens import TokenTable
 from madpo.storage.audit import read_records, write_record
 from madpo.storage.checkpoints import CheckpointStore, owning_attempt
+from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.results import JobOutcome, read_result, read_spec, write_result, write_spec
 from madpo.types import AccessToken, AuditRecord, FileEntry, Job, JobKind, JobResult, JobState, Role, TokenLimits
 
 FORMATS = Path(__file__).parent / "formats"
-JOB_ID = "job-" + "1" * 32
+JOB_ID, DATASET_ID = "job-" + "1" * 32, "dataset-" + "2" * 32
 JOB = Job(
     JOB_ID,
     JobKind.EVALUATION,
@@ -85,6 +86,18 @@ def test_fields_of_the_next_version_are_passed_over(tmp_path: Path, name: str) -
     data = documents.seal(newer, version=None if name == "manifest.json" else 1)
 
     assert read(tmp_path, data, name) == READ[name][2]
+
+
+def test_parts_of_the_next_version_are_passed_over_too(tmp_path: Path) -> None:
+    store, described = LocalStore(tmp_path), {"display_name": "", "kind": "prompt", "rows": 1, "columns": ["prompt"]}
+    forms = [{"name": "text", "rows": 1, "columns": {"prompt": "prompt"}, "later": 2}]
+    manifest = bundle.Manifest((), {**described, "forms": forms}, 12.5)
+    store.put(f"{keys.dataset(DATASET_ID)}/manifest.json", bundle._encode(manifest))
+    token = documents.unseal((FORMATS / "1/token.json").read_bytes(), key="")
+    store.put(keys.access_token("ana"), documents.seal({**token, "limits": {**token["limits"], "later": 1}}))
+
+    (form,) = DatasetStore(store).get(DATASET_ID).forms
+    assert (form.name, only_token(store)) == ("text", TOKEN)
 
 
 @pytest.mark.parametrize("name", READ)

@@ -1,6 +1,7 @@
 """What a job leaves in the store: request, outcome, artifacts, and the models others refer to."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from madpo.storage.artifacts import list_artifacts, open_artifact, publish_artif
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
-from madpo.storage.references import resolve_model
+from madpo.storage.references import checkpoint_bases, resolve_model
 from madpo.storage.results import (
     JobOutcome,
     close_result,
@@ -25,6 +26,7 @@ from madpo.storage.results import (
     write_spec,
 )
 from madpo.types import Job, JobKind, JobResult, JobState
+from tests.damage import DAMAGES
 
 JOB = "job-" + "1" * 32
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
@@ -244,3 +246,25 @@ def test_a_step_resolves_to_the_model_of_that_checkpoint(store: LocalStore, mode
     assert later.directory != resolved.directory
     with pytest.raises(NotFoundError, match="no checkpoint of step 30"):
         resolve_model(ModelReference(job_id=JOB, step=30), store=store, models=models)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_whose_base_was_changed_is_named_and_never_taken_for_anothers(
+    store: LocalStore, models: ModelStore, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    base, _ = models.publish(make_model(tmp_path / "base"), display_name="", kind="causal_lm")
+    checkpoints = CheckpointStore(store, JOB, attempt=1)
+    checkpoints.take_ownership()
+    for step, record in ((10, {"base_model_id": base.model_id}), (20, {"base_model_id": None}), (30, None)):
+        make_model(tmp_path / f"{step}/model", adapter=True)
+        if record is not None:
+            (tmp_path / f"{step}/model/madpo.json").write_text(json.dumps(record))
+        checkpoints.publish(step, tmp_path / f"{step}", metadata={})
+    assert checkpoint_bases(JOB, store) == {base.model_id}
+    key = f"{keys.checkpoint(JOB, step=10, attempt=1)}/model/madpo.json"
+    store.put(key, damage(store.get(key)))
+    with pytest.raises(CorruptObjectError, match=key):
+        checkpoint_bases(JOB, store)
+    store.delete(key)
+    with pytest.raises(CorruptObjectError, match=key):
+        checkpoint_bases(JOB, store)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from madpo.storage import documents
 from madpo.storage.local_copies import LocalCopies
 from tests.damage import DAMAGES
 
@@ -176,3 +177,27 @@ def test_a_copy_in_use_is_verified_once_and_again_after_its_release(tmp_path, ma
 
 def test_no_copies_are_nothing_to_do(tmp_path):
     LocalCopies(tmp_path / "absent").trim(max_bytes=0, max_age_s=DAY_S)
+
+
+def test_a_copy_of_a_version_that_notes_more_is_used_as_it_is(tmp_path, make):
+    (directory,) = make("models/1")
+    record = directory.with_name(".1.json")
+    body = documents.unseal(record.read_bytes(), key="record")
+    more = [{**file, "dtype": "bf16"} for file in body["files"]]
+    record.write_bytes(documents.seal({**body, "files": more, "made_by": "0.9.0"}))
+    before = (directory / "file").stat().st_ino
+
+    make("models/1")
+
+    assert (directory / "file").stat().st_ino == before
+
+
+@pytest.mark.parametrize("body", [{}, {"files": 3}, {"files": [{"path": "file"}]}, {"files": ["file"]}])
+def test_a_copy_whose_record_says_something_else_is_made_anew(tmp_path, make, body):
+    (directory,) = make("models/1")
+    directory.with_name(".1.json").write_bytes(documents.seal(body))
+    (directory / "file").write_bytes(b"damaged")
+
+    make("models/1")
+
+    assert (directory / "file").read_bytes() == bytes(100)
