@@ -99,7 +99,7 @@ class JobHandle:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         cursor = ""
-        with JobView(self.job) if progress else nullcontext() as view:
+        with JobView(self.job, why=False) if progress else nullcontext() as view:
             while True:
                 left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
                 for event in self.watch(cursor, timeout_s=left_s):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,7 +61,8 @@ def download_merged(
             record = adapter / MODEL_RECORD
             download_base(read_config(record).get("base_model_id") if record.is_file() else None, base)
             kind, _ = model_kind(adapter, base_kind=model_kind(base)[0])
-            write_merged(adapter, merged, base_directory=base, kind=kind, exact=dtype == "exact")
+            with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # of peft to transformers
+                write_merged(adapter, merged, base_directory=base, kind=kind, exact=dtype == "exact")
         else:
             merged = adapter
         if directory.exists():

@@ -127,13 +127,14 @@ class JobView:
     Args:
         job: The job as it was last seen.
         log: Show its log lines too.
+        why: Say why it has failed; else whoever waits for it says so.
         console: Where to show it.
     """
 
-    def __init__(self, job: Job, *, log: bool = False, console: Console | None = None) -> None:
+    def __init__(self, job: Job, *, log: bool = False, why: bool = True, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         self._title = job.display_name or job.job_id
-        self._log = log
+        self._log, self._why = log, why
         self._state, self._last = job.state.value.lower(), JobProgress()
         self._bar = Progress(
             SpinnerColumn(),
@@ -162,7 +163,8 @@ class JobView:
             case StateChange(state, attempt, reason):
                 self._state = state.value.lower()
                 again = f", attempt {attempt}" if attempt > 1 else ""
-                self._say(f"{self._title}: {self._state}{again}{': ' + reason if reason else ''}")
+                is_said = reason and (self._why or not state.is_terminal)
+                self._say(f"{self._title}: {self._state}{again}{': ' + reason if is_said else ''}")
             case JobProgress() as progress:
                 self._progress(progress)
             case CheckpointPublished(step):

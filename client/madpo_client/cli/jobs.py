@@ -196,7 +196,7 @@ def show_job(context: typer.Context, job: JobArgument, as_json: AsJson = False) 
 def watch_job(
     context: typer.Context,
     job: JobArgument,
-    log: Annotated[bool, typer.Option("--log/--no-log", help="Show the run's log lines.")] = True,
+    log: Annotated[bool, typer.Option("--log/--no-log", help="Show the run's log lines too.")] = False,
     cursor: Annotated[str, typer.Option(help="Go on after this event.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON event a line.")] = False,
 ) -> None:

@@ -231,7 +231,7 @@ class TrainingRows:
         remedy = keep_whole(self.max_tokens, directory_limit(self._directory))
         return InvalidPairError(
             f"{counts.dropped} of {counts.rows} rows are longer than training.max_tokens={self.max_tokens} "
-            f"(the longest has {longest}); the first: {counts.dropped_rows[:10]} ({remedy}, or "
+            f"(the longest has {longest}); the first: {', '.join(map(str, counts.dropped_rows[:10]))} ({remedy}, or "
             f"{other_policy(self._overlong)}: `madpo dataset check` says what is left then)"
         )
 
@@ -247,7 +247,8 @@ class TrainingRows:
                 yield outcome
         if errors:
             violations = [violation for error in errors for violation in error.violations]
-            raise InvalidPairError(f"no tokens in {number_of(len(errors), 'row')}, the first: {errors[0]}", violations)
+            count = f"{number_of(len(errors), 'row')}{' or more' * (len(errors) == _NAMED_ROWS)}"
+            raise InvalidPairError(f"{count} cannot be tokenized, the first: {errors[0]}", violations)
 
 
 def _same_places(rows: int, count: int) -> Ragged:

@@ -11,7 +11,7 @@ POLICIES: tuple[Overlong, ...] = get_args(Overlong)
 
 
 def keep_whole(max_tokens: int, limit: int | None) -> str:
-    """What to do about rows longer than `max_tokens` that are to be kept whole.
+    """What to do that rows longer than `max_tokens` are kept whole, as part of a message.
 
     Args:
         max_tokens: Longest prompt plus response of the training.
@@ -19,7 +19,7 @@ def keep_whole(max_tokens: int, limit: int | None) -> str:
     """
     if limit is None or max_tokens < limit:
         return "raise max_tokens"
-    return f"shorten them, for the model reads {limit} tokens at most"
+    return f"shorten them, as the model reads no more than {limit} tokens"
 
 
 def other_policy(overlong: Overlong) -> str:

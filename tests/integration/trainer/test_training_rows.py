@@ -132,7 +132,9 @@ def test_long_rows_fare_as_the_job_says_and_are_counted(site: Site) -> None:
     rows = [LONG, *(PreferencePair("the film", "was good", f"was {'bad ' * n}", row=n) for n in range(2, 9))]
     dataset_id = stored(site, rows)
 
-    with pytest.raises(InvalidPairError, match=r"1 of 8 rows are longer than training\.max_tokens=13 .*14.*\[1\]"):
+    with pytest.raises(
+        InvalidPairError, match=r"1 of 8 rows are longer than training\.max_tokens=13 .*14.*first: 1 \("
+    ):
         train(site, "error", dataset_id, max_tokens=13)
     counts = {
         policy: train(site, policy, dataset_id, max_tokens=13, overlong=policy).summary["rows"]["training"]
@@ -161,7 +163,7 @@ def test_rows_that_the_template_cannot_read_are_named_before_training(
     tokenizer = make_toy_tokenizer(template=picky + make_toy_tokenizer().chat_template)
     site = Site.make(tmp_path, make_toy_lm(), tokenizer)
 
-    with pytest.raises(InvalidPairError, match=r"no tokens in 1 row, the first: row 2: .*no system here"):
+    with pytest.raises(InvalidPairError, match=r"1 row cannot be tokenized, the first: row 2: .*no system here"):
         train(site, "picky", stored(site, rows))
     assert token_files(site) == []
 

@@ -210,6 +210,15 @@ def test_without_a_terminal_a_job_is_shown_in_plain_lines() -> None:
     ]
 
 
+def test_who_waits_for_a_job_hears_its_reason_once() -> None:
+    job = Job(JOB_ID, JobKind.POLICY_TRAINING, JobState.RUNNING, {}, display_name="try")
+    out = StringIO()
+    with JobView(job, console=Console(file=out, width=200), why=False) as view:
+        view.show(JobEvent("1", 0.0, StateChange(JobState.PENDING, 2, "lost its worker")))
+        view.show(JobEvent("2", 0.0, StateChange(JobState.FAILED, 2, "out of memory")))
+    assert out.getvalue().splitlines() == ["try: pending, attempt 2: lost its worker", "try: failed, attempt 2"]
+
+
 def test_a_phase_that_counts_is_shown_by_its_own_count() -> None:
     events = [
         JobProgress(step=7, phase="reference log-probs", phase_done=0, phase_total=4000, phase_unit="rows"),

@@ -78,7 +78,7 @@ def test_what_is_too_long_or_missing_is_named_by_its_row(read):
 
     with pytest.raises(
         InvalidPairError,
-        match=r"1 of 2 rows are longer than training\.max_tokens=7 .*; the first: \[1\] \(raise max_tokens, or let",
+        match=r"1 of 2 rows are longer than training\.max_tokens=7 .*; the first: 1 \(raise max_tokens, or let",
     ):
         read(PAIR, replace(second, gold="was"), max_tokens=7, gold=True)
     with pytest.raises(InvalidPairError, match=r"row 2\.gold is missing"):
@@ -92,7 +92,7 @@ def test_rows_as_long_as_the_model_reads_are_not_to_be_kept_by_a_larger_max_toke
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 7}))
 
-    with pytest.raises(InvalidPairError, match=r"\(shorten them, for the model reads 7 tokens at most, or let"):
+    with pytest.raises(InvalidPairError, match=r"\(shorten them, as the model reads no more than 7 tokens, or let"):
         read(PAIR, replace(PAIR, gold="was", row=2), max_tokens=7, gold=True)
 
 

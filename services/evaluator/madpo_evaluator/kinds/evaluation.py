@@ -126,11 +126,12 @@ class EvaluationRun:
         fitting = {prompt: ids for prompt, ids in zip(prompts, encoded, strict=True) if ids is not None}
         skipped = [each.row for each, ids in zip(asked, encoded, strict=True) if ids is None]
         if skipped:
-            self._warn(f"{len(skipped)} of {len(asked)} prompts leave no room for a response and are skipped", skipped)
+            self._warn(f"no response fits behind {len(skipped)} of {len(asked)} prompts, which are skipped", skipped)
         return fitting, skipped
 
     def _warn(self, text: str, rows: Sequence[int]) -> None:
-        warning = f"warning: {text}: rows {', '.join(map(str, rows[:_NAMED_ROWS]))}"
+        named = ", ".join(map(str, rows[:_NAMED_ROWS]))
+        warning = f"warning: {text}: row{'s' * (len(rows) > 1)} {named}"
         logger.warning(warning)
         Phase(self._run, warning)
 

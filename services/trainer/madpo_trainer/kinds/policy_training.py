@@ -137,7 +137,7 @@ class PolicyTraining:
         if not places:
             return rows
         if self._spec.training.overlong == "error" or len(places) == len(rows):
-            named = [rows.all_pairs[place].row for place in places[:10]]
+            named = ", ".join(str(rows.all_pairs[place].row) for place in places[:10])
             raise InvalidPairError(
                 f"{len(places)} of {len(rows)} pairs of {dataset_id} are longer than the {limit} tokens that the "
                 f"reward model reads; the first: {named} (take a reward model with a longer context, or "

@@ -34,7 +34,7 @@ _PROMPT_TOKENS, _RESPONSE_TOKENS = 160, 240
 _MAX_TOKENS: int = TrainingParameters.model_fields["max_tokens"].default
 
 _FATES: dict[Overlong, str] = {
-    "error": "the training is refused",
+    "error": "the training is refused, unless --overlong drops or cuts them",
     "drop": "the row is left out",
     "truncate_prompt": "the beginning of the prompt is cut",
     "truncate_response": "the end of the responses is cut",
@@ -179,7 +179,7 @@ class TokenCheck:
                 severity="error" if self._overlong == "error" else "warning",
                 title=f"longer than max_tokens={self._max_tokens}",
                 advice=f"overlong={self._overlong}: {_FATES[self._overlong]}; "
-                f"{keep_whole(self._max_tokens, self._limit)} to keep rows whole",
+                f"to keep them whole, {keep_whole(self._max_tokens, self._limit)}",
                 tokens=length(encoded),
             )
 

@@ -306,5 +306,5 @@ def test_a_row_longer_than_the_model_reads_is_not_to_be_kept_by_a_larger_max_tok
     (found,) = check(directory, pair(1, user("the film " * 4)), max_tokens=None).findings
 
     assert found.code == "overlong"
-    assert "the model reads 12 tokens at most" in found.advice
+    assert "shorten them, as the model reads no more than 12 tokens" in found.advice
     assert "raise max_tokens" not in found.advice
