@@ -142,6 +142,29 @@ class QueueStatus:
     """Jobs that crashed too often; about the newest 10,000 are kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """That a worker holds a job.
+
+    Attributes:
+        job_id: The job.
+        mark: Another one after every renewal.
+        length_s: How long it holds after that, in seconds; None where its worker did not say.
+    """
+
+    job_id: str
+    mark: str
+    length_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """All leases at one time of the server's clock, in seconds since the epoch."""
+
+    server_time: float
+    held: Sequence[Lease]
+
+
 class JobQueue(Protocol):
     """Jobs, their leases and their events.
 
@@ -182,9 +205,20 @@ class JobQueue(Protocol):
         resumes: int = 0,
         create_time: float | None = None,
     ) -> Job:
-        """Write back a job the server lost; one it knows stays as it is.
+        """Write back a job the server lost, or the last changes that it lost of one.
 
-        A job that was not over becomes PENDING, or WAITING for its dependencies, which may be restored later.
+        A lost job that was not over becomes PENDING, or WAITING for its dependencies, which may be restored later. One
+        that the server knows ends as it did, unless it was resumed since, and counts on from the attempt.
+
+        Args:
+            request: What made the job.
+            job_id: Its id.
+            state: Its last known state.
+            result: What it left, if it succeeded.
+            reason: Why it ended.
+            attempt: The highest attempt known; the next is above it, so that older ones stay fenced.
+            resumes: How often it was resumed.
+            create_time: When it was created; None is now.
         """
         ...
 
@@ -275,21 +309,38 @@ class JobQueue(Protocol):
         """End as CANCELLED."""
         ...
 
-    async def give_back(self, claim: Claim, *, crash_reason: str | None, crash_fingerprint: str = "") -> Job:
+    async def give_back(
+        self, claim: Claim, *, reason: str | None = None, fingerprint: str = "", from_outside: bool = False
+    ) -> Job:
         """Return the job for another attempt.
 
-        With a crash reason this counts as a crash; too many without progress end the job as FAILED and put it on the
-        dead-letter stream, and so does the same fingerprint twice in a row. None (a drained worker) does not count.
+        With a reason this counts as a crash; too many without progress end the job as FAILED and put it on the
+        dead-letter stream, and so does the same fingerprint twice in a row. What came from outside is counted apart: it
+        spends none of the job's attempts, and the job pauses longer each time; many without progress end it too.
+        Without a reason (a drained worker) nothing is counted.
 
         Args:
             claim: The attempt.
-            crash_reason: Its first line says what happened; the end of the log may follow.
-            crash_fingerprint: The same for crashes that must come again; "" where another attempt may be spared it.
+            reason: Its first line says what happened; the end of the log may follow.
+            fingerprint: The same for crashes that must come again; "" where another attempt may be spared it.
+            from_outside: Whether the job had no part in it: it was killed, or a neighbour was away.
         """
         ...
 
-    async def reap(self) -> Sequence[Job]:
-        """Take back jobs whose lease ran out, as crashes; returns them."""
+    async def leases(self) -> Leases:
+        """Who holds a job now.
+
+        Raises:
+            UnavailableError, OverloadedError: Nobody answers, or leases could not be renewed either.
+        """
+        ...
+
+    async def reap(self, leases: Sequence[Lease]) -> Sequence[Job]:
+        """Take back jobs whose leases were not renewed since they were seen, as interrupted; returns them."""
+        ...
+
+    async def server_id(self) -> str:
+        """Changes with every start of the server, which may have lost its last changes."""
         ...
 
     def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:

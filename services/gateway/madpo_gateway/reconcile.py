@@ -1,35 +1,61 @@
-"""The object store remembers every job; this brings back those the queue has lost, and ends those nobody works on."""
+"""The object store remembers every job; this brings the queue to what it has lost, and ends jobs nobody works on.
+
+The store knows what was asked for and acknowledged (requests, resumptions, cancellations) and how jobs ended; the queue
+knows all in between. So after a loss the store is right where it knows more, and else the queue.
+"""
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
-from madpo.errors import CorruptObjectError, NotFoundError, UnknownFormatError
+from madpo.errors import CorruptObjectError, MadpoError, NotFoundError, UnknownFormatError
 from madpo.ports import JobQueue, JobRequest, ObjectStore
+from madpo.queue.reaper import Reaper
 from madpo.storage import keys
 from madpo.storage.checkpoints import owning_attempt
-from madpo.storage.results import JobOutcome, read_result, read_spec, resumes_of, write_result
-from madpo.types import Job
+from madpo.storage.results import JobOutcome, accept_resume, read_spec, read_standing, write_result
+from madpo.types import Job, JobState
 from madpo_gateway.requests import MAX_PAGE_SIZE
 
 logger = logging.getLogger(__name__)
 
+_AT_ONCE = 16
+CANCELLED = "cancelled on request"
+
 
 async def reconcile(*, store: ObjectStore, queue: JobQueue) -> int:
-    """Write back all jobs the queue lost; returns how many. Those that were not over start again.
+    """Bring all jobs to where the store knows them to be; returns how many were not.
 
+    Those that the queue has lost are written back, and start again where they were not over. Those of which it has lost
+    the last changes, restored from an older copy, end as they did, and are cancelled or resumed as was asked for.
     One whose documents cannot be read is reported and left alone: it keeps nobody else waiting.
     """
-    known = await _known_job_ids(queue)
-    lost = [job_id for job_id in await asyncio.to_thread(_kept_job_ids, store) if job_id not in known]
-    restored = 0
-    for job_id in lost:
-        try:
-            restored += await restore_job(job_id, store=store, queue=queue)
-        except (CorruptObjectError, UnknownFormatError) as error:
-            logger.error("job cannot be restored", extra={"job_id": job_id, "error": str(error)})
-    if restored:
-        logger.warning("jobs restored from the object store", extra={"jobs": restored})
-    return restored
+    # In this order: a request is kept before its job is queued.
+    known = await _known_jobs(queue)
+    kept = await asyncio.to_thread(_kept_job_ids, store)
+    count = 0
+    job_ids = sorted(kept)
+    for first in range(0, len(job_ids), _AT_ONCE):
+        batch = job_ids[first : first + _AT_ONCE]
+        works = (_bring(job_id, known.get(job_id), store=store, queue=queue) for job_id in batch)
+        for changed in await asyncio.gather(*works, return_exceptions=True):
+            if isinstance(changed, BaseException):
+                raise changed
+            count += changed
+    count += await _cancel_deleted(known, kept, store=store, queue=queue)
+    if count:
+        logger.warning("jobs restored from the object store", extra={"jobs": count})
+    return count
+
+
+async def _bring(job_id: str, known: Job | None, *, store: ObjectStore, queue: JobQueue) -> bool:
+    try:
+        if known is None:
+            return await restore_job(job_id, store=store, queue=queue)
+        return await _catch_up(known, store=store, queue=queue)
+    except (CorruptObjectError, UnknownFormatError) as error:
+        logger.error("job cannot be restored", extra={"job_id": job_id, "error": str(error)})
+        return False
 
 
 async def restore_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> bool:
@@ -40,9 +66,56 @@ async def restore_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> bo
         UnknownFormatError: A newer version wrote one.
     """
     try:
-        job, outcome, attempt, resumes = await asyncio.to_thread(_remember, store, job_id)
+        job = await asyncio.to_thread(read_spec, store, job_id, only_accepted=True)
     except NotFoundError:
         return False
+    standing = await asyncio.to_thread(read_standing, store, job_id)
+    outcome = standing.outcome
+    if outcome is None and standing.cancel_requested:
+        outcome = JobOutcome(JobState.CANCELLED, reason=CANCELLED)
+    restored = await _restore(job, outcome, standing.resumes, store=store, queue=queue)
+    if restored.state.is_terminal and standing.outcome is None:
+        await asyncio.to_thread(record_outcome, store, restored)
+    return True
+
+
+async def _catch_up(job: Job, *, store: ObjectStore, queue: JobQueue) -> bool:
+    """Bring a job that the queue has to what the store knows beyond that; whether there was anything."""
+    standing = await asyncio.to_thread(read_standing, store, job.job_id)
+    if standing.resumes < job.resumes:  # the gateway ended between the two
+        await asyncio.to_thread(accept_resume, store, job)
+        return False
+    if standing.outcome is not None:
+        if job.state.is_terminal and standing.resumes <= job.resumes:
+            return False
+        await _restore(job, standing.outcome, standing.resumes, store=store, queue=queue)
+        return True
+    if job.state.is_terminal:
+        return await _catch_up_ended(job, standing.resumes, store=store, queue=queue)
+    if standing.cancel_requested and standing.resumes == job.resumes and not job.cancel_requested:
+        cancelled = await queue.cancel(job.job_id)
+        if cancelled.state.is_terminal:
+            await asyncio.to_thread(record_outcome, store, cancelled)
+        return True
+    restored = await _restore(job, None, standing.resumes, store=store, queue=queue)
+    return (restored.attempt, restored.resumes) != (job.attempt, job.resumes)
+
+
+async def _catch_up_ended(job: Job, resumes: int, *, store: ObjectStore, queue: JobQueue) -> bool:
+    """A job that has ended for the queue, but not for the store."""
+    if resumes <= job.resumes:
+        await asyncio.to_thread(record_outcome, store, job)
+        return False
+    try:
+        await queue.resume(job.job_id, resumes=resumes - 1)
+    except MadpoError as error:
+        logger.error("job cannot be resumed again", extra={"job_id": job.job_id, "error": str(error)})
+        return False
+    return True
+
+
+async def _restore(job: Job, outcome: JobOutcome | None, resumes: int, *, store: ObjectStore, queue: JobQueue) -> Job:
+    outcome = outcome or JobOutcome(JobState.PENDING)
     request = JobRequest(
         "",
         job.kind,
@@ -51,22 +124,33 @@ async def restore_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> bo
         depends_on=job.depends_on,
         submitted_by=job.submitted_by,
     )
-    await queue.restore(
+    return await queue.restore(
         request,
-        job_id=job_id,
+        job_id=job.job_id,
         state=outcome.state,
         result=outcome.result,
         reason=outcome.reason,
-        attempt=attempt,
+        attempt=await asyncio.to_thread(owning_attempt, store, job.job_id),
         resumes=resumes,
         create_time=job.create_time,
     )
-    return True
 
 
-async def reap(*, store: ObjectStore, queue: JobQueue) -> int:
+async def _cancel_deleted(known: Mapping[str, Job], kept: set[str], *, store: ObjectStore, queue: JobQueue) -> int:
+    """Cancel jobs that were deleted since an older copy of the queue was made; how many there were."""
+    deleted = [job_id for job_id, job in known.items() if job_id not in kept and not job.state.is_terminal]
+    if deleted and not kept:
+        logger.error("the queue has jobs, and the object store has none: is it the right one?", extra={"jobs": deleted})
+        return 0
+    for job_id in deleted:
+        await queue.cancel(job_id)
+        logger.warning("job cancelled: the object store has no such job, it was deleted", extra={"job_id": job_id})
+    return len(deleted)
+
+
+async def reap(reaper: Reaper, *, store: ObjectStore) -> int:
     """Take back jobs whose workers went silent, and record those that ended by it; returns how many were taken."""
-    jobs = await queue.reap()
+    jobs = await reaper.reap()
     for job in jobs:
         logger.warning("job taken back", extra={"job_id": job.job_id, "state": job.state.value, "reason": job.reason})
         if job.state.is_terminal:
@@ -79,25 +163,16 @@ def record_outcome(store: ObjectStore, job: Job) -> None:
     write_result(store, job.job_id, state=job.state, result=job.result, reason=job.reason, resumes=job.resumes)
 
 
-async def _known_job_ids(queue: JobQueue) -> set[str]:
-    known: set[str] = set()
+async def _known_jobs(queue: JobQueue) -> dict[str, Job]:
+    known: dict[str, Job] = {}
     token = ""
     while True:
         jobs, token = await queue.list(page_size=MAX_PAGE_SIZE, page_token=token)
-        known.update(job.job_id for job in jobs)
+        known.update((job.job_id, job) for job in jobs)
         if not token:
             return known
 
 
-def _kept_job_ids(store: ObjectStore) -> list[str]:
+def _kept_job_ids(store: ObjectStore) -> set[str]:
     listed = (info.key for info in store.list(f"{keys.JOBS}/"))
-    return [job_id for key in listed if key == keys.job_spec(job_id := key.split("/")[1])]
-
-
-def _remember(store: ObjectStore, job_id: str) -> tuple[Job, JobOutcome, int, int]:
-    job = read_spec(store, job_id)
-    try:
-        outcome = read_result(store, job_id)
-    except NotFoundError:
-        outcome = JobOutcome(job.state)
-    return job, outcome, owning_attempt(store, job_id), resumes_of(store, job_id)
+    return {job_id for key in listed if key == keys.job_spec(job_id := key.split("/")[1])}

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from madpo.errors import MadpoError, NotFoundError
 from madpo.queue.metrics import QueueCollector
 from madpo.queue.queue import open_queue
+from madpo.queue.reaper import Reaper
 from madpo.rpc.access import current_caller
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
@@ -107,6 +108,8 @@ class GatewayService:
         self._housekeeping: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._witness: str | None = None
+        self._server_id = ""
+        self._reaper = Reaper(self._queue, lease_s=settings.lease_s)
         self._retention_applied = time.monotonic()
 
     def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
@@ -159,7 +162,7 @@ class GatewayService:
         """Reach the queue, bring back what it lost, then look after it."""
         await asyncio.to_thread(self._empty_uploads)
         await self._queue.ping()
-        self._metrics.restored.inc(await reconcile(store=self._store, queue=self._queue))
+        await self._reconcile()
         self._collector = QueueCollector(self._queue, asyncio.get_running_loop())
         self._registry.register(self._collector)
         self._housekeeping = asyncio.create_task(self._keep_house())
@@ -179,15 +182,21 @@ class GatewayService:
         while not await self._stopped_within(self._settings.lease_s / 3):
             try:
                 await asyncio.to_thread(self._uploads.expire, self._settings.upload_ttl_s)
-                self._metrics.reaped.inc(await reap(store=self._store, queue=self._queue))
-                if await self._has_lost_jobs():
-                    self._metrics.restored.inc(await reconcile(store=self._store, queue=self._queue))
+                self._metrics.reaped.inc(await reap(self._reaper, store=self._store))
+                if await self._queue.server_id() != self._server_id or await self._has_lost_jobs():
+                    await self._reconcile()
                 await self._apply_retention()
             except MadpoError as error:
                 logger.warning("housekeeping failed, trying again", extra={"error": str(error)})
             except Exception:
                 # Nobody waits for this task: ended, it would be missed only once a job is lost for good.
                 logger.exception("housekeeping failed, trying again")
+
+    async def _reconcile(self) -> None:
+        """At first, and whenever the queue may have lost something: its server was started anew, or a job is gone."""
+        server_id = await self._queue.server_id()
+        self._metrics.restored.inc(await reconcile(store=self._store, queue=self._queue))
+        self._server_id = server_id
 
     async def _apply_retention(self) -> None:
         """Now and then. A gateway that is started often does not do so each time."""

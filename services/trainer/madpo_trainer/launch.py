@@ -5,6 +5,7 @@ process of its own because torchrun would outlive a supervisor that is killed, a
 and because only torch knows how many GPUs there are, and supervisors do without torch.
 """
 
+import os
 import signal
 import time
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from madpo.config import load_settings
@@ -38,6 +40,9 @@ def main(workspace: Path) -> int:
         torchrun.run(torchrun.parse_args([*arguments, *logs, *rank]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         _tell(workspace, error)
+        return 1
+    except SignalException as error:
+        leave_failure(workspace, os.getpid(), replace(killed("the run", error.sigval), time=time.time()))
         return 1
     return 0
 

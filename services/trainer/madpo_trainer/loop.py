@@ -8,6 +8,7 @@ weights that a step itself made non-finite are refused before they are saved.
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_SILENCE_S = 60.0
 """However seldom figures are logged, the step is reported this often: a run that says nothing is taken for hung."""
+_LEAST_WORK = 19
+"""How many times as long as a checkpoint took the work until the next must take, where time alone asks for it."""
 
 
 class TrainingLoop:
@@ -54,6 +57,7 @@ class TrainingLoop:
         held_out: Looks at the held-out rows when that is due.
         flush: Called before each checkpoint with its step; returns keys of ledger parts.
         note_shortage: Called when memory ran out and only another attempt can go on, with smaller micro-batches.
+        checkpoint_every_s: Longest time between two checkpoints, as long as they take a twentieth of it at most.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class TrainingLoop:
         save_model: Callable[[Path, Mapping[str, Tensor]], object],
         flush: Callable[[int], list[str]],
         note_shortage: Callable[[Mapping[str, int]], None],
+        checkpoint_every_s: float = math.inf,
     ) -> None:
         self._run, self._ranks, self._objective, self._micro_batches = run, ranks, objective, micro_batches
         self._parameters, self._schedule = parameters, schedule
@@ -80,6 +85,8 @@ class TrainingLoop:
         self._note_shortage = note_shortage
         self._optimizer = Optimizer(objective.model, parameters.optimizer, total_steps=schedule.total_steps)
         self._saved_step = state.step
+        self._checkpoint_every_s = checkpoint_every_s
+        self._checkpoint_due = math.inf
         self._memory: memory.MemoryEstimate | None = None
         if state.memory_shortage:
             micro_batches.budget_tokens = state.memory_shortage["after"]
@@ -95,6 +102,7 @@ class TrainingLoop:
         self._objective.model.train()
         self._objective.start(self.state.step)
         started, first = time.monotonic(), self.state.step
+        self._checkpoint_due = started + self._checkpoint_every_s
         try:
             self._look_at_held_out()  # where the run was stopped meanwhile
             while not self._is_over:
@@ -133,6 +141,7 @@ class TrainingLoop:
     def save(self) -> None:
         """Publish a checkpoint of the last finished step."""
         if self.state.step != self._saved_step:
+            start = time.monotonic()
             refuse_non_finite_weights(self._objective.model, self._ranks, step=self.state.step)
             # Gathered by all ranks, kept and written by one.
             leads = self._ranks.is_leader
@@ -140,6 +149,8 @@ class TrainingLoop:
             tensors = {"optimizer": self._optimizer.tensors(keep=leads), **self._objective.tensors()}
             self._ranks.lead(lambda: self._publish(model, tensors))
             self._saved_step = self.state.step
+            now = time.monotonic()
+            self._checkpoint_due = now + max(self._checkpoint_every_s, _LEAST_WORK * (now - start))
 
     def _publish(self, model: Mapping[str, Tensor], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         step = self.state.step
@@ -159,8 +170,12 @@ class TrainingLoop:
     def _step(self) -> dict[str, Any]:
         start = time.monotonic()
         step = self.state.step
-        if any(self._ranks.gather(self._run.stop_requested)):
+        is_due = time.monotonic() >= self._checkpoint_due
+        wishes = self._ranks.gather((self._run.stop_requested, is_due))
+        if any(stop for stop, _ in wishes):
             raise Interrupted
+        if wishes[0][1]:  # clocks of ranks differ
+            self.save()
         rows = self._schedule.batch(step)
         work = self._work(step, rows)
         self._ranks.sum_gradients(self._optimizer.trainable)

@@ -31,13 +31,13 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.files import fetch_once
 from madpo.storage.models import ModelStore
-from madpo.storage.open import open_store
 from madpo.storage.references import resolve_dataset_id, resolve_model
 from madpo.storage.tokens import TokenStore
 from madpo.telemetry.logging import configure_logging
 from madpo.types import Checkpoint, JobKind, JobResult
 from madpo.worker.failure import telling
 from madpo.worker.phase import Interrupted, Phase, transfers
+from madpo.worker.store import open_run_store
 from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.artifacts import leave_artifacts, leave_metrics_so_far
@@ -109,7 +109,7 @@ class TrainingRun:
 
     def __init__(self, run: Run, settings: TrainerSettings, ranks: Ranks) -> None:
         self._run, self._settings, self._ranks = run, settings, ranks
-        self._store: ObjectStore = open_store(settings)
+        self._store: ObjectStore = open_run_store(settings, run, reports=ranks.is_leader)
         self._transfer = transfers(self._phase)
         self._models = ModelStore(self._store, settings.copies, transfer=self._transfer)
         self._datasets = DatasetStore(self._store)
@@ -174,6 +174,7 @@ class TrainingRun:
             save_model=lambda directory, state: save(directory, state=state),
             flush=flush,
             note_shortage=partial(note_shortage, self._store, self._run.job.job_id),
+            checkpoint_every_s=self._settings.checkpoint_every_s,
         )
         if checkpoint is not None:
             loop.restore(checkpoint)

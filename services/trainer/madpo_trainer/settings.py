@@ -32,6 +32,10 @@ class TrainerSettings(WorkerSettings):
     longest ordinary wait is for a host that fetches a large model for the first time.
     """
 
+    checkpoint_every_s: float = Field(default=600.0, gt=0)
+    """A checkpoint at least this often, in seconds, besides those after `training.checkpoint_every_steps`: no more work
+    than that is lost when a run is killed. Checkpoints by time take a twentieth of it at most."""
+
     @model_validator(mode="after")
     def _hosts_agree(self) -> Self:
         if isinstance(self.nproc_per_node, int) and self.nproc_per_node < 1:

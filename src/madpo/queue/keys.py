@@ -7,7 +7,7 @@
     job:{job_id}:events         stream  30 d after  every script           watch; about the newest 10,000 events
                                         the end
     job:{job_id}:dependents     set     until end   create, restore        scripts that end a job
-    leases                      zset    -           claim, renew, endings  reap: job ids by expiry, ms of Redis TIME
+    leases                      zset    -           claim, renew, endings  leases, reap: running jobs by their renewal
     reserved                    hash    -           reserve, and what       reserve: by job about to be created or
                                                     uses it up             resumed, until when (ms of Redis TIME), whose
     claim:{token}               hash    1 h         claim                  claim: a repeated call gets the same job
@@ -47,7 +47,7 @@ class Keys:
 
     @property
     def leases(self) -> str:
-        """Running jobs by expiry."""
+        """Running jobs."""
         return f"{self.namespace}:leases"
 
     def job(self, job_id: str) -> str:

@@ -27,7 +27,7 @@ from madpo.errors import (
     UnknownFormatError,
 )
 from madpo.jobs.registry import QUEUES
-from madpo.ports import Claim, JobRequest, LeaseStatus, QueueStatus
+from madpo.ports import Claim, JobRequest, Lease, Leases, LeaseStatus, QueueStatus
 from madpo.queue.address import check_url, close, connect_redis, server_name
 from madpo.queue.keys import Keys
 from madpo.queue.records import RunEvent, canonical_json, event_to_json, job_from_hash, request_record, result_to_json
@@ -43,7 +43,6 @@ _BLOCK_S = 2.0
 _SOCKET_TIMEOUT_S = _BLOCK_S + 5
 _COMMANDS_AT_ONCE = 64
 """Others wait: past the 100 connections of a client's pool commands would fail."""
-_REAPED_PER_CALL = 100
 _RESERVED_MS = 60_000
 _SCRIPTS = (
     "announce",
@@ -54,6 +53,7 @@ _SCRIPTS = (
     "finish",
     "forget",
     "give_back",
+    "leases",
     "publish",
     "reap",
     "renew",
@@ -186,20 +186,7 @@ class RedisJobQueue:
         resumes: int = 0,
         create_time: float | None = None,
     ) -> Job:
-        """Write back a job the server lost; one it knows stays as it is.
-
-        A job that was not over becomes PENDING, or WAITING for its dependencies, which may be restored later.
-
-        Args:
-            request: What made the job.
-            job_id: Its id.
-            state: Its last known state.
-            result: What it left, if it succeeded.
-            reason: Why it ended.
-            attempt: The highest attempt known; the next is above it, so that older ones stay fenced.
-            resumes: How often it was resumed.
-            create_time: When it was created; None is now.
-        """
+        """See `JobQueue.restore`."""
         record = request_record(request, job_id) | {"state": state.value, "reason": reason}
         record |= {"attempt": attempt, "resumes": resumes}
         if result is not None:
@@ -330,15 +317,30 @@ class RedisJobQueue:
         """See `JobQueue.finish_cancelled`."""
         return job_of(await self._run_as(claim, "finish", JobState.CANCELLED.value, "", ""))
 
-    async def give_back(self, claim: Claim, *, crash_reason: str | None, crash_fingerprint: str = "") -> Job:
+    async def give_back(
+        self, claim: Claim, *, reason: str | None = None, fingerprint: str = "", from_outside: bool = False
+    ) -> Job:
         """See `JobQueue.give_back`. A job whose cancellation was asked for ends as CANCELLED instead."""
-        crash = [] if crash_reason is None else [crash_reason, crash_fingerprint]
-        return job_of(await self._run_as(claim, "give_back", *crash))
+        how = "drained" if reason is None else "interrupted" if from_outside else "crashed"
+        return job_of(await self._run_as(claim, "give_back", how, reason or "", fingerprint))
 
-    async def reap(self) -> Sequence[Job]:
-        """See `JobQueue.reap`. Any number of processes may call it."""
-        _, *hashes = await self._run("reap", _REAPED_PER_CALL)
+    async def leases(self) -> Leases:
+        """See `JobQueue.leases`."""
+        _, server_time, *entries = await self._run("leases")
+        held = [
+            Lease(job_id, mark, int(length_ms) / 1000 if length_ms else None) for job_id, mark, length_ms in entries
+        ]
+        return Leases(float(server_time), held)
+
+    async def reap(self, leases: Sequence[Lease]) -> Sequence[Job]:
+        """See `JobQueue.reap`. Any number of processes may call it; see `madpo.queue.reaper` for when."""
+        _, *hashes = await self._run("reap", *(text for lease in leases for text in (lease.job_id, lease.mark)))
         return readable_jobs(map(pairs, hashes))
+
+    async def server_id(self) -> str:
+        """See `JobQueue.server_id`."""
+        server = await self._answer(self._client.info("server"))
+        return str(server["run_id"])
 
     # ---- the wire
 

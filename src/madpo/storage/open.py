@@ -1,32 +1,43 @@
 """The object store a service's settings name."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from madpo.config import StoreSettings
-from madpo.errors import FailedPreconditionError, InvalidArgumentError
+from madpo.errors import FailedPreconditionError, InvalidArgumentError, MadpoError
 from madpo.ports import ObjectStore
 from madpo.storage import keys
 from madpo.storage.local import LocalStore
 from madpo.storage.s3 import S3Store
 from madpo.storage.s3_errors import RefusedError
 
+_PROBE_BYTES = 1 << 20
+"""Small files may find room where no other does."""
 
-def open_store(settings: StoreSettings) -> ObjectStore:
+
+def open_store(
+    settings: StoreSettings, *, patiently: Callable[[ObjectStore], ObjectStore] = lambda store: store
+) -> ObjectStore:
     """Open the object store and see that it answers.
 
     A missing directory or bucket is made.
+
+    Args:
+        settings: Where it is.
+        patiently: Wraps it before anything is asked of it.
 
     Raises:
         InvalidArgumentError: A setting is missing or malformed; names it.
         UnavailableError: The store does not answer.
         FailedPreconditionError: It refuses the credentials, or does not honour conditional writes.
     """
-    store = named_store(settings)
+    named = named_store(settings)
+    store = patiently(named)
     store.check()
-    if isinstance(store, S3Store):
+    if isinstance(named, S3Store):
         check_conditional_writes(store, settings.s3_endpoint or "")
     return store
 
@@ -43,6 +54,25 @@ def named_store(settings: StoreSettings) -> S3Store | LocalStore:
         case "s3":
             return _s3_store(settings)
     raise InvalidArgumentError(f"store_url must be file:///dir or s3://bucket/prefix, got {settings.store_url!r}")
+
+
+def check_use(store: ObjectStore) -> None:
+    """See that the store can be read and takes what is written.
+
+    Credentials that may not write the probe are let through.
+
+    Raises:
+        UnavailableError: It does not answer, or fails.
+        OverloadedError: It is full.
+    """
+    store.check()
+    key = keys.probe(uuid4().hex)
+    try:
+        store.put(key, bytes(_PROBE_BYTES))
+    except FailedPreconditionError:
+        return
+    with suppress(MadpoError):  # without the right to delete, or away by now
+        store.delete(key)
 
 
 def check_conditional_writes(store: ObjectStore, name: str) -> None:

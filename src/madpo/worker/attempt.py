@@ -13,10 +13,11 @@ from madpo.errors import MadpoError, OverloadedError, StaleAttemptError, Unavail
 from madpo.ports import Claim, JobQueue, ObjectStore
 from madpo.queue.records import RunEvent
 from madpo.storage.logs import LOG_BYTES, write_log
+from madpo.storage.open import check_use
 from madpo.storage.results import write_result
 from madpo.types import Job, JobProgress, JobResult, JobState, LogLine
 from madpo.worker.child import Child
-from madpo.worker.crash import describe, memory_kills
+from madpo.worker.crash import MemoryKills, describe
 from madpo.worker.failure import Failure
 from madpo.worker.metrics import WorkerMetrics
 from madpo.worker.workspace import Outcome, StopReason, Workspace
@@ -27,6 +28,7 @@ T = TypeVar("T")
 AWAY_ERRORS = (UnavailableError, OverloadedError)
 """The queue or the store cannot be used now; asking again may help."""
 RETRY_S = 1.0
+_LONGEST_PAUSE_S = 5.0
 _LOG_LINES_PER_POLL = 100
 
 
@@ -66,22 +68,22 @@ class Attempt:
         self._asked: StopReason | None = None
         self._phase = ""
         self._is_hung = False
+        self._memory_kills = MemoryKills()
 
     async def run(self) -> str:
-        """Returns how the attempt ended: succeeded, failed, cancelled, given_back or crashed.
+        """Returns how the attempt ended: succeeded, failed, cancelled, given_back, interrupted or crashed.
 
         Raises:
             ExceptionGroup: With StaleAttemptError when the job was lost to another attempt; the run is dead by then.
         """
         workspace = Workspace(self._settings.workspace / "jobs" / self._claim.job.job_id, self._claim)
-        kills = memory_kills()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_lease())
                 try:
                     exit_code = await self._run_child(workspace, tasks)
                     await self._keep_log(workspace)
-                    crash = describe(workspace.failure(), exit_code, memory_ran_out=memory_kills() > kills)
+                    crash = describe(workspace.failure(), exit_code, memory_ran_out=self._memory_kills.is_recent)
                     return await self._deliver(workspace.outcome(), crash, workspace.log_tail())
                 finally:
                     self._over.set()
@@ -132,6 +134,7 @@ class Attempt:
                 self._asked = wanted
             if deadline is None and (self._asked or workspace.outcome()):
                 deadline = now() + self._settings.stop_grace_s
+            self._memory_kills.look()
             if (said_bytes := workspace.said_bytes()) != heard_bytes:
                 heard_bytes, last_word = said_bytes, now()
             self._is_hung = self._is_hung or now() - last_word > self._settings.silence_s
@@ -181,40 +184,49 @@ class Attempt:
             await self._end(lambda: self._queue.finish_cancelled(self._claim))
             return "cancelled"
         if self._asked == "drain":
-            await self._end(lambda: self._queue.give_back(self._claim, crash_reason=None))
+            await self._end(lambda: self._queue.give_back(self._claim))
             return "given_back"
         if await self._store_is_away():
-            logger.warning("the run ended while the store was away; this counts as no crash")
-            await self._end(lambda: self._queue.give_back(self._claim, crash_reason=None))
+            logger.warning("the run ended while the store could not be used; this counts as no crash")
+            await self._end(lambda: self._queue.give_back(self._claim))
             return "given_back"
-        if self._is_hung:
-            crash = Failure(self._describe_silence())
+        return await self._give_back_crashed(Failure(self._describe_silence()) if self._is_hung else crash, log_tail)
+
+    async def _give_back_crashed(self, crash: Failure, log_tail: str) -> str:
         reason = f"{crash.line}\n{log_tail}".strip()
+        # Of ranks that only say that another one has ended, that one was on a host that is gone.
+        from_outside = crash.from_outside or crash.is_consequence
         await self._end(
-            lambda: self._queue.give_back(self._claim, crash_reason=reason, crash_fingerprint=crash.fingerprint)
+            lambda: self._queue.give_back(
+                self._claim, reason=reason, fingerprint=crash.fingerprint, from_outside=from_outside
+            )
         )
-        return "crashed"
+        return "interrupted" if from_outside else "crashed"
 
     async def _store_is_away(self) -> bool:
-        """Whether the store does not answer; if so, once it does again: until then any attempt would end likewise."""
+        """Whether the store cannot be used; if so, once it can: until then any attempt would end likewise."""
         failure = await self._check_store()
         if failure is None:
             return False
-        await self._publish([LogLine(f"the run ended while the object store was away; waiting for it: {failure}")])
+        await self._publish(
+            [LogLine(f"the run ended while the object store could not be used; waiting for it: {failure}")]
+        )
         drain_until: float | None = None
+        pause_s = RETRY_S
         while not await self._is_cancelled() and (failure := await self._check_store()) is not None:
             now = asyncio.get_running_loop().time()
             if self._stop.is_set():
                 drain_until = drain_until or now + self._settings.stop_grace_s
                 if now >= drain_until:
                     break  # given back all the same: whoever takes it next waits in its place
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         return True
 
     async def _check_store(self) -> MadpoError | None:
-        """Why the store cannot be reached; None where it can, or where something else is wrong with it."""
+        """Why the store cannot be read or written; None where it can, or where something else is wrong with it."""
         try:
-            await asyncio.to_thread(self._store.check)
+            await asyncio.to_thread(check_use, self._store)
         except AWAY_ERRORS as error:
             return error
         except MadpoError:

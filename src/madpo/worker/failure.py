@@ -15,7 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from madpo.errors import InternalError, MadpoError
+from madpo.errors import (
+    DeadlineExceededError,
+    InternalError,
+    MadpoError,
+    OverloadedError,
+    StaleAttemptError,
+    UnavailableError,
+)
 from madpo.worker.credentials import without_credentials
 from madpo.worker.files import write_whole
 
@@ -43,6 +50,8 @@ _DETERMINISTIC = (
     ValueError,
 )
 """What depends on code and data alone: seen twice at one place, it will come a third time."""
+_OUTSIDE = (UnavailableError, OverloadedError, DeadlineExceededError, StaleAttemptError)
+"""Errors of neighbours and of other attempts."""
 _ADVICE = (
     (
         r"out of memory|not enough memory|can't allocate memory|^MemoryError",
@@ -81,6 +90,7 @@ class Failure:
         advice: What to do about it, where that is known.
         is_deterministic: Whether the same code and data must lead to it again.
         signal: What killed the process, if a signal did.
+        from_outside: Whether the job had no part in it: a process was killed by somebody, or a neighbour was away.
         time: When, in seconds since the epoch.
     """
 
@@ -90,6 +100,7 @@ class Failure:
     advice: str = ""
     is_deterministic: bool = False
     signal: int | None = None
+    from_outside: bool = False
     time: float = 0.0
 
     @classmethod
@@ -104,6 +115,7 @@ class Failure:
             type="" if stands_alone else name,
             place=_place(error),
             advice="" if stands_alone else _advice(f"{name}: {message}"),
+            from_outside=isinstance(error, _OUTSIDE),
             is_deterministic=isinstance(error, _DETERMINISTIC) and not _OF_THE_MACHINE.search(f"{name}: {message}"),
             time=time.time(),
         )

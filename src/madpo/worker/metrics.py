@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from madpo.jobs.registry import KINDS
 from madpo.types import Job, JobProgress
 
-OUTCOMES = ("succeeded", "failed", "cancelled", "given_back", "crashed", "lost")
+OUTCOMES = ("succeeded", "failed", "cancelled", "given_back", "interrupted", "crashed", "lost")
 """How an attempt ends."""
 TRAINING_FIGURES = {
     "loss": ("madpo_training_loss", "Loss of the last reported step"),

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from madpo.config import WorkerSettings
 from madpo.errors import InvalidArgumentError, MadpoError, StaleAttemptError
 from madpo.ports import Claim, JobQueue, ObjectStore
+from madpo.queue.reaper import Reaper
 from madpo.storage.local_copies import LocalCopies
 from madpo.storage.results import write_result
 from madpo.types import Job
@@ -76,7 +77,7 @@ class JobWorker:
                 if claim is None:
                     continue
                 if stop.is_set():
-                    await self._give_back(claim, crash_reason=None)
+                    await self._give_back(claim)
                 else:
                     await self._attempt(claim, stop)
                     await trim_copies(self._settings)
@@ -114,18 +115,18 @@ class JobWorker:
         except* AWAY_ERRORS as errors:
             outcome = "given_back"
             logger.warning("queue or store away while draining", extra=fields | {"error": str(errors.exceptions[0])})
-            await self._give_back(claim, crash_reason=None)
+            await self._give_back(claim)
         except* Exception as errors:
             outcome = "crashed"
             logger.exception("the worker failed at a job", extra=fields)
-            await self._give_back(claim, crash_reason=f"worker {self.worker_id} failed: {errors.exceptions[0]}")
+            await self._give_back(claim, reason=f"worker {self.worker_id} failed: {errors.exceptions[0]}")
             await wait(stop, _PAUSE_S)
         self._metrics.end(outcome)
         logger.info("attempt ended", extra=fields | {"outcome": outcome})
 
-    async def _give_back(self, claim: Claim, *, crash_reason: str | None) -> None:
+    async def _give_back(self, claim: Claim, *, reason: str | None = None) -> None:
         try:
-            job = await self._queue.give_back(claim, crash_reason=crash_reason)
+            job = await self._queue.give_back(claim, reason=reason, from_outside=reason is not None)
             await self._record(job)
         except MadpoError as error:
             logger.warning("job could not be given back", extra={"job_id": claim.job.job_id, "error": str(error)})
@@ -140,25 +141,17 @@ class JobWorker:
             await wait(stop, self._settings.renew_s)
 
     async def _reap(self, stop: asyncio.Event) -> None:
-        """Take back jobs whose lease ran out.
-
-        Begins a lease after the queue began to answer: while it was away no lease could be renewed, and their
-        holders, who kept working, go first.
-        """
-        settled = False
+        """Take back jobs whose workers fell silent."""
+        reaper = Reaper(self._queue, lease_s=self._settings.lease_s)
         while not stop.is_set():
+            period_s = self._settings.renew_s
             try:
-                if not settled:
-                    await self._queue.status(self._queue_name)  # answers, or the lease is not waited for yet
-                    if await wait(stop, self._settings.lease_s):
-                        return
-                for job in await self._queue.reap():
+                for job in await reaper.reap():
                     logger.warning("job taken back", extra={"job_id": job.job_id, "reason": job.reason})
                     await self._record(job)
-                settled = True
             except AWAY_ERRORS:
-                settled = False
-            await wait(stop, self._settings.renew_s if settled else RETRY_S)
+                period_s = RETRY_S
+            await wait(stop, period_s)
 
     async def _record(self, job: Job) -> None:
         if job.state.is_terminal:

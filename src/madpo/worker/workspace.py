@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn, Self
 
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 StopReason = Literal["cancel", "drain"]
 
 ORPHANED_EXIT_CODE = 75
+WAITING_FOR_STORE = "waiting for the object store"
 LOG_LINE_CHARS = 2000
 _READ_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
@@ -63,6 +64,7 @@ class Run:
     def __init__(self, directory: Path, job: Job) -> None:
         self.directory, self.job = directory, job
         self._stop = directory / "stop"
+        self._progress = JobProgress()
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -85,7 +87,19 @@ class Run:
 
     def progress(self, progress: JobProgress) -> None:
         """Report where the run stands."""
+        self._progress = progress
         self._report(progress)
+
+    def wait_for_store(self, reason: str) -> None:
+        """Report that the run waits for the object store, and why; with "" that it goes on."""
+        # Figures of a step are reported once: whoever adds them up would count them again.
+        known = replace(self._progress, metrics={})
+        if not reason:
+            self.log("the object store can be used again")
+            self._report(known)
+            return
+        self.log(f"waiting for the object store: {reason}")
+        self._report(replace(known, remaining_s=None, phase=WAITING_FOR_STORE, phase_done=0, phase_total=0))
 
     def checkpoint_published(self, step: int) -> None:
         """Report a checkpoint in the object store; it clears the job's crash count."""

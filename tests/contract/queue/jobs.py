@@ -1,13 +1,14 @@
 """Jobs of an evaluation queue, and what is seen of them."""
 
 import contextlib
+from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
 from madpo.ports import Claim, JobRequest
 from madpo.queue.keys import Keys
 from madpo.queue.queue import RedisJobQueue
-from madpo.types import JobEvent, JobKind, JobState, StateChange
+from madpo.types import Job, JobEvent, JobKind, JobState, StateChange
 
 QUEUE = "evaluate"
 
@@ -22,8 +23,15 @@ async def claim(queue: RedisJobQueue, worker_id: str = "worker") -> Claim:
     return claimed
 
 
-async def expire_lease(server: Redis, keys: Keys, job_id: str) -> None:
-    assert await server.zadd(keys.leases, {job_id: 1}, xx=True, ch=True) == 1
+async def reap(queue: RedisJobQueue, *job_ids: str) -> Sequence[Job]:
+    """As a process that has seen the leases of these jobs run out."""
+    leases = (await queue.leases()).held
+    return await queue.reap([lease for lease in leases if lease.job_id in job_ids])
+
+
+async def end_pause(server: Redis, keys: Keys, job_id: str) -> None:
+    """Let the time pass that an interrupted job waits."""
+    await server.hdel(keys.job(job_id), "not_before_ms")
 
 
 async def events(queue: RedisJobQueue, job_id: str, *, cursor: str = "") -> list[JobEvent]:

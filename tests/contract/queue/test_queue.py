@@ -40,7 +40,7 @@ async def test_the_status_of_a_queue_follows_its_jobs_from_waiting_to_the_dead_l
     for _ in range(3):
         claimed = await claim(queue)
         assert await counts() == (0, 1, 1, 0)
-        await queue.give_back(claimed, crash_reason="boom")
+        await queue.give_back(claimed, reason="boom")
     assert await counts() == (0, 1, 0, 1)
     assert await queue.status("train") == QueueStatus(0, 0, 0, 0.0, 0)
 
@@ -64,7 +64,7 @@ async def test_a_job_is_as_old_as_its_wait_for_a_worker(queue: RedisJobQueue, se
 
     # Not as old as the job itself: what a worker gives back has waited for none meanwhile.
     await server.hset(keys.job(first.job_id), "pending_time", "0")
-    await queue.give_back(await claim(queue), crash_reason=None)
+    await queue.give_back(await claim(queue), reason=None)
     assert (await queue.status(QUEUE)).oldest_pending_s < 1060
 
 
@@ -125,7 +125,7 @@ async def test_a_claim_raises_the_attempt_and_starts_the_clock(queue: RedisJobQu
     await queue.create(request("r"))
     first = await claim(queue, "one")
     assert (first.attempt, first.job.state, first.worker_id) == (1, JobState.RUNNING, "one")
-    await queue.give_back(first, crash_reason=None)
+    await queue.give_back(first, reason=None)
     second = await claim(queue, "two")
     assert (second.attempt, second.job.start_time) == (2, first.job.start_time)
 
@@ -193,7 +193,7 @@ async def test_every_key_is_of_the_table(queue: RedisJobQueue, server: Redis, ke
     await queue.create(request("two", depends_on=(one.job_id,)))
     claimed = await claim(queue)
     before = {key async for key in server.scan_iter(f"{keys.namespace}:*")}
-    await queue.give_back(claimed, crash_reason="boom")
+    await queue.give_back(claimed, reason="boom")
     after = {key async for key in server.scan_iter(f"{keys.namespace}:*")}
     known = {keys.jobs, keys.leases, keys.dependents(one.job_id)}
     known |= {keys.bell(QUEUE), keys.dead(QUEUE), keys.waiting(QUEUE)}

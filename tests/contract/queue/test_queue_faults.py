@@ -87,11 +87,11 @@ async def warm_up(queue: RedisJobQueue) -> None:
     await queue.publish(claims[0], [LogLine("warm")])
     await queue.succeed(claims[0], JobResult())
     await queue.fail(claims[1], "warm")
-    await queue.give_back(claims[2], crash_reason=None)
+    await queue.give_back(claims[2], reason=None)
     await queue.cancel(claims[2].job.job_id)
     await queue.cancel(claims[3].job.job_id)
     await queue.finish_cancelled(claims[3])
-    await queue.reap()
+    await queue.reap((await queue.leases()).held)
 
 
 def request(name: str) -> JobRequest:
@@ -171,7 +171,7 @@ async def test_lost_replies_to_endings_change_nothing(
         lambda claimed: queue.succeed(claimed, JobResult("model-1")),
         lambda claimed: queue.fail(claimed, "boom"),
         lambda claimed: queue.finish_cancelled(claimed),
-        lambda claimed: queue.give_back(claimed, crash_reason="boom"),
+        lambda claimed: queue.give_back(claimed, reason="boom"),
     )
     async with Redis.from_url(each_redis_url) as server:
         for i, call in enumerate(calls):

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 
 from madpo.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, StaleAttemptError
-from madpo.ports import Claim, JobRequest
+from madpo.ports import Claim, JobRequest, Lease
 from madpo.queue.keys import Keys
 from madpo.queue.queue import connect, job_id_of
 from madpo.types import CheckpointPublished, Job, JobKind, JobResult, JobState
@@ -74,6 +74,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.server = Redis.from_url(self.url)
         self.jobs: dict[str, ModelJob] = {}
         self.claims: list[Claim] = []
+        self.seen: list[Lease] = []
+        """Leases that ran out for a reaper, also those that were renewed since."""
         self.made = 0
 
     def do(self, call: Awaitable[T]) -> T:
@@ -183,8 +185,8 @@ class QueueMachine(RuleBasedStateMachine):
             "succeed": lambda: self.queue.succeed(claim, JobResult("model-1")),
             "fail": lambda: self.queue.fail(claim, "boom"),
             "finish_cancelled": lambda: self.queue.finish_cancelled(claim),
-            "drain": lambda: self.queue.give_back(claim, crash_reason=None),
-            "crash": lambda: self.queue.give_back(claim, crash_reason="boom"),
+            "drain": lambda: self.queue.give_back(claim, reason=None),
+            "crash": lambda: self.queue.give_back(claim, reason="boom"),
         }
 
     @precondition(lambda self: self.owners())
@@ -278,16 +280,19 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_state(JobState.RUNNING))
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
+        """A reaper has seen it run out, but has not reaped it yet."""
         job = data.draw(st.sampled_from(self.in_state(JobState.RUNNING)))
         job.expired = True
-        self.do(self.server.zadd(self.keys.leases, {job_id_of(job.name): 1}))
+        self.seen += [lease for lease in self.do(self.queue.leases()).held if lease.job_id == job_id_of(job.name)]
 
     @rule()
     def reap(self) -> None:
         expired = [job for job in self.in_state(JobState.RUNNING) if job.expired]
         for job in expired:
-            self.requeue(job, crashed=True)
-        reaped = self.do(self.queue.reap())
+            self.requeue(job, crashed=False)
+        reaped = self.do(self.queue.reap(self.seen))
+        for job in expired:
+            self.do(self.server.hdel(self.keys.job(job_id_of(job.name)), "not_before_ms"))
         assert {job.display_name for job in reaped} == {job.name for job in expired}
 
     # ---- what always holds

@@ -40,21 +40,21 @@ async def test_a_resumed_job_goes_on_as_itself(queue: RedisJobQueue, server: Red
 async def test_a_resumed_job_may_crash_as_often_as_a_new_one(queue: RedisJobQueue) -> None:
     job = await queue.create(request("r", max_attempts=2))
     for _ in range(2):
-        ended = await queue.give_back(await claim(queue), crash_reason="boom")
+        ended = await queue.give_back(await claim(queue), reason="boom")
     assert ended.state is JobState.FAILED
     await queue.resume(job.job_id, resumes=0)
-    assert (await queue.give_back(await claim(queue), crash_reason="boom")).state is JobState.PENDING
-    ended = await queue.give_back(await claim(queue), crash_reason="boom")
+    assert (await queue.give_back(await claim(queue), reason="boom")).state is JobState.PENDING
+    ended = await queue.give_back(await claim(queue), reason="boom")
     assert (ended.state, ended.attempt) == (JobState.FAILED, 4)
 
 
 async def test_a_resumed_job_may_crash_once_more_as_it_did_before(queue: RedisJobQueue) -> None:
     job = await queue.create(request("r"))
     for _ in range(2):
-        ended = await queue.give_back(await claim(queue), crash_reason="boom", crash_fingerprint="a")
+        ended = await queue.give_back(await claim(queue), reason="boom", fingerprint="a")
     assert ended.state is JobState.FAILED
     await queue.resume(job.job_id, resumes=0)
-    again = await queue.give_back(await claim(queue), crash_reason="boom", crash_fingerprint="a")
+    again = await queue.give_back(await claim(queue), reason="boom", fingerprint="a")
     assert again.state is JobState.PENDING
 
 

@@ -64,9 +64,9 @@ async def test_a_job_whose_data_is_deleted_while_it_is_checked_is_refused_and_do
     ids = await make_material(gateway)
     write_spec = servicer.write_spec
 
-    def write_late(store: Any, job: Job) -> None:
+    def write_late(store: Any, job: Job, **acceptance: bool) -> None:
         """All is checked, nothing is queued yet."""
-        write_spec(store, job)
+        write_spec(store, job, **acceptance)
         DatasetStore(store).delete(ids.completions)
 
     monkeypatch.setattr(servicer, "write_spec", write_late)

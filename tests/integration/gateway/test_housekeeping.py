@@ -1,26 +1,34 @@
 """What the gateway sees to by itself: dead jobs, a queue that lost everything, scratch."""
 
 import asyncio
+import json
 import logging
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from madpo.ports import ObjectStore
-from madpo.queue.queue import RedisJobQueue
+from madpo.errors import NotFoundError, OverloadedError, UnavailableError
+from madpo.ports import Claim, ObjectStore
+from madpo.queue.keys import Keys
+from madpo.queue.queue import RedisJobQueue, connect, job_id_of
 from madpo.rpc import convert
 from madpo.storage import documents, keys
 from madpo.storage.checkpoints import CheckpointStore
-from madpo.storage.results import read_result
+from madpo.storage.results import read_result, read_spec
 from madpo.types import JobResult, JobState
 from madpo.v1 import job_service_pb2
+from madpo_gateway.servicers import jobs as servicer
 from madpo_gateway.settings import GatewaySettings
 from tests.damage import DAMAGES
 from tests.integration.gateway.messages import ref
-from tests.integration.gateway.service import eventually, running
+from tests.integration.gateway.service import Gateway, eventually, refusal, running
 
 
 def unknown_kind(data: bytes) -> bytes:
@@ -36,8 +44,9 @@ def unknown_format(data: bytes) -> bytes:
 async def test_a_job_nobody_works_on_any_more_fails_in_the_end_and_that_is_recorded(settings: GatewaySettings) -> None:
     async with running(settings.model_copy(update={"lease_s": 0.15})) as gateway:
         job_id = await gateway.ready_job()
-        for _ in range(3):
-            assert await gateway.queue.claim("train", "a worker that dies", timeout_s=10) is not None
+        # The last of many in a row: each before would make it pause.
+        await gateway.queue._client.hset(Keys(settings.redis_namespace).job(job_id), "interruptions", 19)
+        assert await gateway.queue.claim("train", "a worker that dies", timeout_s=10) is not None
 
         await eventually(lambda: gateway.store.head(keys.job_result(job_id)) is not None)
 
@@ -159,3 +168,191 @@ async def test_what_an_earlier_process_left_in_scratch_is_removed_and_nothing_el
         assert gateway.spooled() == []
 
     assert (settings.scratch / "notes.txt").exists()
+
+
+@pytest.mark.promise("J6")
+async def test_a_cancellation_that_no_worker_had_seen_outlives_the_queue(
+    settings: GatewaySettings, redis_process: Any
+) -> None:
+    settings = settings.model_copy(update={"redis_url": SecretStr(redis_process.url), "lease_s": 0.3})
+    async with running(settings) as gateway:
+        job_id = await gateway.ready_job()
+        assert await gateway.queue.claim("train", "worker", timeout_s=5) is not None
+        asked = await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=job_id))
+        assert convert.job_from_proto(asked.job).state is JobState.RUNNING
+    await flush(redis_process.url)
+
+    async with running(settings) as gateway:
+        job = await gateway.queue.get(job_id)
+        assert (job.state, job.reason) == (JobState.CANCELLED, "cancelled on request")
+        assert read_result(gateway.store, job_id).state is JobState.CANCELLED
+        assert await gateway.queue.claim("train", "worker", timeout_s=0) is None
+
+
+@pytest.mark.promise("D2")
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_queue_restored_from_an_older_copy_catches_up_with_the_store(
+    settings: GatewaySettings, redis_process: Any, tmp_path: Path, restarted: bool, figure: Any
+) -> None:
+    """Ended, cancelled, resumed, taken up and deleted: nothing of it is undone."""
+    settings = settings.model_copy(update={"redis_url": SecretStr(redis_process.url), "lease_s": 0.3})
+
+    async def cancel(gateway: Gateway, job_id: str) -> None:
+        await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=job_id))
+
+    async with running(settings) as gateway:
+        names = ("pending", "running", "failed", "succeeded", "cancelled", "asked", "resumed", "taken-up", "deleted")
+        jobs = {name: await gateway.ready_job(name) for name in names}
+        # Of workers that are silent, and not taken for dead.
+        queue = connect(redis_process.url, namespace=settings.redis_namespace, lease_s=3600)
+        older = await claim_all(queue, but=[jobs["pending"]])
+        await older[jobs["resumed"]].fail("boom")
+        write_outcome(gateway.store, await gateway.queue.get(jobs["resumed"]))
+
+        redis_process.kill()
+        shutil.copytree(tmp_path / "redis", tmp_path / "older")
+        redis_process.start()
+
+        await older[jobs["failed"]].fail("no such column")
+        await older[jobs["succeeded"]].succeed(JobResult(summary={"loss": 0.5}))
+        for name in ("failed", "succeeded"):
+            write_outcome(gateway.store, await gateway.queue.get(jobs[name]))
+        await cancel(gateway, jobs["asked"])
+        await cancel(gateway, jobs["cancelled"])
+        await older[jobs["cancelled"]].finish_cancelled()
+        write_outcome(gateway.store, await gateway.queue.get(jobs["cancelled"]))
+        await gateway.ask(gateway.jobs.ResumeJob, job_service_pb2.ResumeJobRequest(job_id=jobs["resumed"]))
+        CheckpointStore(gateway.store, jobs["taken-up"], attempt=4).take_ownership()
+        await older[jobs["deleted"]].fail("boom")
+        write_outcome(gateway.store, await gateway.queue.get(jobs["deleted"]))
+        await gateway.ask(gateway.jobs.DeleteJob, job_service_pb2.DeleteJobRequest(job_id=jobs["deleted"]))
+        if not restarted:
+            set_back(redis_process, tmp_path)
+            await queue.close()
+            await eventually(lambda: is_in(gateway.queue, jobs["deleted"], JobState.RUNNING, cancel_requested=True))
+    if restarted:
+        set_back(redis_process, tmp_path)
+        await queue.close()
+
+    async with running(settings) as gateway:
+        found = {name: await gateway.queue.get(job_id) for name, job_id in jobs.items()}
+
+    states = {name: (job.state.value, job.attempt, job.resumes) for name, job in found.items()}
+    assert states == {
+        "pending": ("PENDING", 1, 0),
+        "running": ("RUNNING", 1, 0),
+        "failed": ("FAILED", 1, 0),
+        "succeeded": ("SUCCEEDED", 1, 0),
+        "cancelled": ("CANCELLED", 1, 0),
+        "asked": ("RUNNING", 1, 0),
+        "resumed": ("PENDING", 1, 1),
+        "taken-up": ("PENDING", 4, 0),
+        "deleted": ("RUNNING", 1, 0),
+    }
+    assert {name for name, job in found.items() if job.cancel_requested and not job.state.is_terminal} == {
+        "asked",
+        "deleted",
+    }
+    assert found["succeeded"].result == JobResult(summary={"loss": 0.5})
+    assert found["failed"].reason == "no such column"
+    figure("9 jobs set back, 7 changes since, 0 undone")
+
+
+@pytest.mark.promise("D2")
+async def test_an_end_that_had_not_reached_the_store_is_written_there(
+    settings: GatewaySettings, redis_process: Any
+) -> None:
+    settings = settings.model_copy(update={"redis_url": SecretStr(redis_process.url)})
+    async with running(settings) as gateway:
+        job_id = await gateway.ready_job()
+        (claimed,) = (await claim_all(gateway.queue)).values()
+        await claimed.fail("boom")  # and its worker was killed
+    async with running(settings):
+        pass
+    await flush(redis_process.url)
+
+    async with running(settings) as gateway:
+        assert (await gateway.queue.get(job_id)).state is JobState.FAILED
+
+
+def set_back(redis_process: Any, tmp_path: Path) -> None:
+    redis_process.kill()
+    shutil.rmtree(tmp_path / "redis" / "appendonlydir")
+    shutil.copytree(tmp_path / "older" / "appendonlydir", tmp_path / "redis" / "appendonlydir")
+    redis_process.start()
+
+
+async def is_in(queue: RedisJobQueue, job_id: str, state: JobState, *, cancel_requested: bool) -> bool:
+    try:
+        job = await queue.get(job_id)
+    except (NotFoundError, UnavailableError):
+        return False
+    return (job.state, job.cancel_requested) == (state, cancel_requested)
+
+
+class Claimed:
+    """A claim, and what its worker tells of it."""
+
+    def __init__(self, queue: RedisJobQueue, claim: Claim) -> None:
+        self.fail = partial(queue.fail, claim)
+        self.succeed = partial(queue.succeed, claim)
+        self.finish_cancelled = partial(queue.finish_cancelled, claim)
+
+
+async def claim_all(queue: RedisJobQueue, *, but: Sequence[str] = ()) -> dict[str, Claimed]:
+    claims = []
+    while claim := await queue.claim("train", "worker", timeout_s=0):
+        claims.append(claim)
+    for claim in claims:
+        if claim.job.job_id in but:
+            await queue.give_back(claim)
+    return {claim.job.job_id: Claimed(queue, claim) for claim in claims}
+
+
+async def test_a_request_that_was_refused_for_want_of_a_queue_does_not_come_alive_later(
+    settings: GatewaySettings, redis_process: Any
+) -> None:
+    settings = settings.model_copy(update={"redis_url": SecretStr(redis_process.url)})
+    async with running(settings) as gateway:
+        first = await gateway.ready_job("first")
+        spec = {"supervised_training": json_spec((await gateway.queue.get(first)).spec)}
+        async with aclosing(Redis.from_url(redis_process.url)) as client:
+            await client.config_set("min-replicas-to-write", 1)
+            refused = await refusal(gateway.create(spec, "refused"))
+            retried = await refusal(gateway.create(spec, "retried"))
+            await client.config_set("min-replicas-to-write", 0)
+        assert (refused.code, retried.code) == ("UNAVAILABLE", "UNAVAILABLE")
+        again = await gateway.create(spec, "retried")
+        twice = await gateway.create(spec, "retried")
+    await flush(redis_process.url)
+
+    async with running(settings) as gateway:
+        jobs, _ = await gateway.queue.list(page_size=10)
+
+    assert again.job_id == twice.job_id
+    assert {job.job_id for job in jobs} == {first, again.job_id}
+
+
+async def test_a_job_whose_acceptance_cannot_be_kept_is_told_with_its_id(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await gateway.ready_job("first")
+    spec = {"supervised_training": json_spec((await gateway.queue.get(first)).spec)}
+
+    def full(*_: Any) -> None:
+        raise OverloadedError("the store is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(servicer, "accept_spec", full)
+        refused = await refusal(gateway.create(spec, "r"))
+    job_id = job_id_of("r")
+
+    assert refused.code == "RESOURCE_EXHAUSTED"
+    assert refused.message.startswith(f"{job_id} is queued, but that could not be kept: cancel it, or ask again")
+    assert (await gateway.create(spec, "r")).job_id == job_id
+    assert read_spec(gateway.store, job_id, only_accepted=True).job_id == job_id
+
+
+def json_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The model and the data of a kept spec, to be sent again."""
+    return json.loads(json.dumps({name: spec[name] for name in ("model", "dataset")}))

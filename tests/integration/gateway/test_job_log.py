@@ -36,7 +36,7 @@ async def test_a_log_is_there_while_the_attempt_runs_and_after_it_has_ended(gate
     assert behind == [LogLine("crashing")]
 
     write_log(gateway.store, job_id, "stored", attempt=1)
-    await gateway.queue.give_back(first, crash_reason="boom")
+    await gateway.queue.give_back(first, reason="boom")
     await gateway.queue.publish(await begun(gateway), [LogLine("once more")])
 
     assert await log(gateway, job_id, attempt=1) == ("stored", "")

@@ -16,6 +16,7 @@ PATIENCE_S = 60
 RUN = """
     import os, signal, subprocess, sys, time
     from pathlib import Path
+    from madpo.errors import UnavailableError
     from madpo.worker.failure import telling
     from madpo.worker.workspace import Run
     from madpo.types import JobProgress, JobResult
@@ -50,6 +51,16 @@ RUN = """
 
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def terminate():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
+
+    def die_by_file():
+        run.log("waiting")
+        while not os.path.exists(spec["file"]):
+            time.sleep(0.01)
+        die()
 
     def fail_by(error):
         with telling(run.directory):
@@ -92,6 +103,9 @@ RUN = """
         "disconnect": lambda: fail_by(ConnectionResetError("peer gone")),
         "crash_after_success": lambda: (work(), sys.exit(1)),
         "die_once": lambda: once(die),
+        "die_by_file": die_by_file,
+        "terminate_once": lambda: once(terminate),
+        "neighbour_away_once": lambda: once(lambda: fail_by(UnavailableError("no scorer"))),
         "wait_once": lambda: once(wait),
         "ignore_once": lambda: once(ignore),
     }[spec["do"]]()

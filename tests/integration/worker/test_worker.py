@@ -17,8 +17,9 @@ from madpo.ports import Claim, ObjectStore
 from madpo.queue.queue import RedisJobQueue
 from madpo.storage.local import LocalStore
 from madpo.storage.logs import read_log
-from madpo.storage.results import read_result, reopen_result, resumes_of
+from madpo.storage.results import accept_resume, read_result, read_standing, reopen_result
 from madpo.types import CheckpointPublished, Job, JobProgress, JobResult, JobState, LogLine, StateChange
+from madpo.worker import crash
 from madpo.worker.worker import JobWorker
 from tests.integration.worker.runs import QUEUE, connect_by, create, ended, gone, logged, outcomes
 
@@ -131,13 +132,64 @@ async def test_an_error_of_the_machine_keeps_its_attempts(queue: RedisJobQueue, 
     )
 
 
-async def test_a_run_that_was_killed_is_tried_again(queue: RedisJobQueue, working: Any) -> None:
+@pytest.mark.parametrize(
+    ("counter", "reason"),
+    [
+        ("oom_kill 4\n", "the run was killed by SIGKILL from outside: memory had not run out"),
+        (None, "the run was killed by SIGKILL (out of memory?)"),
+    ],
+)
+async def test_a_run_that_was_killed_is_tried_again(
+    queue: RedisJobQueue,
+    registry: CollectorRegistry,
+    tmp_path: Path,
+    working: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    counter: str | None,
+    reason: str,
+) -> None:
+    """Only where the kernel does not tell may the job itself have had a part in it."""
+    if counter is not None:
+        (tmp_path / "counter").write_text(counter)
+    monkeypatch.setattr(crash, "_COUNTS", (tmp_path / "counter",))
     job_id = await create(queue, "die_once")
     async with working():
         reasons = [getattr(event.event, "reason", "") async for event in queue.watch(job_id)]
     job = await queue.get(job_id)
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
-    assert "the run was killed by SIGKILL (out of host memory?)" in reasons
+    assert reason in reasons
+    assert outcomes(registry) == {"crashed" if counter is None else "interrupted": 1, "succeeded": 1}
+
+
+async def test_a_run_that_the_kernel_killed_for_want_of_memory_says_so_and_has_crashed(
+    queue: RedisJobQueue, registry: CollectorRegistry, tmp_path: Path, working: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, file = tmp_path / "counter", tmp_path / "die now"
+    counter.write_text("oom_kill 4\n")
+    monkeypatch.setattr(crash, "_COUNTS", (counter,))
+    job_id = await create(queue, "die_by_file", file=str(file), max_attempts=1)
+    async with working():
+        await logged(queue, job_id, "waiting")
+        counter.write_text("oom_kill 5\n")
+        file.touch()
+        job = await ended(queue, job_id)
+    assert job.state == JobState.FAILED
+    assert job.reason.startswith("the run was killed by SIGKILL: out of host memory")
+    assert outcomes(registry) == {"crashed": 1}
+
+
+@pytest.mark.parametrize("what", ["a neighbour that is away", "somebody's SIGTERM"])
+async def test_what_ends_a_run_from_outside_spends_none_of_its_attempts(
+    queue: RedisJobQueue, registry: CollectorRegistry, working: Any, what: str
+) -> None:
+    do = "neighbour_away_once" if what == "a neighbour that is away" else "terminate_once"
+    job_id = await create(queue, do, max_attempts=1)
+    async with working():
+        reasons = [event.event.reason async for event in queue.watch(job_id) if isinstance(event.event, StateChange)]
+    assert (await queue.get(job_id)).state == JobState.SUCCEEDED
+    said = "no scorer" if do == "neighbour_away_once" else "the run was killed by SIGTERM"
+    assert reasons[2].splitlines()[0] == said
+    assert outcomes(registry) == {"interrupted": 1, "succeeded": 1}
 
 
 async def test_a_run_that_exits_without_a_word_has_crashed(queue: RedisJobQueue, working: Any) -> None:
@@ -209,13 +261,13 @@ async def test_a_cancelled_job_is_resumed_as_itself_and_its_second_end_counts(
             assert (cancelled.state, cancelled.attempt) == (JobState.CANCELLED, attempt)
             # The worker may be about to record the end that is taken back here; it comes too late.
             reopen_result(store, cancelled)
-            await queue.resume(job_id, resumes=cancelled.resumes)
+            accept_resume(store, await queue.resume(job_id, resumes=cancelled.resumes))
         await logged(queue, job_id, "waiting", times=3)
         with pytest.raises(NotFoundError):
             read_result(store, job_id)
         await queue.cancel(job_id)
         await ended(queue, job_id)
-    assert resumes_of(store, job_id) == 2
+    assert read_standing(store, job_id).resumes == 2
     assert read_result(store, job_id).state == JobState.CANCELLED
 
 
@@ -232,11 +284,17 @@ async def test_a_run_that_ignores_its_cancellation_is_killed(
 
 
 async def test_a_command_that_cannot_start_is_named(queue: RedisJobQueue, working: Any) -> None:
+    """It is the worker's fault: the job waits, longer each time, for one that can."""
     job_id = await create(queue, "work", max_attempts=1)
     async with working(command=lambda directory: ["no-such-program", str(directory)]):
-        job = await ended(queue, job_id)
-    assert job.state == JobState.FAILED
-    assert "no-such-program" in job.reason
+        changes: list[StateChange] = []
+        async for event in queue.watch(job_id):
+            changes += [event.event] if isinstance(event.event, StateChange) else []
+            if len(changes) == 3:
+                break
+    assert [change.state for change in changes] == [JobState.PENDING, JobState.RUNNING, JobState.PENDING]
+    assert changes[-1].reason.startswith("worker worker failed:")
+    assert "no-such-program" in changes[-1].reason
 
 
 def test_leases_must_outlast_two_renewals(queue: RedisJobQueue, store: ObjectStore, settings: WorkerSettings) -> None:
@@ -291,7 +349,7 @@ async def test_a_job_cancelled_while_its_worker_waits_for_the_store_is_over(
 ) -> None:
     job_id = await create(queue, "die")
     async with working(store=AwayStore(tmp_path / "store")):
-        await logged(queue, job_id, "the run ended while the object store was away; waiting for it: no store")
+        await logged(queue, job_id, "the run ended while the object store could not be used; waiting for it: no store")
         await queue.cancel(job_id)
         assert (await ended(queue, job_id)).state == JobState.CANCELLED
 
@@ -302,7 +360,7 @@ async def test_a_worker_drained_while_it_waits_for_the_store_gives_its_job_back_
     store = AwayStore(tmp_path / "store")
     job_id = await create(queue, "die_once", max_attempts=1)
     async with working(store=store, settings=settings.model_copy(update={"stop_grace_s": 0.1})):
-        await logged(queue, job_id, "the run ended while the object store was away; waiting for it: no store")
+        await logged(queue, job_id, "the run ended while the object store could not be used; waiting for it: no store")
     assert (await queue.get(job_id)).state == JobState.PENDING
     assert outcomes(registry) == {"given_back": 1}
     store.is_away = False

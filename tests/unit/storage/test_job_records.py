@@ -17,11 +17,15 @@ from madpo.storage.models import ModelStore
 from madpo.storage.references import checkpoint_bases, resolve_model
 from madpo.storage.results import (
     JobOutcome,
+    JobStanding,
+    accept_resume,
+    accept_spec,
     close_result,
+    keep_cancellation,
     read_result,
     read_spec,
+    read_standing,
     reopen_result,
-    resumes_of,
     write_result,
     write_spec,
 )
@@ -49,7 +53,9 @@ def test_a_resumed_job_ends_anew_and_what_comes_late_from_before_is_dropped(stor
     reopen_result(store, ended)
     with pytest.raises(NotFoundError):
         read_result(store, JOB)
-    assert resumes_of(store, JOB) == 1
+    assert read_standing(store, JOB) == JobStanding(JobOutcome(JobState.FAILED, None, "boom"), 0, False)
+    accept_resume(store, make_job(resumes=1))
+    assert read_standing(store, JOB) == JobStanding(None, 1, False)
 
     write_result(store, JOB, JobState.FAILED, None, "late")
     with pytest.raises(NotFoundError):
@@ -100,6 +106,50 @@ def test_a_request_is_kept_once(store: LocalStore) -> None:
         write_spec(store, make_job(spec={}))
     with pytest.raises(NotFoundError):
         read_spec(store, "job-0")
+
+
+def test_a_request_counts_once_the_queue_has_taken_it(store: LocalStore) -> None:
+    write_spec(store, make_job(spec={"asked": "first"}), is_accepted=False)
+    with pytest.raises(NotFoundError, match="never queued"):
+        read_spec(store, JOB, only_accepted=True)
+
+    accept_spec(store, make_job())  # what the queue took, whoever asked
+    accept_spec(store, make_job(spec={"asked": "late"}))
+
+    assert read_spec(store, JOB, only_accepted=True) == make_job()
+
+
+def test_what_is_accepted_is_kept_also_where_the_request_was_removed(store: LocalStore) -> None:
+    accept_spec(store, make_job())
+    assert read_spec(store, JOB, only_accepted=True) == make_job()
+
+
+def test_a_cancellation_is_kept_until_the_job_ends_or_is_resumed(store: LocalStore) -> None:
+    running = make_job(state=JobState.RUNNING)
+    keep_cancellation(store, running)
+    keep_cancellation(store, running)
+    assert read_standing(store, JOB) == JobStanding(None, 0, True)
+
+    write_result(store, JOB, JobState.CANCELLED, None, "cancelled on request")
+    keep_cancellation(store, running)  # late
+    cancelled = JobOutcome(JobState.CANCELLED, None, "cancelled on request")
+    assert read_standing(store, JOB) == JobStanding(cancelled, 0, False)
+
+    reopen_result(store, make_job(state=JobState.CANCELLED))
+    accept_resume(store, make_job(resumes=1))
+    keep_cancellation(store, running)  # later still
+    assert read_standing(store, JOB) == JobStanding(None, 1, False)
+
+
+def test_accepting_a_resumption_late_takes_nothing_back(store: LocalStore) -> None:
+    reopen_result(store, make_job(state=JobState.FAILED))
+    resumed = make_job(resumes=1)
+    keep_cancellation(store, resumed)
+    accept_resume(store, resumed)
+    assert read_standing(store, JOB) == JobStanding(None, 1, True)
+    write_result(store, JOB, JobState.SUCCEEDED, None, "", resumes=1)
+    accept_resume(store, resumed)
+    assert read_standing(store, JOB) == JobStanding(JobOutcome(JobState.SUCCEEDED, None, ""), 1, False)
 
 
 def test_the_first_outcome_stays(store: LocalStore) -> None:

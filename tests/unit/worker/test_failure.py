@@ -1,11 +1,19 @@
 """How a process says what ended it."""
 
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from madpo.errors import InvalidArgumentError, UnavailableError
+from madpo.errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    OverloadedError,
+    StaleAttemptError,
+    UnavailableError,
+)
 from madpo.worker import crash
 from madpo.worker.failure import Failure, first_failure, leave_failure, one_line, telling
 from madpo.worker.program import command
@@ -142,11 +150,50 @@ def test_a_killed_run_says_whether_the_kernel_ran_out_of_memory(
     monkeypatch.setattr(crash, "_COUNTS", (tmp_path / "none", counts))
     monkeypatch.setattr(crash, "_LIMITS", (tmp_path / "none", limit))
 
-    assert crash.memory_kills() == 2
-    assert crash.describe(None, -9, memory_ran_out=False).line == "the run was killed by SIGKILL (out of host memory?)"
-    assert crash.describe(crash.killed("rank 1", 9), 1, memory_ran_out=True).line.startswith(
+    of_rank = crash.killed("rank 1", 9)
+
+    of_memory = crash.describe(of_rank, 1, memory_ran_out=True)
+    assert of_memory.line.startswith(
         "rank 1 was killed by SIGKILL: out of host memory, of which the container has 4.0 GiB: give the worker more"
     )
+    by_somebody = crash.describe(of_rank, 1, memory_ran_out=False)
+    assert by_somebody.line == "rank 1 was killed by SIGKILL from outside: memory had not run out"
+    unknown = crash.describe(of_rank, 1, memory_ran_out=None)
+    assert unknown.line == "rank 1 was killed by SIGKILL (out of memory?)"
+    assert [each.from_outside for each in (of_memory, by_somebody, unknown)] == [False, True, False]
+
+
+def test_only_a_kill_of_the_last_minute_is_taken_for_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, counts = 0.0, tmp_path / "memory.events"
+    counts.write_text("oom_kill 2\n")
+    monkeypatch.setattr(crash, "_COUNTS", (tmp_path / "none", counts))
+    kills = crash.MemoryKills(clock=lambda: now)
+    assert kills.is_recent is False
+    counts.write_text("oom_kill 3\n")
+    kills.look()
+    now = 60.0
+    assert kills.is_recent is True
+    now = 61.0
+    assert kills.is_recent is False
+    monkeypatch.setattr(crash, "_COUNTS", (tmp_path / "none",))
+    assert crash.MemoryKills().is_recent is None
+
+
+@pytest.mark.parametrize(
+    ("failure", "from_outside"),
+    [
+        (Failure.of(UnavailableError("no store")), True),
+        (Failure.of(OverloadedError("the store is full")), True),
+        (Failure.of(DeadlineExceededError("too late")), True),
+        (Failure.of(StaleAttemptError("attempt 1 is over")), True),
+        (Failure.of(InternalError("a defect")), False),
+        (Failure.of(MemoryError("no room")), False),
+        (crash.killed("rank 0", signal.SIGTERM), True),
+        (crash.killed("rank 0", signal.SIGSEGV), False),
+    ],
+)
+def test_what_comes_from_outside_is_told_apart(failure: Failure, from_outside: bool) -> None:
+    assert failure.from_outside is from_outside
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from madpo.ports import ObjectStore
 from madpo.storage.artifacts import publish_artifacts
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
-from madpo.storage.open import open_store
 from madpo.storage.references import resolve_dataset_id
 from madpo.types import Dataset, DatasetKind, JobKind, JobResult, PreferencePair
 from madpo.worker.phase import Phase, transfers
+from madpo.worker.store import open_run_store
 from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run
 from madpo_evaluator.settings import EvaluatorSettings
@@ -36,7 +36,7 @@ class JobInputs:
     @classmethod
     def open(cls, run: Run, settings: EvaluatorSettings) -> Self:
         """Everything reached by the settings."""
-        store = open_store(settings)
+        store = open_run_store(settings, run)
         models = ModelStore(store, settings.copies, transfer=transfers(partial(Phase, run)))
         return cls(run, settings, store, DatasetStore(store), models, Tolerance())
 

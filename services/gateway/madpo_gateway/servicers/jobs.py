@@ -7,7 +7,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from madpo.errors import AlreadyExistsError, InvalidArgumentError, MadpoError, NotFoundError, OverloadedError
+from madpo.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    MadpoError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
 from madpo.jobs.base import JOB_ID_PATTERN, Spec
 from madpo.jobs.bounds import require_bounds
 from madpo.jobs.registry import parse_spec
@@ -18,7 +25,14 @@ from madpo.rpc.access import current_caller
 from madpo.storage.artifacts import list_artifacts, open_artifact
 from madpo.storage.content_names import named_sha256, open_verified
 from madpo.storage.ledger import ledger_parts
-from madpo.storage.results import close_result, reopen_result, write_spec
+from madpo.storage.results import (
+    accept_resume,
+    accept_spec,
+    close_result,
+    keep_cancellation,
+    reopen_result,
+    write_spec,
+)
 from madpo.types import Job, JobState
 from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
@@ -81,6 +95,7 @@ class JobServicer(JobServiceServicer):
             await self._reserve_room(job_id_of(wanted.request_id))
             await asyncio.to_thread(self._keep_request, wanted)
         job = await self._queue.create(wanted)
+        await self._keep_acceptance(job)
         if is_new:
             await self._require_references(job, spec)
         logger.info("job created", extra={"job_id": job.job_id, "kind": job.kind.value, "state": job.state.value})
@@ -97,9 +112,7 @@ class JobServicer(JobServiceServicer):
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:  # noqa: N802
         """Cancel a job that has not started; ask a running one to stop."""
-        job = await self._queue.cancel(_job_id(request.job_id))
-        if job.state is JobState.CANCELLED:
-            await asyncio.to_thread(record_outcome, self._store, job)
+        job = await self._cancel(_job_id(request.job_id))
         logger.info("job cancelled", extra={"job_id": job.job_id, "state": job.state.value})
         return pb.CancelJobResponse(job=convert.job_to_proto(job))
 
@@ -107,6 +120,7 @@ class JobServicer(JobServiceServicer):
         """Queue a job again that failed or was cancelled, once what it refers to is found to be there still."""
         job = await self._queue.get(_job_id(request.job_id))
         if request.HasField("resumes") and request.resumes < job.resumes:
+            await asyncio.to_thread(accept_resume, self._store, job)
             return pb.ResumeJobResponse(job=convert.job_to_proto(job))
         may_be_resumed = job.state in (JobState.FAILED, JobState.CANCELLED)
         if may_be_resumed:
@@ -121,6 +135,7 @@ class JobServicer(JobServiceServicer):
                 await asyncio.to_thread(close_result, self._store, job)
             raise
         if may_be_resumed:
+            await asyncio.to_thread(accept_resume, self._store, resumed)
             await self._require_references(resumed, parse_spec(job.kind, job.spec))
         logger.info("job resumed", extra={"job_id": job.job_id, "state": resumed.state.value})
         return pb.ResumeJobResponse(job=convert.job_to_proto(resumed))
@@ -185,10 +200,25 @@ class JobServicer(JobServiceServicer):
         try:
             await require_references(spec, shelves=self._shelves)
         except InvalidArgumentError:
-            cancelled = await self._queue.cancel(job.job_id)
-            if cancelled.state is JobState.CANCELLED:
-                await asyncio.to_thread(record_outcome, self._store, cancelled)
+            await self._cancel(job.job_id)
             raise
+
+    async def _cancel(self, job_id: str) -> Job:
+        """In the queue, where it takes effect, and then in the store, so that it outlives the queue."""
+        job = await self._queue.cancel(job_id)
+        if job.state is JobState.CANCELLED:
+            await asyncio.to_thread(record_outcome, self._store, job)
+        elif not job.state.is_terminal:
+            await asyncio.to_thread(keep_cancellation, self._store, job)
+        return job
+
+    async def _keep_acceptance(self, job: Job) -> None:
+        """Let a job outlive the queue, which has it. Raises what the store does, and says that the job is there."""
+        try:
+            await asyncio.to_thread(accept_spec, self._store, job)
+        except (UnavailableError, OverloadedError) as error:
+            said = f"{job.job_id} is queued, but that could not be kept: cancel it, or ask again with its request_id"
+            raise type(error)(f"{said} ({error})") from error
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -227,7 +257,7 @@ class JobServicer(JobServiceServicer):
         )
         # Sent twice at once: the queue then compares the two and keeps one.
         with suppress(AlreadyExistsError):
-            write_spec(self._store, job)
+            write_spec(self._store, job, is_accepted=False)
 
 
 def _job_id(value: str) -> str:

@@ -1,6 +1,6 @@
--- Take the oldest pending job that the worker can do. ARGV: queue, worker_id, token, lease_ms, and the names of what the
--- worker can do that not all can, as a JSON array. The token names the call: a repeated call gets the job of the first.
--- With nothing to take, answers where the bell stands, so that no ring is missed.
+-- Take the oldest pending job that does not pause and that the worker can do. ARGV: queue, worker_id, token, lease_ms, and
+-- the names of what the worker can do that not all can, as a JSON array. The token names the call: a repeated call gets the
+-- job of the first. With nothing to take, answers where the bell stands, so that no ring is missed.
 
 local queue, worker_id, token, lease_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local PAGE = 100
@@ -23,7 +23,7 @@ local function oldest()
   repeat
     local ids = redis.call('ZRANGE', pending_key(queue), start, start + PAGE - 1)
     for _, id in ipairs(ids) do
-      if can_do(id) then return id end
+      if is_due(id) and can_do(id) then return id end
     end
     start = start + PAGE
   until #ids < PAGE
@@ -39,8 +39,8 @@ redis.call('ZREM', pending_key(queue), id)
 local attempt = redis.call('HINCRBY', job_key(id), 'attempt', 1)
 redis.call('HSET', job_key(id), 'worker_id', worker_id)
 redis.call('HSETNX', job_key(id), 'start_time', now_s)
-redis.call('HDEL', job_key(id), 'ended_by')
-redis.call('ZADD', leases, now_ms + lease_ms, id)
+redis.call('HDEL', job_key(id), 'ended_by', 'not_before_ms')
+hold(id, lease_ms)
 enter(id, 'RUNNING', '')
 redis.call('HSET', token_key, 'job_id', id, 'attempt', attempt)
 redis.call('EXPIRE', token_key, 3600)

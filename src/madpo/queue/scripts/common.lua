@@ -10,9 +10,12 @@ local reserved = root .. ':reserved'
 local EVENTS_KEPT = 10000
 local EVENTS_TTL_S = 30 * 24 * 3600
 local DEAD_LETTERS_KEPT = 10000
+local INTERRUPTIONS = 20
+local FIRST_PAUSE_MS = 5000
+local LONGEST_PAUSE_MS = 300000
 local TERMINAL = { SUCCEEDED = true, FAILED = true, CANCELLED = true }
 
--- Leases and times use the server's clock alone: workers' clocks may be wrong.
+-- Times use the server's clock alone: workers' clocks may be wrong. This one may jump, so no lease ends by it.
 local clock = redis.call('TIME')
 local now_s = string.format('%d.%06d', clock[1], clock[2])
 local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -40,11 +43,30 @@ local function field(id, name) return redis.call('HGET', job_key(id), name) end
 
 local function job_reply(id) return { 'job', redis.call('HGETALL', job_key(id)) } end
 
--- Whether this attempt of this worker holds the job. An expired lease nobody reaped yet still counts: no one else
--- can have started.
+-- Whether this attempt of this worker holds the job. A lease that was not renewed and that nobody reaped yet still
+-- counts: no one else can have started.
 local function owns(id, attempt, worker_id)
   local record = redis.call('HMGET', job_key(id), 'state', 'attempt', 'worker_id')
   return record[1] == 'RUNNING' and record[2] == attempt and record[3] == worker_id
+end
+
+-- Begin a lease, or renew it. It ends when nobody renews it for its length, by the clock of who looks; the time in the set
+-- is for versions that trust the server's.
+local function hold(id, lease_ms)
+  redis.call('ZADD', leases, now_ms + lease_ms, id)
+  redis.call('HSET', job_key(id), 'lease_ms', lease_ms)
+  redis.call('HINCRBY', job_key(id), 'renewals', 1)
+end
+
+-- Changes with every renewal. Older workers change the time alone.
+local function lease_mark(id)
+  return (field(id, 'renewals') or '0') .. '@' .. (redis.call('ZSCORE', leases, id) or '')
+end
+
+-- Whether a pending job may be taken. A pause that lies too far ahead was set before the clock was set back.
+local function is_due(id)
+  local due_ms = tonumber(field(id, 'not_before_ms') or 0)
+  return due_ms <= now_ms or due_ms > now_ms + LONGEST_PAUSE_MS
 end
 
 -- Whether this attempt was ended by the same call before.
@@ -116,21 +138,46 @@ end
 
 local CANCELLED = 'cancelled on request'
 
--- Take a running job back for another attempt. A crash reason counts; nil does not. Crashes of one fingerprint come again
--- and again: the second is the last.
-local function requeue(id, crash_reason, fingerprint)
-  redis.call('ZREM', leases, id)
-  if field(id, 'cancel_requested') == '1' then return finish(id, 'CANCELLED', CANCELLED) end
-  if not crash_reason then return make_pending(id, '') end
-  local crashes = redis.call('HINCRBY', job_key(id), 'crashes', 1)
-  local is_same = fingerprint and fingerprint ~= '' and fingerprint == field(id, 'crash_fingerprint')
-  redis.call('HSET', job_key(id), 'crash_fingerprint', fingerprint or '')
-  if crashes < tonumber(field(id, 'max_attempts')) and not is_same then return make_pending(id, crash_reason) end
-  local line, log = crash_reason:match('^([^\n]*)(.*)$')
-  local reason = line .. '; tried ' .. (crashes == 1 and 'once' or crashes .. ' times without progress') .. log
+-- A reason with a note behind its first line; the end of a log may follow.
+local function noted(reason, note)
+  local line, log = reason:match('^([^\n]*)(.*)$')
+  return line .. note .. log
+end
+
+local function give_up(id, reason)
   redis.call('XADD', dead_key(field(id, 'queue')), 'MAXLEN', '~', DEAD_LETTERS_KEPT, '*', 'job_id', id,
     'attempt', field(id, 'attempt'), 'reason', reason)
   finish(id, 'FAILED', reason)
+end
+
+-- Crashes of one fingerprint come again and again: the second is the last.
+local function requeue_crashed(id, reason, fingerprint)
+  local crashes = redis.call('HINCRBY', job_key(id), 'crashes', 1)
+  local is_same = fingerprint and fingerprint ~= '' and fingerprint == field(id, 'crash_fingerprint')
+  redis.call('HSET', job_key(id), 'crash_fingerprint', fingerprint or '')
+  if crashes < tonumber(field(id, 'max_attempts')) and not is_same then return make_pending(id, reason) end
+  give_up(id, noted(reason, '; tried ' .. (crashes == 1 and 'once' or crashes .. ' times without progress')))
+end
+
+-- What came from outside spends none of the job's attempts: after the first time it pauses, longer each time.
+local function requeue_interrupted(id, reason)
+  local times = redis.call('HINCRBY', job_key(id), 'interruptions', 1)
+  if times >= INTERRUPTIONS then
+    return give_up(id, noted(reason, '; interrupted ' .. times .. ' times without progress'))
+  end
+  if times == 1 then return make_pending(id, reason) end
+  local pause_ms = math.min(FIRST_PAUSE_MS * 2 ^ (times - 2), LONGEST_PAUSE_MS)
+  make_pending(id, noted(reason, string.format('; the next attempt begins in %d s', pause_ms / 1000)))
+  redis.call('HSET', job_key(id), 'not_before_ms', string.format('%d', now_ms + pause_ms))
+end
+
+-- Take a running job back for another attempt. `how` it ended: drained, crashed or interrupted.
+local function requeue(id, how, reason, fingerprint)
+  redis.call('ZREM', leases, id)
+  if field(id, 'cancel_requested') == '1' then return finish(id, 'CANCELLED', CANCELLED) end
+  if how == 'crashed' then return requeue_crashed(id, reason, fingerprint) end
+  if how == 'interrupted' then return requeue_interrupted(id, reason) end
+  make_pending(id, '')
 end
 
 -- Let a job wait for those of its dependencies that have not succeeded, or for a worker.

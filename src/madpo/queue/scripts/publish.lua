@@ -7,7 +7,7 @@ for i = 5, #ARGV, 2 do
   local kind, data = ARGV[i], ARGV[i + 1]
   emit(id, kind, data)
   if kind == 'progress' then redis.call('HSET', job_key(id), 'progress', data) end
-  if kind == 'checkpoint' then redis.call('HSET', job_key(id), 'crashes', 0, 'crash_fingerprint', '') end
+  if kind == 'checkpoint' then redis.call('HSET', job_key(id), 'crashes', 0, 'crash_fingerprint', '', 'interruptions', 0) end
 end
 redis.call('HSET', job_key(id), 'published', token)
 return { 'published' }

@@ -1,8 +1,11 @@
--- Take back jobs whose lease ran out, as crashes. ARGV: how many at most.
+-- Take back jobs whose leases were not renewed since they were seen. ARGV: of each job its id, and the mark of its lease.
 
 local answer = { 'reaped' }
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms, 'LIMIT', 0, ARGV[1])) do
-  requeue(id, 'worker ' .. field(id, 'worker_id') .. ' stopped renewing its lease')
-  answer[#answer + 1] = redis.call('HGETALL', job_key(id))
+for i = 1, #ARGV, 2 do
+  local id = ARGV[i]
+  if redis.call('ZSCORE', leases, id) and lease_mark(id) == ARGV[i + 1] then
+    requeue(id, 'interrupted', 'worker ' .. field(id, 'worker_id') .. ' stopped renewing its lease')
+    answer[#answer + 1] = redis.call('HGETALL', job_key(id))
+  end
 end
 return answer

@@ -2,5 +2,5 @@
 
 local id = ARGV[1]
 if not owns(id, ARGV[2], ARGV[3]) then return stale(id) end
-redis.call('ZADD', leases, now_ms + ARGV[4], id)
+hold(id, ARGV[4])
 return { 'renewed', field(id, 'cancel_requested') or '0' }

@@ -15,11 +15,12 @@ for _, dependency in ipairs(cjson.decode(field(id, 'depends_on'))) do
   if found ~= 'SUCCEEDED' then waiting[#waiting + 1] = dependency end
 end
 
-redis.call('HSET', job_key(id), 'resumes', resumes + 1, 'crashes', 0, 'crash_fingerprint', '',
+redis.call('HSET', job_key(id), 'resumes', resumes + 1, 'crashes', 0, 'interruptions', 0, 'crash_fingerprint', '',
   'waiting_for', #waiting)
 if caller ~= '' then redis.call('HSET', job_key(id), 'resumed_by', caller) end
 redis.call('HDEL', reserved, id)
-redis.call('HDEL', job_key(id), 'cancel_requested', 'crash_fingerprint', 'finish_time', 'final_cursor', 'ended_by')
+redis.call('HDEL', job_key(id), 'cancel_requested', 'crash_fingerprint', 'finish_time', 'final_cursor', 'ended_by',
+  'not_before_ms')
 redis.call('PERSIST', events_key(id))
 wait_or_start(id, waiting, 'resumed on request')
 return job_reply(id)
