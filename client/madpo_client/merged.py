@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from madpo.errors import FailedPreconditionError
-from madpo.jobs.base import MODEL_ID_PATTERN
 from madpo.model_files.companions import MODEL_RECORD
 from madpo.model_files.configs import is_adapter, model_kind, read_config
 
@@ -21,6 +20,8 @@ def stored_base(directory: Path) -> str | None:
     """The stored model that an adapter's files name as its base; None of other models, and of bases elsewhere."""
     if not is_adapter(directory):
         return None
+    from madpo.jobs.base import MODEL_ID_PATTERN  # brings pydantic, which most commands do without
+
     name = str(read_config(directory / "adapter_config.json").get("base_model_name_or_path"))
     return name if re.fullmatch(MODEL_ID_PATTERN, name) else None
 

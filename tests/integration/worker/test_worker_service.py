@@ -102,10 +102,10 @@ async def test_a_service_says_what_it_can_do(
     tmp_path: Path, redis_url: str, redis_namespace: str, queue: RedisJobQueue
 ) -> None:
     async with running(tmp_path, redis_url, redis_namespace):
-        while (known := await queue.announced("evaluate")) is None:
+        while not (known := await queue.announced("evaluate")):
             await asyncio.sleep(0.02)
 
-    assert known == {"words"}
+    assert known == (frozenset({"words"}),)
 
 
 @pytest.mark.parametrize(
