@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from madpo.data.limited import load_limited
 from madpo.data.tokenize import tokenizer_sha256
 from madpo.errors import FailedPreconditionError
+from madpo.models.device import DTYPES, precision_on
 from madpo.models.load import load_causal_lm
 from madpo.storage.references import ResolvedModel
 
@@ -27,13 +29,22 @@ class Models:
     reference: Reference | None
 
 
-def load_models(policy: ResolvedModel, reference: ResolvedModel | None) -> Models:
+def load_models(
+    policy: ResolvedModel, reference: ResolvedModel | None, *, precision: Literal["auto", "fp32", "bf16"] = "auto"
+) -> Models:
     """Load the policy, and of the reference only what does not come with it.
+
+    Args:
+        policy: The model that is evaluated.
+        reference: What it is measured against; may be its base, or itself.
+        precision: Of both; see `EvaluatorSettings`.
 
     Raises:
         FailedPreconditionError: Policy and reference do not share a tokenizer.
     """
-    model, tokenizer = _load(policy), _load_tokenizer(policy)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    load = partial(_load, device=device, dtype=DTYPES[precision_on(device, precision)])
+    model, tokenizer = load(policy), _load_tokenizer(policy)
     if reference is None:
         return Models(model, tokenizer, None)
     if reference.directory == policy.directory:
@@ -45,7 +56,7 @@ def load_models(policy: ResolvedModel, reference: ResolvedModel | None) -> Model
         )
     if reference.directory == policy.base_directory:
         return Models(model, tokenizer, adapter_off(model))
-    return Models(model, tokenizer, separate_model(_load(reference)))
+    return Models(model, tokenizer, separate_model(load(reference)))
 
 
 def separate_model(model: PreTrainedModel) -> Reference:
@@ -68,6 +79,6 @@ def _load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
     return load_limited(resolved.directory, base_directory=resolved.base_directory)
 
 
-def _load(resolved: ResolvedModel) -> PreTrainedModel:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_causal_lm(resolved.directory, base_directory=resolved.base_directory).to(device)
+def _load(resolved: ResolvedModel, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    model = load_causal_lm(resolved.directory, base_directory=resolved.base_directory, dtype=dtype)
+    return model.to(device)

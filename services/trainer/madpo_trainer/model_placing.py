@@ -14,6 +14,11 @@ from madpo_trainer.ranks import Ranks
 from madpo_trainer.sharding import shard
 
 
+def training_device(ranks: Ranks) -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
 class ModelPlacing:
     """Loads models, and places them on this rank's device.
 
@@ -25,7 +30,7 @@ class ModelPlacing:
 
     def __init__(self, parameters: TrainingParameters, ranks: Ranks, *, kind: str) -> None:
         self._parameters, self._ranks, self._kind = parameters, ranks, kind
-        self._device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self._device = training_device(ranks)
 
     def runner(self, initial: InitialModel, checkpoint: Path | None) -> ModelRunner:
         """The model to train and how it is run; a new head or adapter is the same on all ranks."""
@@ -52,6 +57,6 @@ class ModelPlacing:
     def _place(self, model: Any) -> Any:
         """A model on this rank's device, or this rank's part of it."""
         if self._parameters.sharding == "fsdp" and self._ranks.size > 1:
-            shard(model, self._device)
+            shard(model, self._device, precision=self._parameters.precision)
             self._ranks.in_step = True
         return model.to(self._device)

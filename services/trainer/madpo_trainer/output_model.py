@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from madpo.data.turn_end import turn_end_id
 from madpo.jobs.training import TrainingParameters
 from madpo.model_files.companions import MODEL_RECORD, add_end_tokens
+from madpo.models.device import DTYPES
 from madpo.models.dtypes import WeightDtypes
 from madpo.models.save import save_adapter, save_model
 from madpo.models.scores import inner_model
 from madpo.types import DatasetRow
 from madpo_trainer.initial_model import InitialModel
 
-_SAVE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROWS_TOLD_BY = 100
 """Rows of a dataset that tell whether it holds chats."""
 
@@ -26,7 +26,7 @@ _ROWS_TOLD_BY = 100
 def output_dtypes(parameters: TrainingParameters, initial: InitialModel) -> WeightDtypes | None:
     """Dtypes of the model that a training leaves; None for those it was trained in, as adapters have them."""
     if parameters.save_dtype != "base":
-        return WeightDtypes(_SAVE_DTYPES[parameters.save_dtype])
+        return WeightDtypes(DTYPES[parameters.save_dtype])
     return initial.dtypes if parameters.lora is None else None
 
 

@@ -25,6 +25,7 @@ from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.model_files.context_limit import directory_limit
+from madpo.models.device import precision_on
 from madpo.models.dtypes import WeightDtypes, round_weights
 from madpo.ports import ObjectStore
 from madpo.storage.checkpoints import CheckpointStore
@@ -50,7 +51,7 @@ from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop
 from madpo_trainer.margins.source import margin_warnings, with_waits
 from madpo_trainer.memory import note_shortage, usable_shortage
-from madpo_trainer.model_placing import ModelPlacing
+from madpo_trainer.model_placing import ModelPlacing, training_device
 from madpo_trainer.model_runner import evaluating
 from madpo_trainer.objectives.base import Objective
 from madpo_trainer.output_model import describe_output, learnt_ends, output_dtypes, save_trained
@@ -135,6 +136,7 @@ class TrainingRun:
     def _execute(self) -> None:
         self._phase("loading")
         checkpoint = self._resume()
+        self._settle_precision()
         self._apply_shortage()
         initial = self._initial()
         inputs = self._inputs(initial, checkpoint)
@@ -188,7 +190,11 @@ class TrainingRun:
                 raise Interrupted
             about = {
                 "trained": summarise_training(objective.model, self._ranks, state=self._state, dtypes=dtypes),
-                "execution": {**inputs.runner.micro_batches.summary(), **loop.summary()},
+                "execution": {
+                    "precision": self._parameters.precision,
+                    **inputs.runner.micro_batches.summary(),
+                    **loop.summary(),
+                },
                 **describe_publication(self._state, self._parameters),
             }
             self._take_best(objective.model, initial)
@@ -211,6 +217,14 @@ class TrainingRun:
         self._state, self._tensors, self._metrics = load_state(directory)
         logger.info("resuming", extra={"step": self._state.step})
         return directory
+
+    def _settle_precision(self) -> None:
+        """Compute as the first attempt did, or as the leader's device does best."""
+        asked, decided = self._parameters.precision, self._state.precision
+        self._state.precision = decided or self._ranks.lead(lambda: precision_on(training_device(self._ranks), asked))
+        self._parameters = self._parameters.model_copy(update={"precision": self._state.precision})
+        self._spec = self._spec.model_copy(update={"training": self._parameters})
+        self._placing = ModelPlacing(self._parameters, self._ranks, kind=self._model_kind)
 
     def _apply_shortage(self) -> None:
         """Begin in smaller pieces when an earlier attempt ran out of memory and could not go on by itself."""

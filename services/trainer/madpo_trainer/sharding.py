@@ -11,28 +11,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from madpo.models.scores import inner_model
 from madpo_trainer.blocks import transformer_blocks
 
 
-def shard(model: Any, device: torch.device) -> None:
+def shard(model: Any, device: torch.device, *, precision: str) -> None:
     """Split a model, the same on all ranks, over all ranks of the default process group, in place.
 
     Every rank must from now on run the model equally often: each run gathers the weights. Gradients of sharded
     parameters come out summed over ranks.
+
+    Args:
+        model: On the CPU or the device, in float32.
+        device: This rank's.
+        precision: `bf16` gathers weights in bfloat16, half the bytes on the way and on the device, and sums gradients
+            in float32. Under autocast alone, autograd would keep a copy of all gathered weights for the backward pass.
     """
     assert dist.group.WORLD is not None
     mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)
     blocks = transformer_blocks(model)
     sharded = {id(parameter) for block in blocks for parameter in block.parameters()}
     base = inner_model(model).base_model
+    is_half = precision == "bf16"
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if is_half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for block in blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # The root lets each block fetch its weights while the one before it computes.
-    fully_shard(base, mesh=mesh, ignored_params={p for p in base.parameters() if id(p) not in sharded})
+    fully_shard(
+        base, mesh=mesh, mp_policy=policy, ignored_params={p for p in base.parameters() if id(p) not in sharded}
+    )
     for module in (*blocks, base):
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)

@@ -17,13 +17,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from madpo.errors import UnknownFormatError
+from madpo.models.device import use_tensor_cores
 from madpo.storage.documents import known_fields
 
 FORMAT = 1
@@ -38,6 +39,8 @@ class TrainingState:
     step: int = 0
     """Optimizer steps done."""
     seed: int = 0
+    precision: Literal["fp32", "bf16"] | None = None
+    """What the job computes in, once decided: also on another device."""
     reward_revision: str | None = None
     """Revision of the reward model whose margins this job uses."""
     ledger_parts: list[str] = field(default_factory=list)
@@ -67,6 +70,7 @@ def make_deterministic(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    use_tensor_cores()
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Fresh memory is written before it is read; filling it first would only take time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

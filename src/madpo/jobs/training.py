@@ -130,8 +130,10 @@ class TrainingParameters(Spec):
     response would be left is left out."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Where chance starts: the order of the rows, dropout and new weights."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Weights and optimizer stay fp32; bf16 runs the forward pass under autocast."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What is computed in; the weights that are trained and the optimizer stay fp32. `auto`: bf16 on a GPU that has it,
+    fp32 elsewhere; the result says which. bf16 runs the forward pass under autocast, and gathers the weights of a
+    sharded model in bf16. fp32 on a GPU is TF32."""
     save_dtype: Literal["base", "fp32", "bf16"] = "base"
     """Of the weights of the model that is left: as the model it started from has them, tensor by tensor, or all alike.
     What is measured at the end is the model as it is left. `base` leaves adapters in fp32; checkpoints always are."""

@@ -241,7 +241,7 @@ def test_a_wrong_setting_is_a_usage_error(
         (("--reward-model", ""), "--reward-model: must be a MODEL_ID, a JOB_ID or JOB_ID@STEP, got ''\n"),
         (("--set", "training.lora=x"), "training.lora: must be a mapping such as {rank: 16}, got 'x'"),
         (("--set", "training.compile=perhaps"), "training.compile: must be true or false, got 'perhaps'"),
-        (("--precision", "fp8"), "--precision: must be fp32 or bf16, got 'fp8'"),
+        (("--precision", "fp8"), "--precision: must be auto, fp32 or bf16, got 'fp8'"),
         (("--overlong", "cut"), "--overlong: must be error, drop, truncate_prompt or truncate_response, got 'cut'"),
         (("--set", "training.max_steps=many"), "training.max_steps: must be an integer in [1, 10000000], got 'many'"),
         (("--method", "5"), "--method: must be text, got 5"),
@@ -437,7 +437,7 @@ def test_a_listed_default_is_a_value(madpo: Command) -> None:
         (
             ("train", "policy"),
             ("--learning-rate number in (0, 1] Peak learning rate. [default: 1e-05]", "--method text", "[required]",
-             "--precision fp32 or bf16",
+             "--precision auto, fp32 or bf16",
              "--lora-rank integer in [1, 16384] Train low-rank adapters of this rank. --checkpoint",
              "leave them out, or cut the prompt's beginning or the responses' end. [default: error]",
              "a dataset as DATASET_ID; the beginning of an id, a name, or @last",

@@ -47,7 +47,7 @@ def test_a_reference_is_one_field_that_says_what_it_leads_to() -> None:
         (JobKind.POLICY_TRAINING, "training.epochs", "number in (0, 10000]", "1.0"),
         (JobKind.POLICY_TRAINING, "training.max_steps", "integer in [1, 10000000] or null", "null"),
         (JobKind.POLICY_TRAINING, "training.seed", "integer in [0, 2147483648)", "0"),
-        (JobKind.POLICY_TRAINING, "training.precision", "fp32 or bf16", '"fp32"'),
+        (JobKind.POLICY_TRAINING, "training.precision", "auto, fp32 or bf16", '"auto"'),
         (JobKind.POLICY_TRAINING, "training.compile", "true or false", "false"),
         (JobKind.POLICY_TRAINING, "training.optimizer", "OptimizerParameters", "{}"),
         (JobKind.POLICY_TRAINING, "training.optimizer.beta1", "number in [0, 1)", "0.9"),

@@ -70,7 +70,7 @@ class EvaluationRun:
         baselines = {job_id: read_evaluation(self._store, job_id) for job_id in spec.baseline_job_ids}
         policy = self._resolve(spec.model)
         reference = self._resolve(spec.reference) if spec.reference else None
-        models = load_models(policy, reference)
+        models = load_models(policy, reference, precision=self._inputs.settings.dtype)
         limit = _least(directory_limit, policy, reference)
         unembedded = UnembeddedTokens(models.tokenizer, _least(embedding_count, policy, reference))
         fitting, skipped = self._fit(models, prompts, limit)

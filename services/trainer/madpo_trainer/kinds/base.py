@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -47,6 +47,10 @@ class TrainingSpec(Protocol):
     @property
     def training(self) -> TrainingParameters:
         """How to train."""
+        ...
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+        """The same with other fields (of pydantic)."""
         ...
 
 
