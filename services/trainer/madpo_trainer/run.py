@@ -18,7 +18,6 @@ import structlog
 import torch
 from transformers import logging as transformers_logging
 
-from madpo.calibration.report import CalibrationReport
 from madpo.config import load_settings
 from madpo.data.limited import load_limited
 from madpo.data.tokenize import template_sha256
@@ -44,12 +43,12 @@ from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.artifacts import leave_artifacts, leave_metrics_so_far
 from madpo_trainer.held_out import HeldOutEvaluation, describe_publication, take_weights
 from madpo_trainer.initial_model import InitialModel, prepare_initial
+from madpo_trainer.job_summary import summarise_job
 from madpo_trainer.kinds.base import TrainingInputs, TrainingSpec
 from madpo_trainer.kinds.registry import training_kind
 from madpo_trainer.last_evaluation import evaluate_last
 from madpo_trainer.ledger import Ledger
 from madpo_trainer.loop import TrainingLoop
-from madpo_trainer.margins.source import margin_warnings, with_waits
 from madpo_trainer.memory import note_shortage, usable_shortage
 from madpo_trainer.model_placing import ModelPlacing, training_device
 from madpo_trainer.model_runner import evaluating
@@ -324,7 +323,8 @@ class TrainingRun:
         held_out = evaluate_last(
             lambda: self._evaluate(objective), self._run, self._store, self._ranks, self._tolerance
         )
-        summary = self._summary(objective, inputs, held_out) | dict(loop_summary)
+        told = summarise_job(objective, inputs, held_out, metrics=self._metrics, tolerance=self._tolerance)
+        summary = told | dict(loop_summary)
         self._phase("publishing")
         refuse_non_finite_weights(objective.model, self._ranks, step=self._state.step)
         state = saved_state(objective.model, keep=self._ranks.is_leader)
@@ -346,29 +346,6 @@ class TrainingRun:
         lora = self._parameters.lora is not None
         added = save_trained(model, directory, state=state, initial=initial, lora=lora, dtypes=dtypes, end_ids=ends)
         return describe_output(model, inputs.tokenizer, dtypes=dtypes, added_ends=added, is_reward=is_reward)
-
-    def _summary(self, objective: Objective, inputs: TrainingInputs, held_out: dict[str, float]) -> dict[str, Any]:
-        nothing: dict[str, Any] = {}
-        summary: dict[str, Any] = {
-            "steps": self._state.step,
-            "final": self._metrics[-1] if self._metrics else {},
-            "eval_before": self._state.initial_eval,
-            "eval": held_out,
-            "train_seconds": self._state.counters.get("step_s", 0.0),
-            "rows": {
-                name: inputs.rows.counts[dataset_id].summary()
-                for name, dataset_id in (("training", inputs.dataset_id), ("held_out", inputs.eval_dataset_id))
-                if dataset_id is not None
-            },
-            **self._tolerance.attempt("the summary of the method", objective.summary, nothing),
-        }
-        if self._state.calibration:
-            report = CalibrationReport.model_validate(self._state.calibration)
-            summary["calibration"] = self._tolerance.attempt("the summary of the calibration", report.summary, nothing)
-        if "margins" in summary:
-            summary["margins"] = with_waits(summary["margins"], self._state.counters)
-            self._tolerance.warnings += margin_warnings(summary["margins"])
-        return summary
 
     def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, save: Callable[[Path], dict[str, Any]]) -> None:
         """Store the model, then what tells of it, then report the result."""
