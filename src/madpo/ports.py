@@ -165,6 +165,17 @@ class Leases:
     held: Sequence[Lease]
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadableJob:
+    """A job whose record a newer version wrote, or somebody by hand."""
+
+    job_id: str
+    text: str
+    """Of the whole record, JSON in JSON: what the job needs stands somewhere in it."""
+    reason: str
+    """Why it cannot be read."""
+
+
 class JobQueue(Protocol):
     """Jobs, their leases and their events.
 
@@ -223,11 +234,15 @@ class JobQueue(Protocol):
         ...
 
     async def get(self, job_id: str) -> Job:
-        """Raises NotFoundError."""
+        """Raises NotFoundError, also for a retired job, and UnknownFormatError."""
         ...
 
     async def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Job], str]:
-        """Newest first, with the token of the next page ("" at the end)."""
+        """Newest first, with the token of the next page ("" at the end). Without those that cannot be read."""
+        ...
+
+    def scan(self) -> AsyncIterator[Job | UnreadableJob]:
+        """All jobs, newest first, also those that cannot be read: each that was there when this began, and is still."""
         ...
 
     async def cancel(self, job_id: str) -> Job:
@@ -251,12 +266,18 @@ class JobQueue(Protocol):
         ...
 
     async def retire(self, job_id: str) -> Job:
-        """Take a job that is over out of use, before what it left is removed: nobody can wait for it, or resume it.
+        """Take a job that is over out of use, before what it left is removed.
+
+        Nobody can get it, wait for it or resume it; lists still have it.
 
         Raises:
             NotFoundError: There is no such job.
             FailedPreconditionError: It is not over, or one that is not over depends on it.
         """
+        ...
+
+    async def reinstate(self, job_id: str) -> None:
+        """Take a retired job into use again; any other stays as it is."""
         ...
 
     async def forget(self, job_id: str) -> None:

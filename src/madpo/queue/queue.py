@@ -6,9 +6,8 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from typing import Any, cast
 
 from redis import exceptions
@@ -27,11 +26,12 @@ from madpo.errors import (
     UnknownFormatError,
 )
 from madpo.jobs.registry import QUEUES
-from madpo.ports import Claim, JobRequest, Lease, Leases, LeaseStatus, QueueStatus
+from madpo.ports import Claim, JobRequest, Lease, Leases, LeaseStatus, QueueStatus, UnreadableJob
 from madpo.queue.address import check_url, close, connect_redis, server_name
 from madpo.queue.keys import Keys
+from madpo.queue.lua import load_scripts
 from madpo.queue.records import RunEvent, canonical_json, event_to_json, job_from_hash, request_record, result_to_json
-from madpo.queue.replies import accepted, job_of, pairs, readable_jobs, require_room
+from madpo.queue.replies import accepted, all_jobs, job_of, pairs, readable_jobs, require_room
 from madpo.queue.server import explain, is_elsewhere
 from madpo.queue.watching import Watches
 from madpo.types import Job, JobEvent, JobResult, JobState
@@ -44,25 +44,7 @@ _SOCKET_TIMEOUT_S = _BLOCK_S + 5
 _COMMANDS_AT_ONCE = 64
 """Others wait: past the 100 connections of a client's pool commands would fail."""
 _RESERVED_MS = 60_000
-_SCRIPTS = (
-    "announce",
-    "announced",
-    "cancel",
-    "claim",
-    "create",
-    "finish",
-    "forget",
-    "give_back",
-    "leases",
-    "publish",
-    "reap",
-    "renew",
-    "reserve",
-    "restore",
-    "resume",
-    "retire",
-    "status",
-)
+_SCANNED_AT_ONCE = 200
 
 
 def job_id_of(request_id: str) -> str:
@@ -126,10 +108,7 @@ class RedisJobQueue:
         self._lease_ms = max(1, round(lease_s * 1000))
         self._server = server_name(client)
         self._user = client.connection_pool.connection_kwargs.get("username") or "default"
-        scripts = files("madpo.queue") / "scripts"
-        common = (scripts / "common.lua").read_text()
-        self._scripts = {name: common + (scripts / f"{name}.lua").read_text() for name in _SCRIPTS}
-        self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}  # noqa: S324 - Redis names scripts so
+        self._scripts = load_scripts()
         self._turns = asyncio.Semaphore(_COMMANDS_AT_ONCE)
         self._watches = Watches(client, self._keys, lambda call: self._answer(call))
         # Calls whose reply never came: asked again under the same token, they answer the same.
@@ -198,7 +177,7 @@ class RedisJobQueue:
     async def get(self, job_id: str) -> Job:
         """See `JobQueue.get`."""
         fields = await self._answer(self._client.hgetall(self._keys.job(job_id)))
-        if not fields:
+        if not fields or "retired" in fields:
             raise NotFoundError(f"there is no job {job_id}")
         return job_from_hash(fields)
 
@@ -208,6 +187,19 @@ class RedisJobQueue:
             raise InvalidArgumentError(f"page_size must be at least 1, got {page_size}")
         if page_token and not re.fullmatch(r"[0-9]{1,16}", page_token):
             raise InvalidArgumentError(f"page_token is not one this service gave: {page_token!r:.80}")
+        hashes, token = await self._page(page_size, page_token)
+        return readable_jobs(hashes), token
+
+    async def scan(self) -> AsyncIterator[Job | UnreadableJob]:
+        """See `JobQueue.scan`."""
+        token: str | None = None
+        while token != "":
+            hashes, token = await self._page(_SCANNED_AT_ONCE, token or "")
+            for job in all_jobs(hashes):
+                yield job
+
+    async def _page(self, page_size: int, page_token: str) -> tuple[Sequence[Mapping[str, str]], str]:
+        """Hashes of jobs, newest first, empty where one is gone, and the token of the next page."""
         newest = f"({page_token}" if page_token else "+inf"
         rows = await self._answer(
             self._client.zrevrangebyscore(self._keys.jobs, newest, "-inf", start=0, num=page_size + 1, withscores=True)
@@ -216,8 +208,9 @@ class RedisJobQueue:
         async with self._client.pipeline(transaction=False) as pipeline:
             for job_id, _ in page:
                 pipeline.hgetall(self._keys.job(job_id))
-            jobs = readable_jobs(await self._answer(pipeline.execute()))
-        return jobs, f"{page[-1][1]:.0f}" if len(rows) > page_size else ""
+            hashes = await self._answer(pipeline.execute())
+        hashes = [fields and {"job_id": job_id, **fields} for fields, (job_id, _) in zip(hashes, page, strict=True)]
+        return hashes, f"{page[-1][1]:.0f}" if len(rows) > page_size else ""
 
     async def cancel(self, job_id: str) -> Job:
         """See `JobQueue.cancel`. Raises NotFoundError."""
@@ -230,6 +223,10 @@ class RedisJobQueue:
     async def retire(self, job_id: str) -> Job:
         """See `JobQueue.retire`."""
         return accepted(await self._run("retire", job_id, *QUEUES), job_id)
+
+    async def reinstate(self, job_id: str) -> None:
+        """See `JobQueue.reinstate`."""
+        await self._run("reinstate", job_id)
 
     async def forget(self, job_id: str) -> None:
         """See `JobQueue.forget`."""
@@ -356,12 +353,11 @@ class RedisJobQueue:
         return reply
 
     async def _run(self, script: str, *arguments: str | int) -> Sequence[Any]:
+        sha1, text = self._scripts[script]
         try:
-            digest = self._digests[script]
-            reply = await self._answer(self._client.evalsha(digest, 1, self._keys.namespace, *arguments))
+            reply = await self._answer(self._client.evalsha(sha1, 1, self._keys.namespace, *arguments))
         except exceptions.NoScriptError:
             # Not loaded first and then called by digest: the server may be restarted in between.
-            text = self._scripts[script]
             reply = await self._answer(self._client.eval(text, 1, self._keys.namespace, *arguments))
         return cast(Sequence[Any], reply)
 

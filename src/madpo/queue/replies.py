@@ -1,10 +1,12 @@
 """What the queue's scripts answer: a job, or why there is none."""
 
+import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from madpo.errors import FailedPreconditionError, NotFoundError, OverloadedError, UnknownFormatError
+from madpo.ports import UnreadableJob
 from madpo.queue.records import job_from_hash
 from madpo.types import Job
 
@@ -22,14 +24,23 @@ def job_of(reply: Sequence[Any]) -> Job:
     return job_from_hash(pairs(reply[1]))
 
 
-def readable_jobs(hashes: Iterable[Mapping[str, str]]) -> list[Job]:
-    """The jobs of their hashes, without those deleted meanwhile; what cannot be read is reported and left out."""
-    jobs = []
+def all_jobs(hashes: Iterable[Mapping[str, str]]) -> Iterator[Job | UnreadableJob]:
+    """The jobs of their hashes, without those deleted meanwhile."""
     for fields in filter(None, hashes):
         try:
-            jobs.append(job_from_hash(fields))
+            yield job_from_hash(fields)
         except UnknownFormatError as error:
-            logger.error("job left out", extra={"job_id": fields.get("job_id"), "error": str(error)})
+            yield UnreadableJob(fields.get("job_id", ""), json.dumps(fields), str(error))
+
+
+def readable_jobs(hashes: Iterable[Mapping[str, str]]) -> list[Job]:
+    """As `all_jobs`; what cannot be read is reported and left out."""
+    jobs = []
+    for job in all_jobs(hashes):
+        if isinstance(job, Job):
+            jobs.append(job)
+        else:
+            logger.error("job left out", extra={"job_id": job.job_id, "error": job.reason})
     return jobs
 
 

@@ -182,3 +182,18 @@ async def test_a_retired_job_cannot_be_waited_for(queue: RedisJobQueue) -> None:
     await queue.retire(job.job_id)
     with pytest.raises(NotFoundError, match=job.job_id):
         await queue.create(request("next", depends_on=(job.job_id,)))
+
+
+async def test_a_retired_job_is_not_found_until_it_is_reinstated(queue: RedisJobQueue) -> None:
+    job = await queue.create(request("r"))
+    await queue.fail(await claim(queue), "boom")
+    await queue.retire(job.job_id)
+    with pytest.raises(NotFoundError, match=job.job_id):
+        await queue.get(job.job_id)
+    for _ in range(2):
+        await queue.reinstate(job.job_id)
+    await queue.forget(job.job_id)  # not retired any more: nothing happens
+    assert (await queue.get(job.job_id)).state is JobState.FAILED
+    assert (await queue.resume(job.job_id, resumes=0)).state is JobState.PENDING
+    await queue.reinstate("job-" + "0" * 32)
+    assert [each.job_id async for each in queue.scan()] == [job.job_id]

@@ -6,6 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from madpo.errors import UnknownFormatError
+from madpo.ports import UnreadableJob
 from madpo.queue.keys import Keys
 from madpo.queue.queue import RedisJobQueue
 from madpo.types import JobState
@@ -63,3 +64,28 @@ async def test_a_record_of_the_version_before_is_read_and_further_fields_are_pas
     await server.hset(keys.job(job.job_id), "priority", "7")  # type: ignore[misc]
 
     assert await queue.get(job.job_id) == job
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_a_scan_has_all_jobs_and_the_text_of_those_that_cannot_be_read(
+    queue: RedisJobQueue, server: Redis, keys: Keys, change: dict[str, str]
+) -> None:
+    strange, plain = await queue.create(request("strange")), await queue.create(request("plain"))
+    await server.hset(keys.job(strange.job_id), mapping=change)  # type: ignore[misc]
+
+    newest, oldest = [job async for job in queue.scan()]
+
+    assert newest == plain
+    assert isinstance(oldest, UnreadableJob)
+    assert oldest.job_id == strange.job_id
+    assert next(iter(change.values())) in oldest.text
+
+
+async def test_a_scan_goes_through_all_pages(queue: RedisJobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("madpo.queue.queue._SCANNED_AT_ONCE", 2)
+    made = [(await queue.create(request(f"job {number}"))).job_id for number in range(5)]
+
+    assert [job.job_id async for job in queue.scan()] == made[::-1]
+    await queue.cancel(made[0])
+    await queue.retire(made[0])
+    assert [job.job_id async for job in queue.scan()] == made[::-1]

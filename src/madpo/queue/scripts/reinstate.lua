@@ -1,0 +1,4 @@
+-- Take a retired job into use again: it turned out to be needed. ARGV: job_id.
+
+redis.call('HDEL', job_key(ARGV[1]), 'retired')
+return { 'reinstated' }
