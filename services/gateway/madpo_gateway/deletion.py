@@ -1,48 +1,183 @@
-"""How things are removed that nothing needs: by somebody's word, or by retention."""
+"""How things are removed that nothing needs: by somebody's word, or by retention.
+
+A job is queued before what it refers to is looked up for the last time, and a pin is written before that. Here a thing
+is taken out of sight before jobs are looked at for the last time: of the two, whichever gateways they are asked of, at
+least one notices the other. What is needed is then put back as it was.
+"""
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
+from functools import partial
 
-from madpo.errors import FailedPreconditionError
+from madpo.errors import FailedPreconditionError, NotFoundError, UnknownFormatError
 from madpo.ports import JobQueue, ObjectStore
+from madpo.storage import bundle, keys
+from madpo.storage.checkpoints import checkpoint_prefixes
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
+from madpo.storage.references import checkpoint_bases
 from madpo.storage.results import delete_job
-from madpo_gateway.usage import delete_unused, require_no_checkpoints, require_unused
+from madpo.storage.withdrawals import Withdrawal, withdraw, withdrawn
+from madpo_gateway.reconcile import Reconciler
+from madpo_gateway.spool import run_blocking
+from madpo_gateway.usage import Usage
 
 logger = logging.getLogger(__name__)
 
+Guard = Callable[[Usage], Awaitable[None]]
+"""Raises FailedPreconditionError where there is a further reason to keep a thing; asked whenever jobs are looked at."""
+
+
+async def _no_further_reason(usage: Usage) -> None:
+    pass
+
 
 class Deletion:
-    """Removes one thing at a time. Each method raises NotFoundError, and FailedPreconditionError for what is needed."""
+    """Removes one thing at a time.
 
-    def __init__(self, *, store: ObjectStore, datasets: DatasetStore, models: ModelStore, queue: JobQueue) -> None:
+    Each method raises NotFoundError; and FailedPreconditionError for what is needed, where that cannot be known, and
+    for what another removes or stores at the same moment.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ObjectStore,
+        datasets: DatasetStore,
+        models: ModelStore,
+        queue: JobQueue,
+        reconciler: Reconciler,
+    ) -> None:
         self._store, self._datasets, self._models, self._queue = store, datasets, models, queue
+        self._reconciler = reconciler
+        self._turn = asyncio.Lock()
 
-    async def job(self, job_id: str) -> None:
-        """Take a job out of use, remove what it left, then forget it: broken off, it can be asked for again."""
-        await self._queue.get(job_id)
-        await require_unused(job_id, self._queue)
-        await self._queue.retire(job_id)
-        await asyncio.to_thread(delete_job, self._store, job_id)
-        await self._queue.forget(job_id)
+    async def job(self, job_id: str, *, guard: Guard = _no_further_reason) -> None:
+        """Take a job out of use, remove what it left, then forget it: broken off, it can be asked for again.
+
+        One that cannot be read may be removed as well.
+        """
+
+        async def look() -> None:
+            usage = await Usage.of(self._queue)
+            usage.require_unneeded(job_id)
+            await guard(usage)
+
+        async with self._turn:
+            await self._reconciler.require_all_known(but_for=job_id)
+            await look()
+            await self._retire(job_id)
+            try:
+                await look()
+            except BaseException:  # also where the caller went away
+                await self._queue.reinstate(job_id)
+                raise
+            await run_blocking(delete_job, self._store, job_id)
+            await self._queue.forget(job_id)
         logger.info("job deleted", extra={"job_id": job_id})
 
-    async def model(self, model_id: str) -> None:
-        """Remove a model that no unfinished job needs, no adapter and no checkpoint."""
-        await asyncio.to_thread(self._models.get, model_id)
-        await delete_unused(model_id, self._models, lambda: self._require_unused_model(model_id))
+    async def model(
+        self, model_id: str, *, stored_time: float | None = None, guard: Guard = _no_further_reason
+    ) -> None:
+        """Remove a model that no job needs, no adapter and no checkpoint.
+
+        Args:
+            model_id: Which.
+            stored_time: When it was stored last, as whoever wants it removed knows; None is now.
+            guard: See `Guard`.
+        """
+
+        async def look() -> None:
+            usage = await Usage.of(self._queue)
+            await self.require_unused_model(model_id, usage)
+            await guard(usage)
+
+        if stored_time is None:
+            stored_time = await asyncio.to_thread(self._models.last_stored, model_id)
+        await self._remove(partial(self._models.withdraw, model_id, stored_time=stored_time), look)
         logger.info("model deleted", extra={"model_id": model_id})
 
-    async def dataset(self, dataset_id: str) -> None:
-        """Remove a dataset that no unfinished job needs, and the token ids made of it."""
-        await asyncio.to_thread(self._datasets.get, dataset_id)
-        await delete_unused(dataset_id, self._datasets, lambda: require_unused(dataset_id, self._queue))
+    async def dataset(
+        self, dataset_id: str, *, stored_time: float | None = None, guard: Guard = _no_further_reason
+    ) -> None:
+        """Remove a dataset that no job needs, and the token ids made of it. Arguments as of `model`."""
+
+        async def look() -> None:
+            usage = await Usage.of(self._queue)
+            usage.require_unneeded(dataset_id)
+            await guard(usage)
+
+        if stored_time is None:
+            stored_time = await asyncio.to_thread(self._datasets.last_stored, dataset_id)
+        await self._remove(partial(self._datasets.withdraw, dataset_id, stored_time=stored_time), look)
         logger.info("dataset deleted", extra={"dataset_id": dataset_id})
 
-    async def _require_unused_model(self, model_id: str) -> None:
-        await require_unused(model_id, self._queue)
-        adapter = await asyncio.to_thread(lambda: next(self._models.adapters_of(model_id), None))
-        if adapter is not None:
-            raise FailedPreconditionError(f"the adapter {adapter} belongs to {model_id}: delete that one first")
-        await require_no_checkpoints(model_id, store=self._store, queue=self._queue)
+    async def checkpoint(self, job_id: str, step: int, *, guard: Guard = _no_further_reason) -> None:
+        """Remove a checkpoint, of whichever attempts, of a job that is over; one that no job may go on from or read."""
+
+        async def look() -> None:
+            usage = await Usage.of(self._queue)
+            usage.require_unneeded_checkpoints(job_id)
+            await guard(usage)
+
+        for prefix in await asyncio.to_thread(checkpoint_prefixes, self._store, job_id, step):
+            try:
+                manifest = await asyncio.to_thread(bundle.read_manifest, self._store, prefix)
+            except NotFoundError:  # it never became real
+                await look()
+                await run_blocking(bundle.delete, self._store, prefix)
+            else:
+                await self._remove(partial(withdraw, self._store, prefix, stored_time=manifest.stored_time), look)
+        logger.info("checkpoint deleted", extra={"job_id": job_id, "step": step})
+
+    async def require_unused_model(self, model_id: str, usage: Usage, *, gone: Collection[str] = ()) -> None:
+        """Make sure that nothing needs a model.
+
+        Args:
+            model_id: Which.
+            usage: The jobs there are.
+            gone: Models that would be removed by then.
+
+        Raises:
+            FailedPreconditionError: Something does; names it.
+        """
+        usage.require_unneeded(model_id)
+        adapters = await asyncio.to_thread(lambda: list(self._models.adapters_of(model_id)))
+        if left := [adapter for adapter in adapters if adapter not in gone]:
+            raise FailedPreconditionError(f"the adapter {left[0]} belongs to {model_id}: delete that one first")
+        # What another gateway takes out of sight may be an adapter, and may be put back.
+        for prefix in await asyncio.to_thread(lambda: list(withdrawn(self._store))):
+            if prefix != keys.model(model_id) and not prefix.startswith(f"{keys.DATASETS}/"):
+                raise FailedPreconditionError(f"{prefix} is being removed at this moment: try again in a minute")
+        for job in usage.jobs.values():
+            training = job.spec.get("training")
+            if not isinstance(training, Mapping) or training.get("lora") is None:
+                continue
+            if model_id in await asyncio.to_thread(checkpoint_bases, job.job_id, self._store):
+                raise FailedPreconditionError(
+                    f"checkpoints of {job.job_id}, which is {job.state}, are adapters of {model_id}:"
+                    " delete that job first"
+                )
+
+    async def _remove(self, withdraw: Callable[[], Withdrawal], look: Callable[[], Awaitable[None]]) -> None:
+        async with self._turn:
+            await self._reconciler.require_all_known()
+            await look()
+            withdrawal = await run_blocking(withdraw)
+            try:
+                await look()
+            except BaseException:  # also where the caller went away
+                await run_blocking(withdrawal.put_back)
+                raise
+            await run_blocking(withdrawal.remove)
+
+    async def _retire(self, job_id: str) -> None:
+        try:
+            with suppress(UnknownFormatError):  # it is retired all the same
+                await self._queue.retire(job_id)
+        except NotFoundError:
+            # One whose request cannot be read never came back to a queue that had lost it.
+            if await asyncio.to_thread(lambda: next(self._store.list(f"{keys.job(job_id)}/"), None)) is None:
+                raise

@@ -6,16 +6,21 @@ knows all in between. So after a loss the store is right where it knows more, an
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from madpo.errors import CorruptObjectError, MadpoError, NotFoundError, UnknownFormatError
+from madpo.errors import (
+    CorruptObjectError,
+    FailedPreconditionError,
+    MadpoError,
+    NotFoundError,
+    UnknownFormatError,
+)
 from madpo.ports import JobQueue, JobRequest, ObjectStore
 from madpo.queue.reaper import Reaper
 from madpo.storage import keys
 from madpo.storage.checkpoints import owning_attempt
 from madpo.storage.results import JobOutcome, accept_resume, read_spec, read_standing, write_result
 from madpo.types import Job, JobState
-from madpo_gateway.requests import MAX_PAGE_SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +36,12 @@ async def reconcile(*, store: ObjectStore, queue: JobQueue) -> int:
     One whose documents cannot be read is reported and left alone: it keeps nobody else waiting.
     """
     # In this order: a request is kept before its job is queued.
-    known = await _known_jobs(queue)
+    found = [job async for job in queue.scan()]
+    known = {job.job_id: job for job in found if isinstance(job, Job)}
     kept = await asyncio.to_thread(_kept_job_ids, store)
     count = 0
-    job_ids = sorted(kept)
+    # What the queue has of a job that cannot be read here is for a newer version to bring on.
+    job_ids = sorted(kept - {job.job_id for job in found if not isinstance(job, Job)})
     for first in range(0, len(job_ids), _AT_ONCE):
         batch = job_ids[first : first + _AT_ONCE]
         works = (_bring(job_id, known.get(job_id), store=store, queue=queue) for job_id in batch)
@@ -46,6 +53,70 @@ async def reconcile(*, store: ObjectStore, queue: JobQueue) -> int:
     if count:
         logger.warning("jobs restored from the object store", extra={"jobs": count})
     return count
+
+
+class Reconciler:
+    """Knows whether the queue may have lost something since it was brought to what the store knows.
+
+    Args:
+        store: Which remembers every job.
+        queue: Which may lose some.
+        count: Told of jobs that were brought back.
+    """
+
+    def __init__(
+        self, *, store: ObjectStore, queue: JobQueue, count: Callable[[int], object] = lambda jobs: None
+    ) -> None:
+        self._store, self._queue, self._count = store, queue, count
+        self._server_id = ""
+
+    async def run(self) -> None:
+        """See `reconcile`."""
+        server_id = await self._queue.server_id()
+        self._count(await reconcile(store=self._store, queue=self._queue))
+        self._server_id = server_id
+
+    async def has_new_server(self) -> bool:
+        """Whether the server was started since, or is another one, and so may have come back with less."""
+        return await self._queue.server_id() != self._server_id
+
+    async def require_all_known(self, *, but_for: str = "") -> None:
+        """Have the queue know every job that the store has, so that what jobs need can be told from it.
+
+        Args:
+            but_for: The id of a job that need not be known.
+
+        Raises:
+            FailedPreconditionError: A job cannot be restored; names it.
+        """
+        if not await self.has_new_server() and not await self._lost():
+            return
+        await self.run()
+        if lost := [job_id for job_id in await self._lost() if job_id != but_for]:
+            others = f" and {len(lost) - 1} more" if lost[1:] else ""
+            raise FailedPreconditionError(
+                "nothing is removed while the queue lacks a job that the object store has, and that cannot be restored:"
+                f" {lost[0]}{others} (the gateway's log says why); upgrade madpo, put its spec.json back from a backup,"
+                " or delete that job"
+            )
+
+    async def _lost(self) -> list[str]:
+        """Jobs that the store has and the queue has not."""
+        # In this order: a request is kept before its job is queued.
+        kept = await asyncio.to_thread(_kept_job_ids, self._store)
+        lost = kept - {job.job_id async for job in self._queue.scan()}
+        return [job_id for job_id in sorted(lost) if await asyncio.to_thread(_is_asked_for, self._store, job_id)]
+
+
+def _is_asked_for(store: ObjectStore, job_id: str) -> bool:
+    """Whether a request is there that a queue has taken, or may have."""
+    try:
+        read_spec(store, job_id, only_accepted=True)
+    except NotFoundError:
+        return False
+    except (CorruptObjectError, UnknownFormatError):
+        return True
+    return True
 
 
 async def _bring(job_id: str, known: Job | None, *, store: ObjectStore, queue: JobQueue) -> bool:
@@ -161,16 +232,6 @@ async def reap(reaper: Reaper, *, store: ObjectStore) -> int:
 def record_outcome(store: ObjectStore, job: Job) -> None:
     """Keep how a job ended."""
     write_result(store, job.job_id, state=job.state, result=job.result, reason=job.reason, resumes=job.resumes)
-
-
-async def _known_jobs(queue: JobQueue) -> dict[str, Job]:
-    known: dict[str, Job] = {}
-    token = ""
-    while True:
-        jobs, token = await queue.list(page_size=MAX_PAGE_SIZE, page_token=token)
-        known.update((job.job_id, job) for job in jobs)
-        if not token:
-            return known
 
 
 def _kept_job_ids(store: ObjectStore) -> set[str]:

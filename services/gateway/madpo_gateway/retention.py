@@ -1,41 +1,58 @@
 """What is kept, and for how long; the rest is removed, once nothing needs it.
 
 Jobs go first, then what no kept job speaks of. Everything is removed the way `madpo job delete` and the like remove it:
-what an unfinished job or an adapter needs stays, also where it begins to need it in that moment.
+what an unfinished job or an adapter needs stays, also where it begins to need it in that moment. So does what is
+pinned, named by a new job or stored again meanwhile: all of that is looked at anew for each thing that goes.
 """
 
 import asyncio
-import json
 import logging
-import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import TypeVar
 
-from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from madpo.jobs.base import references
-from madpo.jobs.registry import parse_spec
+from madpo.errors import CorruptObjectError, FailedPreconditionError, NotFoundError, UnknownFormatError
+from madpo.jobs.registry import QUEUES
 from madpo.ports import JobQueue, ObjectInfo, ObjectStore
-from madpo.storage import keys
-from madpo.storage.checkpoints import list_checkpoints, remove_checkpoint
+from madpo.storage import bundle, keys
+from madpo.storage.checkpoints import list_checkpoints
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.pins import pinned
-from madpo.types import Dataset, Job, Model, Removal
+from madpo.types import AuditRecord, Caller, Checkpoint, Dataset, Job, Model, Removal, Role
+from madpo_gateway.access import OPERATOR
 from madpo_gateway.deletion import Deletion
+from madpo_gateway.reconcile import Reconciler
 from madpo_gateway.requests import MAX_PAGE_SIZE
 from madpo_gateway.retention_policy import DAY_S, RetentionPolicy
+from madpo_gateway.usage import Usage, names
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ID = re.compile(r"(?:job|model|dataset)-[0-9a-f]{32}")
+BY_RULE = Caller(OPERATOR, Role.ADMIN)
+"""Who removes what the rules of the gateway's settings say."""
+_METHOD = "RetentionService/ApplyRetention"
 
 
 class Retention:
-    """Applies a policy to one object store and its queue."""
+    """Applies a policy to one object store and its queue.
+
+    Args:
+        policy: What is kept.
+        store: Where things are.
+        datasets: In the store.
+        models: In the store.
+        queue: Of the jobs.
+        reconciler: Of both.
+        deletion: Removes things.
+        note: Keeps a record of each thing that was removed.
+        clock: Seconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -45,102 +62,132 @@ class Retention:
         datasets: DatasetStore,
         models: ModelStore,
         queue: JobQueue,
+        reconciler: Reconciler,
+        deletion: Deletion,
+        note: Callable[[AuditRecord], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._policy, self._store, self._queue, self._clock = policy, store, queue, clock
-        self._datasets, self._models = datasets, models
+        self._datasets, self._models, self._deletion, self._note = datasets, models, deletion, note
+        self._reconciler = reconciler
         self._applying = asyncio.Lock()
-        self._now, self._pinned = 0.0, frozenset[str]()
-        self._deletion = Deletion(store=store, datasets=datasets, models=models, queue=queue)
+        self._now, self._usage = 0.0, Usage([])
+        self._gone: set[str] = set()
+        """Ids of what was removed in this run, or would be."""
 
-    async def apply(self, *, dry_run: bool) -> AsyncIterator[Removal]:
-        """What is removed, or would be, as it happens; what is found to be needed meanwhile is left out."""
+    async def apply(self, *, dry_run: bool, caller: Caller = BY_RULE) -> AsyncGenerator[Removal]:
+        """What is removed, or would be, as it happens; what is found to be needed meanwhile is left out.
+
+        Args:
+            dry_run: Whether to remove nothing.
+            caller: Who has it applied, for the audit log.
+
+        Raises:
+            FailedPreconditionError: It cannot be known what is needed, see `Reconciler`.
+        """
         async with self._applying:
             async for removal in self._apply(dry_run=dry_run):
+                self._gone.add(removal.thing_id)
+                if not dry_run:
+                    logger.info("removed by retention", extra={"kind": removal.kind, "thing": removal.thing_id})
+                    await self._note(_record(removal, caller))
                 yield removal
 
     async def _apply(self, *, dry_run: bool) -> AsyncIterator[Removal]:
-        self._now, self._pinned = self._clock(), await asyncio.to_thread(pinned, self._store)
-        jobs = [job async for job in self._all_jobs()]
-        going, kept = self._sorted(jobs)
+        await self._reconciler.run()
+        await self._reconciler.require_all_known()
+        self._now, self._gone = self._clock(), set()
+        usage = self._usage = await Usage.of(self._queue)
+        pins = await asyncio.to_thread(pinned, self._store)
+        going, kept = self._sorted(usage, pins)
         for job in going:
             described = await asyncio.to_thread(self._describe_job, job)
-            if await self._is_removed(described, self._deletion.job, dry_run=dry_run):
+            check = partial(self._require_job_free, job)
+            if await self._is_removed(partial(self._deletion.job, job.job_id, guard=check), check, dry_run):
                 yield described
             else:
                 kept.append(job)
-        spoken_of = {thing_id for job in kept for thing_id in _speaks_of(job)} | self._pinned
+        spoken_of = usage.without(self._gone).named() | pins
         async for removal in self._apply_to_checkpoints(kept, dry_run):
             yield removal
         async for removal in self._apply_to_models(spoken_of, dry_run):
             yield removal
         async for removal in self._apply_to_datasets(spoken_of, dry_run):
             yield removal
-        if all(job.state.is_terminal for job in jobs):
-            async for removal in self._apply_to_derived(dry_run):
-                yield removal
+        async for removal in self._apply_to_derived(dry_run):
+            yield removal
         async for removal in self._apply_to_audit(dry_run):
             yield removal
 
-    def _sorted(self, jobs: list[Job]) -> tuple[list[Job], list[Job]]:
+    def _sorted(self, usage: Usage, pins: Collection[str]) -> tuple[list[Job], list[Job]]:
         """Jobs to go, and to keep; newest first, so that of a chain of jobs the later ones are seen first."""
-        going, kept, needed, ended = [], [], set(self._pinned), 0
-        for job in sorted(jobs, key=lambda job: job.create_time, reverse=True):
+        going, kept, ended = [], [], 0
+        needed = {*pins, *(each for job in usage.unreadable.values() for each in names(job))}
+        for job in sorted(usage.jobs.values(), key=lambda job: job.create_time, reverse=True):
             age_s = self._now - (job.finish_time or self._now)
             is_needed = not job.state.is_terminal or job.job_id in needed
             if not is_needed and self._policy.jobs.is_over(age_s, newer=ended):
                 going.append(job)
             else:
                 kept.append(job)
-                needed |= _speaks_of(job)
+                needed |= names(job)
             ended += job.state.is_terminal
         return going, kept
 
     async def _apply_to_checkpoints(self, kept: Sequence[Job], dry_run: bool) -> AsyncIterator[Removal]:
         rule = self._policy.checkpoints
-        in_use = {thing_id for job in kept if not job.state.is_terminal for thing_id in {job.job_id, *_speaks_of(job)}}
         for job in kept:
             age_s = self._now - (job.finish_time or self._now)
-            if job.job_id in in_use | self._pinned or not rule.is_over(age_s, newer=rule.keep_last):
+            if not job.state.is_terminal or not rule.is_over(age_s, newer=rule.keep_last):
                 continue
             steps: dict[int, int] = {}
-            for checkpoint in await asyncio.to_thread(list_checkpoints, self._store, job.job_id):
+            for checkpoint in await asyncio.to_thread(self._whole_checkpoints, job.job_id):
                 steps[checkpoint.step] = steps.get(checkpoint.step, 0) + checkpoint.size_bytes
             # The newest always stays: a job that failed or was cancelled may be resumed from it.
             for step, size_bytes in list(steps.items())[max(1, rule.keep_last) :]:
-                if not dry_run:
-                    await asyncio.to_thread(remove_checkpoint, self._store, job.job_id, step)
-                yield Removal("checkpoint", f"{job.job_id}@{step}", size_bytes, age_s, job.display_name)
+                check = partial(self._require_checkpoints_free, job)
+                delete = partial(self._deletion.checkpoint, job.job_id, step, guard=check)
+                if await self._is_removed(delete, check, dry_run):
+                    yield Removal("checkpoint", f"{job.job_id}@{step}", size_bytes, age_s, job.display_name)
 
     async def _apply_to_models(self, spoken_of: set[str], dry_run: bool) -> AsyncIterator[Removal]:
         models: list[Model] = await asyncio.to_thread(lambda: list(_each(self._models.list)))
         bases = {model.base_model_id for model in models}
         # Adapters first: their bases may go with them, in this run or the next.
         for newer, model in sorted(enumerate(models), key=lambda each: each[1].model_id in bases):
-            age_s = self._now - model.create_time
-            if model.model_id in spoken_of or not self._policy.models.is_over(age_s, newer=newer):
+            if model.model_id in spoken_of or (stored_time := await _last_stored(self._models, model.model_id)) is None:
                 continue
-            described = Removal("model", model.model_id, model.size_bytes, age_s, model.display_name)
-            if await self._is_removed(described, self._deletion.model, dry_run=dry_run):
-                yield described
+            age_s = self._now - stored_time
+            if not self._policy.models.is_over(age_s, newer=newer):
+                continue
+            check = partial(self._require_free, model.model_id)
+            delete = partial(self._deletion.model, model.model_id, stored_time=stored_time, guard=check)
+            if await self._is_removed(delete, partial(self._require_model_free, model.model_id), dry_run):
+                yield Removal("model", model.model_id, model.size_bytes, age_s, model.display_name)
 
     async def _apply_to_datasets(self, spoken_of: set[str], dry_run: bool) -> AsyncIterator[Removal]:
         datasets: list[Dataset] = await asyncio.to_thread(lambda: list(_each(self._datasets.list)))
         for newer, dataset in enumerate(datasets):
-            age_s = self._now - dataset.create_time
-            if dataset.dataset_id in spoken_of or not self._policy.datasets.is_over(age_s, newer=newer):
+            dataset_id = dataset.dataset_id
+            if dataset_id in spoken_of or (stored_time := await _last_stored(self._datasets, dataset_id)) is None:
                 continue
-            described = Removal("dataset", dataset.dataset_id, dataset.size_bytes, age_s, dataset.display_name)
-            if await self._is_removed(described, self._deletion.dataset, dry_run=dry_run):
-                yield described
+            age_s = self._now - stored_time
+            if not self._policy.datasets.is_over(age_s, newer=newer):
+                continue
+            check = partial(self._require_free, dataset_id)
+            delete = partial(self._deletion.dataset, dataset_id, stored_time=stored_time, guard=check)
+            if await self._is_removed(delete, check, dry_run):
+                yield Removal("dataset", dataset_id, dataset.size_bytes, age_s, dataset.display_name)
 
     async def _apply_to_derived(self, dry_run: bool) -> AsyncIterator[Removal]:
         """Bundle by bundle, so that a manifest goes before what it lists. Not while jobs run that may read them."""
+        if not (await Usage.of(self._queue)).are_over:
+            return
         for root, depth in ((keys.TOKENS, 3), (keys.REFERENCE_LOGPS, 2)):
             bundles = await asyncio.to_thread(self._bundles, root, depth)
             for newer, (prefix, objects) in enumerate(bundles):
                 age_s = self._now - max(info.modified_time for info in objects)
-                if self._policy.derived.is_over(age_s, newer=newer):
+                if self._policy.derived.is_over(age_s, newer=newer) and await self._is_idle():
                     if not dry_run:
                         await asyncio.to_thread(self._delete_all, objects)
                     yield Removal(root, prefix, sum(info.size_bytes for info in objects), age_s)
@@ -158,16 +205,54 @@ class Retention:
                     await asyncio.to_thread(self._delete_all, days[day])
                 yield Removal("audit", day, sum(info.size_bytes for info in days[day]), age_s)
 
-    async def _is_removed(self, removal: Removal, delete: Callable[[str], Awaitable[None]], *, dry_run: bool) -> bool:
+    async def _is_removed(
+        self, delete: Callable[[], Awaitable[None]], check: Callable[[Usage], Awaitable[None]], dry_run: bool
+    ) -> bool:
         """Whether it is gone now, or would be; not where it turns out to be needed, or to be gone already."""
-        if dry_run:
-            return True
         try:
-            await delete(removal.thing_id)
-        except (FailedPreconditionError, NotFoundError) as error:
-            logger.info("kept", extra={"thing": removal.thing_id, "why": str(error)})
+            if dry_run:
+                await check(self._usage.without(self._gone))
+            else:
+                await delete()
+        except (FailedPreconditionError, NotFoundError, CorruptObjectError) as error:
+            logger.info("kept", extra={"why": str(error)})
             return False
         return True
+
+    async def _require_free(self, thing_id: str, usage: Usage) -> None:
+        if thing_id in await asyncio.to_thread(pinned, self._store):
+            raise FailedPreconditionError(f"{thing_id} is pinned")
+        usage.require_unneeded(thing_id)
+        usage.require_unnamed(thing_id)
+
+    async def _require_job_free(self, job: Job, usage: Usage) -> None:
+        found = usage.jobs.get(job.job_id)
+        if found is None or (found.state, found.finish_time) != (job.state, job.finish_time):
+            raise FailedPreconditionError(f"{job.job_id} was resumed, or is gone")
+        await self._require_free(job.job_id, usage)
+
+    async def _require_model_free(self, model_id: str, usage: Usage) -> None:
+        await self._require_free(model_id, usage)
+        await self._deletion.require_unused_model(model_id, usage, gone=self._gone)
+
+    async def _require_checkpoints_free(self, job: Job, usage: Usage) -> None:
+        if job.job_id in await asyncio.to_thread(pinned, self._store):
+            raise FailedPreconditionError(f"{job.job_id} is pinned")
+        usage.require_unneeded_checkpoints(job.job_id)
+
+    async def _is_idle(self) -> bool:
+        """Whether no worker has a job or could get one."""
+        statuses = [await self._queue.status(queue) for queue in QUEUES]
+        return not any(status.pending + status.waiting + status.running for status in statuses)
+
+    def _whole_checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """Newest first; one that has lost files is no reason to remove an older one, nor is one of a newer version."""
+        whole = []
+        for each in list_checkpoints(self._store, job_id):
+            with suppress(UnknownFormatError):
+                if bundle.find_whole(self._store, keys.checkpoint(job_id, step=each.step, attempt=each.attempt)):
+                    whole.append(each)
+        return whole
 
     def _describe_job(self, job: Job) -> Removal:
         size_bytes = sum(info.size_bytes for info in self._store.list(f"{keys.job(job.job_id)}/"))
@@ -185,27 +270,21 @@ class Retention:
         for info in sorted(objects, key=lambda info: not info.key.endswith(f"/{keys.MANIFEST}")):
             self._store.delete(info.key)
 
-    async def _all_jobs(self) -> AsyncIterator[Job]:
-        token = ""
-        while True:
-            jobs, token = await self._queue.list(page_size=MAX_PAGE_SIZE, page_token=token)
-            for job in jobs:
-                yield job
-            if not token:
-                return
+
+def _record(removal: Removal, caller: Caller) -> AuditRecord:
+    kind = f"{removal.kind}_id" if removal.kind in ("job", "model", "dataset") else removal.kind
+    subjects = [f"{kind}={removal.thing_id}"]
+    if removal.display_name:
+        subjects.append(f"display_name={removal.display_name}")
+    return AuditRecord(time.time(), caller.name, caller.role, _METHOD, "OK", tuple(subjects), request_id="", peer="")
 
 
-def _speaks_of(job: Job) -> set[str]:
-    """Ids of what a job refers to and of what it made."""
-    left = {job.result.model_id, job.result.dataset_id} if job.result is not None else set()
+async def _last_stored(things: DatasetStore | ModelStore, thing_id: str) -> float | None:
+    """None where it is gone."""
     try:
-        targets = [reference.target for reference in references(parse_spec(job.kind, job.spec))]
-    except InvalidArgumentError:  # of another version
-        named = set(_ID.findall(json.dumps(dict(job.spec))))
-    else:
-        texts = [target if isinstance(target, str) else target.model_dump_json() for target in targets]
-        named = set(_ID.findall(" ".join(texts)))
-    return {each for each in left | named | set(job.depends_on) if each}
+        return await asyncio.to_thread(things.last_stored, thing_id)
+    except NotFoundError:
+        return None
 
 
 def _each(list_page: Callable[..., tuple[list[T], str]]) -> Iterator[T]:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import time
 
 import grpc
 from prometheus_client import CollectorRegistry
@@ -17,6 +16,7 @@ from madpo.rpc.access import current_caller
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
+from madpo.storage.withdrawals import Recovery
 from madpo.v1 import (
     access_service_pb2,
     dataset_service_pb2,
@@ -36,7 +36,7 @@ from madpo_gateway.checks.references import Shelves
 from madpo_gateway.deletion import Deletion
 from madpo_gateway.imports import HubImports
 from madpo_gateway.metrics import GatewayMetrics
-from madpo_gateway.reconcile import reap, reconcile
+from madpo_gateway.reconcile import Reconciler, reap
 from madpo_gateway.retention import Retention
 from madpo_gateway.servicers.access import AccessServicer
 from madpo_gateway.servicers.datasets import DatasetServicer
@@ -101,28 +101,42 @@ class GatewayService:
             checking=self._checking,
             received=self._metrics.upload_bytes.labels("dataset"),
         )
-        self._retention = Retention(
-            settings.retention, store=self._store, datasets=self._datasets, models=self._models, queue=self._queue
+        self._reconciler = Reconciler(store=self._store, queue=self._queue, count=self._metrics.restored.inc)
+        self._deletion = Deletion(
+            store=self._store,
+            datasets=self._datasets,
+            models=self._models,
+            queue=self._queue,
+            reconciler=self._reconciler,
         )
+        self._retention = Retention(
+            settings.retention,
+            store=self._store,
+            datasets=self._datasets,
+            models=self._models,
+            queue=self._queue,
+            reconciler=self._reconciler,
+            deletion=self._deletion,
+            note=self.access.note,
+        )
+        self._recovery = Recovery(self._store)
         self._collector: QueueCollector | None = None
         self._housekeeping: asyncio.Task[None] | None = None
+        self._retaining: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._witness: str | None = None
-        self._server_id = ""
         self._reaper = Reaper(self._queue, lease_s=settings.lease_s)
-        self._retention_applied = time.monotonic()
 
     def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
         """Register the services."""
         shelves = Shelves(self._store, self._datasets, self._models, self._queue)
-        deletion = Deletion(store=self._store, datasets=self._datasets, models=self._models, queue=self._queue)
         datasets = DatasetServicer(
             self._settings,
             datasets=self._datasets,
             uploads=self._uploads,
             checking=self._checking,
             imports=self._imports,
-            deletion=deletion,
+            deletion=self._deletion,
             metrics=self._metrics,
         )
         models = ModelServicer(
@@ -131,7 +145,7 @@ class GatewayService:
             models=self._models,
             queue=self._queue,
             imports=self._imports,
-            deletion=deletion,
+            deletion=self._deletion,
             metrics=self._metrics,
         )
         jobs = JobServicer(
@@ -140,7 +154,7 @@ class GatewayService:
             queue=self._queue,
             shelves=shelves,
             access=self.access,
-            deletion=deletion,
+            deletion=self._deletion,
             metrics=self._metrics,
         )
         add_DatasetServiceServicer_to_server(datasets, server)  # type: ignore[no-untyped-call]
@@ -162,17 +176,19 @@ class GatewayService:
         """Reach the queue, bring back what it lost, then look after it."""
         await asyncio.to_thread(self._empty_uploads)
         await self._queue.ping()
-        await self._reconcile()
+        await self._reconciler.run()
         self._collector = QueueCollector(self._queue, asyncio.get_running_loop())
         self._registry.register(self._collector)
         self._housekeeping = asyncio.create_task(self._keep_house())
+        self._retaining = asyncio.create_task(self._keep_rules())
 
     async def stop(self) -> None:
         """End the housekeeping and hang up."""
         # By a flag: a cancellation that meets a call to the queue may be lost inside the client.
         self._stopping.set()
-        if self._housekeeping is not None:
-            await self._housekeeping
+        for task in (self._housekeeping, self._retaining):
+            if task is not None:
+                await task
         if self._collector is not None:
             self._registry.unregister(self._collector)
         await self._queue.close()
@@ -183,31 +199,35 @@ class GatewayService:
             try:
                 await asyncio.to_thread(self._uploads.expire, self._settings.upload_ttl_s)
                 self._metrics.reaped.inc(await reap(self._reaper, store=self._store))
-                if await self._queue.server_id() != self._server_id or await self._has_lost_jobs():
-                    await self._reconcile()
-                await self._apply_retention()
+                if await self._reconciler.has_new_server() or await self._has_lost_jobs():
+                    await self._reconciler.run()
+                await asyncio.to_thread(self._recovery.run)
             except MadpoError as error:
                 logger.warning("housekeeping failed, trying again", extra={"error": str(error)})
             except Exception:
                 # Nobody waits for this task: ended, it would be missed only once a job is lost for good.
                 logger.exception("housekeeping failed, trying again")
 
-    async def _reconcile(self) -> None:
-        """At first, and whenever the queue may have lost something: its server was started anew, or a job is gone."""
-        server_id = await self._queue.server_id()
-        self._metrics.restored.inc(await reconcile(store=self._store, queue=self._queue))
-        self._server_id = server_id
+    async def _keep_rules(self) -> None:
+        """Apply retention now and then, beside the housekeeping: it may take long. Not at each start."""
+        every_s = self._settings.retention_every_s
+        while every_s is not None and not await self._stopped_within(every_s):
+            try:
+                await self._apply_retention()
+            except MadpoError as error:
+                logger.warning("retention was not applied", extra={"error": str(error)})
+            except Exception:
+                logger.exception("retention was not applied")
 
     async def _apply_retention(self) -> None:
-        """Now and then. A gateway that is started often does not do so each time."""
-        every_s = self._settings.retention_every_s
-        if every_s is None or time.monotonic() - self._retention_applied < every_s:
-            return
-        self._retention_applied = time.monotonic()
-        removals = [removal async for removal in self._retention.apply(dry_run=False)]
-        if removals:
-            size_bytes = sum(removal.size_bytes for removal in removals)
-            logger.info("retention applied", extra={"things": len(removals), "size_bytes": size_bytes})
+        things = size_bytes = 0
+        async with contextlib.aclosing(self._retention.apply(dry_run=False)) as removals:
+            async for removal in removals:
+                things, size_bytes = things + 1, size_bytes + removal.size_bytes
+                if self._stopping.is_set():
+                    break
+        if things:
+            logger.info("retention applied", extra={"things": things, "size_bytes": size_bytes})
 
     async def _stopped_within(self, span_s: float) -> bool:
         with contextlib.suppress(TimeoutError):

@@ -1,113 +1,128 @@
-"""What is still needed, by jobs that are not over and by adapters of a model, and so is not deleted."""
+"""What jobs need, and so is not deleted: those that are not over, and those that this version cannot read."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Protocol
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Self
 
-from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from madpo.jobs.base import DatasetReference, ModelReference, references
-from madpo.jobs.registry import parse_spec
-from madpo.ports import JobQueue, ObjectStore
-from madpo.storage.references import checkpoint_bases
-from madpo.types import Job
-from madpo_gateway.requests import MAX_PAGE_SIZE
-from madpo_gateway.spool import run_blocking
+from madpo.errors import FailedPreconditionError
+from madpo.ports import JobQueue, UnreadableJob
+from madpo.types import Job, JobState
+
+_ID = re.compile(r"(?:job|model|dataset)-[0-9a-f]{32}")
 
 
-class Shelf(Protocol):
-    """Where things are, each under its id."""
+class Usage:
+    """The jobs of a queue at one moment, and what they name.
 
-    def withdraw(self, thing_id: str, /) -> bytes:
-        """Take it out of sight. Raises NotFoundError."""
-
-    def put_back(self, thing_id: str, manifest: bytes, /) -> None:
-        """Show it again."""
-
-    def delete(self, thing_id: str, /) -> None:
-        """Remove it, in sight or not."""
-
-
-async def delete_unused(thing_id: str, shelf: Shelf, require_unused: Callable[[], Awaitable[None]]) -> None:
-    """Remove what nothing needs, nor has begun to need while that was found out.
-
-    A job is queued before what it refers to is looked up for the last time. Here the thing is out of sight before jobs
-    are looked at for the last time: of the two, whichever gateways they are asked of, at least one notices the other.
+    A job names whatever has its id in the job's spec, wherever that stands: what is not understood may well be needed.
 
     Args:
-        thing_id: What to remove.
-        shelf: Where it is.
-        require_unused: Raises where something needs it.
-
-    Raises:
-        NotFoundError: It is not there.
-        MadpoError: What `require_unused` raises; the thing is there as before.
+        jobs: All of them.
     """
-    await require_unused()
-    manifest = await run_blocking(shelf.withdraw, thing_id)
-    try:
-        await require_unused()
-    except BaseException:  # also where the caller went away
-        await run_blocking(shelf.put_back, thing_id, manifest)
-        raise
-    await run_blocking(shelf.delete, thing_id)
 
-
-async def require_no_checkpoints(model_id: str, *, store: ObjectStore, queue: JobQueue) -> None:
-    """Raises FailedPreconditionError when checkpoints of a job are adapters of the model; names the job."""
-    async for job in _jobs(queue):
-        training = job.spec.get("training")
-        if not isinstance(training, Mapping) or training.get("lora") is None:
-            continue
-        if model_id in await asyncio.to_thread(checkpoint_bases, job.job_id, store):
-            raise FailedPreconditionError(
-                f"checkpoints of {job.job_id}, which is {job.state}, are adapters of {model_id}: delete that job first"
-            )
-
-
-async def require_unused(thing_id: str, queue: JobQueue) -> None:
-    """Raises FailedPreconditionError when a job that is not over needs this model, dataset or job; names the job."""
-    async for job in _jobs(queue):
-        if not job.state.is_terminal and job.job_id != thing_id and await _uses(job, thing_id, queue):
-            raise FailedPreconditionError(
-                f"{thing_id} is used by {job.job_id}, which is {job.state}: cancel it or wait for its end"
-            )
-
-
-async def _uses(job: Job, thing_id: str, queue: JobQueue) -> bool:
-    """Whether a job's spec names the thing, or the job that left it."""
-    if thing_id in job.depends_on:
-        return True
-    try:
-        targets = [reference.target for reference in references(parse_spec(job.kind, job.spec))]
-    except InvalidArgumentError:  # of another version; what cannot be read may well be in use
-        return thing_id in json.dumps(dict(job.spec))
-    for target in targets:
-        if isinstance(target, str):
-            if target == thing_id:
-                return True
-            continue
-        named = target.model_id if isinstance(target, ModelReference) else target.dataset_id
-        if thing_id in (named, target.job_id):
-            return True
-        if target.job_id is not None and await _has_left(target, thing_id, queue):
-            return True
-    return False
-
-
-async def _has_left(target: ModelReference | DatasetReference, thing_id: str, queue: JobQueue) -> bool:
-    try:
-        result = (await queue.get(target.job_id or "")).result
-    except NotFoundError:
-        return False
-    return result is not None and thing_id in (result.model_id, result.dataset_id)
-
-
-async def _jobs(queue: JobQueue) -> AsyncIterator[Job]:
-    token = ""
-    while True:
-        jobs, token = await queue.list(page_size=MAX_PAGE_SIZE, page_token=token)
+    def __init__(self, jobs: Iterable[Job | UnreadableJob]) -> None:
+        self.jobs: dict[str, Job] = {}
+        """By id."""
+        self.unreadable: dict[str, UnreadableJob] = {}
+        """The others, by id. Nobody knows whether they are over."""
         for job in jobs:
-            yield job
-        if not token:
-            return
+            if isinstance(job, Job):
+                self.jobs[job.job_id] = job
+            else:
+                self.unreadable[job.job_id] = job
+
+    @classmethod
+    async def of(cls, queue: JobQueue) -> Self:
+        """The jobs of now."""
+        return cls([job async for job in queue.scan()])
+
+    def without(self, job_ids: Collection[str]) -> "Usage":
+        """The same once these jobs are deleted."""
+        left = [job for job in self.jobs.values() if job.job_id not in job_ids]
+        return Usage([*left, *(job for job in self.unreadable.values() if job.job_id not in job_ids)])
+
+    @property
+    def are_over(self) -> bool:
+        """Whether nobody works, or waits for a worker."""
+        return not self.unreadable and all(job.state.is_terminal for job in self.jobs.values())
+
+    def named(self) -> set[str]:
+        """What any job names or has made."""
+        return {thing_id for job in self._all() for thing_id in names(job)}
+
+    def require_unneeded(self, thing_id: str) -> None:
+        """Make sure that no job needs a model, a dataset or another job.
+
+        Raises:
+            FailedPreconditionError: One does; names it.
+        """
+        for job in self._all():
+            if job.job_id == thing_id or thing_id not in self._needs(job):
+                continue
+            if isinstance(job, UnreadableJob):
+                raise _kept_for(job, thing_id)
+            if not job.state.is_terminal:
+                raise FailedPreconditionError(
+                    f"{thing_id} is used by {job.job_id}, which is {job.state}: cancel it or wait for its end"
+                )
+
+    def require_unneeded_checkpoints(self, job_id: str) -> None:
+        """Make sure that a job is over, and that no other needs its checkpoints, nor would once it is resumed.
+
+        Raises:
+            FailedPreconditionError: It is not over, or one does; names it.
+        """
+        job = self.jobs.get(job_id)
+        if job is None or not job.state.is_terminal:
+            raise FailedPreconditionError(f"{job_id} is {'not known' if job is None else job.state}: wait for its end")
+        self.require_unneeded(job_id)
+        for other in self.jobs.values():
+            if other.state is not JobState.SUCCEEDED and _names_checkpoint(other.spec, job_id):
+                raise FailedPreconditionError(
+                    f"a checkpoint of {job_id} is used by {other.job_id}, which is {other.state} and may be resumed:"
+                    " delete that one first"
+                )
+
+    def require_unnamed(self, thing_id: str) -> None:
+        """Raises FailedPreconditionError when any other job names the thing, or has made it; names the job."""
+        for job in self._all():
+            if job.job_id == thing_id or thing_id not in names(job):
+                continue
+            if isinstance(job, UnreadableJob):
+                raise _kept_for(job, thing_id)
+            raise FailedPreconditionError(f"{thing_id} belongs to {job.job_id}, which is kept")
+
+    def _all(self) -> Iterator[Job | UnreadableJob]:
+        yield from self.jobs.values()
+        yield from self.unreadable.values()
+
+    def _needs(self, job: Job | UnreadableJob) -> set[str]:
+        """What a job names, and what the jobs have left that it names."""
+        named = names(job)
+        return named | {left for each in named & self.jobs.keys() for left in _left(self.jobs[each])}
+
+
+def names(job: Job | UnreadableJob) -> set[str]:
+    """Ids of what a job refers to, and of what it has made."""
+    if isinstance(job, UnreadableJob):
+        return set(_ID.findall(job.text))
+    return {*_ID.findall(json.dumps(dict(job.spec))), *job.depends_on, *_left(job)}
+
+
+def _names_checkpoint(value: Any, job_id: str) -> bool:
+    """Whether a part of a spec names one of the job, in parts or as text."""
+    if isinstance(value, Mapping):
+        is_one = value.get("job_id") == job_id and value.get("step") is not None
+        return is_one or any(_names_checkpoint(each, job_id) for each in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_names_checkpoint(each, job_id) for each in value)
+    return isinstance(value, str) and value.startswith(f"{job_id}@")
+
+
+def _left(job: Job) -> set[str]:
+    return {each for each in (job.result.model_id, job.result.dataset_id) if each} if job.result is not None else set()
+
+
+def _kept_for(job: UnreadableJob, thing_id: str) -> FailedPreconditionError:
+    return FailedPreconditionError(f"{thing_id} may be needed by {job.job_id}: {job.reason}, or delete that job first")

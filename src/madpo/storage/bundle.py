@@ -1,7 +1,7 @@
 """Bundles: a set of files under one key prefix that becomes real when its manifest is written, last.
 
 The manifest names every file with size and SHA-256 and carries a digest of itself, so that a changed byte is noticed
-before it is used. Once written, a bundle never changes.
+before it is used. Once written, a bundle never changes, but for the time at which the same files were stored last.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _PARALLEL_TRANSFERS = 4
 _LARGE_BYTES = 256 << 20
+_STORED_TIME = "stored_time"
+"""In the metadata, since version 0.1.0 takes a manifest with any further field for damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class Manifest:
     def size_bytes(self) -> int:
         """Size of all files together."""
         return sum(file.size_bytes for file in self.files)
+
+    @property
+    def stored_time(self) -> float:
+        """When the same files were stored last, in seconds since the epoch."""
+        return float(self.metadata.get(_STORED_TIME, self.create_time))
 
 
 def describe(directory: Path) -> tuple[FileEntry, ...]:
@@ -69,7 +76,7 @@ def publish(
     """Store the files of a directory as a bundle.
 
     Idempotent: where the same files are stored already, they and their manifest stay as they are. A damaged bundle is
-    replaced.
+    written over.
 
     Args:
         store: Where to.
@@ -89,7 +96,7 @@ def publish(
     """
     guard()
     files = describe(directory)
-    if stored := find_intact(store, prefix):
+    if stored := find_whole(store, prefix):
         return _same(stored, files, prefix)
     passed = transfer(f"storing {prefix.split('/')[-1]}", sum(file.size_bytes for file in files))
 
@@ -115,10 +122,41 @@ def seal(
     if not _is_whole(store, prefix, manifest):
         raise CorruptObjectError(f"{prefix}: objects differ in size from the uploaded files")
     guard()
-    if not store.put_if_absent(f"{prefix}/{MANIFEST}", _encode(manifest)):
-        manifest = _same(read_manifest(store, prefix), files, prefix)
+    key, data = f"{prefix}/{MANIFEST}", _encode(manifest)
+    while not store.put_if_absent(key, data):
+        if stored := find_whole(store, prefix):
+            manifest = _same(stored, files, prefix)
+            break
+        _, etag = store.get_with_etag(key)
+        if find_whole(store, prefix) is None and store.put_if_match(key, data, etag) is not None:
+            logger.warning("damaged bundle written over", extra={"prefix": prefix})
+            break
     guard()
     return manifest
+
+
+def renew(store: ObjectStore, prefix: str, *, since: float) -> Manifest | None:
+    """Note that the files of a whole bundle were stored again; its manifest, or None where there is no such bundle.
+
+    Args:
+        store: Where.
+        prefix: Key prefix of the bundle.
+        since: Seconds since the epoch: one that was stored again later than that is left as it is.
+    """
+    key = f"{prefix}/{MANIFEST}"
+    while True:  # a lost race means that another has renewed it, or that it is gone: finite
+        try:
+            data, etag = store.get_with_etag(key)
+            stored = _decode(data, key)
+        except (NotFoundError, CorruptObjectError):
+            return None
+        if not _is_whole(store, prefix, stored):
+            return None
+        if stored.stored_time > since:
+            return stored
+        renewed = replace(stored, metadata={**stored.metadata, _STORED_TIME: time.time()})
+        if store.put_if_match(key, _encode(renewed), etag) is not None:
+            return renewed
 
 
 def read_manifest(store: ObjectStore, prefix: str) -> Manifest:
@@ -130,7 +168,10 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest:
         UnknownFormatError: It was written by a newer version.
     """
     key = f"{prefix}/{MANIFEST}"
-    data = store.get(key)
+    return _decode(store.get(key), key)
+
+
+def _decode(data: bytes, key: str) -> Manifest:
     body = documents.unseal(data, key=key, sealed_always=True)
     try:
         files = tuple(FileEntry(check_path(file["path"]), file["size_bytes"], file["sha256"]) for file in body["files"])
@@ -139,19 +180,21 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest:
         raise CorruptObjectError(f"{key} is no manifest of a bundle") from error
 
 
-def find_intact(store: ObjectStore, prefix: str) -> Manifest | None:
-    """The manifest of a bundle that has all its files in their sizes, or None. A damaged bundle is removed."""
+def find_whole(store: ObjectStore, prefix: str) -> Manifest | None:
+    """The manifest of a bundle that has all its files in their sizes, or None."""
     try:
         manifest = read_manifest(store, prefix)
-        if _is_whole(store, prefix, manifest):
-            return manifest
-    except NotFoundError:
+    except (NotFoundError, CorruptObjectError):
         return None
-    except CorruptObjectError:
-        pass
-    logger.warning("damaged bundle removed", extra={"prefix": prefix})
-    delete(store, prefix)
-    return None
+    return manifest if _is_whole(store, prefix, manifest) else None
+
+
+def find_intact(store: ObjectStore, prefix: str) -> Manifest | None:
+    """As `find_whole`, for what is made again from other things: a damaged bundle is removed."""
+    if (manifest := find_whole(store, prefix)) is None and store.head(f"{prefix}/{MANIFEST}") is not None:
+        logger.warning("damaged bundle removed", extra={"prefix": prefix})
+        delete(store, prefix)
+    return manifest
 
 
 def fetch(store: ObjectStore, prefix: str, directory: Path, *, under: str = "", transfer: Transfer = unwatched) -> None:
@@ -224,16 +267,11 @@ def delete(store: ObjectStore, prefix: str) -> None:
         store.delete(info.key)
 
 
-def withdraw(store: ObjectStore, prefix: str) -> bytes:
-    """Take a bundle out of sight; its files stay, and `put_back` shows it again. Raises NotFoundError."""
-    manifest = store.get(f"{prefix}/{MANIFEST}")
-    store.delete(f"{prefix}/{MANIFEST}")
-    return manifest
-
-
-def put_back(store: ObjectStore, prefix: str, manifest: bytes) -> None:
-    """Show a withdrawn bundle again; one that was published again meanwhile stays."""
-    store.put_if_absent(f"{prefix}/{MANIFEST}", manifest)
+def show(store: ObjectStore, prefix: str, manifest: bytes) -> None:
+    """Write the manifest of a bundle whose files are all there; one that has a manifest stays as it is."""
+    key = f"{prefix}/{MANIFEST}"
+    if _is_whole(store, prefix, _decode(manifest, key)):
+        store.put_if_absent(key, manifest)
 
 
 def list_bundles(store: ObjectStore, root: str) -> Iterator[tuple[str, ObjectInfo]]:

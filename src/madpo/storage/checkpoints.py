@@ -178,11 +178,10 @@ def list_checkpoints(store: ObjectStore, job_id: str) -> list[Checkpoint]:
     ]
 
 
-def remove_checkpoint(store: ObjectStore, job_id: str, step: int) -> None:
-    """Remove a checkpoint of a job that is over, of whichever attempts; absent is fine."""
-    for found_step, attempt in _scan(store, job_id):
-        if found_step == step:
-            bundle.delete(store, keys.checkpoint(job_id, step=step, attempt=attempt))
+def checkpoint_prefixes(store: ObjectStore, job_id: str, step: int) -> list[str]:
+    """Key prefixes of what the attempts at a job have stored of a checkpoint, whole or not."""
+    attempts = [attempt for found_step, attempt in _scan(store, job_id) if found_step == step]
+    return [keys.checkpoint(job_id, step=step, attempt=attempt) for attempt in attempts]
 
 
 def owning_attempt(store: ObjectStore, job_id: str) -> int:

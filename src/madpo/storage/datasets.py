@@ -11,7 +11,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.bundle import Manifest
 from madpo.storage.files import Transfer, unwatched
+from madpo.storage.withdrawals import Withdrawal, store_again, withdraw
 from madpo.types import (
     ChatOptions,
     Completion,
@@ -107,8 +108,6 @@ class DatasetStore:
                 raise InvalidArgumentError("the dataset has no rows")
             dataset_id = f"dataset-{content.digest.hexdigest()[:32]}"
             prefix = keys.dataset(dataset_id)
-            if stored := bundle.find_intact(self._store, prefix):
-                return replace(_dataset(dataset_id, stored), forms=tuple(forms())), False
             description = {
                 "display_name": display_name,
                 "kind": kind.value,
@@ -117,33 +116,43 @@ class DatasetStore:
                 "first_rows": content.first_rows,
                 "forms": [asdict(form) for form in forms()],
             }
-            manifest = bundle.publish(self._store, prefix, Path(directory), metadata=description)
-            return _dataset(dataset_id, manifest), True
+            manifest, created = store_again(self._store, prefix, Path(directory), metadata=description)
+            return replace(_dataset(dataset_id, manifest), forms=tuple(forms())), created
 
     def get(self, dataset_id: str) -> Dataset:
         """Describe a dataset. Raises NotFoundError."""
         return _dataset(dataset_id, self._manifest(dataset_id))
 
+    def last_stored(self, dataset_id: str) -> float:
+        """When the same rows were uploaded last, in seconds since the epoch. Raises NotFoundError."""
+        return self._manifest(dataset_id).stored_time
+
     def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Dataset], str]:
-        """Newest first, with the token of the next page ("" at the end)."""
+        """The one uploaded last first, with the token of the next page ("" at the end)."""
         ids, token = bundle.list_newest(self._store, keys.DATASETS, page_size=page_size, page_token=page_token)
-        return [self.get(dataset_id) for dataset_id in ids], token
+        found = []
+        for dataset_id in ids:
+            with suppress(NotFoundError):  # removed meanwhile
+                found.append(self.get(dataset_id))
+        return found, token
 
-    def withdraw(self, dataset_id: str) -> bytes:
-        """Take a dataset out of sight, before it is deleted or put back. Raises NotFoundError."""
-        return bundle.withdraw(self._store, keys.dataset(dataset_id))
+    def withdraw(self, dataset_id: str, *, stored_time: float) -> Withdrawal:
+        """Take a dataset out of sight, before it is removed, with the token ids made of it, or put back.
 
-    def put_back(self, dataset_id: str, manifest: bytes) -> None:
-        """Show it again, with what `withdraw` gave."""
-        bundle.put_back(self._store, keys.dataset(dataset_id), manifest)
+        Args:
+            dataset_id: Which.
+            stored_time: What `last_stored` said when this was decided.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            FailedPreconditionError: It was uploaded again since, or is being removed already.
+        """
+        tokens = keys.dataset_tokens(dataset_id)
+        return withdraw(self._store, keys.dataset(dataset_id), stored_time=stored_time, along=[tokens])
 
     def delete(self, dataset_id: str) -> None:
-        """Remove a dataset, withdrawn or not, and the token ids made of it. Raises NotFoundError."""
-        if next(self._store.list(f"{keys.dataset(dataset_id)}/"), None) is None:
-            raise NotFoundError(f"no dataset {dataset_id}")
-        bundle.delete(self._store, keys.dataset(dataset_id))
-        for info in list(self._store.list(f"{keys.dataset_tokens(dataset_id)}/")):
-            self._store.delete(info.key)
+        """Remove a dataset whoever needs it, and the token ids made of it. Raises NotFoundError."""
+        self.withdraw(dataset_id, stored_time=self.last_stored(dataset_id)).remove()
 
     def read(self, dataset_id: str, *, first: int = 0) -> Iterator[DatasetRow]:
         """The rows in order, each part verified before its first row is given.

@@ -24,6 +24,7 @@
     jobs/{job_id}/artifacts/a00002-early-00001000/{name}         the same as it stood at a step, before the end
     access/tokens/{name}.json                        a named token: role, expiry, limits and the digest of its secret
     pins/{id}.json                                   a job, model or dataset that retention leaves alone
+    withdrawn/{prefix of a bundle}.json              manifest of a bundle that is being removed, or will be shown again
     audit/{yyyy-mm-dd}/{microseconds}-{nonce}.json   one call that was to change something; never written again
     probes/{nonce}                                   written and removed when a service opens the store
     probes/{nonce}/{name}                            written and removed by `madpo doctor`
@@ -46,6 +47,7 @@ JOBS = "jobs"
 ACCESS_TOKENS = "access/tokens"
 AUDIT = "audit"
 PINS = "pins"
+WITHDRAWN = "withdrawn"
 TOKENS = "tokens"
 REFERENCE_LOGPS = "reference_logps"
 
@@ -216,6 +218,11 @@ def access_token(name: str) -> str:
 def pin(thing_id: str) -> str:
     """That somebody pinned a job, a model or a dataset."""
     return f"{PINS}/{thing_id}.json"
+
+
+def withdrawal(prefix: str) -> str:
+    """That a bundle is out of sight, to be removed or shown again."""
+    return f"{WITHDRAWN}/{prefix}.json"
 
 
 def audit_day(day: str) -> str:

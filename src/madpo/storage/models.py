@@ -1,7 +1,7 @@
 """Models in the object store, named by their content."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +16,7 @@ from madpo.storage import bundle, keys
 from madpo.storage.bundle import Manifest
 from madpo.storage.files import Transfer, unwatched
 from madpo.storage.local_copies import LocalCopies
+from madpo.storage.withdrawals import Withdrawal, settle, store_again, withdraw
 from madpo.types import Model
 
 __all__ = ["ModelStore", "model_kind"]
@@ -71,7 +72,6 @@ class ModelStore:
         self._check_base(directory, base_model_id)
         files = bundle.describe(directory)
         model_id = f"model-{bundle.digest(files, salt=base_model_id or '')}"
-        created = bundle.find_intact(self._store, keys.model(model_id)) is None
         description = {
             "display_name": display_name,
             "kind": kind,
@@ -80,39 +80,56 @@ class ModelStore:
             "metadata": dict(metadata or {}),
             "dtype": weights_dtype(directory),
         }
-        manifest = bundle.publish(
+        manifest, created = store_again(
             self._store, keys.model(model_id), directory, metadata=description, transfer=self._transfer
         )
         return _model(model_id, manifest), created
 
     def get(self, model_id: str) -> Model:
         """Describe a model. Raises NotFoundError."""
-        try:
-            return _model(model_id, bundle.read_manifest(self._store, keys.model(model_id)))
-        except NotFoundError as error:
-            raise NotFoundError(f"no model {model_id}") from error
+        return _model(model_id, self._manifest(model_id))
+
+    def last_stored(self, model_id: str) -> float:
+        """When the same files were stored last, in seconds since the epoch. Raises NotFoundError."""
+        return self._manifest(model_id).stored_time
 
     def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Model], str]:
-        """Newest first, with the token of the next page ("" at the end)."""
+        """The one stored last first, with the token of the next page ("" at the end)."""
         ids, token = bundle.list_newest(self._store, keys.MODELS, page_size=page_size, page_token=page_token)
-        return [self.get(model_id) for model_id in ids], token
+        found = []
+        for model_id in ids:
+            with suppress(NotFoundError):  # removed meanwhile
+                found.append(self.get(model_id))
+        return found, token
+
+    def withdraw(self, model_id: str, *, stored_time: float) -> Withdrawal:
+        """Take a model out of sight, before it is removed or put back.
+
+        Args:
+            model_id: Which.
+            stored_time: What `last_stored` said when this was decided.
+
+        Raises:
+            NotFoundError: There is no such model.
+            FailedPreconditionError: It was stored again since, or is being removed already.
+        """
+        return withdraw(self._store, keys.model(model_id), stored_time=stored_time)
+
+    def settle(self, model_id: str) -> None:
+        """Wait until it is known whether a model that is out of sight is removed. Raises UnavailableError."""
+        settle(self._store, keys.model(model_id))
 
     def delete(self, model_id: str) -> None:
-        """Remove a model; absent is fine."""
-        bundle.delete(self._store, keys.model(model_id))
-
-    def withdraw(self, model_id: str) -> bytes:
-        """Take a model out of sight, before it is deleted or put back. Raises NotFoundError."""
-        return bundle.withdraw(self._store, keys.model(model_id))
-
-    def put_back(self, model_id: str, manifest: bytes) -> None:
-        """Show it again, with what `withdraw` gave."""
-        bundle.put_back(self._store, keys.model(model_id), manifest)
+        """Remove a model whoever needs it. Raises NotFoundError."""
+        self.withdraw(model_id, stored_time=self.last_stored(model_id)).remove()
 
     def adapters_of(self, model_id: str) -> Iterator[str]:
         """The ids of the stored adapters that belong to a model."""
         for other, _ in bundle.list_bundles(self._store, keys.MODELS):
-            if self.get(other).base_model_id == model_id:
+            base_model_id = None
+            with suppress(NotFoundError):  # removed meanwhile
+                base_model_id = self.get(other).base_model_id
+            if base_model_id == model_id:
                 yield other
 
     def fetch(self, model_id: str) -> Path:
@@ -151,6 +168,12 @@ class ModelStore:
         for entry in self.get(model_id).files:
             if is_companion(entry.path):
                 bundle.fetch_file(self._store, keys.model(model_id), entry, directory / entry.path)
+
+    def _manifest(self, model_id: str) -> Manifest:
+        try:
+            return bundle.read_manifest(self._store, keys.model(model_id))
+        except NotFoundError as error:
+            raise NotFoundError(f"no model {model_id}") from error
 
     def _check_base(self, directory: Path, base_model_id: str | None) -> None:
         if is_adapter(directory) != (base_model_id is not None):

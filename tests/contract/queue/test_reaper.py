@@ -42,11 +42,10 @@ def set_clock(queue: RedisJobQueue, server: Redis, keys: Keys, monkeypatch: pyte
     key = f"{keys.namespace}:clock"
     real = "local clock = redis.call('TIME')"
     moved = f"{real}\nclock[1] = clock[1] + tonumber(redis.call('GET', '{key}') or 0)"
-    scripts = {name: text.replace(real, moved) for name, text in queue._scripts.items()}
-    assert all(moved in text for text in scripts.values())
-    monkeypatch.setattr(queue, "_scripts", scripts)
-    digests = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in scripts.items()}
-    monkeypatch.setattr(queue, "_digests", digests)
+    texts = {name: text.replace(real, moved) for name, (_, text) in queue._scripts.items()}
+    assert all(moved in text for text in texts.values())
+    digests = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in texts.items()}
+    monkeypatch.setattr(queue, "_scripts", {name: (digests[name], text) for name, text in texts.items()})
     return lambda ahead_s: server.set(key, ahead_s)
 
 

@@ -41,11 +41,11 @@ async def test_a_job_that_is_queued_while_a_thing_is_deleted_keeps_it(
     loop, shelf = asyncio.get_running_loop(), ModelStore if kind == "model" else DatasetStore
     withdraw = shelf.withdraw
 
-    def withdraw_late(self: Any, thing_id: str) -> bytes:
+    def withdraw_late(self: Any, thing_id: str, **fields: Any) -> Any:
         """The look at jobs is over, nothing is gone yet."""
         job = JobRequest("late", JobKind.SUPERVISED_TRAINING, spec)
         asyncio.run_coroutine_threadsafe(gateway.queue.create(job), loop).result()
-        return withdraw(self, thing_id)
+        return withdraw(self, thing_id, **fields)
 
     monkeypatch.setattr(shelf, "withdraw", withdraw_late)
     before = gateway.stored()

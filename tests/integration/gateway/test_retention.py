@@ -1,17 +1,19 @@
 """What retention removes, in which order, and what it leaves alone."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
 
-from madpo.storage import keys
+from madpo.storage import bundle, keys
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
-from madpo.types import JobResult
+from madpo.types import AuditRecord, JobResult
 from madpo.v1 import dataset_service_pb2, job_service_pb2
 from madpo.v1 import retention_service_pb2 as pb
+from madpo_gateway.deletion import Deletion
+from madpo_gateway.reconcile import Reconciler
 from madpo_gateway.retention import Retention
 from madpo_gateway.retention_policy import DAY_S, RetentionPolicy
 from tests.integration.gateway.service import COMPLETIONS, REWARD_CONFIG, Gateway, ref, refusal
@@ -20,13 +22,30 @@ OLD = 100 * DAY_S
 """Everything of these tests is so old once retention looks at it."""
 
 
-def retention(gateway: Gateway, policy: Mapping[str, Any], *, later_s: float = OLD) -> Retention:
+async def unnoted(record: AuditRecord) -> None:
+    """The audit log stays as the calls of the test left it."""
+
+
+def retention(
+    gateway: Gateway,
+    policy: Mapping[str, Any],
+    *,
+    later_s: float = OLD,
+    note: Callable[[AuditRecord], Awaitable[None]] = unnoted,
+) -> Retention:
+    datasets, models = DatasetStore(gateway.store), ModelStore(gateway.store, gateway.settings.scratch)
+    reconciler = Reconciler(store=gateway.store, queue=gateway.queue)
     return Retention(
         RetentionPolicy.model_validate(policy),
         store=gateway.store,
-        datasets=DatasetStore(gateway.store),
-        models=ModelStore(gateway.store, gateway.settings.scratch),
+        datasets=datasets,
+        models=models,
         queue=gateway.queue,
+        reconciler=reconciler,
+        deletion=Deletion(
+            store=gateway.store, datasets=datasets, models=models, queue=gateway.queue, reconciler=reconciler
+        ),
+        note=note,
         clock=lambda: time.time() + later_s,
     )
 
@@ -68,9 +87,11 @@ class Chain:
         assert claim is not None
         assert claim.job.job_id == job_id
         for step in (1, 2, 3):
+            directory = self.gateway.settings.scratch / f"{job_id}@{step}"
+            directory.mkdir()
+            (directory / "model.safetensors").write_bytes(b"x" * step)
             prefix = keys.checkpoint(job_id, step=step, attempt=1)
-            self.gateway.store.put(f"{prefix}/model.safetensors", b"x" * step)
-            self.gateway.store.put(f"{prefix}/{keys.MANIFEST}", b"{}")
+            bundle.publish(self.gateway.store, prefix, directory, metadata={})
         await self.gateway.queue.succeed(claim, JobResult(model_id))
 
 
@@ -177,9 +198,9 @@ async def test_what_becomes_needed_while_it_is_removed_stays(
     delete = removing._deletion.model
     spec = {"model": {"model_id": chain.unused}, "dataset": ref(await _pairs(gateway))}
 
-    async def after_a_job_was_made(model_id: str) -> None:
+    async def after_a_job_was_made(model_id: str, **fields: Any) -> None:
         await gateway.create({"reward_training": spec}, "late")
-        await delete(model_id)
+        await delete(model_id, **fields)
 
     monkeypatch.setattr(removing._deletion, "model", after_a_job_was_made)
     assert [removal async for removal in removing.apply(dry_run=False)] == []

@@ -15,7 +15,7 @@ import torch
 from madpo.data.encode import EncodedRow
 from madpo.errors import CorruptObjectError, NotFoundError
 from madpo.models.logps import ResponseGroup
-from madpo.storage import keys, pins
+from madpo.storage import bundle, keys, pins
 from madpo.storage.access_tokens import TokenTable, create_token
 from madpo.storage.artifacts import list_artifacts, open_artifact, publish_artifacts
 from madpo.storage.audit import read_records, write_record
@@ -29,6 +29,7 @@ from madpo.storage.logs import read_log, write_log
 from madpo.storage.models import ModelStore
 from madpo.storage.results import read_result, read_spec, write_result, write_spec
 from madpo.storage.tokens import TokenStore
+from madpo.storage.withdrawals import Withdrawal, withdraw
 from madpo.types import (
     AccessToken,
     AuditRecord,
@@ -206,6 +207,16 @@ def use_margins(store: LocalStore, path: Path) -> Any:
     assert known.items() <= {"p": 0.5, "q": None}.items()
 
 
+def fill_withdrawal(store: LocalStore, path: Path) -> None:
+    bundle.publish(store, "models/m", directory(path), metadata={})
+    withdraw(store, "models/m", stored_time=bundle.read_manifest(store, "models/m").stored_time)
+
+
+def use_withdrawal(store: LocalStore, path: Path) -> Any:
+    withdrawal = Withdrawal.taken_over(store, keys.withdrawal("models/m"))
+    return withdrawal and withdrawal.is_final
+
+
 RECORD = AuditRecord(
     time=1e9, caller="ana", role=Role.READ, method="Pin", subjects=(JOB,), code="OK", request_id="r", peer="p"
 )
@@ -246,6 +257,7 @@ CASES: Mapping[str, Case] = {
         lambda store, path: create_token(store, AccessToken("ana", Role.READ, create_time=1.0)), use_tokens_of_callers
     ),
     "pin": Case(lambda store, path: pins.pin(store, JOB, caller="ana"), lambda store, path: pins.pinned(store) or None),
+    "withdrawal": Case(fill_withdrawal, use_withdrawal),
     "audit_record": Case(
         lambda store, path: write_record(store, RECORD),
         lambda store, path: read_records(store, page_size=5)[0] or None,
@@ -314,6 +326,20 @@ def test_repair_removes_what_is_made_again(name: str, tmp_path: Path, request: A
     assert (finding.key, finding.repaired, finding.is_loss) == (key, True, False)
     assert [each for each in findings(store) if each.is_loss] == []
     assert case.use(store, tmp_path / "again") == before
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
+def test_what_is_damaged_of_a_job_that_is_over_is_named_and_left(state: JobState, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    CASES["checkpoint"].fill(store, tmp_path / "fill")
+    write_result(store, JOB, state, None, "")
+    key = next(info.key for info in store.list("") if is_content(info.key))
+    store.put(key, b"damaged")
+
+    (finding,) = findings(store, repair=True)
+
+    assert (finding.key, finding.repaired, finding.is_loss) == (key, False, True)
+    assert store.get(key) == b"damaged"
 
 
 def test_what_cannot_be_made_again_is_left_for_its_owner(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from madpo.storage.content_names import sha256_of
 from madpo.storage.local import LocalStore
 from madpo.storage.results import write_result, write_spec
 from madpo.storage.snapshots import Pruned, Snapshots
+from madpo.storage.withdrawals import withdraw
 from madpo.types import AccessToken, Job, JobKind, JobResult, JobState, Role
 
 MODEL = "model-" + "1" * 32
@@ -352,9 +353,10 @@ def life(store: LocalStore, directory: Path) -> Iterator[Any]:
     yield
     write_result(store, first.job_id, JobState.SUCCEEDED, JobResult(model_id=model), "")
     yield
-    withdrawn = bundle.withdraw(store, keys.model(MODEL))  # somebody looks whether it may be deleted; it may not
+    stored_time = bundle.read_manifest(store, keys.model(MODEL)).stored_time
+    withdrawn = withdraw(store, keys.model(MODEL), stored_time=stored_time)  # may it be deleted? it may not
     yield
-    bundle.put_back(store, keys.model(MODEL), withdrawn)
+    withdrawn.put_back()
 
 
 @pytest.mark.promise("D8")

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,10 @@ class ModelServicer(ModelServiceServicer):
     async def _stored(self, directory: Path, **described: Any) -> tuple[Model, bool]:
         """The directory as a model, and whether it was not there before."""
         async with self._publishing.turn(await run_blocking(size_of, directory)):
-            return await run_blocking(self._publish, directory, **described)
+            model, created = await run_blocking(self._publish, directory, **described)
+        if model.base_model_id is not None:
+            await self._require_base(model, model.base_model_id, created=created)
+        return model, created
 
     def _publish(
         self, directory: Path, *, display_name: str, base: str = "", metadata: Mapping[str, str] | None = None
@@ -193,18 +197,23 @@ class ModelServicer(ModelServiceServicer):
             base_model_id=base_model_id,
             metadata={**(metadata or {}), **({"warnings": warnings} if warnings else {})},
         )
-        if base_model_id is not None:
-            self._require_base(model, base_model_id)
         self._metrics.stored.labels("model").inc(created)
         logger.info("model stored", extra={"model_id": model.model_id, "kind": kind, "new": created})
         return model, created
 
-    def _require_base(self, adapter: Model, base_model_id: str) -> None:
-        """Look once more, now that the adapter can be seen (see `delete_unused`). Raises NotFoundError."""
+    async def _require_base(self, adapter: Model, base_model_id: str, *, created: bool) -> None:
+        """Look once more, now that the adapter can be seen (see `Deletion`).
+
+        Raises:
+            NotFoundError: The base was deleted meanwhile; an adapter that was not there before goes as well.
+        """
+        await run_blocking(self._models.settle, base_model_id)
         try:
-            self._models.get(base_model_id)
+            await asyncio.to_thread(self._models.get, base_model_id)
         except NotFoundError:
-            self._models.delete(adapter.model_id)
+            if created:
+                with suppress(NotFoundError, FailedPreconditionError):  # gone already; or somebody has a use for it
+                    await self._deletion.model(adapter.model_id)
             raise
 
 
