@@ -19,7 +19,8 @@ class Store:
 
         Args:
             repair: Remove damaged objects that will be made again when they are needed: token ids, reference
-                log-probs, checkpoints (a job goes on from the one before), responses of an unfinished evaluation.
+                log-probs, and of jobs that are not over checkpoints (the job goes on from the one before) and the
+                responses of an evaluation.
             on_progress: Told now and then, and at the end, how much was read.
 
         Raises:

@@ -15,8 +15,10 @@ from madpo.types import FileEntry, StoreCheckProgress, StoreFinding
 
 _PIECE_BYTES = 1 << 20
 _PROGRESS_BYTES, _PROGRESS_OBJECTS = 256 << 20, 500
-_MADE_AGAIN = re.compile(rf"({keys.TOKENS}|{keys.REFERENCE_LOGPS})/.*|{keys.JOBS}/[^/]+/(checkpoints|generations)/.*")
-"""Tokens and reference log-probs by the next training, checkpoints and generations by their own job."""
+_MADE_AGAIN = re.compile(rf"({keys.TOKENS}|{keys.REFERENCE_LOGPS})/.*")
+"""By the next training."""
+_MADE_AGAIN_BY_JOB = re.compile(rf"{keys.JOBS}/([^/]+)/(checkpoints|generations)/.*")
+"""As long as that is not over."""
 
 StoreCheck = Iterator[StoreFinding | StoreCheckProgress]
 
@@ -28,8 +30,8 @@ def check_store(store: ObjectStore, *, repair: bool = False) -> StoreCheck:
 
     Args:
         store: Read as a whole, object by object.
-        repair: Remove what is damaged and will be made again: token ids, reference log-probs, checkpoints (a job goes
-            on from the one before) and the responses of an unfinished evaluation.
+        repair: Remove what is damaged and will be made again: token ids, reference log-probs, and of jobs that are not
+            over checkpoints (the job goes on from the one before) and the responses of an evaluation.
 
     Returns:
         What is wrong, in the order of keys, and now and then, and last, how much was read.
@@ -132,12 +134,25 @@ class _Check:
                 yield StoreFinding(key, "unverified", "version 0.1.0 stored it, without a digest")
 
     def _damaged(self, prefix: str | None, key: str, detail: str, *, verdict: str = "damaged") -> StoreFinding:
-        repaired = self._repair and _MADE_AGAIN.fullmatch(key) is not None
+        repaired = self._repair and self._is_made_again(key)
         if repaired and prefix is not None:
             bundle.delete(self._store, prefix)
         elif repaired:
             self._store.delete(key)
         return StoreFinding(key, verdict, detail, repaired)
+
+    def _is_made_again(self, key: str) -> bool:
+        if _MADE_AGAIN.fullmatch(key):
+            return True
+        if not (match := _MADE_AGAIN_BY_JOB.fullmatch(key)):
+            return False
+        try:
+            read_result(self._store, match[1])
+        except NotFoundError:
+            return True
+        except (CorruptObjectError, UnknownFormatError):
+            return False
+        return False
 
     def _sha256(self, info: ObjectInfo) -> Generator[StoreCheckProgress, None, str | None]:
         """Of an object; None where it was removed meanwhile."""
