@@ -22,6 +22,7 @@ from madpo.data.files import DataFile
 from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
+from madpo.storage.files import replacing
 from madpo.types import DatasetForm
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo_gateway.requests import is_plain_path, require_display_name, require_match, violation
@@ -341,6 +342,7 @@ def _resume(directory: Path, announced: Announced, offset: int, limit_bytes: int
 def _finish(directory: Path, upload: Upload, store: Callable[[Upload], UploadResult]) -> UploadResult:
     """Store the files' rows, and leave the result in their place."""
     result = store(upload)
-    (directory / _RESULT).write_text(result.to_json())
+    with replacing(directory / _RESULT) as file:
+        file.write(result.to_json().encode())
     shutil.rmtree(directory / "files")
     return result
