@@ -14,7 +14,7 @@ from madpo.jobs.training import ALL_LINEAR, LoraParameters
 
 _FIELD = "training.lora"
 _HEADS = ("score", "classifier")
-"""What peft trains whole beside the adapters of a sequence classifier."""
+"""What peft trains whole beside the adapters of a sequence classifier: all layers whose names end so."""
 _ROUTERS = ("gate", "router")
 """What deals tokens to experts, where it is a linear layer of its own. An adapter on it unsettles who gets what."""
 
@@ -38,7 +38,10 @@ def with_adapters(model: Any, lora: LoraParameters, task: TaskType) -> Any:
         # A new head is trained whole; as an adapter it would come back random.
         modules_to_save=["score"] if task == TaskType.SEQ_CLS else None,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError.in_field(_FIELD, f"peft cannot adapt these layers: {error}") from error
 
 
 def target_layers(model: Any, lora: LoraParameters) -> list[str]:
@@ -83,7 +86,9 @@ def _special(model: Any) -> set[str]:
     """Linear layers that are not meant by all of them: the head, and routers."""
     head = model.get_output_embeddings()
     return {
-        name for name, module in model.named_modules() if module is head or name in _HEADS or _leaf(name) in _ROUTERS
+        name
+        for name, module in model.named_modules()
+        if module is head or name.partition(".")[0].endswith(_HEADS) or _leaf(name) in _ROUTERS
     }
 
 

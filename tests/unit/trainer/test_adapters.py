@@ -97,6 +97,36 @@ def test_a_reward_model_is_adapted_likewise_and_its_head_trained_whole(name):
     assert [key.rpartition("base_model.model.")[2] for key in whole] == ["score.modules_to_save.default.weight"]
 
 
+@pytest.mark.parametrize(
+    ("config", "adapted", "whole"),
+    [
+        (
+            transformers.DistilBertConfig(dim=16, hidden_dim=32, n_layers=2, n_heads=2, vocab_size=50, num_labels=1),
+            ["k_lin", "lin1", "lin2", "out_lin", "q_lin", "v_lin"],
+            {"classifier", "pre_classifier"},
+        ),
+        (transformers.RobertaConfig(**SIZE, num_labels=1), ["dense", "key", "query", "value"], {"classifier"}),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_all_layers_of_an_encoders_head_are_trained_whole(config, adapted, whole):
+    model = with_adapters(
+        transformers.AutoModelForSequenceClassification.from_config(config), LoraParameters(rank=2), TaskType.SEQ_CLS
+    )
+
+    assert list(describe_trained(model)["adapted_layers"]) == adapted
+    trained = {key.removeprefix("base_model.model.") for key, p in model.named_parameters() if p.requires_grad}
+    assert {key.partition(".")[0] for key in trained if "lora_" not in key} == whole
+    assert not [key for key in trained if key.startswith(tuple(whole)) and "lora_" in key]
+
+
+def test_what_peft_refuses_is_said():
+    lora = LoraParameters(rank=2, target_modules=("pre_classifier",))
+    config = transformers.DistilBertConfig(dim=16, hidden_dim=32, n_layers=2, n_heads=2, vocab_size=50, num_labels=1)
+    with pytest.raises(InvalidArgumentError, match=r"training\.lora: peft cannot adapt these layers: modules_to_save"):
+        with_adapters(transformers.AutoModelForSequenceClassification.from_config(config), lora, TaskType.SEQ_CLS)
+
+
 def test_absent_names_are_refused_with_those_there_are():
     with pytest.raises(
         InvalidArgumentError, match=r"target_modules: the model has no layer q_proj that .*; .*mean qkv_proj"
