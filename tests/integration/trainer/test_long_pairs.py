@@ -93,6 +93,8 @@ async def test_pairs_longer_than_the_reward_model_reads_are_refused_dropped_or_c
     margins = read_in_part.summary["margins"]
     assert (margins["requested"], margins["truncated"], margins["truncated_alike"]) == (8, 1, 1)
     assert [warning for warning in read_in_part.warnings if "of 1 pair the reward model read the same part" in warning]
+    assert read_in_part.warnings[0].startswith("the reward model read only a part of 1 pair: ")
+    assert dropped.warnings == ()
     ledger = site.ledger("truncate_prompt")
     assert [row["row"] for row in ledger if row["truncated"]] == [8]
 

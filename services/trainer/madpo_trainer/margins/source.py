@@ -115,6 +115,8 @@ def with_waits(figures: Mapping[str, float], counters: Mapping[str, float]) -> d
 
 def margin_warnings(figures: Mapping[str, float]) -> Iterator[str]:
     """What a job's result has to say of the summary of a source."""
+    if cut := int(figures.get("truncated", 0)):
+        yield f"the reward model read only a part of {number_of(cut, 'pair')}: of the rest it says nothing"
     if alike := int(figures.get("truncated_alike", 0)):
         yield (
             f"of {number_of(alike, 'pair')} the reward model read the same part of both responses: their margin is 0,"
