@@ -72,10 +72,10 @@ def _text_policy(family: Family) -> Callable[[Flows, Path], object]:
     return attempt
 
 
-def _adapters_on(family: Family, *names: str) -> Callable[[Flows, Path], object]:
+def _lora(family: Family, **options: Any) -> Callable[[Flows, Path], object]:
     def attempt(flows: Flows, _: Path) -> object:
         jobs, data = flows.site.client.jobs, flows.dataset_id("pairs", family.is_chat)
-        training = {"lora": {"target_modules": names}}
+        training = {"lora": options}
         return jobs.train_policy(model=flows.base_id(family), dataset=data, method="dpo", training=training)
 
     return attempt
@@ -135,7 +135,14 @@ REFUSALS = (
         "job",
         "the model has no layer gate_proj, up_proj that an adapter can go on",
         "leave `target_modules` out, or name layers of the attention",
-        _adapters_on(BY_NAME["qwen-3-moe"], "q_proj", "gate_proj", "up_proj"),
+        _lora(BY_NAME["qwen-3-moe"], target_modules=["q_proj", "gate_proj", "up_proj"]),
+    ),
+    Refusal(
+        "DoRA and `modules_to_save` as options of a training (adapters made with them elsewhere are taken)",
+        "job",
+        "training.lora.use_dora: there is no such field",
+        "LoRA or rsLoRA on the layers wanted, embeddings and head among them; or all weights",
+        _lora(BY_NAME["qwen-2.5"], use_dora=True),
     ),
     Refusal(
         "Code of the model's own (`auto_map`, `trust_remote_code`)",

@@ -5,7 +5,7 @@ what may not be deleted and what the gateway looks up follow from that, by `refe
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.spelling import did_you_mean
 from madpo.types import MOST_STEPS, AtMost, DatasetKind, JobKind
 
 logger = logging.getLogger(__name__)
@@ -249,7 +250,7 @@ def validate(schema: type[T], value: Any, *, path: str) -> T:
         return TypeAdapter(schema).validate_python(value)
     except ValidationError as error:
         violations = [
-            FieldViolation(".".join([path, *map(str, detail["loc"])]), _describe(detail["msg"], detail["input"]))
+            FieldViolation(".".join([path, *map(str, detail["loc"])]), _describe(detail, schema))
             for detail in wrong_fields(error)
         ]
         raise InvalidArgumentError.of(violations) from error
@@ -266,6 +267,19 @@ def wrong_fields(error: ValidationError) -> list[ErrorDetails]:
     ]
 
 
-def _describe(message: str, value: Any) -> str:
-    text = message.removeprefix("Value error, ")
+def _describe(detail: ErrorDetails, schema: type[Any]) -> str:
+    if detail["type"] == "extra_forbidden":
+        *place, name = detail["loc"]
+        known = _fields_at(schema, place)
+        return f"there is no such field{did_you_mean(str(name), known) or ';'} there are {', '.join(known)}"
+    text, value = detail["msg"].removeprefix("Value error, "), detail["input"]
     return text if isinstance(value, dict) else f"{text}, got {value!r:.80}"
+
+
+def _fields_at(schema: type[Any], place: Sequence[str | int]) -> list[str]:
+    """The fields of the part of a spec that a way through its fields leads to."""
+    part: type[Any] | None = schema
+    for name in place:
+        info = None if part is None else part.model_fields.get(str(name))
+        part = None if info is None else spec_part(info)
+    return sorted([] if part is None else part.model_fields)

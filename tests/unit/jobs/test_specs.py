@@ -203,3 +203,24 @@ def test_a_list_of_one_wrong_item_is_not_too_short_as_well() -> None:
     with pytest.raises(InvalidArgumentError) as error:
         validate(SamplingParameters, {"temperatures": []}, path="sampling")
     assert [each.field for each in error.value.violations] == ["sampling.temperatures"]
+
+
+@pytest.mark.parametrize(
+    ("training", "field", "said"),
+    [
+        (
+            {"lora": {"r": 8}},
+            "training.lora.r",
+            "there is no such field; there are alpha, dropout, exclude_modules, rank",
+        ),
+        ({"lora": {"dropuot": 0}}, "training.lora.dropuot", "there is no such field; did you mean dropout? there are"),
+        ({"max_step": 3}, "training.max_step", "there is no such field; did you mean max_steps? there are"),
+    ],
+)
+def test_a_field_that_there_is_not_is_named_with_those_there_are(training, field, said):
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_spec(JobKind.POLICY_TRAINING, {**SPECS[JobKind.POLICY_TRAINING], "training": training})
+
+    (violation,) = caught.value.violations
+    assert violation.field == f"spec.policy_training.{field}"
+    assert violation.description.startswith(said)
