@@ -7,12 +7,12 @@ import pytest
 
 from madpo.errors import CorruptObjectError, FailedPreconditionError, UnknownFormatError
 from madpo.ports import ObjectStore
-from madpo.storage import documents, place_lock
+from madpo.storage import documents, keys, place_lock
 from madpo.storage.backup import back_up, restore, verify
 from madpo.storage.local import LocalStore
 from madpo.storage.place_lock import PlaceLock
 from madpo.storage.snapshots import Entry, Pruned, Snapshot, Snapshots
-from tests.unit.storage.test_backups import contents, fill
+from tests.unit.storage.test_backups import contents, fill, job
 
 
 @pytest.fixture
@@ -223,3 +223,10 @@ def test_a_renewal_whose_answer_was_lost_is_known_again(object_store: ObjectStor
         lock._renew()
         lock.require()
     assert object_store.head(place_lock.KEY) is None
+
+
+def test_a_file_of_a_bundle_that_is_being_written_is_no_damaged_document(store: LocalStore, place: LocalStore) -> None:
+    prefix = keys.checkpoint(job(2).job_id, step=9, attempt=1)
+    store.put(f"{prefix}/state.json", b'{"format": 1, "step": 9}')  # its digest will stand in the manifest
+    snapshot = back_up(store, Snapshots(place))
+    assert snapshot.damaged == ()
