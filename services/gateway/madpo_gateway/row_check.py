@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import ParamSpec, TypeVar
 
 from madpo.errors import UnavailableError
-from madpo_gateway.spool import run_blocking
+from madpo_gateway.spool import run_blocking, to_the_end
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,5 +33,5 @@ class RowCheck:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             self._is_abandoned = True
-            await asyncio.wait({work})
+            await to_the_end(work)
             raise

@@ -6,9 +6,9 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 from prometheus_client import Counter
 
@@ -32,7 +32,7 @@ async def run_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwar
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait({work})
+        await to_the_end(work)
         raise
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -40,6 +40,13 @@ async def run_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwar
         raise OverloadedError(
             "the gateway's scratch disk is full: send less at a time, or give it more room"
         ) from error
+
+
+async def to_the_end(work: asyncio.Future[Any]) -> None:
+    """Wait until it is done, however often the caller is cancelled: a thread cannot be hurried."""
+    while not work.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({work})
 
 
 @asynccontextmanager

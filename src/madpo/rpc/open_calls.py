@@ -2,12 +2,16 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from madpo.errors import MadpoError
 from madpo.rpc.access import Access
 
 logger = logging.getLogger(__name__)
+
+_CANCEL_AGAIN_S = 60.0
+"""A cancellation may be lost on its way; one that is not takes its time where files are in use."""
 
 
 class OpenCall:
@@ -19,16 +23,18 @@ class OpenCall:
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check, self._task = check, asyncio.current_task()
+        self._cancelled_s = float("-inf")
         self.ended_by: MadpoError | None = None
         """Why it was cancelled here, and not by its client."""
 
     def check_again(self) -> None:
-        """Cancel it if it may not go on; again where a cancellation was lost on its way."""
+        """Cancel it if it may not go on."""
         try:
             self._check()
         except MadpoError as error:
-            self.ended_by = error
-            if self._task is not None:
+            self.ended_by, now_s = error, time.monotonic()
+            if self._task is not None and now_s - self._cancelled_s > _CANCEL_AGAIN_S:
+                self._cancelled_s = now_s
                 self._task.cancel()
 
 
