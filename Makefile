@@ -10,7 +10,7 @@ INFINITY := out/bench/infinity
 TRANSFORMERS_4 := out/transformers-4/installed.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto docs format unit data methods families promises soak bench bench-full bench-peers bench-methods compose-test clean
+.PHONY: help install demo demo-real up test lint proto docs format unit data methods families promises soak bench bench-full bench-peers bench-methods gpu-check compose-test clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ families: install $(TRANSFORMERS_4)  ## Every family of models through the whole
 
 $(TRANSFORMERS_4): tests/families/transformers-4.txt $(STAMP)
 	$(BIN)/python -m tests.families.older
+
+gpu-check: install  ## On a CUDA host, once (under nine minutes): attention, training, scoring, sampling; out/gpu-check.json
+	$(BIN)/python -m bench.gpu_check.run $(ARGS)
 
 compose-test: install  ## Start, scale, break and stop the containers on a Docker-compatible engine (not part of test)
 	scripts/compose_e2e.sh

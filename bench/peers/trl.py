@@ -91,7 +91,9 @@ def make_dataset(pairs: Sequence[TokenPair]) -> datasets.Dataset:
     )
 
 
-def make_trainer(task: Task, variant: str, *, directory: Path, callback: TrainerCallback | None = None) -> Any:
+def make_trainer(
+    task: Task, variant: str, *, directory: Path, callback: TrainerCallback | None = None, use_cpu: bool = True
+) -> Any:
     """The trainer with the task's settings."""
     pairs = task.pairs()
     if variant in ("trl_sorted", "trl_ideal"):
@@ -114,7 +116,7 @@ def make_trainer(task: Task, variant: str, *, directory: Path, callback: Trainer
         max_length=None,
         precompute_ref_log_probs=variant != "trl",
         precompute_ref_batch_size=task.micro_batch,
-        use_cpu=True,
+        use_cpu=use_cpu,
         bf16=task.precision == "bf16",
         gradient_checkpointing=False,
         logging_steps=1,

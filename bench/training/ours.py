@@ -29,6 +29,7 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobProgress, JobState, PreferencePair
 from madpo.worker.workspace import Run
+from madpo_trainer.blocks import prepare_blocks
 from madpo_trainer.fitted_rows import PolicyRow
 from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.ledger import Ledger
@@ -52,6 +53,10 @@ class TaskOrder:
     @property
     def total_steps(self) -> int:
         return self.task.total_steps
+
+    @property
+    def batch_size(self) -> int:
+        return self.task.batch
 
     def batch(self, step: int) -> list[int]:
         return self.task.batch_rows(step)
@@ -102,15 +107,36 @@ def encode(pairs: Sequence[TokenPair], tokenizer: Any) -> list[PolicyRow]:
     return rows
 
 
-def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, directory: Path) -> TrainingLoop:
-    """The trainer's loop over a task, with nothing but its data and its end made up."""
-    parameters = TrainingParameters(
-        global_batch_size=task.batch,
-        layout="padded" if variant == "plain" else "packed",
-        micro_batch_tokens=task.row_tokens,
-        precision=task.precision,
-        checkpoint_every_steps=task.total_steps,
-        optimizer={
+def make_loop(
+    task: Task,
+    rows: Sequence[PolicyRow],
+    *,
+    variant: str,
+    run: Run,
+    directory: Path,
+    model: Any = None,
+    state: TrainingState | None = None,
+    **training: Any,
+) -> TrainingLoop:
+    """The trainer's loop over a task, with nothing but its data and its end made up.
+
+    Args:
+        task: Says what is trained on, and how.
+        rows: Its pairs.
+        variant: See above.
+        run: Told of progress.
+        directory: Scratch.
+        model: In its place; made here where there is none.
+        state: Of the checkpoint to go on from.
+        training: Other `TrainingParameters`.
+    """
+    given: dict[str, Any] = {
+        "global_batch_size": task.batch,
+        "layout": "padded" if variant == "plain" else "packed",
+        "micro_batch_tokens": task.row_tokens,
+        "precision": task.precision,
+        "checkpoint_every_steps": task.total_steps,
+        "optimizer": {
             "learning_rate": task.learning_rate,
             "beta1": task.betas[0],
             "beta2": task.betas[1],
@@ -119,14 +145,16 @@ def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, 
             "warmup_ratio": 0.0,
             "max_grad_norm": task.max_grad_norm,
         },
-    )
+    }
+    parameters = TrainingParameters.model_validate(given | training)
     store, order = LocalStore(directory / "store"), TaskOrder(task)
     checkpoints = CheckpointStore(store, run.job.job_id, attempt=1)
     checkpoints.take_ownership()
     ledger = Ledger(store, job_id=run.job.job_id, attempt=1, parts=[])
-    model = models.causal_lm(task.model)
+    model = models.causal_lm(task.model) if model is None else model
     layout = choose_layout(model, parameters, needs_head=True)
     assert layout.name == parameters.layout, layout.reason
+    prepare_blocks(model, parameters)
     runner = ModelRunner(model, Layout(VARIANTS[variant]), parameters=parameters, ranks=OneRank())
     policy = PolicyObjective(
         runner,
@@ -144,7 +172,7 @@ def make_loop(task: Task, rows: Sequence[PolicyRow], *, variant: str, run: Run, 
         epoch_of=order.epoch,
         seed=task.seed,
     )
-    state = TrainingState()
+    state = TrainingState() if state is None else state
     return TrainingLoop(
         run=run,
         ranks=OneRank(),

@@ -18,7 +18,8 @@ class Task:
     Every round has the same work to do, so that rounds differ by noise alone.
     """
 
-    size: str
+    size: str | Size
+    """By name, or as it is."""
     batch: int
     """Pairs per optimizer step."""
     micro_batch: int
@@ -43,7 +44,7 @@ class Task:
     @property
     def model(self) -> Size:
         """The model's shape."""
-        size = SIZES[self.size]
+        size = SIZES[self.size] if isinstance(self.size, str) else self.size
         return size if self.vocabulary is None else replace(size, vocabulary=self.vocabulary)
 
     @property

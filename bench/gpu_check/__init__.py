@@ -1,0 +1,1 @@
+"""What a person with any CUDA host runs once: whether all of madpo that computes is right there, and how fast."""
