@@ -160,7 +160,7 @@ class TrainingParameters(Spec):
     checkpoint_every_steps: Annotated[int, AtMost(MOST_STEPS)] = Field(default=100, ge=1)
     """Steps between checkpoints; the last step has one anyway."""
     keep_checkpoints: Annotated[int, AtMost(10_000)] = Field(default=2, ge=1)
-    """Newest checkpoints kept; that of the best step is kept besides."""
+    """Newest checkpoints kept; besides that of the best step, and those that other jobs name."""
     log_every_steps: Annotated[int, AtMost(MOST_STEPS)] = Field(default=1, ge=1)
     """Steps between reports of progress, and between rows of `metrics.jsonl`."""
 

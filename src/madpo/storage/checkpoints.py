@@ -27,6 +27,7 @@ from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError
 from madpo.ports import ObjectInfo, ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.files import Transfer, unwatched
+from madpo.storage.spared import spared_steps
 from madpo.types import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,9 @@ class CheckpointStore:
         return None
 
     def prune(self, keep: int, *, spared: Collection[int] = ()) -> None:
-        """Remove all but the newest `keep` steps and those `spared`, and what older attempts left unfinished.
+        """Remove all but the newest `keep` steps, those `spared` and those that other jobs name.
+
+        What older attempts left unfinished goes as well.
 
         Raises:
             StaleAttemptError: A newer attempt owns the job.
@@ -125,11 +128,25 @@ class CheckpointStore:
         self._check_owner()
         found = _scan(self._store, self._job_id)
         whole = list_checkpoints(self._store, self._job_id)
-        kept_steps = sorted({checkpoint.step for checkpoint in whole}, reverse=True)[:keep]
+        newest = sorted({checkpoint.step for checkpoint in whole}, reverse=True)[:keep]
+        kept_steps = {*newest, *spared, *spared_steps(self._store, self._job_id)}
         for step, attempt in found:
             counts = any((step, attempt) == (checkpoint.step, checkpoint.attempt) for checkpoint in whole)
-            if (counts and step not in kept_steps and step not in spared) or (not counts and attempt < self._attempt):
+            if counts and step not in kept_steps:
+                self._remove_unless_named(step, attempt)
+            elif not counts and attempt < self._attempt:
                 bundle.delete(self._store, keys.checkpoint(self._job_id, step=step, attempt=attempt))
+
+    def _remove_unless_named(self, step: int, attempt: int) -> None:
+        """Who names a checkpoint says so before it looks for it; here it is out of sight before that is read again."""
+        prefix = keys.checkpoint(self._job_id, step=step, attempt=attempt)
+        manifest = self._store.get(f"{prefix}/{keys.MANIFEST}")
+        self._store.delete(f"{prefix}/{keys.MANIFEST}")
+        if step in spared_steps(self._store, self._job_id):
+            self._store.put_if_absent(f"{prefix}/{keys.MANIFEST}", manifest)
+            return
+        for info in list(self._store.list(f"{prefix}/")):
+            self._store.delete(info.key)
 
     def _check_owner(self) -> None:
         owner, _ = _read_owner(self._store, self._job_id)

@@ -17,6 +17,7 @@
     jobs/{job_id}/generations/part-00003-{sha256}.jsonl          responses an evaluation has drawn; removed when it ends
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
+    jobs/{job_id}/spared/step-00001000-{user's job_id}.json      another job names that checkpoint: it is not pruned
     jobs/{job_id}/margins/a00002-000017-{sha256}.jsonl           margins as they were learned, before they were used
     jobs/{job_id}/ledger/step-00001000-a00002-{sha256}.parquet   ledger rows of the steps up to this one
     jobs/{job_id}/artifacts/a00002/{name}            report, plots, ledger, metrics
@@ -176,6 +177,16 @@ def checkpoints(job_id: str) -> str:
 def checkpoint(job_id: str, *, step: int, attempt: int) -> str:
     """Prefix of one checkpoint."""
     return f"jobs/{job_id}/checkpoints/step-{step:08d}/a{attempt:05d}"
+
+
+def spared_checkpoints(job_id: str) -> str:
+    """Prefix of who names checkpoints of a job."""
+    return f"jobs/{job_id}/spared"
+
+
+def spared_checkpoint(job_id: str, *, step: int, user: str) -> str:
+    """That another job names a checkpoint."""
+    return f"jobs/{job_id}/spared/step-{step:08d}-{user}.json"
 
 
 def margin_journal(job_id: str) -> str:

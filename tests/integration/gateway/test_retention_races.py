@@ -9,6 +9,7 @@ import pytest
 
 from madpo.ports import JobRequest, ObjectStore
 from madpo.storage import bundle, documents, keys, pins
+from madpo.storage.checkpoints import CheckpointStore, list_checkpoints
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.withdrawals import Recovery, withdraw
@@ -198,6 +199,33 @@ async def test_a_job_whose_checkpoint_is_named_while_it_is_deleted_stays(
     await gateway.queue.retire(chain.first)
     refused = await refusal(gateway.create({"supervised_training": spec}, "later"))
     assert f"there is no job {chain.first}" in refused.message
+
+
+async def test_a_checkpoint_of_a_running_job_that_another_names_is_not_pruned(gateway: Gateway, chain: Chain) -> None:
+    """A training goes on, and keeps its newest alone."""
+    claim = await gateway.queue.claim("train", "a-worker", timeout_s=5)
+    assert claim is not None
+    assert claim.job.job_id == chain.second
+    checkpoints = CheckpointStore(gateway.store, chain.second, attempt=claim.attempt)
+    checkpoints.take_ownership()
+    for step in (10, 20, 30):
+        directory = gateway.settings.scratch / f"running-{step}"
+        directory.mkdir()
+        (directory / "model.safetensors").write_bytes(b"x")
+        checkpoints.publish(step, directory, metadata={})
+    spec = {"model": {"job_id": chain.second, "step": 10}, "dataset": ref(chain.dataset)}
+    third = str((await gateway.create({"supervised_training": spec}, "third")).job_id)
+
+    checkpoints.prune(1)
+    assert {each.step for each in list_checkpoints(gateway.store, chain.second)} == {30, 10}
+    await cancel(gateway, third)
+    checkpoints.prune(1)
+    assert {each.step for each in list_checkpoints(gateway.store, chain.second)} == {30, 10}
+    await gateway.ask(gateway.jobs.ResumeJob, job_service_pb2.ResumeJobRequest(job_id=third))
+    await cancel(gateway, third)
+    await gateway.ask(gateway.jobs.DeleteJob, job_service_pb2.DeleteJobRequest(job_id=third))
+    checkpoints.prune(1)
+    assert {each.step for each in list_checkpoints(gateway.store, chain.second)} == {30}
 
 
 KEPT = {"checkpoints": {"days": 1, "keep_last": 1}}

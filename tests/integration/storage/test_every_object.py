@@ -28,6 +28,7 @@ from madpo.storage.local_copies import LocalCopies
 from madpo.storage.logs import read_log, write_log
 from madpo.storage.models import ModelStore
 from madpo.storage.results import read_result, read_spec, write_result, write_spec
+from madpo.storage.spared import spare, spared_steps
 from madpo.storage.tokens import TokenStore
 from madpo.storage.withdrawals import Withdrawal, withdraw
 from madpo.types import (
@@ -62,6 +63,7 @@ ROOTS = {
     "logs": "log",
     "last_evaluations": "last_evaluation",
     "checkpoints": "checkpoint",
+    "spared_checkpoints": "spared_checkpoint",
     "margin_journal": "margin_journal_part",
     "all_artifacts": "artifacts",
     "audit_day": "audit_record",
@@ -207,6 +209,11 @@ def use_margins(store: LocalStore, path: Path) -> Any:
     assert known.items() <= {"p": 0.5, "q": None}.items()
 
 
+def fill_spared(store: LocalStore, path: Path) -> None:
+    write_spec(store, SPEC)
+    spare(store, JOB, 3, user=JOB)
+
+
 def fill_withdrawal(store: LocalStore, path: Path) -> None:
     bundle.publish(store, "models/m", directory(path), metadata={})
     withdraw(store, "models/m", stored_time=bundle.read_manifest(store, "models/m").stored_time)
@@ -257,6 +264,7 @@ CASES: Mapping[str, Case] = {
         lambda store, path: create_token(store, AccessToken("ana", Role.READ, create_time=1.0)), use_tokens_of_callers
     ),
     "pin": Case(lambda store, path: pins.pin(store, JOB, caller="ana"), lambda store, path: pins.pinned(store) or None),
+    "spared_checkpoint": Case(fill_spared, lambda store, path: spared_steps(store, JOB) or None),
     "withdrawal": Case(fill_withdrawal, use_withdrawal),
     "audit_record": Case(
         lambda store, path: write_record(store, RECORD),

@@ -16,7 +16,9 @@ from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.checkpoints import CheckpointStore, list_checkpoints
 from madpo.storage.local import LocalStore
-from madpo.types import Checkpoint
+from madpo.storage.results import delete_job, write_result, write_spec
+from madpo.storage.spared import spare
+from madpo.types import Checkpoint, Job, JobKind, JobState
 
 JOB = "job-" + "0" * 32
 FORK = multiprocessing.get_context("fork")
@@ -257,6 +259,60 @@ def test_a_crash_at_any_point_leaves_a_whole_latest_checkpoint(tmp_path: Path, f
     assert die_at == 2 * (2 + 3 + 1 + 4) + 1
     assert seen == {10, 20}
     figure(f"killed at {die_at - 1} points of a save, each with a whole checkpoint and a successor")
+
+
+def make_user(store: ObjectStore, step: int, number: int = 1) -> str:
+    """A job that names a checkpoint."""
+    user = f"job-{number:032x}"
+    spec = {"model": {"job_id": JOB, "step": step}}
+    write_spec(store, Job(user, JobKind.EVALUATION, JobState.PENDING, spec))
+    spare(store, JOB, step, user=user)
+    return user
+
+
+@pytest.mark.parametrize("state", [None, JobState.FAILED, JobState.CANCELLED, JobState.SUCCEEDED, "deleted"])
+def test_what_another_job_names_is_not_pruned_until_that_has_succeeded_or_is_gone(
+    store: LocalStore, tmp_path: Path, state: Any
+) -> None:
+    checkpoints = owner(store, 1)
+    for step in (10, 20, 30, 40):
+        publish(checkpoints, step, tmp_path)
+    users = [make_user(store, 20, 1), make_user(store, 20, 2)]
+    for user in users:
+        if state == "deleted":
+            delete_job(store, user)
+        elif state is not None:
+            write_result(store, user, state, None, "")
+
+    checkpoints.prune(1)
+
+    is_kept = state in (None, JobState.FAILED, JobState.CANCELLED)
+    assert found(store) == ([(40, 1), (20, 1)] if is_kept else [(40, 1)])
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_a_checkpoint_that_is_named_while_it_is_pruned_is_whole_or_not_found(
+    store: LocalStore, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who names it says so before it looks whether it is there."""
+    checkpoints = owner(store, 1)
+    for step in (10, 20):
+        publish(checkpoints, step, tmp_path)
+    delete, looks = store.delete, []
+    left = iter(range(1, 100))
+
+    def name_late(key: str) -> None:
+        if next(left) == number:
+            make_user(store, 10)
+            looks.append((10, 1) in found(store))
+        delete(key)
+
+    monkeypatch.setattr(store, "delete", name_late)
+    checkpoints.prune(1)
+
+    assert not looks or not looks[0] or found(store) == [(20, 1), (10, 1)]
+    if (10, 1) in found(store):
+        bundle.fetch(store, keys.checkpoint(JOB, step=10, attempt=1), tmp_path / "copy")
 
 
 def flip_a_bit(data: bytes) -> bytes:

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from madpo.errors import AlreadyExistsError, CorruptObjectError, FailedPreconditionError, NotFoundError
-from madpo.jobs.base import ModelReference
-from madpo.storage import keys
+from madpo.jobs.base import DatasetReference, ModelReference
+from madpo.storage import bundle, keys
 from madpo.storage.artifacts import list_artifacts, open_artifact, publish_artifacts
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
-from madpo.storage.references import checkpoint_bases, resolve_model
+from madpo.storage.references import checkpoint_bases, resolve_dataset_id, resolve_model
 from madpo.storage.results import (
     JobOutcome,
     JobStanding,
@@ -29,6 +30,7 @@ from madpo.storage.results import (
     write_result,
     write_spec,
 )
+from madpo.storage.withdrawals import withdraw
 from madpo.types import Job, JobKind, JobResult, JobState
 from tests.damage import DAMAGES
 
@@ -242,6 +244,42 @@ def test_a_model_id_resolves_to_a_directory_and_its_base(store: LocalStore, mode
     assert (adapted.base_directory, adapted.model_id) == (plain.directory, adapter.model_id)
     assert (plain.directory / "config.json").is_file()
     assert (adapted.directory / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("reference", ["model", "dataset", "step"])
+def test_what_is_out_of_sight_for_a_moment_is_waited_for(
+    store: LocalStore, models: ModelStore, tmp_path: Path, reference: str
+) -> None:
+    """Somebody looks whether it may be deleted; it may not, since the job that asks needs it."""
+    model, _ = models.publish(make_model(tmp_path / "model"), display_name="", kind="causal_lm")
+    dataset_id = "dataset-" + "2" * 32
+    bundle.publish(store, keys.dataset(dataset_id), make_model(tmp_path / "rows"), metadata={})
+    checkpoints = CheckpointStore(store, JOB, attempt=1)
+    checkpoints.take_ownership()
+    make_model(tmp_path / "files" / "model")
+    checkpoints.publish(10, tmp_path / "files", metadata={})
+    prefix, resolve = {
+        "model": (
+            keys.model(model.model_id),
+            lambda: resolve_model(ModelReference(model_id=model.model_id), store=store, models=models),
+        ),
+        "dataset": (
+            keys.dataset(dataset_id),
+            lambda: resolve_dataset_id(DatasetReference(dataset_id=dataset_id), store=store),
+        ),
+        "step": (
+            keys.checkpoint(JOB, step=10, attempt=1),
+            lambda: resolve_model(ModelReference(job_id=JOB, step=10), store=store, models=models),
+        ),
+    }[reference]
+    withdrawal = withdraw(store, prefix, stored_time=bundle.read_manifest(store, prefix).stored_time)
+
+    with ThreadPoolExecutor(1) as pool:
+        resolved = pool.submit(resolve)
+        with pytest.raises(TimeoutError):
+            resolved.result(0.3)
+        withdrawal.put_back()
+        assert resolved.result(30)
 
 
 def test_a_job_resolves_to_its_model(store: LocalStore, models: ModelStore, tmp_path: Path) -> None:

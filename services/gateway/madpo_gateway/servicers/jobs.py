@@ -15,7 +15,7 @@ from madpo.errors import (
     OverloadedError,
     UnavailableError,
 )
-from madpo.jobs.base import JOB_ID_PATTERN, Spec
+from madpo.jobs.base import JOB_ID_PATTERN, ModelReference, Spec, references
 from madpo.jobs.bounds import require_bounds
 from madpo.jobs.registry import parse_spec
 from madpo.ports import JobQueue, JobRequest, ObjectStore
@@ -33,6 +33,7 @@ from madpo.storage.results import (
     reopen_result,
     write_spec,
 )
+from madpo.storage.spared import spare
 from madpo.types import Job, JobState
 from madpo.v1 import job_service_pb2 as pb
 from madpo.v1.job_service_pb2_grpc import JobServiceServicer
@@ -197,6 +198,10 @@ class JobServicer(JobServiceServicer):
 
     async def _require_references(self, job: Job, spec: Spec) -> None:
         """Cancel a job that was queued while something it refers to was deleted. Raises InvalidArgumentError."""
+        for reference in references(spec):
+            target = reference.target
+            if isinstance(target, ModelReference) and target.job_id is not None and target.step is not None:
+                await asyncio.to_thread(spare, self._store, target.job_id, target.step, user=job.job_id)
         try:
             await require_references(spec, shelves=self._shelves)
         except InvalidArgumentError:
