@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -236,9 +236,14 @@ def redis_namespace() -> str:
 
 
 class S3Process:
-    """SeaweedFS on free ports of loopback; its data outlives `kill`."""
+    """SeaweedFS on free ports of loopback; its data outlives `kill`.
 
-    def __init__(self, directory: Path, *, access_key: str, secret_key: str) -> None:
+    Attributes:
+        options: More for its command line at the next start.
+    """
+
+    def __init__(self, directory: Path, *, access_key: str, secret_key: str, options: Sequence[str] = ()) -> None:
+        self.options = options
         program = Path(sys.executable).with_name("weed")
         if not program.exists():
             if os.environ.get("CI"):
@@ -264,7 +269,11 @@ class S3Process:
         log_path = self._directory / "server.log"
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, env=self._environment, stdout=log, stderr=log, cwd=self._directory
+                [*self._command, *self.options],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
             )
         deadline = time.monotonic() + 60
         while True:

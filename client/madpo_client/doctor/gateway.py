@@ -13,7 +13,7 @@ from madpo.jobs.registry import KINDS, QUEUES
 from madpo.rpc.channel import is_loopback
 from madpo.rpc.tls import ClientTls
 from madpo.spelling import number_of
-from madpo.types import Job, JobState, ServerInfo
+from madpo.types import WAITING_FOR_STORE, Job, JobState, ServerInfo
 from madpo_client.client import Client
 from madpo_client.connection import read_connection
 from madpo_client.doctor.clock import compare_clocks
@@ -176,12 +176,20 @@ def judge_queue(queue: str, jobs: Sequence[Job], *, now: float) -> Finding:
         jobs: Its newest jobs.
         now: Seconds since the epoch, by the clock of the jobs' times.
     """
-    running = sum(job.state is JobState.RUNNING for job in jobs)
+    at_work = {job.job_id: job.progress for job in jobs if job.state is JobState.RUNNING}
+    running = len(at_work)
     pending = [job for job in jobs if job.state is JobState.PENDING]
     # Of the others it is not known since when they could be taken: after a dependency, or a worker that stopped.
     never_taken = [job for job in pending if not job.depends_on and not job.attempt]
     waited_s = max((now - job.create_time for job in never_taken), default=0.0)
     check = f"gateway.queue.{queue}"
+    stuck = [job_id for job_id, progress in at_work.items() if progress and progress.phase == WAITING_FOR_STORE]
+    if stuck:
+        return error(
+            check,
+            f"{number_of(len(stuck), 'job')} waiting for the object store: {', '.join(stuck[:5])}",
+            "it is away, full or refuses the worker: `madpo job log` says which; mended, the jobs go on by themselves",
+        )
     if not running and waited_s > _IDLE_S:
         worker = {"train": "trainer", "evaluate": "evaluator"}[queue]
         return warning(

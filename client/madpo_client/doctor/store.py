@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from madpo.storage.s3 import S3Store
 
 _WRITERS = 8
+_ROOM_BYTES = 1 << 20
+"""Small files may find room where no other does."""
 _LARGE_BYTES = 33 << 20
 """One part and a bit."""
 _TIMEOUT_S = 5.0
@@ -40,6 +42,7 @@ def check_store(service: Service, settings: StoreSettings) -> Iterator[Finding]:
         return
     from madpo.storage.open import named_store
     from madpo.storage.s3 import S3Store
+    from madpo.storage.s3_errors import RefusedError
 
     try:
         store = named_store(settings)
@@ -57,12 +60,17 @@ def check_store(service: Service, settings: StoreSettings) -> Iterator[Finding]:
     if isinstance(store, S3Store) and settings.s3_endpoint is not None:
         yield _check_clock(settings.s3_endpoint)
     try:
-        store.put(f"{folder}/rights", b"madpo")
-    except MadpoError as failure:
+        store.put(f"{folder}/rights", bytes(_ROOM_BYTES))
+    except RefusedError as failure:
         yield warning(
             "store.contract",
             f"not checked, no right to write under probes/: {failure}",
             "let the user of these credentials read, write and delete probes/*, as deploy/minio/policies do",
+        )
+        return
+    except MadpoError as failure:
+        yield error(
+            "store.room", f"takes no writes: {failure}", "make room in it; until then jobs wait for it, and go on"
         )
         return
     try:

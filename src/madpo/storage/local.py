@@ -5,6 +5,7 @@ condition is checked too; readers need no lock. An etag is made of the file's ti
 stamp is set from the nanosecond clock on every write, since that of many kernels moves only every few milliseconds.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from madpo.errors import MadpoError, NotFoundError, UnavailableError
+from madpo.errors import MadpoError, NotFoundError, OverloadedError, UnavailableError
 from madpo.ports import ObjectInfo
 from madpo.storage.files import copy_stream, durable_file, locked, make_directory, replacing, sync_directory
 from madpo.storage.keys import check_path
@@ -180,6 +181,10 @@ class LocalStore:
         except MadpoError:
             raise  # some are an OSError too
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OverloadedError(
+                    f"object store file://{self._root} is full: free some space on its disk"
+                ) from error
             raise UnavailableError(f"object store file://{self._root} cannot be used: {error}") from error
 
 

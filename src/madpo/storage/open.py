@@ -1,6 +1,5 @@
 """The object store a service's settings name."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,26 +17,19 @@ _PROBE_BYTES = 1 << 20
 """Small files may find room where no other does."""
 
 
-def open_store(
-    settings: StoreSettings, *, patiently: Callable[[ObjectStore], ObjectStore] = lambda store: store
-) -> ObjectStore:
+def open_store(settings: StoreSettings) -> ObjectStore:
     """Open the object store and see that it answers.
 
     A missing directory or bucket is made.
-
-    Args:
-        settings: Where it is.
-        patiently: Wraps it before anything is asked of it.
 
     Raises:
         InvalidArgumentError: A setting is missing or malformed; names it.
         UnavailableError: The store does not answer.
         FailedPreconditionError: It refuses the credentials, or does not honour conditional writes.
     """
-    named = named_store(settings)
-    store = patiently(named)
+    store = named_store(settings)
     store.check()
-    if isinstance(named, S3Store):
+    if isinstance(store, S3Store):
         check_conditional_writes(store, settings.s3_endpoint or "")
     return store
 
@@ -69,7 +61,7 @@ def check_use(store: ObjectStore) -> None:
     key = keys.probe(uuid4().hex)
     try:
         store.put(key, bytes(_PROBE_BYTES))
-    except FailedPreconditionError:
+    except RefusedError:
         return
     with suppress(MadpoError):  # without the right to delete, or away by now
         store.delete(key)

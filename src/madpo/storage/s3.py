@@ -69,6 +69,7 @@ class S3Store:
             backoff_jitter=0.2,
             status_forcelist=REPEATED,
             allowed_methods=None,
+            raise_on_status=False,  # the last reply says why
             retry_after_max=_MAX_RETRY_AFTER_S,
         )
         http = PoolManager(

@@ -126,7 +126,9 @@ class Place:
             case 412:
                 return ConditionFailedError(f"{self.server}: {key} is not in the expected version")
         if status in REPEATED or status >= 500:
-            return UnavailableError(f"{self.server} fails with {said}")
+            # Several servers say no more when their disks are full.
+            hint = " when it is written to: is there room on its disks?" if _may_be_full(method, status) else ""
+            return UnavailableError(f"{self.server} fails with {said}{hint}")
         if isinstance(error, InvalidResponseError):
             return UnavailableError(
                 f"{self.server} does not answer as S3 does (status {status}): is s3_endpoint right, or is a proxy in "
@@ -144,6 +146,10 @@ def etag_of(headers: Mapping[str, str]) -> str:
     if "etag" not in headers:
         raise _NoS3ReplyError
     return headers["etag"].strip('"')
+
+
+def _may_be_full(method: str, status: int) -> bool:
+    return method in ("PUT", "POST") and status in (500, 503)
 
 
 def _is_page(error: MinioException) -> bool:

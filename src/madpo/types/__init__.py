@@ -3,6 +3,7 @@
 from madpo.types.access import AccessToken, AuditRecord, Caller, Role, TokenLimits
 from madpo.types.bounds import MOST_STEPS, AtMost
 from madpo.types.jobs import (
+    WAITING_FOR_STORE,
     CheckpointPublished,
     Job,
     JobEvent,
@@ -45,6 +46,7 @@ __all__ = [
     "MESSAGE_TEXTS",
     "MOST_STEPS",
     "NO_OPTIONS",
+    "WAITING_FOR_STORE",
     "AccessToken",
     "AtMost",
     "AuditRecord",

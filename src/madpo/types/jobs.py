@@ -33,6 +33,10 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
+WAITING_FOR_STORE = "waiting for the object store"
+"""The phase of a run that cannot go on without it."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobProgress:
     """Where a running job stands: its steps, and how much of its present phase is done."""

@@ -4,7 +4,7 @@ import logging
 
 from madpo.config import StoreSettings
 from madpo.ports import ObjectStore
-from madpo.storage.open import open_store
+from madpo.storage.open import named_store
 from madpo.storage.patient import PatientStore
 from madpo.worker.workspace import Run
 
@@ -29,7 +29,8 @@ def open_run_store(settings: StoreSettings, run: Run, *, reports: bool = True) -
         elif reason:
             logger.warning("waiting for the object store", extra={"error": reason})
 
-    return open_store(
-        settings,
-        patiently=lambda store: PatientStore(store, waiting=waiting, gives_up=lambda: run.stop_requested is not None),
-    )
+    # What else is checked of a store, the worker has checked at its start.
+    named = named_store(settings)
+    store = PatientStore(named, waiting=waiting, gives_up=lambda: run.stop_requested is not None)
+    store.check()
+    return store

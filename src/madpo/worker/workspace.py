@@ -31,7 +31,7 @@ from madpo.queue.records import (
     result_from_json,
     result_to_json,
 )
-from madpo.types import CheckpointPublished, Job, JobProgress, JobResult, LogLine
+from madpo.types import WAITING_FOR_STORE, CheckpointPublished, Job, JobProgress, JobResult, LogLine
 from madpo.worker.credentials import without_credentials
 from madpo.worker.failure import Failure, first_failure
 from madpo.worker.files import write_whole
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 StopReason = Literal["cancel", "drain"]
 
 ORPHANED_EXIT_CODE = 75
-WAITING_FOR_STORE = "waiting for the object store"
 LOG_LINE_CHARS = 2000
 _READ_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16

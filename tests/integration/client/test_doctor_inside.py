@@ -1,6 +1,7 @@
 """`madpo doctor --inside` against real servers: each check is seen to hold, and seen to fail."""
 
 import asyncio
+import errno
 import http.client
 import json
 import os
@@ -171,6 +172,9 @@ class LyingHandler(BaseHTTPRequestHandler):
         lie = self.server.lie
         if lie == "delete" and self.command == "DELETE":
             return self.reply(204, {}, b"")
+        if lie.startswith("50") and self.command == "PUT":
+            status, code = lie.split()
+            return self.reply(int(status), {}, f"<Error><Code>{code}</Code></Error>".encode())
         if lie == "rights" and self.command == "PUT":
             return self.reply(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
         upstream = http.client.HTTPConnection(self.server.upstream)
@@ -294,6 +298,34 @@ def test_credentials_that_may_not_write_are_told(s3: StoreSettings, liar: Liar) 
     assert not_ok(found) == {"store.contract": "warning"}
     assert "probes/*" in found["store.contract"].advice
     assert "for s3:PutObject (403): check s3_access_key, s3_secret_key, and" in found["store.contract"].message
+
+
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        ("507 XMinioStorageFull", "is full (507): free some space"),
+        ("500 InternalError", "is there room"),
+    ],
+)
+def test_a_store_without_room_is_told_so(
+    s3: StoreSettings, liar: Liar, lie: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urllib3.Retry.DEFAULT_BACKOFF_MAX", 0.001)
+    liar.lie = lie
+    found = examine(s3, s3_endpoint=f"http://127.0.0.1:{liar.server_port}")
+    assert not_ok(found) == {"store.room": "error"}
+    assert said in found["store.room"].message
+    assert "make room" in found["store.room"].advice
+
+
+def test_a_full_disk_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    found = examine(StoreSettings(store_url=f"file://{tmp_path}/store"))
+    assert not_ok(found) == {"store.room": "error"}
+    assert "is full: free some space on its disk" in found["store.room"].message
 
 
 def test_wrong_credentials_buckets_and_settings_are_told(s3: StoreSettings) -> None:

@@ -72,3 +72,11 @@ def test_the_rank_that_failed_first_says_why(tmp_path: Path, what: str, line: st
     assert failure.line == line
     assert "Root Cause" not in said
     assert "elastic/errors.html" not in said
+
+
+def test_a_launcher_that_somebody_ends_says_so(tmp_path: Path) -> None:
+    failure, said = launched(tmp_path, "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
+
+    assert failure is not None
+    assert (failure.line, failure.from_outside) == ("the run was killed by SIGTERM", True)
+    assert "elastic/errors.html" not in said

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from madpo.config import ServiceSettings
-from madpo.types import Job, JobKind, JobState
+from madpo.types import WAITING_FOR_STORE, Job, JobKind, JobProgress, JobState
 from madpo_client.cli import main
 from madpo_client.connection import Connection, write_connection
 from madpo_client.doctor import findings, gpu, host, queue, settings, versions
@@ -95,6 +95,15 @@ def test_jobs_that_wait_while_none_runs_have_no_worker(jobs: list[Job], level: s
     finding = judge_queue("evaluate", jobs, now=1000.0)
     assert finding.level == level
     assert level == "ok" or "no evaluator takes them" in finding.message
+
+
+def test_jobs_that_wait_for_the_store_are_told() -> None:
+    waiting = JobProgress(3, 10, phase=WAITING_FOR_STORE)
+    jobs = [pending(age_s=5, state=JobState.RUNNING, progress=waiting)]
+    finding = judge_queue("evaluate", jobs, now=1000.0)
+    assert (finding.level, finding.message) == ("error", "1 job waiting for the object store: job-1")
+    over = [pending(age_s=5, state=JobState.CANCELLED, progress=waiting)]
+    assert judge_queue("evaluate", over, now=1000.0).level == "ok"
 
 
 # ---- GPUs

@@ -1,6 +1,7 @@
 """The training loop over a tiny linear objective, with a real checkpoint store."""
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobState
 from madpo.worker.workspace import Run
+from madpo_trainer import loop as loop_module
 from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.loop import TrainingLoop
 from madpo_trainer.memory import note_shortage, noted_shortage
@@ -78,7 +80,17 @@ class RegressionStep:
         return [f"row {row}" for row in sorted(rows, key=lambda row: bool(self.objective.inputs[row].isfinite().all()))]
 
 
-def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, ranks=None, evaluate=dict, **fields):
+def make_loop(
+    tmp_path,
+    objective,
+    *,
+    micro_batch_tokens=8,
+    state=None,
+    ranks=None,
+    evaluate=dict,
+    checkpoint_every_s=math.inf,
+    **fields,
+):
     parameters = TrainingParameters(
         global_batch_size=8,
         **{"checkpoint_every_steps": 100, "optimizer": {"learning_rate": 0.05}, **fields},
@@ -108,6 +120,7 @@ def make_loop(tmp_path, objective, *, micro_batch_tokens=8, state=None, ranks=No
         save_model=save_model,
         flush=lambda step: [],
         note_shortage=partial(note_shortage, LocalStore(tmp_path / "store"), JOB.job_id),
+        checkpoint_every_s=checkpoint_every_s,
     )
 
 
@@ -306,3 +319,43 @@ def test_a_run_that_logs_seldom_still_says_that_it_goes_on(tmp_path, monkeypatch
         [each["step"] for each in reported if each["metrics"]] == [row["step"] for row in loop.metrics] == [5, 10, 12]
     )
     assert sum(each["metrics"].get("interval/steps", 0.0) for each in reported) == 12
+
+
+@pytest.mark.parametrize(
+    ("step_s", "checkpoint_s", "published"),
+    [
+        (100.0, 0.0, [3, 6, 9, 12]),  # every 300 seconds
+        (400.0, 0.0, list(range(1, 13))),  # each step takes longer than that
+        (100.0, 30.0, [3, 9, 12]),  # of the time between two, a twentieth at most: 570 seconds
+        (1.0, 0.0, [12]),  # the end
+    ],
+)
+def test_checkpoints_come_by_time_as_well_and_take_a_twentieth_of_it_at_most(
+    tmp_path, monkeypatch, step_s, checkpoint_s, published
+):
+    now = 0.0
+    monkeypatch.setattr(loop_module.time, "monotonic", lambda: now)
+
+    class Slow(Regression):
+        def begin(self, step, rows):
+            nonlocal now
+            now += step_s
+            return super().begin(step, rows)
+
+        def tensors(self):
+            nonlocal now
+            now += checkpoint_s
+            return super().tensors()
+
+    loop = make_loop(tmp_path, Slow(), checkpoint_every_s=300.0)
+    assert loop.execute()
+
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [json.loads(data)["step"] for name, data in lines if name == "checkpoint"] == published
+
+
+def test_training_is_the_same_however_often_checkpoints_come(tmp_path):
+    seldom, often = Regression(), Regression()
+    assert make_loop(tmp_path / "a", seldom).execute()
+    assert make_loop(tmp_path / "b", often, checkpoint_every_s=1e-9).execute()
+    assert torch.equal(weights(seldom), weights(often))
