@@ -93,7 +93,7 @@ def make_loop(
 ):
     parameters = TrainingParameters(
         global_batch_size=8,
-        **{"checkpoint_every_steps": 100, "optimizer": {"learning_rate": 0.05}, **fields},
+        **{"checkpoint_every_steps": 100, "optimizer": {"learning_rate": 0.05}, "precision": "fp32", **fields},
     )
     schedule = Schedule.plan(rows=ROWS, batch_size=8, seed=0, epochs=4, max_steps=None)
     state = state or TrainingState()
