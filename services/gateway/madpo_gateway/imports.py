@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from madpo.background import exit_after
 from madpo.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -153,15 +153,10 @@ def _fetch(wanted: Wanted) -> Fetched:
     return Fetched(commit, [(name, str(path)) for name, path in files])
 
 
-def _end_with_gateway() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
 def main() -> None:
     """Read what is wanted from standard input, fetch it, and say in one line of JSON what came of it."""
     wanted = Wanted(**json.loads(sys.stdin.buffer.readline()))
-    threading.Thread(target=_end_with_gateway, daemon=True).start()
+    exit_after(sys.stdin.buffer.read, name="the gateway's end", exit_code=1)
     try:
         answer: dict[str, Any] = asdict(_fetch(wanted))
     except MadpoError as error:

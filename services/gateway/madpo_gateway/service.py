@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import logging
 import shutil
+from collections.abc import Iterator
 
 import grpc
 from prometheus_client import CollectorRegistry
 
-from madpo.errors import MadpoError, NotFoundError
+from madpo.background import EssentialTask, repeat
+from madpo.errors import NotFoundError
 from madpo.queue.metrics import QueueCollector
 from madpo.queue.queue import open_queue
 from madpo.queue.reaper import Reaper
@@ -121,8 +123,7 @@ class GatewayService:
         )
         self._recovery = Recovery(self._store)
         self._collector: QueueCollector | None = None
-        self._housekeeping: asyncio.Task[None] | None = None
-        self._retaining: asyncio.Task[None] | None = None
+        self._tasks: list[EssentialTask] = []
         self._stopping = asyncio.Event()
         self._witness: str | None = None
         self._reaper = Reaper(self._queue, lease_s=settings.lease_s)
@@ -179,45 +180,43 @@ class GatewayService:
         await self._reconciler.run()
         self._collector = QueueCollector(self._queue, asyncio.get_running_loop())
         self._registry.register(self._collector)
-        self._housekeeping = asyncio.create_task(self._keep_house())
-        self._retaining = asyncio.create_task(self._keep_rules())
+        self._tasks = [self._keep_house(), *self._keep_rules()]
 
     async def stop(self) -> None:
         """End the housekeeping and hang up."""
         # By a flag: a cancellation that meets a call to the queue may be lost inside the client.
-        self._stopping.set()
-        for task in (self._housekeeping, self._retaining):
-            if task is not None:
-                await task
+        for task in self._tasks:
+            await task.end(self._stopping.set)
         if self._collector is not None:
             self._registry.unregister(self._collector)
         await self._queue.close()
 
-    async def _keep_house(self) -> None:
+    def _keep_house(self) -> EssentialTask:
         """Every third of a lease; a queue or a store that is away for a while is no reason to end."""
-        while not await self._stopped_within(self._settings.lease_s / 3):
-            try:
-                await asyncio.to_thread(self._uploads.expire, self._settings.upload_ttl_s)
-                self._metrics.reaped.inc(await reap(self._reaper, store=self._store))
-                if await self._reconciler.has_new_server() or await self._has_lost_jobs():
-                    await self._reconciler.run()
-                await asyncio.to_thread(self._recovery.run)
-            except MadpoError as error:
-                logger.warning("housekeeping failed, trying again", extra={"error": str(error)})
-            except Exception:
-                # Nobody waits for this task: ended, it would be missed only once a job is lost for good.
-                logger.exception("housekeeping failed, trying again")
+        works = (self._expire_uploads, self._reap, self._restore_lost, self._recover)
+        every_s = self._settings.lease_s / 3
+        return EssentialTask(
+            repeat(*works, every_s=every_s, stop=self._stopping, name="housekeeping"), name="the housekeeping"
+        )
 
-    async def _keep_rules(self) -> None:
+    def _keep_rules(self) -> Iterator[EssentialTask]:
         """Apply retention now and then, beside the housekeeping: it may take long. Not at each start."""
-        every_s = self._settings.retention_every_s
-        while every_s is not None and not await self._stopped_within(every_s):
-            try:
-                await self._apply_retention()
-            except MadpoError as error:
-                logger.warning("retention was not applied", extra={"error": str(error)})
-            except Exception:
-                logger.exception("retention was not applied")
+        if (every_s := self._settings.retention_every_s) is not None:
+            rules = repeat(self._apply_retention, every_s=every_s, stop=self._stopping, name="retention")
+            yield EssentialTask(rules, name="the retention")
+
+    async def _expire_uploads(self) -> None:
+        await asyncio.to_thread(self._uploads.expire, self._settings.upload_ttl_s)
+
+    async def _reap(self) -> None:
+        self._metrics.reaped.inc(await reap(self._reaper, store=self._store))
+
+    async def _restore_lost(self) -> None:
+        if await self._reconciler.has_new_server() or await self._has_lost_jobs():
+            await self._reconciler.run()
+
+    async def _recover(self) -> None:
+        await asyncio.to_thread(self._recovery.run)
 
     async def _apply_retention(self) -> None:
         things = size_bytes = 0
@@ -228,11 +227,6 @@ class GatewayService:
                     break
         if things:
             logger.info("retention applied", extra={"things": things, "size_bytes": size_bytes})
-
-    async def _stopped_within(self, span_s: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), span_s)
-        return self._stopping.is_set()
 
     async def _has_lost_jobs(self) -> bool:
         """Whether the queue came back empty: it has no job at all, or not the one that was its newest before."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from madpo.background import EssentialTask
 from madpo.errors import InternalError
 from madpo_reward.metrics import RewardMetrics
 from madpo_reward.waiting import WaitingLine
@@ -110,22 +111,21 @@ class Batcher:
         self.scored = 0
         self._arrived = asyncio.Event()
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
-        self._task: asyncio.Task[None] | None = None
+        self._task: EssentialTask | None = None
 
     def start(self) -> None:
         """Begin to run batches."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = EssentialTask(self._run(), name="the forming of batches")
 
     async def stop(self) -> None:
         """Stop after the batch in work; callers are gone by now."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await self._task.end()
         await asyncio.to_thread(self._device.shutdown, cancel_futures=True)
 
     async def probe(self, work: Callable[[], object]) -> None:
         """Do something on the device behind the batch in work, to see that it can be done; raises what it does."""
-        if self._task is None or self._task.done():
+        if self._task is None or not self._task.is_running:
             raise InternalError("no batches are formed")
         await asyncio.get_running_loop().run_in_executor(self._device, work)
 

@@ -10,12 +10,11 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from madpo.errors import InternalError
+from madpo.background import EssentialTask
 from madpo.worker.attempt import wait
 from madpo.worker.child import Child
 from madpo.worker.worker import trim_copies
@@ -43,7 +42,7 @@ class FollowerService:
     def __init__(self, settings: TrainerSettings, *, command: Callable[[Path], Sequence[str]]) -> None:
         self._settings, self._command = settings, command
         self._stop = asyncio.Event()
-        self._following: asyncio.Task[None] | None = None
+        self._following: EssentialTask | None = None
 
     def add_to_server(self, server: object) -> tuple[str, ...]:
         """Nothing to call: health is all such a service answers."""
@@ -51,8 +50,7 @@ class FollowerService:
 
     async def start(self) -> None:
         """Look out for host 0; it need not be there yet."""
-        self._following = asyncio.create_task(self._follow())
-        self._following.add_done_callback(self._end_process)
+        self._following = EssentialTask(self._follow(), name="the follower")
 
     async def stop(self) -> None:
         """Ask the run for a checkpoint, and leave once it has ended or its grace is over.
@@ -60,12 +58,8 @@ class FollowerService:
         Raises:
             InternalError: The service had ended by itself; any exception of it likewise.
         """
-        ended_by_itself = not self._stop.is_set() and self._following is not None and self._following.done()
-        self._stop.set()
         if self._following is not None:
-            await self._following
-        if ended_by_itself:
-            raise InternalError("the follower ended without being asked to")
+            await self._following.end(self._stop.set)
 
     async def _follow(self) -> None:
         logger.info("following", extra={"leader": f"{self._settings.master_addr}:{self._settings.master_port}"})
@@ -125,12 +119,6 @@ class FollowerService:
             if deadlines and now() >= min(deadlines.values()):
                 child.kill()
             await asyncio.wait({child.exited}, timeout=self._settings.poll_s)
-
-    def _end_process(self, _: asyncio.Task[None]) -> None:
-        if not self._stop.is_set():
-            logger.error("the follower has died; the process ends")
-            # The way every service ends; `stop` then raises what it died of, so the exit code tells.
-            signal.raise_signal(signal.SIGTERM)
 
 
 async def _until_closed(reader: asyncio.StreamReader) -> None:

@@ -68,6 +68,9 @@ class OpenCalls:
                 except Exception:
                     logger.exception("whether calls may go on is not known, trying again")
                 for call in list(self._calls):
-                    call.check_again()
+                    try:
+                        call.check_again()
+                    except Exception:
+                        logger.exception("whether a call may go on is not known, trying again")
         finally:
             self._looking = None

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from madpo.background import EssentialTask
 from madpo.config import ServiceSettings, load_settings, log_format_of, revealed
 from madpo.errors import MadpoError
 from madpo.rpc.access import Access, SharedToken
@@ -90,7 +91,7 @@ class RunningServer:
         self._server = grpc.aio.server(interceptors=[interceptor], options=_SERVER_OPTIONS)
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._names = service.add_to_server(self._server)
-        self._watch: asyncio.Task[None] | None = None
+        self._watch: EssentialTask | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -110,13 +111,12 @@ class RunningServer:
         await self._service.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         if isinstance(self._service, Watched):
-            self._watch = asyncio.create_task(self._follow(self._service))
+            self._watch = EssentialTask(self._follow(self._service), name="the look at health")
 
     async def stop(self) -> None:
         """Answer NOT_SERVING, let calls in flight finish, release the service."""
         if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
+            await self._watch.end()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.stop(self._settings.grace_s)
         await self._service.stop()

@@ -1,22 +1,18 @@
 """The service around a job worker: what the trainer and the evaluator have in common."""
 
 import asyncio
-import logging
-import signal
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from madpo.background import EssentialTask
 from madpo.config import WorkerSettings
-from madpo.errors import InternalError
 from madpo.ports import JobQueue
 from madpo.queue.queue import open_queue
 from madpo.storage.open import open_store
 from madpo.worker.device import require_device
 from madpo.worker.worker import JobWorker
-
-logger = logging.getLogger(__name__)
 
 
 class WorkerService:
@@ -43,7 +39,7 @@ class WorkerService:
         self._queue_name, self._command, self._abilities = queue_name, command, abilities
         self._stop = asyncio.Event()
         self._queue: JobQueue | None = None
-        self._worker: asyncio.Task[None] | None = None
+        self._worker: EssentialTask | None = None
 
     def add_to_server(self, server: object) -> tuple[str, ...]:
         """Nothing to call: health is all such a service answers."""
@@ -70,8 +66,7 @@ class WorkerService:
             registry=self._registry,
             abilities=self._abilities,
         )
-        self._worker = asyncio.create_task(worker.run(self._stop))
-        self._worker.add_done_callback(self._end_process_with_worker)
+        self._worker = EssentialTask(worker.run(self._stop), name=f"the worker of queue {self._queue_name}")
 
     async def stop(self) -> None:
         """Let the running job reach a checkpoint and give it back.
@@ -79,19 +74,9 @@ class WorkerService:
         Raises:
             InternalError: The worker had ended by itself; any exception of the worker likewise.
         """
-        ended_by_itself = not self._stop.is_set() and self._worker is not None and self._worker.done()
-        self._stop.set()
         try:
             if self._worker is not None:
-                await self._worker
-            if ended_by_itself:
-                raise InternalError(f"the worker of queue {self._queue_name} ended without being asked to")
+                await self._worker.end(self._stop.set)
         finally:
             if self._queue is not None:
                 await self._queue.close()
-
-    def _end_process_with_worker(self, _: asyncio.Task[None]) -> None:
-        if not self._stop.is_set():
-            logger.error("the worker has died; the process ends", extra={"queue": self._queue_name})
-            # The way every service ends; `stop` then raises what the worker died of, so the exit code tells.
-            signal.raise_signal(signal.SIGTERM)

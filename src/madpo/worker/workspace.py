@@ -16,11 +16,11 @@ import logging
 import os
 import re
 import shutil
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal, NoReturn, Self
+from typing import BinaryIO, Literal, Self
 
+from madpo.background import exit_after
 from madpo.ports import Claim
 from madpo.queue.records import (
     RunEvent,
@@ -146,13 +146,8 @@ def hold_lifeline(directory: Path) -> BinaryIO:
 def watch_lifeline(directory: Path) -> None:
     """Exit the process, from a daemon thread, the moment nobody holds the lifeline of the directory."""
     lifeline = (directory / "lifeline").open("rb")
-    threading.Thread(target=_exit_when_orphaned, args=[lifeline], name="lifeline", daemon=True).start()
-
-
-def _exit_when_orphaned(lifeline: BinaryIO) -> NoReturn:
     # Shared, so that all ranks wake together.
-    fcntl.flock(lifeline, fcntl.LOCK_SH)
-    os._exit(ORPHANED_EXIT_CODE)
+    exit_after(lambda: fcntl.flock(lifeline, fcntl.LOCK_SH), name="lifeline", exit_code=ORPHANED_EXIT_CODE)
 
 
 class Workspace:
