@@ -60,17 +60,15 @@ class Deletion:
         One that cannot be read may be removed as well.
         """
 
-        async def look() -> None:
-            usage = await Usage.of(self._queue)
+        async def look(usage: Usage) -> None:
             usage.require_unneeded(job_id)
             await guard(usage)
 
         async with self._turn:
-            await self._reconciler.require_all_known(but_for=job_id)
-            await look()
+            await look(Usage(await self._reconciler.all_jobs(but_for=job_id)))
             await self._retire(job_id)
             try:
-                await look()
+                await look(await Usage.of(self._queue))
             except BaseException:  # also where the caller went away
                 await self._queue.reinstate(job_id)
                 raise
@@ -89,8 +87,7 @@ class Deletion:
             guard: See `Guard`.
         """
 
-        async def look() -> None:
-            usage = await Usage.of(self._queue)
+        async def look(usage: Usage) -> None:
             await self.require_unused_model(model_id, usage)
             await guard(usage)
 
@@ -104,8 +101,7 @@ class Deletion:
     ) -> None:
         """Remove a dataset that no job needs, and the token ids made of it. Arguments as of `model`."""
 
-        async def look() -> None:
-            usage = await Usage.of(self._queue)
+        async def look(usage: Usage) -> None:
             usage.require_unneeded(dataset_id)
             await guard(usage)
 
@@ -117,8 +113,7 @@ class Deletion:
     async def checkpoint(self, job_id: str, step: int, *, guard: Guard = _no_further_reason) -> None:
         """Remove a checkpoint, of whichever attempts, of a job that is over; one that no job may go on from or read."""
 
-        async def look() -> None:
-            usage = await Usage.of(self._queue)
+        async def look(usage: Usage) -> None:
             usage.require_unneeded_checkpoints(job_id)
             await guard(usage)
 
@@ -126,7 +121,7 @@ class Deletion:
             try:
                 manifest = await asyncio.to_thread(bundle.read_manifest, self._store, prefix)
             except NotFoundError:  # it never became real
-                await look()
+                await look(await Usage.of(self._queue))
                 await run_blocking(bundle.delete, self._store, prefix)
             else:
                 await self._remove(partial(withdraw, self._store, prefix, stored_time=manifest.stored_time), look)
@@ -161,13 +156,12 @@ class Deletion:
                     " delete that job first"
                 )
 
-    async def _remove(self, withdraw: Callable[[], Withdrawal], look: Callable[[], Awaitable[None]]) -> None:
+    async def _remove(self, withdraw: Callable[[], Withdrawal], look: Guard) -> None:
         async with self._turn:
-            await self._reconciler.require_all_known()
-            await look()
+            await look(Usage(await self._reconciler.all_jobs()))
             withdrawal = await run_blocking(withdraw)
             try:
-                await look()
+                await look(await Usage.of(self._queue))
             except BaseException:  # also where the caller went away
                 await run_blocking(withdrawal.put_back)
                 raise

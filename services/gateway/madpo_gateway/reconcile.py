@@ -15,7 +15,7 @@ from madpo.errors import (
     NotFoundError,
     UnknownFormatError,
 )
-from madpo.ports import JobQueue, JobRequest, ObjectStore
+from madpo.ports import JobQueue, JobRequest, ObjectStore, UnreadableJob
 from madpo.queue.reaper import Reaper
 from madpo.storage import keys
 from madpo.storage.checkpoints import owning_attempt
@@ -80,32 +80,36 @@ class Reconciler:
         """Whether the server was started since, or is another one, and so may have come back with less."""
         return await self._queue.server_id() != self._server_id
 
-    async def require_all_known(self, *, but_for: str = "") -> None:
-        """Have the queue know every job that the store has, so that what jobs need can be told from it.
+    async def all_jobs(self, *, but_for: str = "") -> list[Job | UnreadableJob]:
+        """All jobs there are, once the queue has every one that the store has: what is needed can be told from them.
 
         Args:
-            but_for: The id of a job that need not be known.
+            but_for: The id of a job that need not be among them.
 
         Raises:
             FailedPreconditionError: A job cannot be restored; names it.
         """
-        if not await self.has_new_server() and not await self._lost():
-            return
+        jobs, lost = await self._compare()
+        if not lost and not await self.has_new_server():
+            return jobs
         await self.run()
-        if lost := [job_id for job_id in await self._lost() if job_id != but_for]:
+        jobs, lost = await self._compare()
+        if lost := [job_id for job_id in lost if job_id != but_for]:
             others = f" and {len(lost) - 1} more" if lost[1:] else ""
             raise FailedPreconditionError(
                 "nothing is removed while the queue lacks a job that the object store has, and that cannot be restored:"
                 f" {lost[0]}{others} (the gateway's log says why); upgrade madpo, put its spec.json back from a backup,"
                 " or delete that job"
             )
+        return jobs
 
-    async def _lost(self) -> list[str]:
-        """Jobs that the store has and the queue has not."""
+    async def _compare(self) -> tuple[list[Job | UnreadableJob], list[str]]:
+        """The jobs that the queue has, and the ids of those that only the store has."""
         # In this order: a request is kept before its job is queued.
         kept = await asyncio.to_thread(_kept_job_ids, self._store)
-        lost = kept - {job.job_id async for job in self._queue.scan()}
-        return [job_id for job_id in sorted(lost) if await asyncio.to_thread(_is_asked_for, self._store, job_id)]
+        jobs = [job async for job in self._queue.scan()]
+        lost = sorted(kept - {job.job_id for job in jobs})
+        return jobs, [job_id for job_id in lost if await asyncio.to_thread(_is_asked_for, self._store, job_id)]
 
 
 def _is_asked_for(store: ObjectStore, job_id: str) -> bool:

@@ -95,9 +95,8 @@ class Retention:
 
     async def _apply(self, *, dry_run: bool) -> AsyncIterator[Removal]:
         await self._reconciler.run()
-        await self._reconciler.require_all_known()
         self._now, self._gone = self._clock(), set()
-        usage = self._usage = await Usage.of(self._queue)
+        usage = self._usage = Usage(await self._reconciler.all_jobs())
         pins = await asyncio.to_thread(pinned, self._store)
         going, kept = self._sorted(usage, pins)
         for job in going:
