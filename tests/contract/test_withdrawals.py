@@ -214,6 +214,44 @@ def test_an_upload_between_any_two_steps_of_a_removal_is_kept(
     require_whole(other, tmp_path / "copy")
 
 
+@pytest.mark.parametrize("removal_step", range(2, 12))
+@pytest.mark.parametrize("upload_step", range(1, 10))
+def test_an_upload_and_a_removal_that_halt_between_any_two_steps_of_each_end_whole(
+    tmp_path: Path, directory: Path, upload_step: int, removal_step: int
+) -> None:
+    """The upload halts, the removal begins and halts, the upload goes on as far as it can, then the removal does."""
+    other = LocalStore(tmp_path / "store")
+    store_it(other, directory)
+    decided, halted, go_on = stored_time(other), threading.Event(), threading.Event()
+
+    def halt() -> None:
+        halted.set()
+        go_on.wait(30)
+
+    def remove() -> None:
+        store = SteppingStore(tmp_path / "store", removal_step, halt)
+        with suppress(FailedPreconditionError, NotFoundError):
+            withdraw(store, PREFIX, stored_time=decided).remove()
+        halted.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        removals: list[Any] = []
+
+        def begin_removal() -> None:
+            removals.append(pool.submit(remove))
+            halted.wait(30)
+
+        upload = pool.submit(store_it, SteppingStore(tmp_path / "store", upload_step, begin_removal), directory)
+        with suppress(TimeoutError):
+            upload.result(0.15)
+        go_on.set()
+        upload.result(30)
+        for removal in removals:
+            removal.result(30)
+
+    require_whole(other, tmp_path / "copy")
+
+
 class _KilledError(Exception):
     pass
 
