@@ -28,6 +28,9 @@ _SWITCH_S = 0.001
 class RewardService:
     """Serves every reward model of the object store; stateless but for what it keeps in memory."""
 
+    max_unseen_calls = 256
+    """What four clients have on their way at once; to look at so many takes a tenth or two of a second."""
+
     def __init__(self, settings: RewardSettings, registry: CollectorRegistry) -> None:
         self._settings = settings
         self._metrics = RewardMetrics(registry)

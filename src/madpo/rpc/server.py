@@ -60,6 +60,18 @@ class Watched(Protocol):
         ...
 
 
+@runtime_checkable
+class Prompt(Protocol):
+    """A service that would rather turn a call away unseen than let it wait long to be looked at.
+
+    Attributes:
+        max_unseen_calls: When so many have arrived and wait to be looked at, gRPC itself turns more and more of the
+            following away, with CANCELLED and at next to no cost; from twice as many on, all.
+    """
+
+    max_unseen_calls: int
+
+
 _SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -88,7 +100,13 @@ class RunningServer:
         self._service, self._settings = service, settings
         access = service.access if isinstance(service, Guarded) else SharedToken(token)
         interceptor = CallInterceptor(access=access, metrics=RpcMetrics(registry))
-        self._server = grpc.aio.server(interceptors=[interceptor], options=_SERVER_OPTIONS)
+        options: tuple[tuple[str, int], ...] = _SERVER_OPTIONS
+        if isinstance(service, Prompt):
+            options += (
+                ("grpc.server.max_pending_requests", service.max_unseen_calls),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * service.max_unseen_calls),
+            )
+        self._server = grpc.aio.server(interceptors=[interceptor], options=options)
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._names = service.add_to_server(self._server)
         self._watch: EssentialTask | None = None

@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 
 import grpc
 import pytest
@@ -118,3 +119,43 @@ def test_a_process_may_have_as_many_connections_as_the_system_lets_it():
 
     assert kept == hard
     assert soft == (65_536 if hard == -1 else min(hard, 65_536))
+
+
+class Prompt(Slow):
+    """Turns away what it cannot look at soon; while it is busy it looks at nothing."""
+
+    max_unseen_calls = 4
+
+    def __init__(self):
+        super().__init__()
+        self.warm.set()
+        self.turned_away, self.is_busy = threading.Event(), False
+
+    async def GetRewardModel(self, request, context):  # noqa: N802
+        if not self.is_busy:
+            self.is_busy = True
+            assert self.turned_away.wait(30)  # the event loop with it
+        return messages.GetRewardModelResponse()
+
+
+async def test_calls_that_nobody_can_look_at_are_turned_away_and_the_others_answered():
+    service = Prompt()
+
+    def note(call):
+        if call.code() == grpc.StatusCode.CANCELLED:
+            service.turned_away.set()
+
+    def call_all(port):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = stubs.RewardServiceStub(channel)
+            calls = [stub.GetRewardModel.future(messages.GetRewardModelRequest(), timeout=60) for _ in range(100)]
+            for call in calls:
+                call.add_done_callback(note)
+            return [call.code() for call in calls]
+
+    async with RunningServer(service, ServiceSettings(), registry=CollectorRegistry()) as server:
+        codes = await asyncio.to_thread(call_all, server.port)
+        again = await asyncio.to_thread(call_all, server.port)
+
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+    assert grpc.StatusCode.OK in again
