@@ -2,7 +2,7 @@
 
 A job may have a worker that was taken for dead and goes on. `owner.json` keeps its checkpoints out:
 
-    {"attempt": 3, "nonce": "...", "accepted_steps": {"2": 300, "3": 450}}
+    {"attempt": 3, "holder": "...", "nonce": "...", "accepted_steps": {"2": 300, "3": 450}}
 
 An attempt takes ownership in two compare-and-swap writes. The first raises `attempt`; from then on every older attempt
 fails its next check. The second records, after a fresh listing, the newest step it found: older attempts' checkpoints
@@ -43,12 +43,14 @@ class CheckpointStore:
         self._store = store
         self._job_id = job_id
         self._attempt = attempt
+        # A queue that was set back may give a number to two runs: of these the first is the attempt.
+        self._holder = uuid4().hex
 
     def take_ownership(self) -> None:
-        """Shut out every older attempt; call before `latest`. Again by the same attempt changes nothing.
+        """Shut out every older attempt; call before `latest`. Again it changes nothing.
 
         Raises:
-            StaleAttemptError: A newer attempt owns the job.
+            StaleAttemptError: A newer attempt owns the job, or another run of this number.
         """
         owner = self._swap_owner({})
         if self._attempt not in owner.accepted_steps:
@@ -150,7 +152,7 @@ class CheckpointStore:
 
     def _check_owner(self) -> None:
         owner, _ = _read_owner(self._store, self._job_id)
-        if owner.attempt != self._attempt:
+        if (owner.attempt, owner.holder) != (self._attempt, self._holder):
             raise self._stale(owner)
 
     def _swap_owner(self, accepted_steps: Mapping[int, int]) -> "_Owner":
@@ -158,9 +160,10 @@ class CheckpointStore:
         key = keys.job_owner(self._job_id)
         while True:  # a lost race means that another attempt got further: finite
             owner, etag = _read_owner(self._store, self._job_id)
-            if owner.attempt > self._attempt:
+            is_another = owner.attempt == self._attempt and owner.holder != self._holder
+            if owner.attempt > self._attempt or is_another:
                 raise self._stale(owner)
-            wanted = _Owner(self._attempt, {**owner.accepted_steps, **accepted_steps})
+            wanted = _Owner(self._attempt, {**owner.accepted_steps, **accepted_steps}, self._holder)
             if wanted == owner:
                 return owner
             if etag is None:
@@ -172,7 +175,8 @@ class CheckpointStore:
 
     def _stale(self, owner: "_Owner") -> StaleAttemptError:
         return StaleAttemptError(
-            f"attempt {self._attempt} does not own {self._job_id}: attempt {owner.attempt} does; this one must stop"
+            f"attempt {self._attempt} does not own {self._job_id}: attempt {owner.attempt}"
+            f"{' of another worker' if owner.attempt == self._attempt else ''} does; this one must stop"
         )
 
 
@@ -213,6 +217,8 @@ class _Owner:
     attempt: int
     accepted_steps: Mapping[int, int]
     """By taking attempt: the newest step of older attempts that counts."""
+    holder: str = ""
+    """Which run it is."""
 
     def accepts(self, step: int, attempt: int) -> bool:
         return all(step <= accepted for taker, accepted in self.accepted_steps.items() if attempt < taker)
@@ -220,7 +226,9 @@ class _Owner:
     def encode(self) -> bytes:
         steps = {str(attempt): step for attempt, step in self.accepted_steps.items()}
         # The nonce makes every version unlike all others, so that no etag comes twice.
-        return documents.seal({"attempt": self.attempt, "accepted_steps": steps, "nonce": uuid4().hex})
+        return documents.seal(
+            {"attempt": self.attempt, "holder": self.holder, "accepted_steps": steps, "nonce": uuid4().hex}
+        )
 
 
 def _read_owner(store: ObjectStore, job_id: str) -> tuple[_Owner, str | None]:
@@ -232,7 +240,7 @@ def _read_owner(store: ObjectStore, job_id: str) -> tuple[_Owner, str | None]:
     body = documents.unseal(data, key=key)
     with documents.reading(key):
         steps = {int(attempt): step for attempt, step in body["accepted_steps"].items()}
-        return _Owner(body["attempt"], steps), etag
+        return _Owner(body["attempt"], steps, body.get("holder", "")), etag
 
 
 def _scan(store: ObjectStore, job_id: str) -> dict[tuple[int, int], dict[str, ObjectInfo]]:

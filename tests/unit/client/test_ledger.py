@@ -62,13 +62,15 @@ def test_what_a_method_says_of_its_pairs_are_columns_behind_those_of_every_ledge
 def test_the_ledger_of_an_unfinished_job_is_what_its_newest_checkpoint_stands_on(
     store: LocalStore, tmp_path: Path
 ) -> None:
+    attempts: dict[int, CheckpointStore] = {}
+
     def publish(attempt: int, step: int, parts: list[str]) -> CheckpointStore:
         ledger = Ledger(store, job_id=JOB, attempt=attempt, parts=parts)
         ledger.extend([entry(attempt, step=step)])
         ledger.flush(step)
         (tmp_path / "files").mkdir(exist_ok=True)
         (tmp_path / "files" / "state.json").write_text("{}")
-        checkpoints = CheckpointStore(store, JOB, attempt=attempt)
+        checkpoints = attempts.setdefault(attempt, CheckpointStore(store, JOB, attempt=attempt))
         checkpoints.take_ownership()
         checkpoints.publish(step, tmp_path / "files", metadata={"step": step, LEDGER_PARTS: ledger.parts})
         return checkpoints

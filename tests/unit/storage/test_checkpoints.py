@@ -97,6 +97,22 @@ def test_a_replaced_attempt_can_neither_publish_nor_prune_nor_return(store: Loca
     assert found(store) == [(1, 1)]
 
 
+@pytest.mark.promise("J4")
+def test_of_two_runs_that_were_given_one_number_the_first_is_the_attempt(store: LocalStore, tmp_path: Path) -> None:
+    """As a queue that was set back to an older copy may number them."""
+    first, second = owner(store, 1), CheckpointStore(store, JOB, attempt=1)
+    publish(first, 1, tmp_path)
+
+    for act in (second.take_ownership, lambda: publish(second, 2, tmp_path), lambda: second.prune(1)):
+        with pytest.raises(StaleAttemptError, match="attempt 1 of another worker does; this one must stop"):
+            act()
+
+    publish(first, 2, tmp_path)
+    owner(store, 2)
+    with pytest.raises(StaleAttemptError):
+        publish(first, 3, tmp_path)
+
+
 def test_an_attempt_that_never_took_ownership_cannot_publish(store: LocalStore, tmp_path: Path) -> None:
     with pytest.raises(StaleAttemptError):
         publish(CheckpointStore(store, JOB, attempt=1), 1, tmp_path)
@@ -118,28 +134,32 @@ class InterruptedStore(LocalStore):
     def __init__(self, root: Path, *, before: bool) -> None:
         super().__init__(root)
         self._before = before
+        self.is_quiet = True
+        self._newer = CheckpointStore(LocalStore(root), JOB, attempt=2)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        if not key.endswith("manifest.json"):
+        if self.is_quiet or not key.endswith("manifest.json"):
             return super().put_if_absent(key, data)
         if self._before:
-            owner(LocalStore(self._root), 2)
+            self._newer.take_ownership()
         created = super().put_if_absent(key, data)
         if not self._before:
-            owner(LocalStore(self._root), 2)
+            self._newer.take_ownership()
         return created
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_takeover_around_the_manifest_is_noticed(tmp_path: Path, before: bool) -> None:
-    store = LocalStore(tmp_path / "store")
-    publish(owner(store, 1), 5, tmp_path)
-    overtaken = CheckpointStore(InterruptedStore(tmp_path / "store", before=before), JOB, attempt=1)
+    store = InterruptedStore(tmp_path / "store", before=before)
+    overtaken = owner(store, 1)
+    publish(overtaken, 5, tmp_path)
+    store.is_quiet = False
 
     with pytest.raises(StaleAttemptError):
         publish(overtaken, 6, tmp_path)
 
     # What the new owner did not see when it began does not come up later, not even for its own successors.
+    store.is_quiet = True
     seen = [(5, 1)] if before else [(6, 1), (5, 1)]
     assert found(store) == seen
     owner(store, 3)
