@@ -4,6 +4,7 @@ A reference says on its field what it must lead to (`Annotated[ModelReference, N
 what may not be deleted and what the gateway looks up follow from that, by `references`.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ DATASET_ID_PATTERN = r"^dataset-[0-9a-f]{32}$"
 JOB_ID_PATTERN = r"^job-[0-9a-f]{32}$"
 
 T = TypeVar("T")
+
+
+def job_id_of(request_id: str) -> str:
+    """The id of the job a request makes."""
+    return "job-" + hashlib.sha256(request_id.encode()).hexdigest()[:32]
+
 
 ModelId = Annotated[str, Field(pattern=MODEL_ID_PATTERN)]
 DatasetId = Annotated[str, Field(pattern=DATASET_ID_PATTERN)]

@@ -25,6 +25,7 @@ from madpo.errors import (
     UnavailableError,
     UnknownFormatError,
 )
+from madpo.jobs.base import job_id_of
 from madpo.jobs.registry import QUEUES
 from madpo.ports import Claim, JobRequest, Lease, Leases, LeaseStatus, QueueStatus, UnreadableJob
 from madpo.queue.address import check_url, close, connect_redis, server_name
@@ -45,11 +46,6 @@ _COMMANDS_AT_ONCE = 64
 """Others wait: past the 100 connections of a client's pool commands would fail."""
 _RESERVED_MS = 60_000
 _SCANNED_AT_ONCE = 200
-
-
-def job_id_of(request_id: str) -> str:
-    """The id of the job a request makes."""
-    return "job-" + hashlib.sha256(request_id.encode()).hexdigest()[:32]
 
 
 def connect(

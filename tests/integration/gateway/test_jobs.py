@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from madpo.errors import NotFoundError
+from madpo.jobs.base import job_id_of
 from madpo.jobs.supervised_training import SupervisedTrainingSpec
-from madpo.queue.queue import job_id_of
 from madpo.rpc import convert
 from madpo.rpc.channel import call_metadata
 from madpo.storage.results import read_result, read_spec

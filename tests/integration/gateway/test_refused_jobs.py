@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from madpo.queue.queue import job_id_of
+from madpo.jobs.base import job_id_of
 from tests.integration.gateway.messages import ref
 from tests.integration.gateway.service import (
     NO_DATASET,

@@ -20,6 +20,7 @@ from madpo.errors import (
     OverloadedError,
     UnavailableError,
 )
+from madpo.jobs.base import job_id_of
 from madpo.rpc import convert
 from madpo.rpc.channel import CHUNK_BYTES
 from madpo.rpc.gateway.client import GatewayClient
@@ -232,6 +233,20 @@ async def test_a_job_whose_reply_was_lost_is_asked_for_again_under_the_same_id()
         job = await client.create_job(JobKind.REWARD_TRAINING, SPEC, request_id="r1")
     assert job.job_id == JOB.job_id
     assert seen == ["r1"] * 7
+
+
+async def test_a_job_that_may_have_been_taken_unheard_is_named() -> None:
+    async def create(request: jobs.CreateJobRequest, context: Any) -> jobs.CreateJobResponse:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        raise AssertionError
+
+    gateway = Gateway()
+    gateway.CreateJob = create
+    async with serving(gateway) as client:
+        with pytest.raises(
+            UnavailableError, match=f"should the job have been taken all the same, it is {job_id_of('r1')}"
+        ):
+            await client.create_job(JobKind.REWARD_TRAINING, SPEC, request_id="r1")
 
 
 async def test_a_slow_answer_is_a_deadline_error_that_names_the_gateway() -> None:

@@ -15,11 +15,10 @@ from madpo.errors import (
     OverloadedError,
     UnavailableError,
 )
-from madpo.jobs.base import JOB_ID_PATTERN, ModelReference, Spec, references
+from madpo.jobs.base import JOB_ID_PATTERN, ModelReference, Spec, job_id_of, references
 from madpo.jobs.bounds import require_bounds
 from madpo.jobs.registry import parse_spec
 from madpo.ports import JobQueue, JobRequest, ObjectStore
-from madpo.queue.queue import job_id_of
 from madpo.rpc import convert
 from madpo.rpc.access import current_caller
 from madpo.storage.artifacts import list_artifacts, open_artifact

@@ -9,6 +9,7 @@ from typing import Any
 
 from madpo import types
 from madpo.errors import DeadlineExceededError, OverloadedError, UnavailableError
+from madpo.jobs.base import job_id_of
 from madpo.rpc import convert
 from madpo.rpc.channel import TIME_KEY, VERSION_KEY
 from madpo.rpc.gateway.calls import RETRY_DELAY_S, GatewayCalls
@@ -55,6 +56,8 @@ class JobCalls(GatewayCalls):
         Raises:
             InvalidArgumentError: With one violation per wrong field.
             AlreadyExistsError: The id was used for another spec.
+            UnavailableError: The gateway may have taken it all the same; names the job, to be looked for or asked for
+                again.
         """
         request = jobs.CreateJobRequest(
             request_id=request_id,
@@ -70,7 +73,8 @@ class JobCalls(GatewayCalls):
             except UnavailableError as error:
                 failure = error
         assert failure is not None
-        raise failure
+        job_id = job_id_of(request_id)
+        raise UnavailableError(f"{failure} (should the job have been taken all the same, it is {job_id})") from failure
 
     async def get_job(self, job_id: str) -> types.Job:
         """Raises NotFoundError."""
