@@ -60,7 +60,7 @@ def judge(report: Mapping[str, Any], nodes: Sequence[str]) -> Iterator[Finding]:
     elif not report["devices"]:
         yield _without_devices(report, nodes)
     for index, device in enumerate(report["devices"]):
-        yield _device(f"gpu.{index}", device)
+        yield _device(f"gpu.{index}", device, driver=report.get("driver", ""))
 
 
 def _without_cuda(torch_version: str, nodes: Sequence[str]) -> Finding:
@@ -95,10 +95,22 @@ def _without_devices(report: Mapping[str, Any], nodes: Sequence[str]) -> Finding
     )
 
 
-def _device(check: str, device: Mapping[str, Any]) -> Finding:
+def _device(check: str, device: Mapping[str, Any], *, driver: str = "") -> Finding:
     if not device["failure"]:
         free_gib, total_gib = device["free_bytes"] / 2**30, device["total_bytes"] / 2**30
-        return ok(check, f"{device['name']} computes; {free_gib:.1f} of {total_gib:.1f} GiB are free")
+        about = f"compute capability {device['capability']}" if "capability" in device else ""
+        about = ", ".join(filter(None, (about, f"driver {driver}" if driver else "")))
+        said = (
+            f"{device['name']}{f' ({about})' if about else ''} computes; {free_gib:.1f} of {total_gib:.1f} GiB are free"
+        )
+        if slow := device.get("slow"):
+            return warning(
+                check,
+                f"{said}; attention over packed rows is slow on it: {slow}",
+                "use a card of compute capability 8.0 or newer (A100, L4, H100...) with torch 2.11 or newer, or set "
+                "training.layout to padded",
+            )
+        return ok(check, said)
     failure = device["failure"].partition("\n")[0]
     if "out of memory" in failure:
         return warning(

@@ -13,19 +13,22 @@ from typing import Any
 import pytest
 
 from madpo.config import ServiceSettings
+from madpo.models.packed import varlen
 from madpo.types import WAITING_FOR_STORE, Job, JobKind, JobProgress, JobState
 from madpo_client.cli import main
 from madpo_client.connection import Connection, write_connection
-from madpo_client.doctor import findings, gpu, host, queue, settings, versions
+from madpo_client.doctor import cuda_probe, findings, gpu, host, queue, settings, versions
 from madpo_client.doctor.clock import compare_clocks
 from madpo_client.doctor.findings import Finding, error, exit_code, ok, warning
 from madpo_client.doctor.gateway import check_gateway, judge_queue
 from madpo_client.doctor.inside import check_inside
 from madpo_client.doctor.settings import SERVICES, Service
 from madpo_client.settings import ClientSettings
+from tests.unit.models.packed.test_varlen import Kernel
 
 BAD = {"ok": 0, "warning": 1, "error": 2}
 REDIS = {"redis_version": "7.4.1", "maxmemory_policy": "noeviction", "aof_enabled": 1}
+A = {"name": "A", "failure": "", "free_bytes": 2**30, "total_bytes": 2**34}
 CUDA = {"torch": "2.12.0+cu128", "cuda": "12.8", "failure": "", "devices": []}
 
 
@@ -155,6 +158,19 @@ def test_no_torch_is_told_apart_from_no_gpu(monkeypatch: pytest.MonkeyPatch) -> 
             "ok",
             "A computes; 1.0 of 16.0 GiB are free",
         ),
+        (
+            CUDA | {"driver": "580.1", "devices": [A | {"capability": "9.0", "slow": ""}]},
+            [],
+            "ok",
+            "A (compute capability 9.0, driver 580.1) computes; 1.0 of 16.0 GiB are free",
+        ),
+        (
+            CUDA
+            | {"devices": [A | {"capability": "7.5", "slow": "A has compute capability 7.5, the kernel needs 8.0"}]},
+            [],
+            "warning",
+            "attention over packed rows is slow on it: A has compute capability 7.5",
+        ),
     ],
 )
 def test_what_a_probe_saw_is_judged(report: dict[str, Any], nodes: list[str], level: str, message: str) -> None:
@@ -167,6 +183,19 @@ def test_every_gpu_is_judged_for_itself() -> None:
     good = {"name": "A", "failure": "", "free_bytes": 1, "total_bytes": 2}
     found = gpu.judge(CUDA | {"devices": [good, {"name": "B", "failure": "wrong"}]}, [])
     assert levels(found) == {"gpu.0": "ok", "gpu.1": "error"}
+
+
+@pytest.mark.parametrize(("factor", "said"), [(1, ""), (2, "the variable-length attention kernel gives wrong values")])
+def test_the_probe_attends_as_services_do(monkeypatch: pytest.MonkeyPatch, factor: int, said: str) -> None:
+    import torch
+
+    kernel = Kernel()
+    monkeypatch.setattr(varlen, "varlen_refusal", lambda *_: "")
+    monkeypatch.setattr(varlen, "_kernel", lambda: lambda *given, **options: factor * kernel(*given, **options))
+    monkeypatch.setattr(varlen, "_kernel_options", lambda: frozenset(kernel.__signature__.parameters))
+
+    assert cuda_probe._attend(torch.device("cpu")) == said
+    assert kernel.calls == 1
 
 
 def test_the_real_probe_says_what_torch_is_built_for(tmp_path: Path) -> None:
