@@ -1,12 +1,12 @@
 """What it costs to render and tokenize in a process with limits: python -m bench.scoring.tokenizing [--size body].
 
-The same request is tokenized and scored again and again, in turns by the model's tokenizing process and here, so that both
-see the same machine. In the service the process also takes the work off the interpreter that answers calls.
+The same request is tokenized and scored again and again, in turns by the tokenizing process and here, so that both
+see the same machine; the fastest of the rounds count. In the service the process also takes the work off the
+interpreter that answers calls.
 """
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +18,6 @@ from bench.meters import conditions
 from bench.scoring.pairs import make_pairs
 from madpo.data.tokenizer import load_tokenizer
 from madpo.data.unembedded import UnembeddedTokens
-from madpo_reward.batcher import one_batch
 from madpo_reward.encoding import Text, Tokens, encode
 from madpo_reward.scorer import ScorerConfig, load_scorer
 
@@ -50,24 +49,19 @@ def main() -> None:
                 start = time.perf_counter()
                 tokens = tokenize(texts)
                 tokenized = time.perf_counter()
-                units = scorer.plan(tokens)
-                while units:
-                    batch = one_batch(units)
-                    scorer.forward(batch)
-                    units = units[len(batch) :]
+                scorer._score(tokens)
                 if number:  # the first is to warm up
                     tokenize_s[way].append(tokenized - start)
                     request_s[way].append(time.perf_counter() - start)
         scorer.close()
-    ratios = [here / there for here, there in zip(request_s["here"], request_s["process"], strict=True)]
     results: dict[str, Any] = {
         way: {
-            "tokenize_ms": 1000 * statistics.median(tokenize_s[way]),
-            "request_ms": 1000 * statistics.median(request_s[way]),
+            "tokenize_ms": 1000 * min(tokenize_s[way]),
+            "request_ms": 1000 * min(request_s[way]),
         }
         for way in ways
     }
-    results["throughput_of_here"] = statistics.median(ratios)
+    results["throughput_of_here"] = min(request_s["here"]) / min(request_s["process"])
     print("JSON " + json.dumps({**results, "texts": len(texts), **conditions()}))
 
 
