@@ -64,6 +64,9 @@ class TaskOrder:
     def epoch(self, step: int, place: int = 0) -> int:
         return step // self.task.steps
 
+    def passes(self, steps: int) -> float:
+        return steps / self.task.steps
+
 
 class MeasuredRun(Run):
     """A run whose every report of progress is the end of a step.

@@ -128,7 +128,7 @@ class TrainingLoop:
         figures = {f"eval/{name}": value for name, value in self._held_out.look().items()}
         step = self.state.step
         if not self.metrics or self.metrics[-1]["step"] != step:
-            self.metrics.append({"step": step, "epoch": self._schedule.epoch(step - 1)})
+            self.metrics.append({"step": step, "epoch": self._schedule.passes(step)})
         self.metrics[-1] |= figures
         if self._ranks.is_leader:
             total = self._schedule.total_steps
@@ -192,7 +192,7 @@ class TrainingLoop:
             self.state.largest[name] = max(self.state.largest.get(name, 0.0), abs(value))
         return {
             "step": self.state.step,
-            "epoch": self._schedule.epoch(step),
+            "epoch": self._schedule.passes(self.state.step),
             **figures,
             "time/step_s": step_s,
             "rows_per_s": len(rows) / step_s,

@@ -51,6 +51,10 @@ class Schedule:
         """Epoch of the row at a place of the step's batch, from 0."""
         return (step * self.batch_size + place) // self.rows
 
+    def passes(self, steps: int) -> float:
+        """Passes over the data that so many steps have made, as trainers of transformers count epochs."""
+        return round(steps * self.batch_size / self.rows, 4)
+
     def _rows(self, first: int, last: int) -> npt.NDArray[np.int32]:
         """Rows at positions of all epochs in a row."""
         parts = []

@@ -38,4 +38,5 @@ def test_max_steps_overrides_epochs_and_counts_whole_batches():
     assert schedule.total_steps == 7
     assert all(len(schedule.batch(step)) == 4 for step in range(7))
     assert [schedule.epoch(step) for step in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    assert [schedule.passes(steps) for steps in (0, 1, 5, 7)] == [0.0, 0.4, 2.0, 2.8]
     assert [schedule.epoch(2, place) for place in range(3)] == [0, 0, 1]

@@ -124,7 +124,7 @@ def test_a_run_stopped_in_the_middle_of_an_evaluation_does_it_when_it_goes_on(tm
     assert (state.step, state.evaluated_step) == (8, 4)
     objective = Regression()
     objective.model.load_state_dict(stopped._objective.model.state_dict())
-    resumed = make_loop(tmp_path, objective, state=state, evaluate=scripted(1.0, 2.0), eval_every_steps=4)
+    resumed = make_loop(tmp_path, objective, state=state, evaluate=scripted(1.0, 2.0), eval_every_steps=4, attempt=2)
     resumed.metrics += metrics
     resumed.restore(tmp_path / "resume")
     assert resumed.execute()

@@ -89,6 +89,7 @@ def make_loop(
     ranks=None,
     evaluate=dict,
     checkpoint_every_s=math.inf,
+    attempt=1,
     **fields,
 ):
     parameters = TrainingParameters(
@@ -99,7 +100,7 @@ def make_loop(
     state = state or TrainingState()
     directory = tmp_path / "run"
     directory.mkdir(parents=True, exist_ok=True)
-    checkpoints = CheckpointStore(LocalStore(tmp_path / "store"), JOB.job_id, attempt=1)
+    checkpoints = CheckpointStore(LocalStore(tmp_path / "store"), JOB.job_id, attempt=attempt)
     checkpoints.take_ownership()
 
     def save_model(path, state):
@@ -208,7 +209,7 @@ def test_a_stopped_run_leaves_a_checkpoint_from_which_it_ends_with_the_same_weig
     resumed = Regression()
     resumed.dropout = 0.5
     resumed.model.load_state_dict(first.model.state_dict())
-    again = make_loop(tmp_path, resumed, state=state)
+    again = make_loop(tmp_path, resumed, state=state, attempt=2)
     again.restore(directory)
     assert again.execute()
 
