@@ -102,23 +102,25 @@ class Site:
 
     def train(self, name: str, spec: Mapping[str, Any], *, pause_at: int | None = None) -> Outcome:
         """Run a policy job to its end; with `pause_at` it stops after the checkpoint of that step and goes on anew."""
-        job = Job(job_id(name), JobKind.POLICY_TRAINING, JobState.RUNNING, {"model": self.model, **spec}, attempt=1)
-        workspace = Workspace(self.home / name, Claim(job, attempt=1, worker_id="test"))
         settings = TrainerSettings(
             store_url=f"file://{self.home / 'store'}",
             redis_url="redis://127.0.0.1:1/0",
             workspace=self.home / "work",
         )
-        run = PausingRun.open(workspace.directory)
-        run.pause_at = pause_at
-        TrainingRun(run, settings, OneRank()).execute()
-        if pause_at is not None:
-            (workspace.directory / "stop").unlink()
-            (workspace.directory / "outcome.json").unlink()
-            TrainingRun(Run.open(workspace.directory), settings, OneRank()).execute()
-        outcome = workspace.outcome()
-        assert outcome is not None
-        return outcome
+
+        def attempt(number: int, *, pause_at: int | None = None) -> Outcome:
+            made = {"model": self.model, **spec}
+            job = Job(job_id(name), JobKind.POLICY_TRAINING, JobState.RUNNING, made, attempt=number)
+            workspace = Workspace(self.home / f"{name}-{number}", Claim(job, attempt=number, worker_id="test"))
+            run = PausingRun.open(workspace.directory)
+            run.pause_at = pause_at
+            TrainingRun(run, settings, OneRank()).execute()
+            outcome = workspace.outcome()
+            assert outcome is not None
+            return outcome
+
+        first = attempt(1, pause_at=pause_at)
+        return first if pause_at is None else attempt(2)
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
         """Rows of a finished job's ledger."""
