@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from madpo_trainer.trained_weights import non_finite_weights, refuse_non_finite_
 
 logger = logging.getLogger(__name__)
 
+_ROWS_LOOKED_AT = 64
+"""For a short and a long one, by which a step's memory is estimated."""
 _LONGEST_SILENCE_S = 60.0
 """However seldom figures are logged, the step is reported this often: a run that says nothing is taken for hung."""
 _LEAST_WORK = 19
@@ -299,11 +302,13 @@ class TrainingLoop:
     def estimate_memory(self) -> None:
         """Estimate the memory of a step, before the first; all ranks must call."""
         longest, budget = self._objective.longest, self._micro_batches.budget_tokens
+        lengths = self._objective.lengths
+        looked_at = range(min(_ROWS_LOOKED_AT, len(lengths)))
+        short, long = (choose(looked_at, key=lengths.__getitem__) for choose in (min, max))
         with self._autocast():
             self._memory = memory.estimate_memory(
                 self._objective.model,
-                self._objective.idle,
-                run_tokens=self._objective.lengths[0],
+                {lengths[row]: partial(self._objective.idle, row) for row in (short, long)},
                 largest_tokens=max(longest, min(budget, self._schedule.batch_size * longest)),
                 recompute=self._parameters.activation_checkpointing,
             )

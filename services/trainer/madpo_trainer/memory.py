@@ -1,7 +1,8 @@
-"""What a training step will take of memory, before the first one: measured on one row, scaled to a micro-batch.
+"""What a training step will take of memory, before the first one: measured on two rows, scaled to a micro-batch.
 
-Weights, gradients and optimizer state are counted. Activations are what autograd keeps of a forward pass over one row,
-per token, times the tokens of the largest micro-batch; the backward pass needs about one more block of them.
+Weights, gradients and optimizer state are counted. Activations are what autograd keeps of a forward pass: what a longer
+row has more of it, by token, times the tokens of the largest micro-batch, and what does not depend on the row (under
+autocast, copies of the weights). The backward pass needs about one more block of them.
 
 And what is left of a shortage where ranks must keep in step, so that none can go back alone: a note in the object store
 with which the next attempt begins in smaller pieces.
@@ -60,33 +61,39 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: nn.Module, run: Callable[[], Tensor], *, run_tokens: int, largest_tokens: int, recompute: bool
+    model: nn.Module,
+    runs: Mapping[int, Callable[[], Tensor]],
+    *,
+    largest_tokens: int,
+    recompute: bool,
 ) -> MemoryEstimate:
-    """Estimate a step by running the model once, without dropout.
+    """Estimate a step by running the model on one row or two, without dropout.
 
     Args:
         model: Where it will be trained.
-        run: A loss of few tokens, with gradient.
-        run_tokens: How many.
+        runs: By their tokens, losses with gradient: of a short row and of a long one where there are.
         largest_tokens: Tokens of the largest micro-batch.
         recompute: Whether blocks will keep their inputs only.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    kept = _kept_bytes(model, run)
+    kept = {tokens: _kept_bytes(model, run) for tokens, run in runs.items()}
     model.train(was_training)
-    per_token = kept / run_tokens
+    (least, least_kept), (most, most_kept) = min(kept.items()), max(kept.items())
+    per_token = (most_kept - least_kept) / (most - least) if most > least else most_kept / most
+    fixed = max(0.0, most_kept - per_token * most)
     blocks = _block_count(model)
     if recompute:
         hidden_bytes = inner_model(model).config.get_text_config().hidden_size * 4
         per_token = blocks * hidden_bytes + 2 * per_token / blocks
+        fixed /= blocks
     else:
         per_token *= 1 + 1 / blocks
     return MemoryEstimate(
         weights=sum(map(_bytes, model.parameters())),
         training_state=3 * sum(_bytes(each) for each in model.parameters() if each.requires_grad),
-        activations=round(per_token * largest_tokens),
+        activations=round(fixed + per_token * largest_tokens),
         available=_available_bytes(device),
     )
 

@@ -28,23 +28,26 @@ def held_after_forward(model, groups):
     return sum(size for pointer, size in held.items() if pointer not in weights)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_the_estimate_from_one_row_holds_for_a_long_micro_batch(name):
+def test_the_estimate_from_two_rows_holds_for_a_long_micro_batch(name, precision):
     model = make_model(name)
     use_packed_attention(model)
-    one = [ResponseGroup(list(range(3, 30)), (list(range(3, 20)), list(range(40, 60))))]
+    short, long = ([ResponseGroup(list(range(3, 30)), (list(range(3, end)),))] for end in (8, 60))
     many = make_groups(1, responses=(2,) * 60)
-    tokens = {id(groups): held_tokens(groups) for groups in (one, many)}
 
-    estimate = estimate_memory(
-        model,
-        lambda: PackedLogps()(model, one).logps.sum(),
-        run_tokens=tokens[id(one)],
-        largest_tokens=tokens[id(many)],
-        recompute=False,
-    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        estimate = estimate_memory(
+            model,
+            {
+                held_tokens(groups): lambda groups=groups: PackedLogps()(model, groups).logps.sum()
+                for groups in (short, long)
+            },
+            largest_tokens=held_tokens(many),
+            recompute=False,
+        )
+        measured = held_after_forward(model, many)
 
-    measured = held_after_forward(model, many)
     # Half as much again is for the block that the backward pass is at: the model has two.
     assert measured == pytest.approx(estimate.activations / 1.5, rel=0.25)
     weights = sum(parameter.nbytes for parameter in model.parameters())
@@ -69,8 +72,7 @@ def test_recomputing_blocks_is_estimated_to_take_less():
     def estimate(*, recompute):
         return estimate_memory(
             model,
-            lambda: PackedLogps()(model, groups).logps.sum(),
-            run_tokens=held_tokens(groups),
+            {held_tokens(groups): lambda: PackedLogps()(model, groups).logps.sum()},
             largest_tokens=10_000,
             recompute=recompute,
         )
@@ -88,8 +90,7 @@ def test_frozen_weights_have_no_training_state():
 
     estimate = estimate_memory(
         model,
-        lambda: PackedLogps()(model, groups).logps.sum(),
-        run_tokens=held_tokens(groups),
+        {held_tokens(groups): lambda: PackedLogps()(model, groups).logps.sum()},
         largest_tokens=100,
         recompute=False,
     )

@@ -47,7 +47,7 @@ class Regression:
     def begin(self, step, rows):
         return RegressionStep(self, rows)
 
-    def idle(self):
+    def idle(self, row=0):
         return 0.0 * self.model(self.inputs[:1]).sum()
 
     def evaluate(self):

@@ -60,8 +60,11 @@ class Objective(Protocol):
         """Prepare a step over the rows of the global batch; may wait for margins."""
         ...
 
-    def idle(self) -> Tensor:
-        """Zero, by a forward pass with gradient like those of a step: keeps a rank without work in step with others."""
+    def idle(self, row: int = 0) -> Tensor:
+        """Zero, by a forward pass over a row, with gradient like those of a step.
+
+        Keeps a rank without work in step with others, and shows what a step takes of memory.
+        """
         ...
 
     @property

@@ -94,12 +94,12 @@ class PolicyObjective:
         margins = dict(zip(rows, self.margins.take(step), strict=True)) if self.margins is not None else {}
         return PolicyStep(self, step, rows, margins, margin_wait_s=time.monotonic() - start)
 
-    def idle(self) -> Tensor:
-        """Zero times the log-probs of the first row, and a moving reference's of it."""
-        logps = self.runner.logps([self.rows[0].group]).logps
+    def idle(self, row: int = 0) -> Tensor:
+        """Zero times the log-probs of a row, and a moving reference's of it."""
+        logps = self.runner.logps([self.rows[row].group]).logps
         if isinstance(self.reference, MovingReference):
             # After the policy, as in a step: sharded models gather their weights in the order they are run.
-            self.reference.logps([0])
+            self.reference.logps([row])
         return 0.0 * logps.sum()
 
     @property

@@ -46,9 +46,9 @@ class RewardObjective:
         """A step's denominator is its number of pairs."""
         return RewardStep(self, rows)
 
-    def idle(self) -> Tensor:
-        """Zero times the scores of the first pair."""
-        return 0.0 * self.scores([self.pair(0)]).float().sum()
+    def idle(self, row: int = 0) -> Tensor:
+        """Zero times the scores of a pair."""
+        return 0.0 * self.scores([self.pair(row)]).float().sum()
 
     @property
     def held_out_rows(self) -> int:

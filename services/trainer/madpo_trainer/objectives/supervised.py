@@ -44,9 +44,9 @@ class SupervisedObjective:
         """A step's denominator is the number of its response tokens that count."""
         return SupervisedStep(self, rows)
 
-    def idle(self) -> Tensor:
-        """Zero times the log-probs of the first row."""
-        return 0.0 * self.logps([self.row(0)[1]])[0].sum()
+    def idle(self, row: int = 0) -> Tensor:
+        """Zero times the log-probs of a row."""
+        return 0.0 * self.logps([self.row(row)[1]])[0].sum()
 
     @property
     def held_out_rows(self) -> int:
