@@ -9,6 +9,9 @@ from madpo.spelling import did_you_mean
 
 _WEIGHT = ".weight"
 _OF_AN_EXPERT = re.compile(r"\.experts\.\d+\.")
+_LANGUAGE_MODEL = re.compile(r"(^|\.)language_model\.")
+"""Where transformers keeps the layers that text goes through, in a model that has others."""
+_HEADS = ("lm_head.weight", "score.weight")
 _STATE_SPACE = (".A_log", ".D")
 """What the parameters of a state-space mixer (Mamba) are called, and those of nothing else."""
 
@@ -23,11 +26,14 @@ def is_named(layer: str, name: str) -> bool:
 def layers_of_tensors(shapes: Mapping[str, Sequence[int]]) -> set[str]:
     """The layers that may get an adapter, linear ones and embeddings: those whose weight is a matrix.
 
-    The experts of a mixture are none: in memory they are all stacked into one tensor.
+    The experts of a mixture are none: in memory they are all stacked into one tensor. Nor is what a model of more than
+    text has beside its language model.
 
     Args:
         shapes: Of a model's tensors by name, such as stand in the headers of its safetensors files.
     """
+    if any(_LANGUAGE_MODEL.search(name) for name in shapes):
+        shapes = {name: shape for name, shape in shapes.items() if _LANGUAGE_MODEL.search(name) or name in _HEADS}
     layers = {
         name.removesuffix(_WEIGHT) for name, shape in shapes.items() if name.endswith(_WEIGHT) and len(shape) == 2
     }

@@ -106,6 +106,17 @@ CAUSAL = (
         ),
     ),
     Family(
+        "gemma-3-vision",
+        "Gemma 3 (text and images: 4b, 12b, 27b; trained on text)",
+        TokenizerFiles(
+            "gemma",
+            _GEMMA_TOKENS,
+            template="gemma",
+            before="<bos>",
+            beside=("tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+        ),
+    ),
+    Family(
         "mistral",
         "Mistral 7B Instruct, Ministral (windows)",
         TokenizerFiles(

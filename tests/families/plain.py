@@ -45,7 +45,7 @@ def measure(
     """
     model = _load(directory, kind, base, attention)
     if padding is not None:
-        model.config.pad_token_id = padding
+        model.config.get_text_config().pad_token_id = padding
     return {
         "alone": [_values(model, kind, [each])[0] for each in ids],
         "padded": _values(model, kind, ids),
@@ -119,7 +119,7 @@ def _load(directory: str, kind: str, base: str | None, attention: str | None) ->
 
 def _values(model: Any, kind: str, ids: Ids) -> list[Any]:
     width = max(map(len, ids))
-    padding = model.config.pad_token_id or 0
+    padding = model.config.get_text_config().pad_token_id or 0
     rows = torch.tensor([[*each, *[padding] * (width - len(each))] for each in ids])
     mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in ids])
     logits = model(input_ids=rows, attention_mask=mask).logits

@@ -33,6 +33,26 @@ def test_layers_that_may_get_an_adapter_are_known_from_names_and_shapes_of_tenso
     }
 
 
+def test_what_a_model_of_more_than_text_has_beside_its_language_model_gets_none():
+    body = {
+        "language_model.model.embed_tokens.weight": (8, 4),
+        "language_model.model.layers.0.self_attn.q_proj.weight": (4, 4),
+        "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (4, 4),
+        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight": (8, 4),
+    }
+    renamed = {f"model.{name}": shape for name, shape in body.items()} | {"lm_head.weight": (8, 4)}
+
+    assert layers_of_tensors(body) == {
+        "language_model.model.embed_tokens",
+        "language_model.model.layers.0.self_attn.q_proj",
+    }
+    assert layers_of_tensors(renamed) == {
+        "lm_head",
+        "model.language_model.model.embed_tokens",
+        "model.language_model.model.layers.0.self_attn.q_proj",
+    }
+
+
 @pytest.mark.parametrize(
     "names", [["all-linear"], ["qkv_proj", "down_proj"], ["mlp.down_proj"], ["model.layers.0.mlp.down_proj"]]
 )

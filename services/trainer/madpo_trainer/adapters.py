@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from madpo.adapter_targets import is_named, read_by_kernels, require_layers
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.training import ALL_LINEAR, LoraParameters
+from madpo.models.text_part import outside_text
 
 _FIELD = "training.lora"
 _HEADS = ("score", "classifier")
@@ -51,7 +52,7 @@ def target_layers(model: Any, lora: LoraParameters) -> list[str]:
     takes their router too, and makes whole weights of all experts in every forward pass.
     """
     every = linear_layers(model) | _embeddings(model)
-    candidates = every - read_by_kernels(every, dict(model.named_parameters()))
+    candidates = every - _outside_text(model) - read_by_kernels(every, dict(model.named_parameters()))
     require_layers(lora.target_modules, sorted(candidates), field=f"{_FIELD}.target_modules")
     require_layers(lora.exclude_modules, sorted(candidates), field=f"{_FIELD}.exclude_modules")
     of_experts = _names_of_experts(model, {_leaf(layer) for layer in candidates})
@@ -80,6 +81,11 @@ def linear_layers(model: nn.Module) -> set[str]:
 
 def _embeddings(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+
+
+def _outside_text(model: Any) -> set[str]:
+    outside = outside_text(model)
+    return {name for name, module in model.named_modules() if module in outside}
 
 
 def _special(model: Any) -> set[str]:

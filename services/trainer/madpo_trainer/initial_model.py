@@ -12,6 +12,7 @@ from madpo.model_files.configs import model_kind
 from madpo.models.dtypes import WeightDtypes, stored_dtypes
 from madpo.models.load import load_causal_lm, load_reward_model
 from madpo.models.merge import write_merged
+from madpo.models.text_part import freeze_outside_text
 from madpo.storage.models import ModelStore
 from madpo.storage.references import ResolvedModel
 from madpo_trainer.adapters import with_adapters
@@ -62,6 +63,8 @@ def prepare_initial(resolved: ResolvedModel, *, models: ModelStore, scratch: Pat
 def load_trainable(initial: InitialModel, *, kind: str, lora: LoraParameters | None, checkpoint: Path | None) -> Any:
     """The model to train: fresh from the initial one, or from a checkpoint's `model/` directory.
 
+    Of a model of more than text only what text goes through is trained.
+
     Args:
         kind: What to train, `causal_lm` or `reward`; a reward model on a causal one gets a new head.
         lora: Adapter shape, or None for full fine-tuning.
@@ -71,8 +74,11 @@ def load_trainable(initial: InitialModel, *, kind: str, lora: LoraParameters | N
     if lora is None:
         directory = checkpoint or initial.directory
         if kind == "causal_lm":
-            return load_causal_lm(directory)
-        return load_reward_model(directory, new_head=new_head and checkpoint is None)
+            whole = load_causal_lm(directory)
+        else:
+            whole = load_reward_model(directory, new_head=new_head and checkpoint is None)
+        freeze_outside_text(whole)
+        return whole
     if kind == "causal_lm":
         if checkpoint is not None:
             return load_causal_lm(checkpoint, base_directory=initial.directory, trainable=True)

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from madpo.errors import FailedPreconditionError, NonFiniteError
 from madpo.models.dtypes import WeightDtypes
+from madpo.models.text_part import text_parameters
 from madpo_trainer.optimizer import trainable_parameters
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.sharding import gathered
@@ -33,9 +34,9 @@ _NOTHING_COUNTS = {
 
 
 def describe_trained(model: nn.Module) -> dict[str, Any]:
-    """Counts of trained parameters and of all, and the layers that have an adapter, by the last part of their name."""
+    """Counts of parameters, trained and all that text goes through, and of adapted layers by the end of their names."""
     trained = sum(parameter.numel() for _, parameter in trainable_parameters(model))
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in text_parameters(model))
     layers = Counter(
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
     )

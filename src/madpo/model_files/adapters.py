@@ -55,7 +55,7 @@ def check_adapter(directory: Path, base: Mapping[str, TensorInfo]) -> None:
 def _short(name: str) -> str:
     """A tensor's name without what wrappers and heads put before it."""
     name = name.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-    return re.sub(r"^(model|transformer|gpt_neox|language_model)\.", "", name)
+    return re.sub(r"^((model|transformer|gpt_neox|language_model)\.)+", "", name)
 
 
 def _advice(layer: str) -> str:

@@ -158,6 +158,15 @@ def test_an_adapter_of_the_base_is_taken(tmp_path: Path, tensors: dict[str, tupl
     check_adapter(tmp_path, BASE)
 
 
+@pytest.mark.parametrize("in_files", ["language_model.model.", "model.language_model."])
+def test_an_adapter_of_the_text_of_a_model_of_text_and_images_is_taken(tmp_path: Path, in_files: str) -> None:
+    base = {f"{in_files}layers.0.self_attn.q_proj.weight": TensorInfo("BF16", (6, 4))}
+    layer = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+    write_safetensors(tmp_path / "adapter_model.safetensors", {f"{layer}.lora_A.weight": (2, 4)})
+
+    check_adapter(tmp_path, base)
+
+
 @pytest.mark.parametrize(
     ("tensors", "complaint"),
     [

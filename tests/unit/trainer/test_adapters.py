@@ -17,6 +17,7 @@ SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 MIXTURE = {"num_key_value_heads": 2, "num_experts_per_tok": 2, "head_dim": 8}
 ATTENTION = ["k_proj", "o_proj", "q_proj", "v_proj"]
+GEMMA = sorted([*ATTENTION, "down_proj", "gate_proj", "up_proj"])
 MODELS = {
     "llama": (transformers.LlamaConfig(**SIZE, **IDS), [*ATTENTION, "down_proj", "gate_proj", "up_proj"]),
     "phi 3": (transformers.Phi3Config(**SIZE, **IDS), ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]),
@@ -118,6 +119,37 @@ def test_all_layers_of_an_encoders_head_are_trained_whole(config, adapted, whole
     trained = {key.removeprefix("base_model.model.") for key, p in model.named_parameters() if p.requires_grad}
     assert {key.partition(".")[0] for key in trained if "lora_" not in key} == whole
     assert not [key for key in trained if key.startswith(tuple(whole)) and "lora_" in key]
+
+
+def test_what_text_passes_by_gets_no_adapter():
+    towers = ("vision_tower", "multi_modal_projector")
+    model = text_and_images()
+    every = [name for name, _ in model.named_parameters()]
+    assert any(f"{tower}." in name for tower in towers for name in every)
+
+    adapted = with_adapters(model, LoraParameters(rank=2), TaskType.CAUSAL_LM)
+
+    record = describe_trained(adapted)
+    assert record["adapted_layers"] == dict.fromkeys(GEMMA, 2)
+    trained = {key: p for key, p in adapted.named_parameters() if p.requires_grad}
+    assert all(".language_model." in key and "lora_" in key for key in trained)
+    text = [p for key, p in adapted.named_parameters() if not any(f".{tower}." in key for tower in towers)]
+    assert record["of_parameters"] == sum(p.numel() for p in text)
+
+
+def test_a_name_means_the_layers_that_text_goes_through():
+    assert target_layers(text_and_images(), LoraParameters(target_modules=("q_proj",))) == [
+        f"model.language_model.layers.{layer}.self_attn.q_proj" for layer in range(2)
+    ]
+    with pytest.raises(InvalidArgumentError, match="no layer fc1 that an adapter can go on"):
+        target_layers(text_and_images(), LoraParameters(target_modules=("fc1",)))
+
+
+def text_and_images():
+    text = SIZE | {"num_key_value_heads": 1, "head_dim": 8}
+    vision = {**SIZE, "image_size": 16, "patch_size": 4}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def test_what_peft_refuses_is_said():
