@@ -75,7 +75,7 @@ class Datasets:
             split = None
         elif config is not None or revision is not None:
             raise InvalidArgumentError(f"config and revision are for datasets of the hub, such as {PREFIX}owner/name")
-        with open_source(source, split=split) as paths:
+        with open_source(source, split=split, columns=columns) as paths:
             label = name if name is not None else found_name
             total_bytes = sum(map(size_bytes_of, paths))
             with transfer(f"Uploading {paths[0].name}", total_bytes, shown=progress) as view:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
+from numbers import Real
 from typing import Any
 
 from madpo.errors import InvalidArgumentError
@@ -35,10 +37,32 @@ def table_rows(source: Any) -> Iterator[Mapping[str, Any]] | None:
 
 
 def plain(value: Any) -> Any:
-    """Arrays and numbers of numpy, torch and others as JSON has them: for `json.dumps`, which asks for the rest."""
+    """What JSON has for arrays, numbers and times: for `json.dumps`, which asks for what it does not know.
+
+    Times are ISO text, durations seconds.
+
+    Raises:
+        TypeError: It has nothing; names the type.
+    """
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if type(value).__name__ == "datetime64":
+        return str(value)
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"it holds a {type(value).__name__}")
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a cell is a number that is none, of Python or numpy."""
+    return isinstance(value, Real) and math.isnan(value)
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a cell says of itself that it has no value: None, and what pandas and numpy have for it."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or _is_no_time(value)
 
 
 def _pandas_rows(frame: Any) -> Iterator[Mapping[str, Any]]:
@@ -50,9 +74,8 @@ def _pandas_rows(frame: Any) -> Iterator[Mapping[str, Any]]:
 
 def _with_none(rows: Any) -> Iterator[Mapping[str, Any]]:
     for row in rows:
-        yield {name: None if _is_missing(value) else value for name, value in row.items()}
+        yield {name: None if is_nan(value) else value for name, value in row.items()}
 
 
-def _is_missing(value: Any) -> bool:
-    is_nan = isinstance(value, float) and math.isnan(value)
-    return is_nan or type(value).__name__ in ("NAType", "NaTType")
+def _is_no_time(value: Any) -> bool:
+    return type(value).__name__ in ("datetime64", "timedelta64") and str(value) == "NaT"

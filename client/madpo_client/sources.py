@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from madpo.data.columns import ColumnMap
 from madpo.data.file_formats import COMPRESSED_ENDINGS, format_of_name
+from madpo.data.forms.registry import KNOWN_COLUMNS
 from madpo.errors import InvalidArgumentError
 from madpo.spelling import did_you_mean
-from madpo_client.frames import plain, table_rows
+from madpo_client.frames import is_absent, is_nan, plain, table_rows
 
 Source = Path | str | Iterable[Path | str] | Iterable[Mapping[str, Any]] | Any
 """A path, paths, or rows: an iterable of mappings, such as a `datasets.Dataset`, or a table (pandas, polars, Arrow)."""
@@ -21,16 +23,19 @@ _SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val",
 
 
 @contextmanager
-def open_source(source: Source, *, split: str | None = None) -> Iterator[list[Path]]:
+def open_source(
+    source: Source, *, split: str | None = None, columns: Mapping[str, str] | None = None
+) -> Iterator[list[Path]]:
     """The files to send, in the order of their rows. Rows in memory are in a temporary file until the end.
 
     Args:
         source: What to send.
         split: Of a mapping of splits, such as a `datasets.DatasetDict`, the one that is meant.
+        columns: Our names of columns to the source's, as the gateway gets them: NaN is refused in what is read.
 
     Raises:
-        InvalidArgumentError: A directory is of no shape known here, there is no such split, or a row is no JSON object;
-            names it.
+        InvalidArgumentError: A directory is of no shape known here, there is no such split, `columns` names what is not
+            read, or a row is no JSON object; names it, and the column.
     """
     source = _chosen(source, split)
     if isinstance(source, (Path, str)):
@@ -49,11 +54,12 @@ def open_source(source: Source, *, split: str | None = None) -> Iterator[list[Pa
         return
     with tempfile.TemporaryDirectory(prefix="madpo-") as directory:
         path = Path(directory) / "rows.jsonl"
+        names = ColumnMap(columns or {}, known=KNOWN_COLUMNS)
         with path.open("w", encoding="ascii") as file:
             if first is not None:
-                file.write(_line(first, 1))
+                file.write(_line(first, 1, names))
             for number, row in enumerate(items, start=2):
-                file.write(_line(row, number))
+                file.write(_line(row, number, names))
         yield [path]
 
 
@@ -138,15 +144,41 @@ def _paths(first: Path | str, others: Iterable[Any]) -> Iterator[Path | str]:
         yield path
 
 
-def _line(row: Any, number: int) -> str:
+def _line(row: Any, number: int, columns: ColumnMap) -> str:
+    if not isinstance(row, Mapping):
+        raise _no_object(number, f"it is {type(row).__name__}")
+    cells = {name: _cell(name, value, columns) for name, value in row.items()}
     try:
-        if not isinstance(row, Mapping):
-            raise TypeError(f"it is {type(row).__name__}")
-        return json.dumps(dict(row), allow_nan=False, default=plain) + "\n"
+        return _json(cells) + "\n"
     except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(
-            f"row {number} is no JSON object: {error}; give text, numbers, lists and mappings of them"
-        ) from error
+        reasons = (_why_not(name, value) for name, value in cells.items())
+        raise _no_object(number, next(filter(None, reasons), str(error))) from error
+
+
+def _cell(name: str, value: Any, columns: ColumnMap) -> Any:
+    """The value; None where there is none, and for a NaN that nobody reads."""
+    return None if is_absent(value) or (is_nan(value) and not columns.reads(name)) else value
+
+
+def _why_not(name: str, value: Any) -> str:
+    """Why a cell cannot be sent; "" where it can."""
+    try:
+        _json(value)
+    except TypeError as error:
+        return f"{name} holds {error}"
+    except ValueError:
+        return f"{name} holds {value!r:.60}"
+    return ""
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, default=plain)
+
+
+def _no_object(number: int, reason: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"row {number} is no JSON object: {reason}; give text, numbers, lists and mappings of them"
+    )
 
 
 def size_bytes_of(path: Path) -> int:

@@ -73,6 +73,10 @@ class ColumnMap:
                 names[ours] = given
         return RawRow(number, values, names, frozenset(nulls - values.keys()), tuple(unread))
 
+    def reads(self, given: str) -> bool:
+        """Whether a column of the file is read."""
+        return self._name(given) is not None
+
     def check_seen(self) -> None:
         """Raises InvalidArgumentError when a column that was to be read under another name is in no row."""
         if self._unseen:

@@ -1,5 +1,6 @@
 """What can be uploaded as a dataset: files, several of them, directories, rows in memory."""
 
+import datetime as dt
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,45 @@ def test_datasets_of_any_sort_are_rows_and_splits_are_chosen_by_name() -> None:
         rows_of(splits, split="trian")
     with pytest.raises(InvalidArgumentError, match="split='train' is for a mapping of splits, got Dataset"):
         rows_of(dataset, split="train")
+
+
+def test_times_are_iso_text_in_every_source() -> None:
+    datasets, pandas, polars = map(pytest.importorskip, ("datasets", "pandas", "polars"))
+    at = dt.datetime(2024, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
+    rows = [{"prompt": "a", "created_at": at, "day": at.date(), "took": dt.timedelta(minutes=1)}]
+    expected = {"prompt": "a", "created_at": "2024-05-06T07:08:09+00:00", "day": "2024-05-06", "took": 60.0}
+
+    for source in (rows, pandas.DataFrame(rows), polars.DataFrame(rows), pa.Table.from_pylist(rows)):
+        assert rows_of(source) == [expected]
+    dataset = datasets.Dataset.from_list([{"at": at.replace(tzinfo=None)}])
+    for source in (dataset, dataset.with_format("numpy")):
+        assert rows_of(source)[0]["at"].startswith("2024-05-06T07:08:09")
+
+
+def test_cells_without_a_value_are_null_in_every_source() -> None:
+    pandas, numpy = pytest.importorskip("pandas"), pytest.importorskip("numpy")
+    nothing = [None, float("nan"), numpy.float32("nan"), numpy.datetime64("NaT"), pandas.NA, pandas.NaT]
+
+    for value in nothing:
+        row = {"prompt": "a", "score": value}
+        assert rows_of([row]) == rows_of(pandas.DataFrame([row])) == [{"prompt": "a", "score": None}]
+
+
+def test_a_column_that_is_read_and_cannot_be_sent_is_named() -> None:
+    nan = float("nan")
+
+    for row, column in (
+        ({"prompt": "a", "margin": nan}, "margin holds nan"),
+        ({"prompt": "a", "score_chosen": nan}, "score_chosen holds nan"),
+        ({"prompt": "a", "scores": [1.0, nan]}, "scores holds .*nan"),
+        ({"prompt": "a", "other": float("inf")}, "other holds .*inf"),
+        ({"prompt": "a", "picture": object()}, "picture holds an? object"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"row 1 is no JSON object: {column}"):
+            rows_of([row])
+    with pytest.raises(InvalidArgumentError, match="row 1 is no JSON object: score holds nan"):
+        rows_of([{"prompt": "a", "score": nan}], columns={"margin": "score"})
+    assert rows_of([{"margin": nan}], columns={"margin": ""}) == [{"margin": None}]
 
 
 def test_what_is_no_source_is_refused_by_its_type() -> None:
