@@ -17,9 +17,16 @@ REVISIONS = ("main", "v1", "refs/pr/1", COMMIT)
 
 @contextmanager
 def hub(
-    files: Mapping[str, bytes], *, repo: str = "somebody/model", kind: Literal["models", "datasets"] = "models"
+    files: Mapping[str, bytes],
+    *,
+    repo: str = "somebody/model",
+    kind: Literal["models", "datasets"] = "models",
+    gate: str = "",
 ) -> Iterator[str]:
-    """A hub with one repository at one commit; gives its URL."""
+    """A hub with one repository at one commit; gives its URL.
+
+    With a `gate` the files are shown to those alone who bring that token; what files there are, to all.
+    """
     place = repo if kind == "models" else f"datasets/{repo}"
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -35,6 +42,14 @@ def hub(
                 folders = {str(PurePosixPath(name).parent) for name in inside} - {".", under}
                 tree = [*map(self.file, inside), *map(self.folder, sorted(folders))]
                 self.answer(json.dumps(tree).encode())
+            elif (
+                gate
+                and (name in files or path.endswith("/auth-check"))
+                and self.headers["Authorization"] != f"Bearer {gate}"
+            ):
+                self.refuse(403 if "Authorization" in self.headers else 401, "GatedRepo")
+            elif path == f"/api/{kind}/{repo}/auth-check":
+                self.answer(b"{}")
             elif name in files:
                 self.answer(files[name])
             elif path.startswith(f"/{place}/resolve/{COMMIT}/"):
@@ -84,6 +99,8 @@ def hub(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

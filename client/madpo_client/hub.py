@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from madpo.hub_refusals import hub_refusal
 from madpo.spelling import did_you_mean
 from madpo_client.extras import needs_extra
 
@@ -56,7 +57,10 @@ def open_dataset(
 
     revision = revision or "main"
     try:
-        commit = huggingface_hub.HfApi().dataset_info(hub_id, revision=revision).sha or revision
+        hub = huggingface_hub.HfApi()
+        commit = hub.dataset_info(hub_id, revision=revision).sha or revision
+        # The hub tells everybody of what is gated; `datasets` raises nothing that says who is refused.
+        hub.auth_check(hub_id, repo_type="dataset")
         say_commit(hub_id, revision, commit)
         # Of many configurations or splits none is taken in silence.
         config = _choose("config", config, datasets.get_dataset_config_names(hub_id, revision=commit), hub_id)
@@ -64,9 +68,14 @@ def open_dataset(
         rows = datasets.load_dataset(hub_id, config, split=split, revision=commit)
     except InvalidArgumentError:
         raise
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise NotFoundError(f"the hub has no dataset {hub_id} at {revision}, or does not show it to us") from error
     except Exception as error:  # what its HTTP library raises has no root in common with the rest
+        if refusal := hub_refusal(error, f"dataset {hub_id}", asker="this machine"):
+            raise FailedPreconditionError(refusal) from error
+        if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
+            raise NotFoundError(
+                f"the hub has no dataset {hub_id} at {revision}, or does not show it to us (what is private needs "
+                "HF_TOKEN)"
+            ) from error
         raise FailedPreconditionError(f"the hub did not give {hub_id}: {type(error).__name__}: {error}") from error
     return iter(rows), dataset_name(hub_id, commit, config=None if config == "default" else config, split=split)
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 from madpo.data.file_formats import format_of_name
 from madpo.errors import FailedPreconditionError, MadpoError, NotFoundError
+from madpo.hub_refusals import hub_refusal
 from madpo.model_files.configs import MODEL_SUFFIXES
 from madpo.model_files.uploads import SKIPPED_ON_HUB
 from madpo.v1.dataset_service_pb2 import ImportDatasetRequest
@@ -188,11 +189,13 @@ def _asking(what: str, revision: str) -> Iterator[None]:
         yield
     except MadpoError:
         raise
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise NotFoundError(f"the hub has no {what} at {revision}, or does not show it to us") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise FailedPreconditionError(f"the gateway's scratch disk has no room for {what}") from error
-        raise FailedPreconditionError(f"the hub did not give {what} ({type(error).__name__}): {_INSTEAD}") from error
     except Exception as error:  # what its HTTP library raises has no root in common with the rest
+        if refusal := hub_refusal(error, what, asker="the gateway"):
+            raise FailedPreconditionError(refusal) from error
+        if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
+            raise NotFoundError(
+                f"the hub has no {what} at {revision}, or does not show it to us (what is private needs HF_TOKEN)"
+            ) from error
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise FailedPreconditionError(f"the gateway's scratch disk has no room for {what}") from error
         raise FailedPreconditionError(f"the hub did not give {what} ({type(error).__name__}): {_INSTEAD}") from error

@@ -124,7 +124,7 @@ def _read_answer(answer: bytes, said: bytes) -> Fetched:
     try:
         fields = json.loads(answer)
     except ValueError as error:
-        logger.exception("an import ended without an answer", extra={"said": said.decode(errors="replace")[-2000:]})
+        logger.exception("an import ended without an answer", extra={"said": _without_token(said)[-2000:]})
         raise InternalError("an import ended without an answer") from error
     if "error" not in fields:
         return Fetched(fields["commit"], [(name, path) for name, path in fields["files"]])
@@ -133,8 +133,13 @@ def _read_answer(answer: bytes, said: bytes) -> Fetched:
     raise _ERRORS[fields["error"]](fields["message"])
 
 
+def _without_token(said: bytes) -> str:
+    text, token = said.decode(errors="replace"), os.environ.get("HF_TOKEN")
+    return text.replace(token, "***") if token else text
+
+
 def _environment() -> dict[str, str]:
-    """Of this process, without the gateway's secrets."""
+    """Of this process, without the gateway's secrets; what is the hub library's own stays, HF_TOKEN among it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MADPO_")}
     return kept | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 

@@ -50,12 +50,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
         yield stack
 
 
-def upload(stack: EmbeddedStack, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def upload(
+    stack: EmbeddedStack, tmp_path: Path, *arguments: str, gate: str = "", token: str = ""
+) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the hub's library reads its endpoint once."""
-    with hub(FILES, repo="somebody/pairs", kind="datasets") as url:
+    with hub(FILES, repo="somebody/pairs", kind="datasets", gate=gate) as url:
         return subprocess.run(
             [sys.executable, "-m", "madpo_client.cli", "dataset", "upload", *arguments],
-            env=os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "MADPO_HOME": str(stack.home)},
+            env=os.environ
+            | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_TOKEN": token, "MADPO_HOME": str(stack.home)},
             capture_output=True,
             text=True,
             timeout=120,
@@ -86,7 +89,7 @@ def test_a_split_of_a_configuration_is_uploaded_from_the_commit_that_a_tag_is(
         (["hub:somebody/pairs", "--config", "hard", "--split", "trian"], "no split 'trian'; did you mean train?"),
         (["hub:somebody/pairs", "--revision", "v2"], "the hub has no dataset somebody/pairs at v2"),
         (["hub:somebody/others"], "the hub has no dataset somebody/others at main"),
-        (["hub:private/pairs"], "the hub did not give private/pairs"),
+        (["hub:private/pairs"], "the hub refuses dataset private/pairs (HTTP 403): give this machine a token"),
     ],
 )
 def test_what_is_meant_must_be_clear_and_there(
@@ -97,6 +100,17 @@ def test_what_is_meant_must_be_clear_and_there(
     assert done.returncode == 1
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_gated_dataset_says_how_it_is_had_and_is_read_with_a_token(stack: EmbeddedStack, tmp_path: Path) -> None:
+    arguments = ("hub:somebody/pairs", "--config", "easy", "--split", "train", "--quiet")
+
+    refused = upload(stack, tmp_path, *arguments, gate="hf_abc")
+    read = upload(stack, tmp_path, *arguments, gate="hf_abc", token="hf_abc")
+
+    assert refused.returncode == 1
+    assert "dataset somebody/pairs is gated: accept its terms on its page of the hub, and give this" in refused.stderr
+    assert (read.returncode, read.stdout.startswith("dataset-")) == (0, True)
 
 
 def test_a_revision_is_for_the_hub_alone(stack: EmbeddedStack) -> None:

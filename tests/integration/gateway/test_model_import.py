@@ -75,6 +75,44 @@ async def test_a_model_that_is_too_large_is_refused_before_it_is_fetched(setting
     assert f"{settings.max_model_bytes + 2} bytes" in refused.violations["hub_id"]
 
 
+@pytest.mark.parametrize("token", ["", "hf_" + "x" * 20], ids=["no token", "of another account"])
+async def test_a_gated_model_says_how_it_is_had_and_is_imported_with_a_token(
+    settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    files = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": safetensors(3)}
+    request = model_service_pb2.ImportModelRequest(hub_id="somebody/model")
+    with hub(files, gate="hf_" + "a" * 20) as url:
+        async with running(settings.model_copy(update={"hub_endpoint": url})) as gateway:
+            monkeypatch.setenv("HF_TOKEN", token)
+            refused = await refusal(gateway.ask(gateway.models.ImportModel, request))
+            monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 20)
+            imported = await gateway.ask(gateway.models.ImportModel, request)
+
+    assert (refused.code, refused.message) == (
+        "FAILED_PRECONDITION",
+        "model somebody/model is gated: accept its terms on its page of the hub, and give the gateway a token of that "
+        "account as HF_TOKEN",
+    )
+    assert {file.path for file in convert.model_from_proto(imported.model).files} == set(files)
+
+
+async def test_a_token_that_reached_a_log_is_not_in_it(
+    settings: GatewaySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    (tmp_path / "huggingface_hub.py").write_text("import os, sys; sys.exit('broken with ' + os.environ['HF_TOKEN'])")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-form")
+    request = model_service_pb2.ImportModelRequest(hub_id="somebody/model")
+    async with running(settings) as gateway:
+        await refusal(gateway.ask(gateway.models.ImportModel, request))
+
+    said = [record.said for record in caplog.records if hasattr(record, "said")]
+    assert ["broken with ***" in each for each in said] == [True]
+    assert "a-token-of-no-known-form" not in said[0]
+
+
 async def test_without_a_hub_an_import_says_what_to_do_instead(
     settings: GatewaySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +126,6 @@ async def test_without_a_hub_an_import_says_what_to_do_instead(
             not_installed = await refusal(gateway.ask(gateway.models.ImportModel, request))
 
     assert (refusing.code, not_installed.code) == ("FAILED_PRECONDITION", "FAILED_PRECONDITION")
-    assert "the hub did not give model private/model" in refusing.message
+    assert "the hub refuses model private/model (HTTP 403): give the gateway a token" in refusing.message
     assert "huggingface_hub is not installed" in not_installed.message
-    assert all("upload it instead" in refused.message for refused in (refusing, not_installed))
+    assert "upload it instead" in not_installed.message
