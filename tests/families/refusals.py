@@ -113,7 +113,8 @@ REFUSALS = (
         "Models of more than text (Qwen VL, Mistral 3; Gemma 3 is taken), and encoder-decoders (T5, BART)",
         "upload",
         "reads more than text, or has an encoder of its own, which cannot be trained here",
-        "upload the language model alone, saved as a `...ForCausalLM` with its tokenizer",
+        "upload the language model alone, saved as a `...ForCausalLM` with its tokenizer; where transformers loads it "
+        "alone (Qwen 3.5, Llama 4) the error gives the two lines",
         _upload(_with("config.json", architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3")),
     ),
     Refusal(

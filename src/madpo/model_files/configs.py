@@ -22,6 +22,11 @@ _KERNELS = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3",
 _KINDS = {"ForSequenceClassification": "reward", "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm"}
 _TEXT_OF_MORE = frozenset({"gemma3"})
 """Models of text and images, by `model_type`, that transformers loads as language models and that take text alone."""
+_TEXT_CAN_BE_SAVED = frozenset(["dots3_note", "emu3", "llama4", "mllama", "qwen3_5", "qwen3_5_moe", "qwen4_exp"])
+"""Those whose language model transformers loads alone. A test compares them with the transformers that is pinned."""
+_HOW_TO_SAVE_IT = """ (no weight may be reported as missing):
+AutoModelForCausalLM.from_pretrained(DIR, dtype="auto").save_pretrained(OUT)
+AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT)"""
 _ADAPTER_KINDS = {"SEQ_CLS": "reward", "CAUSAL_LM": "causal_lm"}
 _HEAD = re.compile(r"(base_model\.model\.)?(score|classifier)\.((dense|out_proj)\.)?(modules_to_save\.)?weight")
 
@@ -106,9 +111,10 @@ def model_kind(directory: Path, *, base_kind: str = "causal_lm") -> tuple[str, s
         if str(architectures[0]).endswith("ForConditionalGeneration"):
             if config.get("model_type") in _TEXT_OF_MORE:
                 return "causal_lm", str(architectures[0])
+            how = _HOW_TO_SAVE_IT if config.get("model_type") in _TEXT_CAN_BE_SAVED else ""
             raise InvalidArgumentError(
                 f"{architectures[0]} reads more than text, or has an encoder of its own, which cannot "
-                "be trained here: upload its language model alone, saved as a ...ForCausalLM with its tokenizer"
+                f"be trained here: upload its language model alone, saved as a ...ForCausalLM with its tokenizer{how}"
             )
     raise InvalidArgumentError(
         "architectures in config.json must name one ...ForCausalLM (a policy) or one ...ForSequenceClassification"
