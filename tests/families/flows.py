@@ -55,6 +55,14 @@ class Flows:
         """What a user gets of a flow's model, of an adapter perhaps merged into its base."""
         return self._downloaded(family, flow, merged)
 
+    def checkpoint(self, family: Family, flow: Flow) -> Path:
+        """What a user gets of the last checkpoint of a flow."""
+        folder = self._home / "checkpoints" / f"{family.name}-{flow}"
+        if not folder.exists():
+            job = self.job(family, flow)
+            self.site.client.models.download(f"{job.job_id}@{job.result.summary['steps']}", folder)
+        return folder
+
     def base_by_its_id(self, family: Family) -> Path:
         """Where the base lies in a folder that is called as it is stored."""
         folder = self._home / "by-id"

@@ -72,5 +72,7 @@ def test_an_end_of_turn_that_was_learnt_ends_generation_and_is_reported(flows: F
     )
 
     assert after == before | {"eos_token_id": [before["eos_token_id"], family.learns_end_of_turn]}
+    checkpoint = json.loads((flows.checkpoint(family, "supervised") / "generation_config.json").read_text())
+    assert checkpoint == after
     reported = flows.job(family, "supervised").result.summary["output"]["added_end_tokens"]
     assert list(reported) == [str(family.learns_end_of_turn)]

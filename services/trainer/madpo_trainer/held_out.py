@@ -58,6 +58,18 @@ class HeldOutEvaluation:
         patience = self._parameters.early_stopping_patience
         return patience is not None and self._state.evaluations_since_best >= patience
 
+    def require_metric(self, figures: dict[str, float]) -> None:
+        """See before the first step whether the best step can be told.
+
+        Args:
+            figures: On the held-out rows; empty where there are none.
+
+        Raises:
+            InvalidArgumentError: The job's `best_metric` is not among them.
+        """
+        if figures and self._parameters.eval_every_steps is not None:
+            self._value(figures)
+
     def look(self) -> dict[str, float]:
         """Evaluate, and take down what came of it. Raises Interrupted where the run is asked to stop meanwhile."""
         figures, state = self._evaluate(), self._state

@@ -141,7 +141,8 @@ class TrainingRun:
         inputs = self._inputs(initial, checkpoint)
         objective, schedule = self._kind.build(inputs)
         self._total_steps = schedule.total_steps
-        save = partial(save_trained, inputs.runner.model, initial=initial, lora=self._parameters.lora is not None)
+        lora, ends = self._parameters.lora is not None, self._ranks.lead(lambda: self._learnt_ends(inputs))
+        save = partial(save_trained, inputs.runner.model, initial=initial, lora=lora, end_ids=ends)
 
         def flush(step: int) -> list[str]:
             inputs.ledger.flush(step)
@@ -182,6 +183,7 @@ class TrainingRun:
         try:
             if not self._state.initial_eval:
                 self._state.initial_eval = self._evaluate(objective)
+            held_out.require_metric(self._state.initial_eval)
             if self._state.step == 0:
                 self._state.initial_weights = fingerprints(objective.model, self._ranks, dtypes=dtypes)
             self._ranks.together(loop.estimate_memory)
@@ -197,7 +199,7 @@ class TrainingRun:
                 **describe_publication(self._state, self._parameters),
             }
             self._take_best(objective.model, initial)
-            self._finish(objective, inputs, initial, about)
+            self._finish(objective, inputs, output_dtypes(self._parameters, initial), about, save)
         finally:
             objective.close()
 
@@ -314,43 +316,44 @@ class TrainingRun:
             return objective.evaluate(phase)
 
     def _finish(
-        self, objective: Objective, inputs: TrainingInputs, initial: InitialModel, loop_summary: Mapping[str, Any]
+        self,
+        objective: Objective,
+        inputs: TrainingInputs,
+        dtypes: WeightDtypes | None,
+        about: Mapping[str, Any],
+        save: Callable[..., tuple[int, ...]],
     ) -> None:
-        """Measure the model as it will be left, then publish it; `loop_summary` says what was trained, and how."""
-        dtypes = output_dtypes(self._parameters, initial)
+        """Measure the model as it will be left, then publish it; `about` says what was trained, and how."""
         if dtypes is not None:
             round_weights(objective.model, dtypes)
         held_out = evaluate_last(
             lambda: self._evaluate(objective), self._run, self._store, self._ranks, self._tolerance
         )
         told = summarise_job(objective, inputs, held_out, metrics=self._metrics, tolerance=self._tolerance)
-        summary = told | dict(loop_summary)
         self._phase("publishing")
         refuse_non_finite_weights(objective.model, self._ranks, step=self._state.step)
         state = saved_state(objective.model, keep=self._ranks.is_leader)
 
-        # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
-        self._ranks.lead(lambda: self._publish(summary, inputs, partial(self._save, inputs, initial, dtypes, state)))
+        def save_and_tell(directory: Path) -> dict[str, Any]:
+            ends, is_reward = save(directory, state=state, dtypes=dtypes), self._model_kind == "reward"
+            model = inputs.runner.model
+            return describe_output(model, inputs.tokenizer, dtypes=dtypes, added_ends=ends, is_reward=is_reward)
 
-    def _save(
-        self,
-        inputs: TrainingInputs,
-        initial: InitialModel,
-        dtypes: WeightDtypes | None,
-        state: Mapping[str, torch.Tensor],
-        directory: Path,
-    ) -> dict[str, Any]:
-        """Write the final model; what to say of it."""
-        model, is_reward = inputs.runner.model, self._model_kind == "reward"
-        ends = [] if is_reward else learnt_ends(inputs.tokenizer, self._datasets.read(inputs.dataset_id))
-        lora = self._parameters.lora is not None
-        added = save_trained(model, directory, state=state, initial=initial, lora=lora, dtypes=dtypes, end_ids=ends)
-        return describe_output(model, inputs.tokenizer, dtypes=dtypes, added_ends=added, is_reward=is_reward)
+        # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
+        self._ranks.lead(lambda: self._publish({**told, **about}, inputs, save_and_tell))
+
+    def _learnt_ends(self, inputs: TrainingInputs) -> list[int]:
+        """Tokens that the model learns to end with; a reward model says nothing."""
+        if self._model_kind == "reward":
+            return []
+        return learnt_ends(inputs.tokenizer, self._datasets.read(inputs.dataset_id))
 
     def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, save: Callable[[Path], dict[str, Any]]) -> None:
         """Store the model, then what tells of it, then report the result."""
         directory = self._run.directory / "final"
-        summary = self._tolerance.finite(summary | {"output": save(directory)})
+        output = save(directory)
+        self._tolerance.warnings += [output.pop("warning")] if "warning" in output else []
+        summary = self._tolerance.finite(summary | {"output": output})
         model, _ = self._models.publish(
             directory,
             display_name=self._run.job.display_name or self._run.job.kind.value,

@@ -11,7 +11,6 @@ from transformers.utils import logging as transformers_logging
 from madpo.data.limited import load_limited
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
-from madpo.model_files.companions import GENERATION_CONFIG, end_token_ids
 from madpo.model_files.configs import check_config, label_count, read_config
 from madpo.model_files.sizes import check_sizes
 from madpo.models.memory import is_out_of_memory
@@ -85,7 +84,7 @@ def load_reward_model(
     _refuse_missing(body, missing - fresh_head)
     if tokenizer is None:
         tokenizer = load_limited(directory, base_directory=base_directory)
-    _set_padding(model, tokenizer, body)
+    _set_padding(model, tokenizer)
     if base_directory is not None:
         model = _with_adapter(model, directory, trainable=trainable)
         fresh_head -= {key.removeprefix("base_model.model.") for key in _adapter_keys(directory)}
@@ -124,12 +123,10 @@ def _load(
     return model.eval(), set(info["missing_keys"])
 
 
-def _set_padding(model: Any, tokenizer: "PreTrainedTokenizerBase", body: Path) -> None:
+def _set_padding(model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Name a padding token that ends no text: whoever loads the model pools at the last token that differs from it."""
     config = model.config.get_text_config()
-    settings = body / GENERATION_CONFIG
-    configured = end_token_ids(config.to_dict()) + end_token_ids(read_config(settings) if settings.is_file() else {})
-    closing = closing_ids(tokenizer, configured)
+    closing = closing_ids(tokenizer)
     if not reads_last_token(model) and config.pad_token_id not in {None, *closing}:
         return  # an encoder may count positions from its padding
     chosen = padding_id(

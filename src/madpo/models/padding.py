@@ -15,9 +15,12 @@ _NO_BYTE_OF_TEXT = ("ÿ", "<0xFF>")
 """Byte 0xFF, which UTF-8 has nowhere: in the alphabet of byte-level vocabularies, and as SentencePiece falls back."""
 
 
-def closing_ids(tokenizer: "PreTrainedTokenizerBase", configured: Collection[int]) -> set[int]:
-    """Tokens that a text may end with: EOS or SEP, what ends the template's turns, and those that are configured."""
-    found = {tokenizer.eos_token_id, tokenizer.sep_token_id, turn_end_id(tokenizer), *configured}
+def closing_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Tokens that a text ends with as it is rendered: EOS or SEP, and what ends the template's turns.
+
+    Not all that generation may stop at: of chat models that is often what the tokenizer pads with, as its users do.
+    """
+    found = {tokenizer.eos_token_id, tokenizer.sep_token_id, turn_end_id(tokenizer)}
     return {token for token in found if token is not None}
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from madpo.errors import InvalidArgumentError
+from madpo.storage import keys
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
 from madpo.types import DatasetKind
@@ -63,6 +65,22 @@ def test_the_best_step_is_published_and_a_run_that_was_paused_finds_the_same(sit
     kept = load_file(next((site.home / "best" / "model").glob("*.safetensors")))
     published = site.weights(straight.model_id)
     assert all(torch.equal(kept[name], tensor) for name, tensor in published.items())
+
+
+def test_a_figure_that_there_is_not_ends_the_job_before_its_first_step(site, contrary):
+    spec = {
+        "dataset": site.pairs,
+        "eval_dataset": contrary,
+        "method": {"name": "dpo", "params": {}},
+        "training": {**FIELDS, "best_metric": "accuracy"},
+    }
+
+    with pytest.raises(
+        InvalidArgumentError, match=r"no figure 'accuracy' on the held-out rows; there are loss, .*rewards/accuracy"
+    ):
+        site.train("misnamed", spec)
+
+    assert not list(site.store.list(f"{keys.checkpoints(job_id('misnamed'))}/"))
 
 
 def test_the_last_step_is_published_unless_training_stops_early(site, contrary):

@@ -33,7 +33,7 @@ def byte_fallback() -> PreTrainedTokenizerFast:
 
 
 def chosen(tokenizer: Any, *, embeddings: int | None = None, configured: int | None = None) -> int | None:
-    closing = closing_ids(tokenizer, ())
+    closing = closing_ids(tokenizer)
     rows = len(tokenizer) if embeddings is None else embeddings
     return padding_id(tokenizer, embeddings=rows, closing=closing, configured=configured)
 
@@ -79,7 +79,7 @@ def test_bos_is_padding_where_nothing_else_is(make_toy_tokenizer: Make) -> None:
 def test_what_ends_a_turn_is_no_padding(make_toy_tokenizer: Make) -> None:
     tokenizer = make_toy_tokenizer(pad_token="<user>", template=TURNS, additional_special_tokens=["<user>"])
 
-    assert 4 in closing_ids(tokenizer, ())
+    assert 4 in closing_ids(tokenizer)
     assert chosen(tokenizer) == 1
 
 
