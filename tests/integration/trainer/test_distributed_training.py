@@ -39,6 +39,8 @@ PROGRAM = """
 
     from madpo.config import load_settings
     from madpo.errors import MadpoError
+    from dataclasses import replace
+
     from madpo.worker.workspace import Run
     from madpo_trainer.ranks import open_ranks, run_rank
     from madpo_trainer.run import TrainingRun
@@ -65,7 +67,8 @@ PROGRAM = """
                 try:
                     TrainingRun(run, settings, ranks).execute()
                     if ranks.lead(lambda: go_on(workspace)):
-                        TrainingRun(run, settings, ranks).execute()
+                        again = Run(workspace, replace(run.job, attempt=run.job.attempt + 1))
+                        TrainingRun(again, settings, ranks).execute()
                 except MadpoError as error:
                     (workspace / f"refused-{ranks.rank}").write_text(str(error))
                     if ranks.is_leader:
