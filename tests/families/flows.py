@@ -60,7 +60,7 @@ class Flows:
         folder = self._home / "checkpoints" / f"{family.name}-{flow}"
         if not folder.exists():
             job = self.job(family, flow)
-            self.site.client.models.download(f"{job.job_id}@{job.result.summary['steps']}", folder)
+            self.site.client.models.download(f"{job.job_id}@{int(job.result.summary['steps'])}", folder)
         return folder
 
     def base_by_its_id(self, family: Family) -> Path:
