@@ -23,7 +23,7 @@ from madpo.errors import (
 
 REPEATED = (408, 429, 500, 502, 503, 504)
 """Statuses after which the same request may succeed."""
-_FULL = frozenset({"XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "InsufficientCapacity"})
+_FULL = frozenset({"XMinioStorageFull", "QuotaExceeded", "InsufficientCapacity"})
 _SPOILED_ON_THE_WAY = frozenset(
     {
         "BadDigest",

@@ -128,7 +128,7 @@ def test_a_training_killed_in_a_long_phase_keeps_what_it_had_done_and_ends_with_
         return original(*arguments)
 
     monkeypatch.setattr(owner, method, counting)
-    outcome = site.train("job", spec(site))
+    outcome = site.train("job", spec(site), first=2)
 
     assert outcome.kind == "succeeded"
     assert len(made) == pieces - kept

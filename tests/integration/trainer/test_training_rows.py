@@ -251,7 +251,7 @@ def test_a_run_that_ends_in_the_midst_of_a_long_phase_goes_on_behind_what_it_had
     calls: list[Any] = []
     original = getattr(owner, method)
     monkeypatch.setattr(owner, method, lambda *arguments: (calls.append(arguments), original(*arguments))[1])
-    resumed = ended.train("job", spec)
+    resumed = ended.train("job", spec, first=2)
 
     assert len(first) == 1
     assert first.items() <= objects(ended, kept).items()

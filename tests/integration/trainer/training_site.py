@@ -100,7 +100,7 @@ class Site:
         ]
         return cls(home, {"model_id": published.model_id}, *datasets)
 
-    def train(self, name: str, spec: Mapping[str, Any], *, pause_at: int | None = None) -> Outcome:
+    def train(self, name: str, spec: Mapping[str, Any], *, pause_at: int | None = None, first: int = 1) -> Outcome:
         """Run a policy job to its end; with `pause_at` it stops after the checkpoint of that step and goes on anew."""
         settings = TrainerSettings(
             store_url=f"file://{self.home / 'store'}",
@@ -111,7 +111,7 @@ class Site:
         def attempt(number: int, *, pause_at: int | None = None) -> Outcome:
             made = {"model": self.model, **spec}
             job = Job(job_id(name), JobKind.POLICY_TRAINING, JobState.RUNNING, made, attempt=number)
-            workspace = Workspace(self.home / f"{name}-{number}", Claim(job, attempt=number, worker_id="test"))
+            workspace = Workspace(self.home / name, Claim(job, attempt=number, worker_id="test"))
             run = PausingRun.open(workspace.directory)
             run.pause_at = pause_at
             TrainingRun(run, settings, OneRank()).execute()
@@ -119,8 +119,8 @@ class Site:
             assert outcome is not None
             return outcome
 
-        first = attempt(1, pause_at=pause_at)
-        return first if pause_at is None else attempt(2)
+        begun = attempt(first, pause_at=pause_at)
+        return begun if pause_at is None else attempt(first + 1)
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
         """Rows of a finished job's ledger."""
