@@ -12,7 +12,7 @@ from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from madpo.data.files import DataFile, FileRows
+from madpo.data.files.reading import DataFile, FileRows
 from madpo.data.records import parse_rows
 from madpo.errors import InvalidArgumentError
 from tests import data_counts

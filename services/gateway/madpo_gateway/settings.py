@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from madpo.config import QueueSettings
-from madpo.data.files import DEFAULT_LIMITS, ReadLimits
+from madpo.data.files.limits import DEFAULT_LIMITS, ReadLimits
 from madpo.rpc.channel import is_loopback_host
 from madpo_gateway.retention_policy import RetentionPolicy
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from prometheus_client import Counter
 
 from madpo.data.file_formats import parse_format
-from madpo.data.files import DataFile
+from madpo.data.files.reading import DataFile
 from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader
 from madpo.errors import FailedPreconditionError, InvalidArgumentError

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis.strategies import characters, floats, lists, text
 
 from madpo.data.file_formats import format_of_name, parse_format
-from madpo.data.files import DEFAULT_LIMITS, DataFile, FileRows, ReadLimits, detect_format, read_rows
+from madpo.data.files.limits import DEFAULT_LIMITS, ReadLimits
+from madpo.data.files.reading import DataFile, FileRows, detect_format, read_rows
 from madpo.data.records import parse_rows
 from madpo.errors import InvalidArgumentError, InvalidPairError
 from tests import data_counts

@@ -12,7 +12,7 @@ from typing import Any
 
 from madpo.data.check.check import DatasetCheck
 from madpo.data.file_formats import parse_format
-from madpo.data.files import DataFile, FileRows
+from madpo.data.files.reading import DataFile, FileRows
 from madpo.data.ranking import parse_list_rule
 from madpo.data.records import RowReader, parse_rows, row_kind
 from madpo.errors import InvalidArgumentError, NotFoundError

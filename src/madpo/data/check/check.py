@@ -10,7 +10,7 @@ from madpo.data.check.findings import Findings
 from madpo.data.check.report import CheckReport, FormFigures, RowCounts, TokenFigures
 from madpo.data.check.text import TextMeasure, warn_of_length_bias
 from madpo.data.file_formats import parse_format
-from madpo.data.files import read_rows
+from madpo.data.files.reading import read_rows
 from madpo.data.ranking import ListRule
 from madpo.data.records import RowReader, row_kind
 from madpo.errors import InvalidArgumentError, InvalidPairError

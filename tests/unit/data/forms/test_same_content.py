@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from madpo.data.files import read_rows
+from madpo.data.files.reading import read_rows
 from madpo.data.records import RowReader, parse_rows
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
