@@ -79,7 +79,7 @@ families: install $(TRANSFORMERS_4)  ## Every family of models through the whole
 $(TRANSFORMERS_4): tests/families/transformers-4.txt $(STAMP)
 	$(BIN)/python -m tests.families.older
 
-gpu-check: install  ## On a CUDA host, once (under nine minutes): attention, training, scoring, sampling; out/gpu-check.json
+gpu-check: install  ## On a CUDA host, once: attention, training, scoring, sampling; out/gpu-check.json
 	$(BIN)/python -m bench.gpu_check.run $(ARGS)
 
 compose-test: install  ## Start, scale, break and stop the containers on a Docker-compatible engine (not part of test)

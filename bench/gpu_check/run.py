@@ -1,7 +1,7 @@
 """python -m bench.gpu_check.run [--cpu | --quick] [--only NAME ...] [--out FILE]: all checks, a table, and a JSON file.
 
-Needs torch 2.11 or newer and no network; under nine minutes on one H100. `--cpu` runs every check small on a CPU, which
-says that the checks themselves work. Exits with 1 when one fails.
+Needs torch 2.11 or newer and no network; meant for under nine minutes on one H100. `--cpu` runs every check small on
+a CPU, which says that the checks themselves work. Exits with 1 when one fails.
 """
 
 import argparse

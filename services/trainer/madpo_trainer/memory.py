@@ -36,16 +36,16 @@ class MemoryEstimate:
 
     weights: int
     training_state: int
-    """Gradients, and AdamW's two moments."""
+    """Gradients, and AdamW's two moments as large as they."""
     activations: int
     """Of the largest micro-batch."""
     available: int | None
-    """What was free when the estimate was made, weights loaded; None where the system does not say."""
+    """What was free when the estimate was made, with weights and moments there; None where the system does not say."""
 
     @property
     def to_come(self) -> int:
-        """Beside the weights, which are there."""
-        return self.training_state + self.activations
+        """Beside weights and moments, which are there: gradients and activations."""
+        return self.training_state // 3 + self.activations
 
     @property
     def fits(self) -> bool:

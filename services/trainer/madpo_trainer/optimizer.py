@@ -46,8 +46,9 @@ class Optimizer:
             for parameter in self.trainable:
                 self._adam.state[parameter] = {
                     "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    # Written, not only asked for: a system may promise more memory than it has.
+                    "exp_avg": torch.empty_like(parameter, memory_format=torch.preserve_format).zero_(),
+                    "exp_avg_sq": torch.empty_like(parameter, memory_format=torch.preserve_format).zero_(),
                 }
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

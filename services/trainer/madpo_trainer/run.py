@@ -118,7 +118,6 @@ class TrainingRun:
         self._spec = cast(TrainingSpec, parse_spec(run.job.kind, dict(run.job.spec)))
         self._parameters = self._spec.training
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
-        self._placing = ModelPlacing(self._parameters, ranks, kind=self._model_kind)
         self._state = TrainingState(seed=self._parameters.seed)
         self._total_steps = 0
         self._metrics: list[dict[str, Any]] = []

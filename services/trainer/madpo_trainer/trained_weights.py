@@ -1,7 +1,7 @@
 """What of a model is trained, and whether it moved: a job whose weights stood still has trained nothing."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def describe_trained(model: nn.Module) -> dict[str, Any]:
 
 def non_finite_weights(model: nn.Module) -> list[str]:
     """Names of the parameters with a NaN or an infinity, of a sharded model in what this rank has of it."""
-    return [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(_local(parameter)).all())]
+    return _non_finite(model.named_parameters())
 
 
 def refuse_non_finite_weights(model: nn.Module, ranks: Ranks, *, step: int) -> None:
@@ -60,10 +60,9 @@ def refuse_non_finite_weights(model: nn.Module, ranks: Ranks, *, step: int) -> N
     Raises:
         NonFiniteError: Some weight is NaN or infinite; on all ranks.
     """
-    trained = [name for name, _ in trainable_parameters(model)]
-    mine = set(non_finite_weights(model))
-    bad = [name for name in trained if any(name in each for each in ranks.gather(mine))]
-    if bad:
+    trained = trainable_parameters(model)
+    found = set().union(*ranks.gather(_non_finite(trained)))
+    if bad := [name for name, _ in trained if name in found]:
         raise NonFiniteError(
             f"non-finite weights after step {step}, not saved: {', '.join(bad[:3])} "
             f"({len(bad)} of {len(trained)} tensors); lower the learning rate, or keep the model in a wider type"
@@ -162,6 +161,10 @@ def _why_still(largest: Mapping[str, float]) -> str:
     reasons = [reason for name, reason in _NOTHING_COUNTS.items() if largest.get(name) == 0.0]
     reason = reasons[0] if reasons else "the loss does not depend on what is trained (look at the method's parameters)"
     return f"every gradient of every step was 0: {reason}"
+
+
+def _non_finite(named: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+    return [name for name, parameter in named if not bool(torch.isfinite(_local(parameter)).all())]
 
 
 def _whole(tensor: Tensor) -> Tensor:

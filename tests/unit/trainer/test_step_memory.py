@@ -53,6 +53,7 @@ def test_the_estimate_from_two_rows_holds_for_a_long_micro_batch(name, precision
     weights = sum(parameter.nbytes for parameter in model.parameters())
     assert estimate.weights == weights
     assert estimate.training_state == 3 * weights
+    assert estimate.to_come == weights + estimate.activations
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

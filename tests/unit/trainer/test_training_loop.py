@@ -278,10 +278,10 @@ def test_memory_that_is_short_of_a_single_row_ends_the_job_and_says_what_to_do(t
 
 
 def test_memory_that_is_short_of_the_optimizer_is_told_before_the_first_step(tmp_path, monkeypatch):
-    def zeros_like(tensor, **options):
+    def empty_like(tensor, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(torch, "zeros_like", zeros_like)
+    monkeypatch.setattr(torch, "empty_like", empty_like)
 
     with pytest.raises(FailedPreconditionError, match=r"what AdamW remembers, 0\.0 GiB .*use lora"):
         make_loop(tmp_path, Regression())
