@@ -36,7 +36,7 @@ class Models:
     ) -> Model:
         """Upload a Hugging Face model directory, or a LoRA adapter of peft's; the same content twice is one model.
 
-        Files that are known to be no part of a model stay behind, such as LICENSE or `training_args.bin`.
+        Files that are no part of a model stay behind, such as LICENSE, `training_args.bin` or code.
 
         Args:
             directory: Safetensors, tokenizer and configuration. An adapter may come without a tokenizer, its base's
@@ -47,8 +47,8 @@ class Models:
             progress: Count the bytes on a terminal.
 
         Raises:
-            InvalidArgumentError: Not a model directory, or it holds files of another kind; names them, before any is
-                sent. Or the adapter does not fit its base.
+            InvalidArgumentError: Not a model directory, or its weights are broken or of another form; names them before
+                any is sent. Or the adapter does not fit its base.
         """
         directory = Path(directory)
         files = files_to_upload(directory)

@@ -168,7 +168,6 @@ def tokenizer_cases() -> Iterator[ModelCase]:
     )
     code = lambda directory: edit(directory / "tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"})  # noqa: E731
     yield ModelCase("tokenizer: code", code, "asks for code of its own")
-    yield ModelCase("tokenizer: a program", written("tokenization_x.py", b"import os"), "code, which is never run")
 
 
 def adapter_cases() -> Iterator[ModelCase]:

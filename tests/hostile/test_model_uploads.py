@@ -47,3 +47,15 @@ async def test_the_model_that_harm_is_done_to_is_taken(door: Door, good: Path) -
     model, _ = await door.client.upload_model(good, display_name="good")
 
     assert model.kind == "reward"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", ["tokenization_x.py", "weights.pkl", "tokenizer/a.so"])
+async def test_programs_beside_a_model_stay_behind(door: Door, good: Path, tmp_path: Path, name: str) -> None:
+    directory = Path(shutil.copytree(good, tmp_path / "model"))
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_bytes(b"import os")
+
+    model, _ = await door.client.upload_model(directory, display_name="good")
+
+    assert {file.path for file in model.files} == {path.name for path in good.iterdir()}

@@ -21,7 +21,7 @@ _SKIPPED = (
 _SKIPPED_FOLDERS = ("original", "runs", "logs", "wandb", "checkpoint-*", "onnx", "openvino", "coreml", "metal", "gguf")
 _OTHER_WEIGHTS = (
     *("*.bin", "*.bin.index.json", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data"),
-    "consolidated*.safetensors",
+    *("*.ckpt", "*.pkl", "*.pickle", "consolidated*.safetensors"),
 )
 """The same weights once more, in forms that are not read, where there are some that are."""
 
@@ -35,7 +35,7 @@ class UploadFiles:
 
     taken: tuple[str, ...]
     skipped: tuple[str, ...]
-    """Files and folders known to be no part of a model; hidden ones are not named."""
+    """Files and folders that are no part of a model, those of unknown kinds among them; hidden ones are not named."""
 
 
 def files_to_upload(directory: Path) -> UploadFiles:
@@ -58,7 +58,7 @@ def files_to_upload(directory: Path) -> UploadFiles:
                 skipped += [] if name.startswith(".") else [f"{_relative(directory, parent, name)}/"]
         for name in sorted(names):
             if not name.startswith("."):
-                (skipped if _is_like(name, _SKIPPED) else taken).append(_relative(directory, parent, name))
+                (taken if _may_be_of_model(name) else skipped).append(_relative(directory, parent, name))
     if any(_is_weights(path) for path in taken):
         skipped += [path for path in taken if _is_like(path, _OTHER_WEIGHTS)]
         taken = [path for path in taken if not _is_like(path, _OTHER_WEIGHTS)]
@@ -118,6 +118,12 @@ def _fault(path: Path) -> str:
         except InvalidArgumentError as error:
             return str(error).removeprefix(f"{path.name}: ")
     return ""
+
+
+def _may_be_of_model(name: str) -> bool:
+    """Whether a file is taken, or would have to be: weights of any form, which may be all there are."""
+    known = Path(name).suffix in MODEL_SUFFIXES or _is_like(name, _OTHER_WEIGHTS)
+    return known and not _is_like(name, _SKIPPED)
 
 
 def _is_like(path: str, patterns: Iterable[str]) -> bool:

@@ -241,12 +241,14 @@ def test_a_step_goes_with_a_job_and_not_with_a_model(client: Client, model: Mode
         client.models.download(model, tmp_path / "copy", step=3)
 
 
-def test_a_file_no_model_has_is_refused_by_name(client: Client, model_directory: Path, tmp_path: Path) -> None:
-    for path in model_directory.iterdir():
+def test_weights_in_forms_that_are_not_read_are_refused_by_name(
+    client: Client, model_directory: Path, tmp_path: Path
+) -> None:
+    for path in model_directory.glob("*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    for name in ("modeling.py", "weights.pkl"):
+    for name in ("pytorch_model.bin", "weights.pkl"):
         (tmp_path / name).write_bytes(b"\x80\x04")
-    with pytest.raises(InvalidArgumentError, match=r"modeling\.py.*weights\.pkl"):
+    with pytest.raises(InvalidArgumentError, match=r"pytorch_model\.bin.*weights\.pkl"):
         client.models.upload(tmp_path)
 
 
@@ -260,6 +262,9 @@ def test_files_that_are_no_part_of_a_model_stay_behind(
         "README.md",
         "training_args.bin",
         "pytorch_model.bin",
+        "weights.pkl",
+        "modeling.py",
+        "tokenizer.model.v3",
         "runs/events.out.tfevents.1",
         ".git/x",
     ):

@@ -1,6 +1,7 @@
 """Which files of a directory are a model, and which adapters fit it."""
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ HARMLESS = (
         "runs/a/events.out.tfevents.1",
         "onnx/m.onnx",
     ),
+    *("tokenizer.model.v3", "tekken.v7", "64.tflite", "onnx.ipynb", "thumbnail.gif", "logo.svg", "rust_model.ot"),
+    *("modeling_x.py", "weights.pkl", "data/rows.parquet"),
 )
 
 
@@ -80,27 +83,28 @@ def test_what_hubs_and_trainers_leave_beside_a_model_is_skipped_and_named(direct
     assert all(name in named or f"{name.split('/')[0]}/" in named for name in HARMLESS)
 
 
-def test_everything_else_is_refused_at_once(directory: Path) -> None:
-    add(directory, "modeling_x.py", "weights.pkl", "data/rows.parquet")
+def test_all_that_is_broken_is_named_at_once(directory: Path) -> None:
     (directory / "model-2.safetensors").write_bytes(b"torn")
+    (directory / "tokenizer.json").symlink_to(directory / "nowhere")
 
     with pytest.raises(InvalidArgumentError) as caught:
         files_to_upload(directory)
 
     assert {violation.field for violation in caught.value.violations} == {
-        "files.modeling_x.py",
-        "files.weights.pkl",
-        "files.data/rows.parquet",
         "files.model-2.safetensors",
+        "files.tokenizer.json",
     }
 
 
-def test_weights_that_are_there_in_no_other_form_are_named(directory: Path) -> None:
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.ckpt", "weights.pkl"])
+def test_weights_that_are_there_in_no_other_form_are_named(directory: Path, name: str) -> None:
     (directory / "model.safetensors").unlink()
-    add(directory, "pytorch_model.bin")
+    add(directory, name, "onnx.ipynb")
 
-    with pytest.raises(InvalidArgumentError, match=r"pytorch_model\.bin"):
+    with pytest.raises(InvalidArgumentError, match=rf"{re.escape(name)}.*save them as safetensors") as caught:
         files_to_upload(directory)
+
+    assert [violation.field for violation in caught.value.violations] == [f"files.{name}"]
 
 
 @pytest.mark.parametrize(

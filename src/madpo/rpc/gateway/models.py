@@ -23,7 +23,7 @@ class ModelCalls(GatewayCalls):
     async def upload_model(
         self, directory: Path, *, display_name: str, base_model_id: str = "", on_bytes: OnBytes | None = None
     ) -> tuple[types.Model, bool]:
-        """Upload the files of a model directory; those that are known to be no part of a model stay behind.
+        """Upload the files of a model directory; those that are no part of a model stay behind.
 
         Args:
             directory: The files.
