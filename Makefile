@@ -6,6 +6,8 @@ WORKERS ?= 2
 MINUTES ?= 30
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
+# A worker that dies ends the run: the scheduler may wait for ever for the tests of one that was replaced.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart=0
 INFINITY := out/bench/infinity
 TRANSFORMERS_4 := out/transformers-4/installed.txt
 
@@ -42,7 +44,7 @@ lint: install  ## Style, types, layers, generated code
 	$(BIN)/mypy
 
 unit: install $(TRANSFORMERS_4)  ## All tests, in WORKERS=2 processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 bench-methods: install  ## Compare methods at equal KL over paired seeds (3 CPU-hours, resumable): docs/benchmark.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.methods.run
@@ -65,16 +67,16 @@ data: install  ## What is promised of data: forms, formats, hostile files, uploa
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m data
 
 methods: install  ## What is promised of methods: vectors, properties, agreement with TRL, training; says how much was checked
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests -m methods
+	$(PYTEST) tests -m methods
 
 promises: install  ## All that holds a promise of docs/reliability.md; keeps what came of it for `make docs`
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests -m promise --record-promises
+	$(PYTEST) tests -m promise --record-promises
 
 soak: install  ## A stack under jobs, uploads, watchers and kills for MINUTES=30; fails when something grows
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.soak.run --minutes $(MINUTES)
 
 families: install $(TRANSFORMERS_4)  ## Every family of models through the whole product, and read by plain transformers: docs/models.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/families
+	$(PYTEST) tests/families
 
 $(TRANSFORMERS_4): tests/families/transformers-4.txt $(STAMP)
 	$(BIN)/python -m tests.families.older
