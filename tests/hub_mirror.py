@@ -11,7 +11,8 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c" * 40
-REVISIONS = ("main", "v1", "refs/pr/1", COMMIT)
+_NAMES = ("main", "v1", "refs/pr/1")
+REVISIONS = (*_NAMES, COMMIT)
 """All that name the commit."""
 
 
@@ -22,6 +23,7 @@ def hub(
     repo: str = "somebody/model",
     kind: Literal["models", "datasets"] = "models",
     gate: str = "",
+    commit: str = COMMIT,
 ) -> Iterator[str]:
     """A hub with one repository at one commit; gives its URL.
 
@@ -32,12 +34,12 @@ def hub(
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            name = path.removeprefix(f"/{place}/resolve/{COMMIT}/")
-            if path in (f"/api/{kind}/{repo}/revision/{revision}" for revision in REVISIONS):
+            name = path.removeprefix(f"/{place}/resolve/{commit}/")
+            if path in (f"/api/{kind}/{repo}/revision/{revision}" for revision in (*_NAMES, commit)):
                 siblings = [{"rfilename": name} for name in files]
-                self.answer(json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode())
-            elif path.startswith(f"/api/{kind}/{repo}/tree/{COMMIT}"):
-                under = path.removeprefix(f"/api/{kind}/{repo}/tree/{COMMIT}").strip("/")
+                self.answer(json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode())
+            elif path.startswith(f"/api/{kind}/{repo}/tree/{commit}"):
+                under = path.removeprefix(f"/api/{kind}/{repo}/tree/{commit}").strip("/")
                 inside = [name for name in files if name.startswith(f"{under}/" if under else "")]
                 folders = {str(PurePosixPath(name).parent) for name in inside} - {".", under}
                 tree = [*map(self.file, inside), *map(self.folder, sorted(folders))]
@@ -52,7 +54,7 @@ def hub(
                 self.answer(b"{}")
             elif name in files:
                 self.answer(files[name])
-            elif path.startswith(f"/{place}/resolve/{COMMIT}/"):
+            elif path.startswith(f"/{place}/resolve/{commit}/"):
                 self.refuse(404, "EntryNotFound")
             elif "private" in path:
                 self.refuse(403)
@@ -64,7 +66,7 @@ def hub(
         def do_POST(self) -> None:
             """Which of some paths there are, files and folders."""
             asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            if self.path != f"/api/{kind}/{repo}/paths-info/{COMMIT}":
+            if self.path != f"/api/{kind}/{repo}/paths-info/{commit}":
                 self.refuse(404, "RepoNotFound")
                 return
             paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked)["paths"]
@@ -82,7 +84,7 @@ def hub(
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", commit)
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(data)

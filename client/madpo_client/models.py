@@ -41,7 +41,8 @@ class Models:
         Args:
             directory: Safetensors, tokenizer and configuration. An adapter may come without a tokenizer, its base's
                 is taken then.
-            base: For an adapter: the model it was trained on. Adapters that madpo trained name it themselves.
+            base: For an adapter: the model it was trained on. Without one its files must name it, by the id here or by
+                that on the hub from which it was imported.
             name: A label for people; by default the directory's name. Content that is stored already keeps its name,
                 which is logged.
             progress: Count the bytes on a terminal.
@@ -63,21 +64,32 @@ class Models:
         say_kept_name(model, label)
         return model
 
-    def import_from_hub(self, hub_id: str, *, revision: str | None = None, commit: str | None = None) -> Model:
-        """Let the gateway fetch a model from the hub.
+    def import_from_hub(
+        self,
+        hub_id: str,
+        *,
+        revision: str | None = None,
+        base: Model | str | None = None,
+        commit: str | None = None,
+    ) -> Model:
+        """Let the gateway fetch a model from the hub, or a LoRA adapter of peft's.
 
         Args:
             hub_id: `owner/name`.
             revision: A branch, a tag or a commit; without one `main`. The full commit that it is now is logged, and
                 kept in the model's metadata.
+            base: For an adapter: the model it was trained on, as for `upload`.
             commit: The old name of `revision`.
 
         Raises:
+            InvalidArgumentError: It is no model that can be used, or an adapter of no model stored here.
             NotFoundError: The hub has no such model or revision.
             FailedPreconditionError: The gateway has no access to the hub.
         """
         revision = renamed("commit", commit, "revision", revision) or "main"
-        model, _, found = self._session.run(self._session.gateway.import_model(hub_id, revision=revision))
+        base_model_id = "" if base is None else self._references.model_id(base)
+        fetch = self._session.gateway.import_model(hub_id, revision=revision, base_model_id=base_model_id)
+        model, _, found = self._session.run(fetch)
         say_commit(hub_id, revision, found)
         return model
 

@@ -15,21 +15,27 @@ from madpo_client.merged import MergedDtype, stored_base
 from madpo_client.printable import printable
 
 if TYPE_CHECKING:
+    from madpo.types import Model
     from madpo_client.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Upload, import and download models and checkpoints.")
+
+
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"For a LoRA adapter: the model it was trained on. {MODEL_HELP}",
+        autocompletion=complete_models,
+        show_default="what its files name",
+    ),
+]
 
 
 @app.command("upload")
 def upload_model(
     context: typer.Context,
     directory: Annotated[Path, typer.Argument(help="Hugging Face directory: safetensors, tokenizer, config.")],
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help=f"For a LoRA adapter: the model it was trained on. {MODEL_HELP}", autocompletion=complete_models
-        ),
-    ] = None,
+    base: BaseOption = None,
     name: Annotated[str | None, typer.Option(help="A label; by default the directory's name.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -40,8 +46,7 @@ def upload_model(
         print(f"skipped, no part of a model: {', '.join(skipped)}", file=sys.stderr)
     with open_client(context) as client, said_when_interrupted("stopped before the model was made: nothing is stored"):
         model = client.models.upload(directory, base=base, name=name, progress=not quiet)
-    for warning in model.metadata.get("warnings", ()):
-        print(printable(f"warning: {warning}"), file=sys.stderr)
+    _say_warnings(model)
     print(model.model_id) if quiet else show(model, as_json=as_json)
 
 
@@ -55,12 +60,20 @@ def import_model(
             help="A branch, a tag or a commit; which full commit it is now is said and kept.", show_default="main"
         ),
     ] = None,
+    base: BaseOption = None,
     commit: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the gateway fetch a model from the hub."""
+    """Let the gateway fetch a model from the hub, or a LoRA adapter of peft's."""
     with open_client(context) as client:
-        show(client.models.import_from_hub(hub_id, revision=revision, commit=commit), as_json=as_json)
+        model = client.models.import_from_hub(hub_id, revision=revision, base=base, commit=commit)
+    _say_warnings(model)
+    show(model, as_json=as_json)
+
+
+def _say_warnings(model: "Model") -> None:
+    for warning in model.metadata.get("warnings", ()):
+        print(printable(f"warning: {warning}"), file=sys.stderr)
 
 
 @app.command("list")

@@ -24,7 +24,7 @@ from madpo_gateway.requests import is_plain_path, require_match, violation
 HUB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$"
 REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}){0,4}$"
 """A branch, a tag or a commit, also such as `refs/pr/1`."""
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 
 PATTERNS = tuple(f"*{suffix}" for suffix in sorted(MODEL_SUFFIXES - {".md"}))
 """Files a model directory may hold; everything else stays on the hub."""
@@ -37,7 +37,7 @@ def revision_of(request: ImportModelRequest | ImportDatasetRequest) -> str:
     if request.revision and request.commit:
         raise violation("commit", "is the old name of revision: give revision alone")
     if request.commit:
-        return require_match(request.commit, _COMMIT.pattern, field="commit")
+        return require_match(request.commit, COMMIT_PATTERN, field="commit")
     return require_match(request.revision or "main", REVISION_PATTERN, field="revision")
 
 
@@ -54,13 +54,13 @@ def find_commit(hub_id: str, revision: str, *, kind: Literal["model", "dataset"]
         NotFoundError: The hub has no such repository or revision.
         FailedPreconditionError: The hub library is not installed here, or the hub does not answer or refuses.
     """
-    if _COMMIT.fullmatch(revision):
+    if re.fullmatch(COMMIT_PATTERN, revision):
         return revision
     with _asking(f"{kind} {hub_id}", revision):
         from huggingface_hub import HfApi
 
         commit = HfApi(endpoint=endpoint).repo_info(hub_id, revision=revision, repo_type=kind).sha
-        if commit is None or not _COMMIT.fullmatch(commit):
+        if commit is None or not re.fullmatch(COMMIT_PATTERN, commit):
             raise FailedPreconditionError(f"the hub names no commit for {revision} of {hub_id}: give a full commit")
         return commit
 

@@ -125,12 +125,11 @@ class ModelStore:
 
     def adapters_of(self, model_id: str) -> Iterator[str]:
         """The ids of the stored adapters that belong to a model."""
-        for other, _ in bundle.list_bundles(self._store, keys.MODELS):
-            base_model_id = None
-            with suppress(NotFoundError):  # removed meanwhile
-                base_model_id = self.get(other).base_model_id
-            if base_model_id == model_id:
-                yield other
+        return (other.model_id for other in self._all() if other.base_model_id == model_id)
+
+    def imported_from(self, hub_id: str) -> Iterator[Model]:
+        """The stored models that are of a repository of the hub, one for each commit."""
+        return (model for model in self._all() if model.metadata.get("hub_id") == hub_id)
 
     def fetch(self, model_id: str) -> Path:
         """A verified local copy, fetched once per host.
@@ -168,6 +167,11 @@ class ModelStore:
         for entry in self.get(model_id).files:
             if is_companion(entry.path):
                 bundle.fetch_file(self._store, keys.model(model_id), entry, directory / entry.path)
+
+    def _all(self) -> Iterator[Model]:
+        for model_id, _ in bundle.list_bundles(self._store, keys.MODELS):
+            with suppress(NotFoundError):  # removed meanwhile
+                yield self.get(model_id)
 
     def _manifest(self, model_id: str) -> Manifest:
         try:

@@ -73,14 +73,16 @@ class Model(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., display_name: _Optional[str] = ..., kind: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., base_model_id: _Optional[str] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class ImportModelRequest(_message.Message):
-    __slots__ = ("hub_id", "commit", "revision")
+    __slots__ = ("hub_id", "commit", "revision", "base_model_id")
     HUB_ID_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     hub_id: str
     commit: str
     revision: str
-    def __init__(self, hub_id: _Optional[str] = ..., commit: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
+    base_model_id: str
+    def __init__(self, hub_id: _Optional[str] = ..., commit: _Optional[str] = ..., revision: _Optional[str] = ..., base_model_id: _Optional[str] = ...) -> None: ...
 
 class ImportModelResponse(_message.Message):
     __slots__ = ("model", "created", "commit")

@@ -1,7 +1,9 @@
 """Models from the hub, at one commit; the hub is a mirror on loopback."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +11,8 @@ from madpo.rpc import convert
 from madpo.v1 import model_service_pb2
 from madpo_gateway.settings import GatewaySettings
 from tests.hub_mirror import COMMIT, REVISIONS, hub
-from tests.integration.gateway.messages import safetensors
-from tests.integration.gateway.service import POLICY_CONFIG, Gateway, refusal, running
+from tests.integration.gateway.messages import model_parts, safetensors
+from tests.integration.gateway.service import NO_MODEL, POLICY_CONFIG, Gateway, refusal, running
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,74 @@ async def test_a_model_that_is_too_large_is_refused_before_it_is_fetched(setting
 
     assert refused.code == "INVALID_ARGUMENT"
     assert f"{settings.max_model_bytes + 2} bytes" in refused.violations["hub_id"]
+
+
+async def bring(settings: GatewaySettings, repo: str, files: Mapping[str, bytes], commit: str, base: str = "") -> Any:
+    """Import a repository of a hub that has no other."""
+    request = model_service_pb2.ImportModelRequest(hub_id=repo, base_model_id=base)
+    with hub(files, repo=repo, commit=commit) as url:
+        async with running(settings.model_copy(update={"hub_endpoint": url})) as gateway:
+            return (await gateway.ask(gateway.models.ImportModel, request)).model
+
+
+def adapter_files(base: str, revision: str | None = None) -> dict[str, bytes]:
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "revision": revision}
+    return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": safetensors(2)}
+
+
+def base_files(weights: int) -> dict[str, bytes]:
+    config = json.dumps(POLICY_CONFIG).encode()
+    return {"config.json": config, "tokenizer.json": b"{}", "model.safetensors": safetensors(weights)}
+
+
+async def test_an_adapter_belongs_to_the_model_that_was_imported_as_its_base(settings: GatewaySettings) -> None:
+    pytest.importorskip("huggingface_hub")
+    first, second = "a" * 40, "b" * 40
+    adapter = adapter_files("somebody/base")
+
+    missing = await refusal(bring(settings, "somebody/lora", adapter, COMMIT))
+    base = await bring(settings, "somebody/base", base_files(3), first)
+    found = await bring(settings, "somebody/lora", adapter, COMMIT)
+    async with running(settings) as gateway:
+        uploaded = (await gateway.ask(gateway.models.UploadModel, model_parts(adapter))).model
+    elsewhere = await refusal(bring(settings, "somebody/lora", adapter_files("somebody/base", second), COMMIT))
+    other = await bring(settings, "somebody/base", base_files(4), second)
+    ambiguous = await refusal(bring(settings, "somebody/lora", adapter, COMMIT))
+    pinned = await bring(settings, "somebody/lora", adapter_files("somebody/base", second), COMMIT)
+    named = await bring(settings, "somebody/lora", adapter, COMMIT, other.model_id)
+
+    field = "files.adapter_config.json"
+    said = "base_model_name_or_path is 'somebody/base'"
+    by_hand = "name a stored model as the base (--base MODEL)"
+    assert missing.violations == {
+        field: f"{said}, and no stored model was imported from there: `madpo model import somebody/base` first, or "
+        f"{by_hand}"
+    }
+    assert found.base_model_id == uploaded.base_model_id == base.model_id
+    assert uploaded.model_id == found.model_id
+    assert "tokenizer.json" in {file.path for file in found.files}
+    assert elsewhere.violations == {
+        field: f"{said}, and no stored model was imported from there at commit {second} (stored at other commits: "
+        f"{base.model_id} (commit {first})): `madpo model import somebody/base --revision {second}` first, or {by_hand}"
+    }
+    assert f"{said}, which may be any of 2 stored models: {by_hand}: " in ambiguous.violations[field]
+    assert all(
+        f"{each.model_id} (commit {commit})" in ambiguous.message for each, commit in [(base, first), (other, second)]
+    )
+    assert pinned.base_model_id == named.base_model_id == other.model_id
+
+
+async def test_the_base_of_an_import_is_looked_for_before_anything_is_fetched(settings: GatewaySettings) -> None:
+    pytest.importorskip("huggingface_hub")
+    base = await bring(settings, "somebody/base", base_files(3), COMMIT)
+
+    absent = await refusal(bring(settings, "somebody/other", {}, COMMIT, NO_MODEL))
+    malformed = await refusal(bring(settings, "somebody/other", {}, COMMIT, "somebody/base"))
+    whole = await refusal(bring(settings, "somebody/other", base_files(4), COMMIT, base.model_id))
+
+    assert (absent.code, absent.message) == ("NOT_FOUND", f"no model {NO_MODEL}")
+    assert list(malformed.violations) == list(whole.violations) == ["base_model_id"]
+    assert "this is a whole model" in whole.message
 
 
 @pytest.mark.parametrize("token", ["", "hf_" + "x" * 20], ids=["no token", "of another account"])

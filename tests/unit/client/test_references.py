@@ -10,6 +10,7 @@ from madpo.errors import InvalidArgumentError, NotFoundError
 from madpo.jobs.base import ModelReference
 from madpo.types import Dataset, DatasetKind, Job, JobKind, JobResult, JobState, Model
 from madpo_client.lookup import References, needs_lookup
+from madpo_client.models import Models
 
 POLICY, REWARD, TWIN = (f"model-{digit * 4}{'0' * 28}" for digit in "abc")
 PAIRS, PROMPTS = f"dataset-{'a' * 32}", f"dataset-{'b' * 32}"
@@ -213,3 +214,19 @@ def test_what_was_found_is_said(references: References, caplog: pytest.LogCaptur
         references.job_id("look")
         references.job_id(FAILED)
     assert caplog.messages == [f"look is {NEWEST}"]
+
+
+def test_the_base_of_an_imported_adapter_may_be_named_as_any_model(session: Listings) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def import_model(hub_id: str, *, revision: str, base_model_id: str) -> tuple[Model, bool, str]:
+        asked.append((hub_id, base_model_id))
+        return session.models[0], True, "c" * 40
+
+    session.import_model = import_model  # type: ignore[attr-defined]
+    models = Models(session)  # type: ignore[arg-type]
+
+    for base in ("base", "@last", POLICY, session.models[2], None):
+        models.import_from_hub("somebody/lora", base=base)
+
+    assert asked == [("somebody/lora", base) for base in (POLICY, TWIN, POLICY, POLICY, "")]

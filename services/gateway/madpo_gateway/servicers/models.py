@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import logging
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +13,8 @@ from prometheus_client import Counter
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from madpo.jobs.base import JOB_ID_PATTERN, MODEL_ID_PATTERN
 from madpo.model_files.chat_templates import check_templates
-from madpo.model_files.companions import MODEL_RECORD, has_tokenizer
-from madpo.model_files.configs import MODEL_SUFFIXES, check_config, is_adapter, model_kind, read_config
+from madpo.model_files.companions import has_tokenizer
+from madpo.model_files.configs import MODEL_SUFFIXES, check_config, is_adapter, model_kind
 from madpo.model_files.vocabulary import model_warnings
 from madpo.ports import JobQueue, ObjectStore
 from madpo.rpc import convert
@@ -27,6 +26,7 @@ from madpo.storage.references import CHECKPOINT_MODEL
 from madpo.types import FileEntry, Model
 from madpo.v1 import model_service_pb2 as pb
 from madpo.v1.model_service_pb2_grpc import ModelServiceServicer
+from madpo_gateway.adapter_bases import base_of_adapter
 from madpo_gateway.deletion import Deletion
 from madpo_gateway.hub import HUB_ID_PATTERN, revision_of
 from madpo_gateway.imports import HubImports, Wanted
@@ -83,13 +83,17 @@ class ModelServicer(ModelServiceServicer):
                 received=self._metrics.upload_bytes.labels("model"),
             )
             await incoming.receive(upload)
-            model, created = await self._stored(directory, display_name=name, base=first.header.base_model_id)
+            model, created = await self._stored(
+                directory, display_name=name, base=first.header.base_model_id, base_field="header.base_model_id"
+            )
         return pb.UploadModelResponse(model=convert.model_to_proto(model), created=created)
 
     async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> pb.ImportModelResponse:  # noqa: N802
         """Fetch a revision from the hub and store it."""
         hub_id = require_match(request.hub_id, HUB_ID_PATTERN, field="hub_id")
         revision = revision_of(request)
+        if request.base_model_id:  # before anything is fetched
+            await asyncio.to_thread(self._models.get, _model_id(request.base_model_id, field="base_model_id"))
         async with scratch_directory(self._settings.uploads) as directory:
             wanted = Wanted(
                 "model",
@@ -101,7 +105,11 @@ class ModelServicer(ModelServiceServicer):
             )
             commit = (await self._imports.fetch(wanted)).commit
             model, created = await self._stored(
-                directory, display_name=hub_id, metadata={"hub_id": hub_id, "commit": commit}
+                directory,
+                display_name=hub_id,
+                base=request.base_model_id,
+                base_field="base_model_id",
+                metadata={"hub_id": hub_id, "commit": commit},
             )
         return pb.ImportModelResponse(model=convert.model_to_proto(model), created=created, commit=commit)
 
@@ -178,13 +186,19 @@ class ModelServicer(ModelServiceServicer):
         return model, created
 
     def _publish(
-        self, directory: Path, *, display_name: str, base: str = "", metadata: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        *,
+        display_name: str,
+        base: str,
+        base_field: str,
+        metadata: Mapping[str, str] | None = None,
     ) -> tuple[Model, bool]:
         check_config(directory)
         check_templates(directory)
-        base_model_id = (base or _base_model_id(directory)) if is_adapter(directory) else None
+        base_model_id = (base or base_of_adapter(directory, self._models)) if is_adapter(directory) else None
         if base and base_model_id is None:
-            raise violation("header.base_model_id", "is for an adapter, and this is a whole model (leave the base out)")
+            raise violation(base_field, "is for an adapter, and this is a whole model (leave the base out)")
         base_kind = self._models.get(base_model_id).kind if base_model_id else "causal_lm"
         kind, _ = model_kind(directory, base_kind=base_kind)
         if base_model_id is not None and not has_tokenizer(directory):
@@ -281,22 +295,8 @@ class _Incoming:
         self._spool.finish(file.sha256, field="file.sha256")
 
 
-def _base_model_id(directory: Path) -> str:
-    """The stored model an uploaded adapter says it belongs to."""
-    record = directory / MODEL_RECORD
-    base = read_config(record).get("base_model_id") if record.is_file() else None
-    base = base or read_config(directory / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(base, str) or re.fullmatch(MODEL_ID_PATTERN, base) is None:
-        raise violation(
-            "files.adapter_config.json",
-            f"base_model_name_or_path is {base!r:.80}, which is no model stored here: upload that one, and name it as "
-            "the base of the adapter (`madpo model upload DIRECTORY --base MODEL`)",
-        )
-    return base
-
-
-def _model_id(value: str) -> str:
-    return require_match(value, MODEL_ID_PATTERN, field="model_id")
+def _model_id(value: str, *, field: str = "model_id") -> str:
+    return require_match(value, MODEL_ID_PATTERN, field=field)
 
 
 def _job_id(value: str) -> str:

@@ -53,9 +53,14 @@ class ModelCalls(GatewayCalls):
         response = await self.upload(self._models.UploadModel(metadata=self.metadata), parts())
         return convert.model_from_proto(response.model), response.created
 
-    async def import_model(self, hub_id: str, *, revision: str = "main") -> tuple[types.Model, bool, str]:
-        """Let the gateway fetch a branch, tag or commit of a model from the hub; gives the full commit as well."""
-        request = models.ImportModelRequest(hub_id=hub_id, revision=revision)
+    async def import_model(
+        self, hub_id: str, *, revision: str = "main", base_model_id: str = ""
+    ) -> tuple[types.Model, bool, str]:
+        """Let the gateway fetch a branch, tag or commit of a model from the hub; gives the full commit as well.
+
+        Of an adapter `base_model_id` is the stored model it belongs to; "" where its files say it.
+        """
+        request = models.ImportModelRequest(hub_id=hub_id, revision=revision, base_model_id=base_model_id)
         response = await self.call(self._models.ImportModel, request, timeout_s=self.commit_timeout_s)
         return convert.model_from_proto(response.model), response.created, response.commit
 
