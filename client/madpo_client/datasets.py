@@ -1,16 +1,17 @@
 """Datasets of a gateway."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from madpo.data.check.report import CheckReport
 from madpo.data.ranking import ListRule
 from madpo.errors import InvalidArgumentError
-from madpo.types import Dataset, DatasetRow
+from madpo.types import Dataset, DatasetRow, StoreFinding
 from madpo_client.check import writing
 from madpo_client.deprecation import renamed
 from madpo_client.hub import PREFIX, is_on_hub, open_dataset, say_commit
-from madpo_client.lookup import References, say_kept_name
+from madpo_client.lookup import References, say_kept_name, say_unreadable
 from madpo_client.progress import row_progress, transfer
 from madpo_client.session import Session
 from madpo_client.sources import Source, open_source, size_bytes_of, source_name
@@ -133,14 +134,16 @@ class Datasets:
         """A dataset by its id, or what stands for one. Raises NotFoundError."""
         return self._session.run(self._session.gateway.get_dataset(self._references.dataset_id(dataset_id)))
 
-    def delete(self, dataset_id: Dataset | str) -> None:
-        """Delete a dataset, and the tokens made of it.
+    def delete(self, dataset_id: Dataset | str) -> str:
+        """Delete a dataset, also one that is damaged, and the tokens made of it; gives its id.
 
         Raises:
             NotFoundError: There is no such dataset.
             FailedPreconditionError: A job that is not over needs it; names the job.
         """
-        self._session.run(self._session.gateway.delete_dataset(self._references.dataset_id(dataset_id)))
+        dataset_id = self._references.dataset_id(dataset_id)
+        self._session.run(self._session.gateway.delete_dataset(dataset_id))
+        return dataset_id
 
     def check(
         self,
@@ -180,6 +183,10 @@ class Datasets:
             self._session.gateway.read_dataset_rows(self._references.dataset_id(dataset_id), numbers)
         )
 
-    def list(self) -> list[Dataset]:
-        """All datasets."""
-        return list(self._session.each(self._session.gateway.list_datasets))
+    def list(self, *, on_unreadable: Callable[[StoreFinding], object] = say_unreadable) -> list[Dataset]:
+        """All datasets, the one stored last first.
+
+        Args:
+            on_unreadable: Told of each that cannot be read and is left out; by default a warning is logged.
+        """
+        return list(self._session.each(partial(self._session.gateway.list_datasets, on_unreadable=on_unreadable)))

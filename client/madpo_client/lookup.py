@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from madpo.jobs.base import (
 )
 from madpo.jobs.registry import KINDS
 from madpo.spelling import did_you_mean
-from madpo.types import Dataset, DatasetKind, Job, JobKind, JobState, Model
+from madpo.types import Dataset, DatasetKind, Job, JobKind, JobState, Model, StoreFinding
 from madpo_client.job import JobHandle
 from madpo_client.references import ModelLike, model_reference
 from madpo_client.session import Session
 
 logger = logging.getLogger(__name__)
-"""Says, as INFO, which id a text was taken for, and which name something has."""
+"""Says, as INFO, which id a text was taken for, and which name something has; as WARNING, what is left out."""
 
 _ID = re.compile(r"(?:job|model|dataset)-[0-9a-f]{32}")
 _BEGINNING = re.compile(r"(?:(job|model|dataset)-)?([0-9a-f]{4,32})")
@@ -78,6 +79,13 @@ def say_kept_name(stored: Dataset | Model, name: str) -> None:
         found = stored.model_id if isinstance(stored, Model) else stored.dataset_id
         kept = f"the name {stored.display_name!r}" if stored.display_name else "no name"
         logger.info("the same content is stored already: %s keeps %s, and is not called %r", found, kept, name)
+
+
+def say_unreadable(finding: StoreFinding) -> None:
+    """Tell that something is left out of a list because it cannot be read."""
+    thing_id = finding.key.split("/")[1]
+    what = "upgrade madpo" if finding.verdict == "newer" else "`madpo store check` says all that is damaged"
+    logger.warning("%s cannot be read and is left out: %s (%s)", thing_id, finding.detail, what)
 
 
 class References:
@@ -219,11 +227,13 @@ class References:
             )
 
     def _models(self, kinds: frozenset[str]) -> Iterator[_Found]:
-        for model in self._session.each(self._session.gateway.list_models):
+        list_models = partial(self._session.gateway.list_models, on_unreadable=say_unreadable)
+        for model in self._session.each(list_models):
             yield _Found(model.model_id, model.display_name, (model.kind,), model.create_time, fits=model.kind in kinds)
 
     def _datasets(self, kinds: frozenset[DatasetKind]) -> Iterator[_Found]:
-        for each in self._session.each(self._session.gateway.list_datasets):
+        list_datasets = partial(self._session.gateway.list_datasets, on_unreadable=say_unreadable)
+        for each in self._session.each(list_datasets):
             yield _Found(each.dataset_id, each.display_name, (each.kind.value,), each.create_time, each.kind in kinds)
 
 

@@ -1,15 +1,17 @@
 """Models and checkpoints of a gateway."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from madpo.jobs.base import ModelReference, validate
 from madpo.jobs.registry import KINDS
 from madpo.model_files.uploads import files_to_upload
-from madpo.types import Checkpoint, Model
+from madpo.types import Checkpoint, Model, StoreFinding
 from madpo_client.deprecation import renamed
 from madpo_client.hub import say_commit
 from madpo_client.job import JobHandle
-from madpo_client.lookup import References, say_kept_name
+from madpo_client.lookup import References, say_kept_name, say_unreadable
 from madpo_client.merged import MergedDtype, download_merged
 from madpo_client.progress import transfer
 from madpo_client.references import ModelLike
@@ -97,14 +99,16 @@ class Models:
         """A model by its id, or what stands for one. Raises NotFoundError."""
         return self._session.run(self._session.gateway.get_model(self._references.model_id(model_id)))
 
-    def delete(self, model: Model | str) -> None:
-        """Delete a model; checkpoints of jobs are no models of their own.
+    def delete(self, model: Model | str) -> str:
+        """Delete a model, also one that is damaged; gives its id. Checkpoints of jobs are no models of their own.
 
         Raises:
             NotFoundError: There is no such model.
             FailedPreconditionError: A job that is not over, or an adapter, needs it; names it.
         """
-        self._session.run(self._session.gateway.delete_model(self._references.model_id(model)))
+        model_id = self._references.model_id(model)
+        self._session.run(self._session.gateway.delete_model(model_id))
+        return model_id
 
     def checkpoints(self, job: JobHandle | str) -> list[Checkpoint]:
         """Checkpoints of a training job, newest first."""
@@ -167,6 +171,10 @@ class Models:
             )
             return self._session.run(download)
 
-    def list(self) -> list[Model]:
-        """All models."""
-        return list(self._session.each(self._session.gateway.list_models))
+    def list(self, *, on_unreadable: Callable[[StoreFinding], object] = say_unreadable) -> list[Model]:
+        """All models, the one stored last first.
+
+        Args:
+            on_unreadable: Told of each that cannot be read and is left out; by default a warning is logged.
+        """
+        return list(self._session.each(partial(self._session.gateway.list_models, on_unreadable=on_unreadable)))

@@ -8,6 +8,7 @@ import typer
 from madpo_client.cli.context import quiet_client
 
 if TYPE_CHECKING:
+    from madpo.types import StoreFinding
     from madpo_client.client import Client
 
 _OFFERED = 100
@@ -36,12 +37,18 @@ def _completion(
     return complete
 
 
+def _say_nothing(finding: "StoreFinding") -> None:
+    """What cannot be read is not offered."""
+
+
 complete_jobs = _completion(
     lambda client: ((each.id, each.job.display_name) for each in client.jobs.list(limit=_OFFERED))
 )
-complete_models = _completion(lambda client: ((each.model_id, each.display_name) for each in client.models.list()))
+complete_models = _completion(
+    lambda client: ((each.model_id, each.display_name) for each in client.models.list(on_unreadable=_say_nothing))
+)
 complete_datasets = _completion(
-    lambda client: ((each.dataset_id, each.display_name) for each in client.datasets.list())
+    lambda client: ((each.dataset_id, each.display_name) for each in client.datasets.list(on_unreadable=_say_nothing))
 )
 
 

@@ -125,9 +125,7 @@ def delete_datasets(
 
     def delete(client: "Client") -> Iterator[str]:
         for dataset in datasets:
-            found = client.datasets.get(dataset)
-            client.datasets.delete(found)
-            yield found.dataset_id
+            yield client.datasets.delete(dataset)
 
     with open_client(context) as client:
         show_deleted(delete(client), as_json=as_json)

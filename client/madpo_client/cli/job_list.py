@@ -111,7 +111,8 @@ def _names(client: "Client", jobs: Sequence[Job]) -> dict[str, str]:
     """The names of what the jobs refer to, by id."""
     names = {job.job_id: job.display_name for job in jobs}
     if any(model_id not in names for job in jobs for model_id in _model_ids(job.spec)):
-        names |= {model.model_id: model.display_name for model in client.models.list()}
+        known = client.models.list(on_unreadable=lambda finding: None)  # `madpo model list` names those
+        names |= {model.model_id: model.display_name for model in known}
     for job_id in {job_id for job in jobs for job_id in _job_ids(job)} - names.keys():
         # One that the list leaves out, by its filters or its length; it may be gone.
         with suppress(NotFoundError):

@@ -119,9 +119,7 @@ def delete_models(
 
     def delete(client: "Client") -> Iterator[str]:
         for model in models:
-            found = client.models.get(model)
-            client.models.delete(found)
-            yield found.model_id
+            yield client.models.delete(model)
 
     with open_client(context) as client:
         show_deleted(delete(client), as_json=as_json)

@@ -79,20 +79,21 @@ class Deletion:
     async def model(
         self, model_id: str, *, stored_time: float | None = None, guard: Guard = _no_further_reason
     ) -> None:
-        """Remove a model that no job needs, no adapter and no checkpoint.
+        """Remove a model that no job needs, no adapter and no checkpoint; one whose manifest is damaged as well.
 
         Args:
             model_id: Which.
             stored_time: When it was stored last, as whoever wants it removed knows; None is now.
             guard: See `Guard`.
         """
+        if stored_time is None:
+            stored_time = await asyncio.to_thread(_last_stored, self._store, keys.model(model_id))
+        is_damaged = stored_time is None
 
         async def look(usage: Usage) -> None:
-            await self.require_unused_model(model_id, usage)
+            await self.require_unused_model(model_id, usage, is_damaged=is_damaged)
             await guard(usage)
 
-        if stored_time is None:
-            stored_time = await asyncio.to_thread(self._models.last_stored, model_id)
         await self._remove(partial(self._models.withdraw, model_id, stored_time=stored_time), look)
         logger.info("model deleted", extra={"model_id": model_id})
 
@@ -106,7 +107,7 @@ class Deletion:
             await guard(usage)
 
         if stored_time is None:
-            stored_time = await asyncio.to_thread(self._datasets.last_stored, dataset_id)
+            stored_time = await asyncio.to_thread(_last_stored, self._store, keys.dataset(dataset_id))
         await self._remove(partial(self._datasets.withdraw, dataset_id, stored_time=stored_time), look)
         logger.info("dataset deleted", extra={"dataset_id": dataset_id})
 
@@ -127,19 +128,27 @@ class Deletion:
                 await self._remove(partial(withdraw, self._store, prefix, stored_time=manifest.stored_time), look)
         logger.info("checkpoint deleted", extra={"job_id": job_id, "step": step})
 
-    async def require_unused_model(self, model_id: str, usage: Usage, *, gone: Collection[str] = ()) -> None:
+    async def require_unused_model(
+        self, model_id: str, usage: Usage, *, gone: Collection[str] = (), is_damaged: bool = False
+    ) -> None:
         """Make sure that nothing needs a model.
 
         Args:
             model_id: Which.
             usage: The jobs there are.
             gone: Models that would be removed by then.
+            is_damaged: Whether nobody can use the model anyway: then models that cannot be read keep it no longer.
 
         Raises:
             FailedPreconditionError: Something does; names it.
         """
         usage.require_unneeded(model_id)
-        adapters = await asyncio.to_thread(lambda: list(self._models.adapters_of(model_id)))
+        adapters, unreadable = await asyncio.to_thread(self._models.adapters_of, model_id)
+        if unreadable and not is_damaged:
+            raise FailedPreconditionError(
+                f"a model that cannot be read may be an adapter of {model_id}: {unreadable[0]}; upload that one again, "
+                "or delete it first"
+            )
         if left := [adapter for adapter in adapters if adapter not in gone]:
             raise FailedPreconditionError(f"the adapter {left[0]} belongs to {model_id}: delete that one first")
         # What another gateway takes out of sight may be an adapter, and may be put back.
@@ -175,3 +184,12 @@ class Deletion:
             # One whose request cannot be read never came back to a queue that had lost it.
             if await asyncio.to_thread(lambda: next(self._store.list(f"{keys.job(job_id)}/"), None)) is None:
                 raise
+
+
+def _last_stored(store: ObjectStore, prefix: str) -> float | None:
+    """None where the manifest is damaged. Raises NotFoundError, which names the thing."""
+    try:
+        return bundle.find_stored_time(store, prefix, is_damaged=True)
+    except NotFoundError as error:
+        kind, _, thing_id = prefix.partition("s/")
+        raise NotFoundError(f"no {kind} {thing_id}") from error

@@ -171,6 +171,27 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest:
     return _decode(store.get(key), key)
 
 
+def find_stored_time(store: ObjectStore, prefix: str, *, is_damaged: bool = False) -> float | None:
+    """When the same files were stored last, in seconds since the epoch.
+
+    Args:
+        store: Where.
+        prefix: Key prefix of the bundle.
+        is_damaged: Whether its manifest may be damaged, for who removes it all the same: then it is None.
+
+    Raises:
+        NotFoundError: There is no such bundle.
+        CorruptObjectError: The manifest was changed, and may not be.
+        UnknownFormatError: It was written by a newer version.
+    """
+    try:
+        return read_manifest(store, prefix).stored_time
+    except CorruptObjectError:
+        if is_damaged:
+            return None
+        raise
+
+
 def _decode(data: bytes, key: str) -> Manifest:
     body = documents.unseal(data, key=key, sealed_always=True)
     try:
@@ -268,9 +289,16 @@ def delete(store: ObjectStore, prefix: str) -> None:
 
 
 def show(store: ObjectStore, prefix: str, manifest: bytes) -> None:
-    """Write the manifest of a bundle whose files are all there; one that has a manifest stays as it is."""
+    """Write the manifest of a bundle whose files are all there; one that has a manifest stays as it is.
+
+    One that was damaged before is so again, as long as there is a file that it may speak of.
+    """
     key = f"{prefix}/{MANIFEST}"
-    if _is_whole(store, prefix, _decode(manifest, key)):
+    try:
+        is_there = _is_whole(store, prefix, _decode(manifest, key))
+    except CorruptObjectError:
+        is_there = any(store.list(f"{prefix}/"))
+    if is_there:
         store.put_if_absent(key, manifest)
 
 

@@ -11,7 +11,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.bundle import Manifest
 from madpo.storage.files import Transfer, unwatched
+from madpo.storage.listing import list_readable, pass_over
 from madpo.storage.withdrawals import Withdrawal, store_again, withdraw
 from madpo.types import (
     ChatOptions,
@@ -39,6 +40,7 @@ from madpo.types import (
     PreferencePair,
     PromptOnly,
     ResponseList,
+    StoreFinding,
     content_from_json,
     content_to_json,
     json_text,
@@ -120,28 +122,36 @@ class DatasetStore:
             return replace(_dataset(dataset_id, manifest), forms=tuple(forms())), created
 
     def get(self, dataset_id: str) -> Dataset:
-        """Describe a dataset. Raises NotFoundError."""
+        """Describe a dataset. Raises NotFoundError, CorruptObjectError and UnknownFormatError."""
         return _dataset(dataset_id, self._manifest(dataset_id))
 
     def last_stored(self, dataset_id: str) -> float:
         """When the same rows were uploaded last, in seconds since the epoch. Raises NotFoundError."""
         return self._manifest(dataset_id).stored_time
 
-    def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Dataset], str]:
-        """The one uploaded last first, with the token of the next page ("" at the end)."""
-        ids, token = bundle.list_newest(self._store, keys.DATASETS, page_size=page_size, page_token=page_token)
-        found = []
-        for dataset_id in ids:
-            with suppress(NotFoundError):  # removed meanwhile
-                found.append(self.get(dataset_id))
-        return found, token
+    def list(
+        self,
+        *,
+        page_size: int,
+        page_token: str = "",
+        on_unreadable: Callable[[StoreFinding], object] = pass_over,
+    ) -> tuple[list[Dataset], str]:
+        """A page, the one uploaded last first; see `list_readable`."""
+        return list_readable(
+            self._store,
+            keys.DATASETS,
+            self.get,
+            page_size=page_size,
+            page_token=page_token,
+            on_unreadable=on_unreadable,
+        )
 
-    def withdraw(self, dataset_id: str, *, stored_time: float) -> Withdrawal:
+    def withdraw(self, dataset_id: str, *, stored_time: float | None) -> Withdrawal:
         """Take a dataset out of sight, before it is removed, with the token ids made of it, or put back.
 
         Args:
             dataset_id: Which.
-            stored_time: What `last_stored` said when this was decided.
+            stored_time: What `last_stored` said when this was decided; None where its manifest was damaged.
 
         Raises:
             NotFoundError: There is no such dataset.
@@ -371,13 +381,15 @@ def _from_text(text: str) -> Content:
 
 def _dataset(dataset_id: str, manifest: Manifest) -> Dataset:
     description = manifest.metadata
-    return Dataset(
-        dataset_id=dataset_id,
-        display_name=description["display_name"],
-        kind=DatasetKind(description["kind"]),
-        rows=description["rows"],
-        size_bytes=manifest.size_bytes,
-        create_time=manifest.create_time,
-        columns=tuple(description["columns"]),
-        forms=tuple(DatasetForm(**documents.known_fields(DatasetForm, form)) for form in description.get("forms", ())),
-    )
+    with documents.reading(f"{keys.dataset(dataset_id)}/{keys.MANIFEST}"):
+        forms = [DatasetForm(**documents.known_fields(DatasetForm, form)) for form in description.get("forms", ())]
+        return Dataset(
+            dataset_id=dataset_id,
+            display_name=description["display_name"],
+            kind=DatasetKind(description["kind"]),
+            rows=description["rows"],
+            size_bytes=manifest.size_bytes,
+            create_time=manifest.create_time,
+            columns=tuple(description["columns"]),
+            forms=tuple(forms),
+        )

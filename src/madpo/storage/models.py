@@ -1,23 +1,24 @@
 """Models in the object store, named by their content."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from madpo.errors import InvalidArgumentError, NotFoundError
+from madpo.errors import CorruptObjectError, InvalidArgumentError, MadpoError, NotFoundError, UnknownFormatError
 from madpo.model_files.adapters import check_adapter
 from madpo.model_files.companions import is_companion
 from madpo.model_files.configs import is_adapter, model_kind
 from madpo.model_files.tensors import TensorInfo, parse_header, weights_dtype
 from madpo.model_files.uploads import check_files
 from madpo.ports import ObjectStore
-from madpo.storage import bundle, keys
+from madpo.storage import bundle, documents, keys
 from madpo.storage.bundle import Manifest
 from madpo.storage.files import Transfer, unwatched
+from madpo.storage.listing import list_readable, pass_over
 from madpo.storage.local_copies import LocalCopies
 from madpo.storage.withdrawals import Withdrawal, settle, store_again, withdraw
-from madpo.types import Model
+from madpo.types import Model, StoreFinding
 
 __all__ = ["ModelStore", "model_kind"]
 
@@ -86,28 +87,42 @@ class ModelStore:
         return _model(model_id, manifest), created
 
     def get(self, model_id: str) -> Model:
-        """Describe a model. Raises NotFoundError."""
+        """Describe a model.
+
+        Raises:
+            NotFoundError: There is no such model.
+            CorruptObjectError: What describes it was changed.
+            UnknownFormatError: A newer version wrote that.
+        """
         return _model(model_id, self._manifest(model_id))
 
     def last_stored(self, model_id: str) -> float:
         """When the same files were stored last, in seconds since the epoch. Raises NotFoundError."""
         return self._manifest(model_id).stored_time
 
-    def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Model], str]:
-        """The one stored last first, with the token of the next page ("" at the end)."""
-        ids, token = bundle.list_newest(self._store, keys.MODELS, page_size=page_size, page_token=page_token)
-        found = []
-        for model_id in ids:
-            with suppress(NotFoundError):  # removed meanwhile
-                found.append(self.get(model_id))
-        return found, token
+    def list(
+        self,
+        *,
+        page_size: int,
+        page_token: str = "",
+        on_unreadable: Callable[[StoreFinding], object] = pass_over,
+    ) -> tuple[list[Model], str]:
+        """A page, the one stored last first; see `list_readable`."""
+        return list_readable(
+            self._store,
+            keys.MODELS,
+            self.get,
+            page_size=page_size,
+            page_token=page_token,
+            on_unreadable=on_unreadable,
+        )
 
-    def withdraw(self, model_id: str, *, stored_time: float) -> Withdrawal:
+    def withdraw(self, model_id: str, *, stored_time: float | None) -> Withdrawal:
         """Take a model out of sight, before it is removed or put back.
 
         Args:
             model_id: Which.
-            stored_time: What `last_stored` said when this was decided.
+            stored_time: What `last_stored` said when this was decided; None where its manifest was damaged.
 
         Raises:
             NotFoundError: There is no such model.
@@ -123,13 +138,21 @@ class ModelStore:
         """Remove a model whoever needs it. Raises NotFoundError."""
         self.withdraw(model_id, stored_time=self.last_stored(model_id)).remove()
 
-    def adapters_of(self, model_id: str) -> Iterator[str]:
-        """The ids of the stored adapters that belong to a model."""
-        return (other.model_id for other in self._all() if other.base_model_id == model_id)
+    def adapters_of(self, model_id: str) -> tuple[Sequence[str], Sequence[MadpoError]]:
+        """The ids of the stored adapters that belong to a model; and why others cannot be told to be none."""
+        adapters, unreadable = [], []
+        for other, model in self._all():
+            if isinstance(model, MadpoError):
+                unreadable += [] if other == model_id else [model]
+            elif model.base_model_id == model_id:
+                adapters.append(other)
+        return adapters, unreadable
 
     def imported_from(self, hub_id: str) -> Iterator[Model]:
         """The stored models that are of a repository of the hub, one for each commit."""
-        return (model for model in self._all() if model.metadata.get("hub_id") == hub_id)
+        for _, model in self._all():
+            if isinstance(model, Model) and model.metadata.get("hub_id") == hub_id:
+                yield model
 
     def fetch(self, model_id: str) -> Path:
         """A verified local copy, fetched once per host.
@@ -168,10 +191,15 @@ class ModelStore:
             if is_companion(entry.path):
                 bundle.fetch_file(self._store, keys.model(model_id), entry, directory / entry.path)
 
-    def _all(self) -> Iterator[Model]:
+    def _all(self) -> Iterator[tuple[str, Model | MadpoError]]:
+        """Every model by its id, or why it cannot be read."""
         for model_id, _ in bundle.list_bundles(self._store, keys.MODELS):
-            with suppress(NotFoundError):  # removed meanwhile
-                yield self.get(model_id)
+            try:
+                yield model_id, self.get(model_id)
+            except NotFoundError:
+                pass  # removed meanwhile
+            except (CorruptObjectError, UnknownFormatError) as error:
+                yield model_id, error
 
     def _manifest(self, model_id: str) -> Manifest:
         try:
@@ -193,15 +221,16 @@ class ModelStore:
 
 def _model(model_id: str, manifest: Manifest) -> Model:
     description = manifest.metadata
-    return Model(
-        model_id=model_id,
-        display_name=description["display_name"],
-        kind=description["kind"],
-        architecture=description["architecture"],
-        size_bytes=manifest.size_bytes,
-        create_time=manifest.create_time,
-        files=manifest.files,
-        base_model_id=description["base_model_id"],
-        metadata=description["metadata"],
-        dtype=description.get("dtype", ""),  # models of earlier versions do not say
-    )
+    with documents.reading(f"{keys.model(model_id)}/{keys.MANIFEST}"):
+        return Model(
+            model_id=model_id,
+            display_name=description["display_name"],
+            kind=description["kind"],
+            architecture=description["architecture"],
+            size_bytes=manifest.size_bytes,
+            create_time=manifest.create_time,
+            files=manifest.files,
+            base_model_id=description["base_model_id"],
+            metadata=description["metadata"],
+            dtype=description.get("dtype", ""),  # models of earlier versions do not say
+        )

@@ -134,25 +134,25 @@ class Withdrawal:
         bundle.show(self._store, self._prefix, self._note.manifest.encode("latin-1"))
 
 
-def withdraw(store: ObjectStore, prefix: str, *, stored_time: float, along: Sequence[str] = ()) -> Withdrawal:
+def withdraw(store: ObjectStore, prefix: str, *, stored_time: float | None, along: Sequence[str] = ()) -> Withdrawal:
     """Take a bundle out of sight.
 
     Args:
         store: Where it is.
         prefix: Key prefix of the bundle.
-        stored_time: When it was stored last, as its remover knows it.
+        stored_time: When it was stored last, as its remover knows it; None where its manifest is damaged.
         along: Key prefixes of what is removed with it.
 
     Raises:
         NotFoundError: There is no such bundle.
-        CorruptObjectError: Its manifest is damaged.
-        FailedPreconditionError: It was stored again since `stored_time`, or is being removed already.
+        CorruptObjectError: Its manifest is damaged, and was not when it was decided.
+        FailedPreconditionError: It was stored again since, or is being removed already.
     """
     key, manifest_key = keys.withdrawal(prefix), f"{prefix}/{keys.MANIFEST}"
     data = store.get(manifest_key)
     note = _Note(data.decode("latin-1"), (prefix, *along), uuid4().hex)
     again = FailedPreconditionError(f"{prefix} was stored again just now: remove it again if it is to go all the same")
-    if bundle.read_manifest(store, prefix).stored_time != stored_time:
+    if bundle.find_stored_time(store, prefix, is_damaged=stored_time is None) != stored_time:
         raise again
     if not store.put_if_absent(key, note.encode()):
         raise FailedPreconditionError(f"{prefix} is being removed already: look again in a minute")

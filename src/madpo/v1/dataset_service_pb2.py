@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from madpo.v1 import preference_pb2 as madpo_dot_v1_dot_preference__pb2
+from madpo.v1 import store_service_pb2 as madpo_dot_v1_dot_store__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emadpo/v1/dataset_service.proto\x12\x08madpo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19madpo/v1/preference.proto\"r\n\x14UploadDatasetRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.madpo.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\tH\x00\x42\x06\n\x04part\"\xff\x01\n\x13UploadDatasetHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12#\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x14.madpo.v1.UploadFile\x12;\n\x07\x63olumns\x18\x06 \x03(\x0b\x32*.madpo.v1.UploadDatasetHeader.ColumnsEntry\x12\r\n\x05lists\x18\x07 \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\".\n\nUploadFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"L\n\x15UploadDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"r\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12/\n\x06result\x18\x02 \x01(\x0b\x32\x1f.madpo.v1.UploadDatasetResponse\x12\x14\n\x0c\x63hecked_rows\x18\x03 \x01(\x03\"\xe8\x01\n\x14ImportDatasetRequest\x12\x0e\n\x06hub_id\x18\x01 \x01(\t\x12\x12\n\x06\x63ommit\x18\x02 \x01(\tB\x02\x18\x01\x12\r\n\x05\x66iles\x18\x03 \x03(\t\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12<\n\x07\x63olumns\x18\x05 \x03(\x0b\x32+.madpo.v1.ImportDatasetRequest.ColumnsEntry\x12\r\n\x05lists\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\\\n\x15ImportDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\t\"\xcb\x01\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63olumns\x18\x07 \x03(\t\x12$\n\x05\x66orms\x18\x08 \x03(\x0b\x32\x15.madpo.v1.DatasetForm\"\x8e\x01\n\x0b\x44\x61tasetForm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\x33\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\".madpo.v1.DatasetForm.ColumnsEntry\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.madpo.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"c\n\x13\x43heckDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x1f\n\x13held_out_dataset_id\x18\x02 \x01(\tB\x02\x18\x01\x12\x17\n\x0f\x65val_dataset_id\x18\x03 \x01(\t\"c\n\x14\x43heckDatasetResponse\x12\x16\n\x0c\x63hecked_rows\x18\x01 \x01(\x03H\x00\x12\x15\n\x0breport_json\x18\x02 \x01(\tH\x00\x12\x14\n\nrows_chunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\":\n\x16ReadDatasetRowsRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03\"=\n\x17ReadDatasetRowsResponse\x12\"\n\x04rows\x18\x01 \x03(\x0b\x32\x14.madpo.v1.DatasetRow\"\xba\x05\n\nDatasetRow\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.madpo.v1.Content\x12!\n\x06\x63hosen\x18\x03 \x01(\x0b\x32\x11.madpo.v1.Content\x12#\n\x08rejected\x18\x04 \x01(\x0b\x32\x11.madpo.v1.Content\x12%\n\ncompletion\x18\x05 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1f\n\x04gold\x18\x06 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1a\n\rreward_margin\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12\x63hosen_uncertainty\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12!\n\x14rejected_uncertainty\x18\t \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11semantic_distance\x18\n \x01(\x01H\x03\x88\x01\x01\x12$\n\tresponses\x18\x0b \x03(\x0b\x32\x11.madpo.v1.Content\x12\x0e\n\x06scores\x18\x0c \x03(\x01\x12&\n\x07options\x18\r \x01(\x0b\x32\x15.madpo.v1.ChatOptions\x12\x1a\n\rchosen_reward\x18\x0e \x01(\x01H\x04\x88\x01\x01\x12\x1c\n\x0frejected_reward\x18\x0f \x01(\x01H\x05\x88\x01\x01\x12\x13\n\x06weight\x18\x10 \x01(\x01H\x06\x88\x01\x01\x12\x0f\n\x02id\x18\x11 \x01(\tH\x07\x88\x01\x01\x12\x13\n\x06source\x18\x12 \x01(\tH\x08\x88\x01\x01\x42\x10\n\x0e_reward_marginB\x15\n\x13_chosen_uncertaintyB\x17\n\x15_rejected_uncertaintyB\x14\n\x12_semantic_distanceB\x10\n\x0e_chosen_rewardB\x12\n\x10_rejected_rewardB\t\n\x07_weightB\x05\n\x03_idB\t\n\x07_source2\x91\x05\n\x0e\x44\x61tasetService\x12R\n\rUploadDataset\x12\x1e.madpo.v1.UploadDatasetRequest\x1a\x1f.madpo.v1.UploadDatasetResponse(\x01\x12\x44\n\tGetUpload\x12\x1a.madpo.v1.GetUploadRequest\x1a\x1b.madpo.v1.GetUploadResponse\x12P\n\rImportDataset\x12\x1e.madpo.v1.ImportDatasetRequest\x1a\x1f.madpo.v1.ImportDatasetResponse\x12G\n\nGetDataset\x12\x1b.madpo.v1.GetDatasetRequest\x1a\x1c.madpo.v1.GetDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.madpo.v1.ListDatasetsRequest\x1a\x1e.madpo.v1.ListDatasetsResponse\x12P\n\rDeleteDataset\x12\x1e.madpo.v1.DeleteDatasetRequest\x1a\x1f.madpo.v1.DeleteDatasetResponse\x12O\n\x0c\x43heckDataset\x12\x1d.madpo.v1.CheckDatasetRequest\x1a\x1e.madpo.v1.CheckDatasetResponse0\x01\x12X\n\x0fReadDatasetRows\x12 .madpo.v1.ReadDatasetRowsRequest\x1a!.madpo.v1.ReadDatasetRowsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emadpo/v1/dataset_service.proto\x12\x08madpo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19madpo/v1/preference.proto\x1a\x1cmadpo/v1/store_service.proto\"r\n\x14UploadDatasetRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.madpo.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\tH\x00\x42\x06\n\x04part\"\xff\x01\n\x13UploadDatasetHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12#\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x14.madpo.v1.UploadFile\x12;\n\x07\x63olumns\x18\x06 \x03(\x0b\x32*.madpo.v1.UploadDatasetHeader.ColumnsEntry\x12\r\n\x05lists\x18\x07 \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\".\n\nUploadFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"L\n\x15UploadDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"r\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12/\n\x06result\x18\x02 \x01(\x0b\x32\x1f.madpo.v1.UploadDatasetResponse\x12\x14\n\x0c\x63hecked_rows\x18\x03 \x01(\x03\"\xe8\x01\n\x14ImportDatasetRequest\x12\x0e\n\x06hub_id\x18\x01 \x01(\t\x12\x12\n\x06\x63ommit\x18\x02 \x01(\tB\x02\x18\x01\x12\r\n\x05\x66iles\x18\x03 \x03(\t\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12<\n\x07\x63olumns\x18\x05 \x03(\x0b\x32+.madpo.v1.ImportDatasetRequest.ColumnsEntry\x12\r\n\x05lists\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\\\n\x15ImportDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\t\"\xcb\x01\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63olumns\x18\x07 \x03(\t\x12$\n\x05\x66orms\x18\x08 \x03(\x0b\x32\x15.madpo.v1.DatasetForm\"\x8e\x01\n\x0b\x44\x61tasetForm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\x33\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\".madpo.v1.DatasetForm.ColumnsEntry\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.madpo.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x80\x01\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.madpo.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12*\n\nunreadable\x18\x03 \x03(\x0b\x32\x16.madpo.v1.StoreFinding\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"c\n\x13\x43heckDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x1f\n\x13held_out_dataset_id\x18\x02 \x01(\tB\x02\x18\x01\x12\x17\n\x0f\x65val_dataset_id\x18\x03 \x01(\t\"c\n\x14\x43heckDatasetResponse\x12\x16\n\x0c\x63hecked_rows\x18\x01 \x01(\x03H\x00\x12\x15\n\x0breport_json\x18\x02 \x01(\tH\x00\x12\x14\n\nrows_chunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\":\n\x16ReadDatasetRowsRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03\"=\n\x17ReadDatasetRowsResponse\x12\"\n\x04rows\x18\x01 \x03(\x0b\x32\x14.madpo.v1.DatasetRow\"\xba\x05\n\nDatasetRow\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.madpo.v1.Content\x12!\n\x06\x63hosen\x18\x03 \x01(\x0b\x32\x11.madpo.v1.Content\x12#\n\x08rejected\x18\x04 \x01(\x0b\x32\x11.madpo.v1.Content\x12%\n\ncompletion\x18\x05 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1f\n\x04gold\x18\x06 \x01(\x0b\x32\x11.madpo.v1.Content\x12\x1a\n\rreward_margin\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12\x63hosen_uncertainty\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12!\n\x14rejected_uncertainty\x18\t \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11semantic_distance\x18\n \x01(\x01H\x03\x88\x01\x01\x12$\n\tresponses\x18\x0b \x03(\x0b\x32\x11.madpo.v1.Content\x12\x0e\n\x06scores\x18\x0c \x03(\x01\x12&\n\x07options\x18\r \x01(\x0b\x32\x15.madpo.v1.ChatOptions\x12\x1a\n\rchosen_reward\x18\x0e \x01(\x01H\x04\x88\x01\x01\x12\x1c\n\x0frejected_reward\x18\x0f \x01(\x01H\x05\x88\x01\x01\x12\x13\n\x06weight\x18\x10 \x01(\x01H\x06\x88\x01\x01\x12\x0f\n\x02id\x18\x11 \x01(\tH\x07\x88\x01\x01\x12\x13\n\x06source\x18\x12 \x01(\tH\x08\x88\x01\x01\x42\x10\n\x0e_reward_marginB\x15\n\x13_chosen_uncertaintyB\x17\n\x15_rejected_uncertaintyB\x14\n\x12_semantic_distanceB\x10\n\x0e_chosen_rewardB\x12\n\x10_rejected_rewardB\t\n\x07_weightB\x05\n\x03_idB\t\n\x07_source2\x91\x05\n\x0e\x44\x61tasetService\x12R\n\rUploadDataset\x12\x1e.madpo.v1.UploadDatasetRequest\x1a\x1f.madpo.v1.UploadDatasetResponse(\x01\x12\x44\n\tGetUpload\x12\x1a.madpo.v1.GetUploadRequest\x1a\x1b.madpo.v1.GetUploadResponse\x12P\n\rImportDataset\x12\x1e.madpo.v1.ImportDatasetRequest\x1a\x1f.madpo.v1.ImportDatasetResponse\x12G\n\nGetDataset\x12\x1b.madpo.v1.GetDatasetRequest\x1a\x1c.madpo.v1.GetDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.madpo.v1.ListDatasetsRequest\x1a\x1e.madpo.v1.ListDatasetsResponse\x12P\n\rDeleteDataset\x12\x1e.madpo.v1.DeleteDatasetRequest\x1a\x1f.madpo.v1.DeleteDatasetResponse\x12O\n\x0c\x43heckDataset\x12\x1d.madpo.v1.CheckDatasetRequest\x1a\x1e.madpo.v1.CheckDatasetResponse0\x01\x12X\n\x0fReadDatasetRows\x12 .madpo.v1.ReadDatasetRowsRequest\x1a!.madpo.v1.ReadDatasetRowsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,54 +44,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETFORM_COLUMNSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKDATASETREQUEST'].fields_by_name['held_out_dataset_id']._loaded_options = None
   _globals['_CHECKDATASETREQUEST'].fields_by_name['held_out_dataset_id']._serialized_options = b'\030\001'
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=104
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=218
-  _globals['_UPLOADDATASETHEADER']._serialized_start=221
-  _globals['_UPLOADDATASETHEADER']._serialized_end=476
-  _globals['_UPLOADDATASETHEADER_COLUMNSENTRY']._serialized_start=430
-  _globals['_UPLOADDATASETHEADER_COLUMNSENTRY']._serialized_end=476
-  _globals['_UPLOADFILE']._serialized_start=478
-  _globals['_UPLOADFILE']._serialized_end=524
-  _globals['_UPLOADDATASETRESPONSE']._serialized_start=526
-  _globals['_UPLOADDATASETRESPONSE']._serialized_end=602
-  _globals['_GETUPLOADREQUEST']._serialized_start=604
-  _globals['_GETUPLOADREQUEST']._serialized_end=641
-  _globals['_GETUPLOADRESPONSE']._serialized_start=643
-  _globals['_GETUPLOADRESPONSE']._serialized_end=757
-  _globals['_IMPORTDATASETREQUEST']._serialized_start=760
-  _globals['_IMPORTDATASETREQUEST']._serialized_end=992
-  _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_start=430
-  _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_end=476
-  _globals['_IMPORTDATASETRESPONSE']._serialized_start=994
-  _globals['_IMPORTDATASETRESPONSE']._serialized_end=1086
-  _globals['_DATASET']._serialized_start=1089
-  _globals['_DATASET']._serialized_end=1292
-  _globals['_DATASETFORM']._serialized_start=1295
-  _globals['_DATASETFORM']._serialized_end=1437
-  _globals['_DATASETFORM_COLUMNSENTRY']._serialized_start=430
-  _globals['_DATASETFORM_COLUMNSENTRY']._serialized_end=476
-  _globals['_GETDATASETREQUEST']._serialized_start=1439
-  _globals['_GETDATASETREQUEST']._serialized_end=1478
-  _globals['_GETDATASETRESPONSE']._serialized_start=1480
-  _globals['_GETDATASETRESPONSE']._serialized_end=1536
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1538
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1598
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1600
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1684
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1686
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1728
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1730
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1753
-  _globals['_CHECKDATASETREQUEST']._serialized_start=1755
-  _globals['_CHECKDATASETREQUEST']._serialized_end=1854
-  _globals['_CHECKDATASETRESPONSE']._serialized_start=1856
-  _globals['_CHECKDATASETRESPONSE']._serialized_end=1955
-  _globals['_READDATASETROWSREQUEST']._serialized_start=1957
-  _globals['_READDATASETROWSREQUEST']._serialized_end=2015
-  _globals['_READDATASETROWSRESPONSE']._serialized_start=2017
-  _globals['_READDATASETROWSRESPONSE']._serialized_end=2078
-  _globals['_DATASETROW']._serialized_start=2081
-  _globals['_DATASETROW']._serialized_end=2779
-  _globals['_DATASETSERVICE']._serialized_start=2782
-  _globals['_DATASETSERVICE']._serialized_end=3439
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=134
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=248
+  _globals['_UPLOADDATASETHEADER']._serialized_start=251
+  _globals['_UPLOADDATASETHEADER']._serialized_end=506
+  _globals['_UPLOADDATASETHEADER_COLUMNSENTRY']._serialized_start=460
+  _globals['_UPLOADDATASETHEADER_COLUMNSENTRY']._serialized_end=506
+  _globals['_UPLOADFILE']._serialized_start=508
+  _globals['_UPLOADFILE']._serialized_end=554
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=556
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=632
+  _globals['_GETUPLOADREQUEST']._serialized_start=634
+  _globals['_GETUPLOADREQUEST']._serialized_end=671
+  _globals['_GETUPLOADRESPONSE']._serialized_start=673
+  _globals['_GETUPLOADRESPONSE']._serialized_end=787
+  _globals['_IMPORTDATASETREQUEST']._serialized_start=790
+  _globals['_IMPORTDATASETREQUEST']._serialized_end=1022
+  _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_start=460
+  _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_end=506
+  _globals['_IMPORTDATASETRESPONSE']._serialized_start=1024
+  _globals['_IMPORTDATASETRESPONSE']._serialized_end=1116
+  _globals['_DATASET']._serialized_start=1119
+  _globals['_DATASET']._serialized_end=1322
+  _globals['_DATASETFORM']._serialized_start=1325
+  _globals['_DATASETFORM']._serialized_end=1467
+  _globals['_DATASETFORM_COLUMNSENTRY']._serialized_start=460
+  _globals['_DATASETFORM_COLUMNSENTRY']._serialized_end=506
+  _globals['_GETDATASETREQUEST']._serialized_start=1469
+  _globals['_GETDATASETREQUEST']._serialized_end=1508
+  _globals['_GETDATASETRESPONSE']._serialized_start=1510
+  _globals['_GETDATASETRESPONSE']._serialized_end=1566
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1568
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1628
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1631
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1759
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1761
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1803
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1805
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1828
+  _globals['_CHECKDATASETREQUEST']._serialized_start=1830
+  _globals['_CHECKDATASETREQUEST']._serialized_end=1929
+  _globals['_CHECKDATASETRESPONSE']._serialized_start=1931
+  _globals['_CHECKDATASETRESPONSE']._serialized_end=2030
+  _globals['_READDATASETROWSREQUEST']._serialized_start=2032
+  _globals['_READDATASETROWSREQUEST']._serialized_end=2090
+  _globals['_READDATASETROWSRESPONSE']._serialized_start=2092
+  _globals['_READDATASETROWSRESPONSE']._serialized_end=2153
+  _globals['_DATASETROW']._serialized_start=2156
+  _globals['_DATASETROW']._serialized_end=2854
+  _globals['_DATASETSERVICE']._serialized_start=2857
+  _globals['_DATASETSERVICE']._serialized_end=3514
 # @@protoc_insertion_point(module_scope)

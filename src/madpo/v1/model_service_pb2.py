@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from madpo.v1 import store_service_pb2 as madpo_dot_v1_dot_store__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmadpo/v1/model_service.proto\x12\x08madpo.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n\x12UploadModelRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.madpo.v1.UploadModelHeaderH\x00\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x13.madpo.v1.ModelFileH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"T\n\x11UploadModelHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x12\n\nfile_count\x18\x02 \x01(\x05\x12\x15\n\rbase_model_id\x18\x03 \x01(\t\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"F\n\x13UploadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.madpo.v1.Model\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\x8d\x02\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x13.madpo.v1.ModelFile\x12\x15\n\rbase_model_id\x18\x08 \x01(\t\x12)\n\x08metadata\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\r\n\x05\x64type\x18\n \x01(\t\"a\n\x12ImportModelRequest\x12\x0e\n\x06hub_id\x18\x01 \x01(\t\x12\x12\n\x06\x63ommit\x18\x02 \x01(\tB\x02\x18\x01\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x15\n\rbase_model_id\x18\x04 \x01(\t\"V\n\x13ImportModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.madpo.v1.Model\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\t\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.madpo.v1.Model\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.madpo.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12\x44\x65leteModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"\x80\x01\n\nCheckpoint\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\"(\n\x16ListCheckpointsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"D\n\x17ListCheckpointsResponse\x12)\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x14.madpo.v1.Checkpoint\"{\n\x14\x44ownloadModelRequest\x12\x12\n\x08model_id\x18\x01 \x01(\tH\x00\x12\x10\n\x06job_id\x18\x02 \x01(\tH\x00\x12\x11\n\x04step\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\x0fwithout_weights\x18\x04 \x01(\x08\x42\x08\n\x06sourceB\x07\n\x05_step\"U\n\x15\x44ownloadModelResponse\x12#\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x13.madpo.v1.ModelFileH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part2\xac\x04\n\x0cModelService\x12L\n\x0bUploadModel\x12\x1c.madpo.v1.UploadModelRequest\x1a\x1d.madpo.v1.UploadModelResponse(\x01\x12J\n\x0bImportModel\x12\x1c.madpo.v1.ImportModelRequest\x1a\x1d.madpo.v1.ImportModelResponse\x12\x41\n\x08GetModel\x12\x19.madpo.v1.GetModelRequest\x1a\x1a.madpo.v1.GetModelResponse\x12G\n\nListModels\x12\x1b.madpo.v1.ListModelsRequest\x1a\x1c.madpo.v1.ListModelsResponse\x12J\n\x0b\x44\x65leteModel\x12\x1c.madpo.v1.DeleteModelRequest\x1a\x1d.madpo.v1.DeleteModelResponse\x12V\n\x0fListCheckpoints\x12 .madpo.v1.ListCheckpointsRequest\x1a!.madpo.v1.ListCheckpointsResponse\x12R\n\rDownloadModel\x12\x1e.madpo.v1.DownloadModelRequest\x1a\x1f.madpo.v1.DownloadModelResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmadpo/v1/model_service.proto\x12\x08madpo.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmadpo/v1/store_service.proto\"\x81\x01\n\x12UploadModelRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.madpo.v1.UploadModelHeaderH\x00\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x13.madpo.v1.ModelFileH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"T\n\x11UploadModelHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x12\n\nfile_count\x18\x02 \x01(\x05\x12\x15\n\rbase_model_id\x18\x03 \x01(\t\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"F\n\x13UploadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.madpo.v1.Model\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\x8d\x02\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x13.madpo.v1.ModelFile\x12\x15\n\rbase_model_id\x18\x08 \x01(\t\x12)\n\x08metadata\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\r\n\x05\x64type\x18\n \x01(\t\"a\n\x12ImportModelRequest\x12\x0e\n\x06hub_id\x18\x01 \x01(\t\x12\x12\n\x06\x63ommit\x18\x02 \x01(\tB\x02\x18\x01\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x15\n\rbase_model_id\x18\x04 \x01(\t\"V\n\x13ImportModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.madpo.v1.Model\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\t\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.madpo.v1.Model\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"z\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.madpo.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12*\n\nunreadable\x18\x03 \x03(\x0b\x32\x16.madpo.v1.StoreFinding\"&\n\x12\x44\x65leteModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"\x80\x01\n\nCheckpoint\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\"(\n\x16ListCheckpointsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"D\n\x17ListCheckpointsResponse\x12)\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x14.madpo.v1.Checkpoint\"{\n\x14\x44ownloadModelRequest\x12\x12\n\x08model_id\x18\x01 \x01(\tH\x00\x12\x10\n\x06job_id\x18\x02 \x01(\tH\x00\x12\x11\n\x04step\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\x0fwithout_weights\x18\x04 \x01(\x08\x42\x08\n\x06sourceB\x07\n\x05_step\"U\n\x15\x44ownloadModelResponse\x12#\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x13.madpo.v1.ModelFileH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part2\xac\x04\n\x0cModelService\x12L\n\x0bUploadModel\x12\x1c.madpo.v1.UploadModelRequest\x1a\x1d.madpo.v1.UploadModelResponse(\x01\x12J\n\x0bImportModel\x12\x1c.madpo.v1.ImportModelRequest\x1a\x1d.madpo.v1.ImportModelResponse\x12\x41\n\x08GetModel\x12\x19.madpo.v1.GetModelRequest\x1a\x1a.madpo.v1.GetModelResponse\x12G\n\nListModels\x12\x1b.madpo.v1.ListModelsRequest\x1a\x1c.madpo.v1.ListModelsResponse\x12J\n\x0b\x44\x65leteModel\x12\x1c.madpo.v1.DeleteModelRequest\x1a\x1d.madpo.v1.DeleteModelResponse\x12V\n\x0fListCheckpoints\x12 .madpo.v1.ListCheckpointsRequest\x1a!.madpo.v1.ListCheckpointsResponse\x12R\n\rDownloadModel\x12\x1e.madpo.v1.DownloadModelRequest\x1a\x1f.madpo.v1.DownloadModelResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,42 +36,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IMPORTMODELREQUEST'].fields_by_name['commit']._loaded_options = None
   _globals['_IMPORTMODELREQUEST'].fields_by_name['commit']._serialized_options = b'\030\001'
-  _globals['_UPLOADMODELREQUEST']._serialized_start=106
-  _globals['_UPLOADMODELREQUEST']._serialized_end=235
-  _globals['_UPLOADMODELHEADER']._serialized_start=237
-  _globals['_UPLOADMODELHEADER']._serialized_end=321
-  _globals['_MODELFILE']._serialized_start=323
-  _globals['_MODELFILE']._serialized_end=384
-  _globals['_UPLOADMODELRESPONSE']._serialized_start=386
-  _globals['_UPLOADMODELRESPONSE']._serialized_end=456
-  _globals['_MODEL']._serialized_start=459
-  _globals['_MODEL']._serialized_end=728
-  _globals['_IMPORTMODELREQUEST']._serialized_start=730
-  _globals['_IMPORTMODELREQUEST']._serialized_end=827
-  _globals['_IMPORTMODELRESPONSE']._serialized_start=829
-  _globals['_IMPORTMODELRESPONSE']._serialized_end=915
-  _globals['_GETMODELREQUEST']._serialized_start=917
-  _globals['_GETMODELREQUEST']._serialized_end=952
-  _globals['_GETMODELRESPONSE']._serialized_start=954
-  _globals['_GETMODELRESPONSE']._serialized_end=1004
-  _globals['_LISTMODELSREQUEST']._serialized_start=1006
-  _globals['_LISTMODELSREQUEST']._serialized_end=1064
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1066
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1144
-  _globals['_DELETEMODELREQUEST']._serialized_start=1146
-  _globals['_DELETEMODELREQUEST']._serialized_end=1184
-  _globals['_DELETEMODELRESPONSE']._serialized_start=1186
-  _globals['_DELETEMODELRESPONSE']._serialized_end=1207
-  _globals['_CHECKPOINT']._serialized_start=1210
-  _globals['_CHECKPOINT']._serialized_end=1338
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1340
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1380
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1382
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1450
-  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1452
-  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1575
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=1577
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=1662
-  _globals['_MODELSERVICE']._serialized_start=1665
-  _globals['_MODELSERVICE']._serialized_end=2221
+  _globals['_UPLOADMODELREQUEST']._serialized_start=136
+  _globals['_UPLOADMODELREQUEST']._serialized_end=265
+  _globals['_UPLOADMODELHEADER']._serialized_start=267
+  _globals['_UPLOADMODELHEADER']._serialized_end=351
+  _globals['_MODELFILE']._serialized_start=353
+  _globals['_MODELFILE']._serialized_end=414
+  _globals['_UPLOADMODELRESPONSE']._serialized_start=416
+  _globals['_UPLOADMODELRESPONSE']._serialized_end=486
+  _globals['_MODEL']._serialized_start=489
+  _globals['_MODEL']._serialized_end=758
+  _globals['_IMPORTMODELREQUEST']._serialized_start=760
+  _globals['_IMPORTMODELREQUEST']._serialized_end=857
+  _globals['_IMPORTMODELRESPONSE']._serialized_start=859
+  _globals['_IMPORTMODELRESPONSE']._serialized_end=945
+  _globals['_GETMODELREQUEST']._serialized_start=947
+  _globals['_GETMODELREQUEST']._serialized_end=982
+  _globals['_GETMODELRESPONSE']._serialized_start=984
+  _globals['_GETMODELRESPONSE']._serialized_end=1034
+  _globals['_LISTMODELSREQUEST']._serialized_start=1036
+  _globals['_LISTMODELSREQUEST']._serialized_end=1094
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1096
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1218
+  _globals['_DELETEMODELREQUEST']._serialized_start=1220
+  _globals['_DELETEMODELREQUEST']._serialized_end=1258
+  _globals['_DELETEMODELRESPONSE']._serialized_start=1260
+  _globals['_DELETEMODELRESPONSE']._serialized_end=1281
+  _globals['_CHECKPOINT']._serialized_start=1284
+  _globals['_CHECKPOINT']._serialized_end=1412
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1414
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1454
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1456
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1524
+  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1526
+  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1649
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=1651
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=1736
+  _globals['_MODELSERVICE']._serialized_start=1739
+  _globals['_MODELSERVICE']._serialized_end=2295
 # @@protoc_insertion_point(module_scope)

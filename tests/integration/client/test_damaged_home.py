@@ -121,3 +121,24 @@ def test_nothing_of_a_stack_can_be_read_by_others(tmp_path: Path) -> None:
     files = list((tmp_path / "home").rglob("*"))
     assert {"supervisor.log", "gateway.log", "redis.log", "valkey.conf"} <= {path.name for path in files}
     assert [path for path in files if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+
+
+def test_a_list_names_what_is_damaged_and_shows_the_others(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with without_workers(home) as stack, stack.client() as client:
+        kept = client.datasets.upload(ROWS)
+        ids = [client.datasets.upload([{"prompt": "3", "completion": "4"}]).dataset_id]
+        ids.append(client.models.upload(model_directory(tmp_path / "model")).model_id)
+        for thing_id in ids:
+            manifest = home / "store" / f"{thing_id.partition('-')[0]}s" / thing_id / "manifest.json"
+            manifest.write_bytes(manifest.read_bytes()[:-1])
+
+            listed = madpo(home, thing_id.partition("-")[0], "list")
+
+            assert listed.returncode == 0
+            assert (kept.dataset_id in listed.stdout) == thing_id.startswith("dataset")
+            assert f"{thing_id} cannot be read and is left out" in listed.stderr
+            assert "`madpo store check`" in listed.stderr
+            assert madpo(home, thing_id.partition("-")[0], "delete", thing_id).stdout == f"deleted {thing_id}\n"
+        assert client.models.list() == []
+        assert [dataset.dataset_id for dataset in client.datasets.list()] == [kept.dataset_id]

@@ -51,10 +51,10 @@ class Listings:
     def list_jobs(self) -> Sequence[Job]:
         return self.jobs
 
-    def list_models(self) -> Sequence[Model]:
+    def list_models(self, **told: Any) -> Sequence[Model]:
         return self.models
 
-    def list_datasets(self) -> Sequence[Dataset]:
+    def list_datasets(self, **told: Any) -> Sequence[Dataset]:
         return self.datasets
 
     def get_job(self, job_id: str) -> Job:

@@ -20,7 +20,7 @@ from madpo.jobs.base import DATASET_ID_PATTERN
 from madpo.rpc import convert
 from madpo.rpc.channel import CHUNK_BYTES, MAX_READ_ROWS
 from madpo.storage.datasets import DatasetStore
-from madpo.types import Dataset, DatasetRow
+from madpo.types import Dataset, DatasetRow, StoreFinding
 from madpo.v1 import dataset_service_pb2 as pb
 from madpo.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from madpo_gateway.deletion import Deletion
@@ -106,11 +106,19 @@ class DatasetServicer(DatasetServiceServicer):
         return pb.GetDatasetResponse(dataset=convert.dataset_to_proto(dataset))
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Any) -> pb.ListDatasetsResponse:  # noqa: N802
-        """A page of datasets."""
+        """A page of datasets; those that cannot be read apart."""
+        unreadable: list[StoreFinding] = []
         datasets, token = await asyncio.to_thread(
-            self._datasets.list, page_size=page_size(request.page_size), page_token=request.page_token
+            self._datasets.list,
+            page_size=page_size(request.page_size),
+            page_token=request.page_token,
+            on_unreadable=unreadable.append,
         )
-        return pb.ListDatasetsResponse(datasets=map(convert.dataset_to_proto, datasets), next_page_token=token)
+        return pb.ListDatasetsResponse(
+            datasets=map(convert.dataset_to_proto, datasets),
+            next_page_token=token,
+            unreadable=map(convert.finding_to_proto, unreadable),
+        )
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:  # noqa: N802
         """Remove a dataset no unfinished job needs."""

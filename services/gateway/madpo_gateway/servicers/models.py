@@ -23,7 +23,7 @@ from madpo.storage.checkpoints import find_checkpoint, list_checkpoints
 from madpo.storage.keys import check_path
 from madpo.storage.models import ModelStore
 from madpo.storage.references import CHECKPOINT_MODEL
-from madpo.types import FileEntry, Model
+from madpo.types import FileEntry, Model, StoreFinding
 from madpo.v1 import model_service_pb2 as pb
 from madpo.v1.model_service_pb2_grpc import ModelServiceServicer
 from madpo_gateway.adapter_bases import base_of_adapter
@@ -119,11 +119,19 @@ class ModelServicer(ModelServiceServicer):
         return pb.GetModelResponse(model=convert.model_to_proto(model))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
-        """A page of models."""
+        """A page of models; those that cannot be read apart."""
+        unreadable: list[StoreFinding] = []
         models, token = await asyncio.to_thread(
-            self._models.list, page_size=page_size(request.page_size), page_token=request.page_token
+            self._models.list,
+            page_size=page_size(request.page_size),
+            page_token=request.page_token,
+            on_unreadable=unreadable.append,
         )
-        return pb.ListModelsResponse(models=map(convert.model_to_proto, models), next_page_token=token)
+        return pb.ListModelsResponse(
+            models=map(convert.model_to_proto, models),
+            next_page_token=token,
+            unreadable=map(convert.finding_to_proto, unreadable),
+        )
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:  # noqa: N802
         """Remove a model that no unfinished job needs, no adapter and no checkpoint."""

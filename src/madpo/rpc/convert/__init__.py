@@ -55,7 +55,12 @@ from madpo.rpc.convert.reward import (
     scored_response_to_proto,
     timings_to_proto,
 )
-from madpo.rpc.convert.store import store_check_from_proto, store_check_to_proto
+from madpo.rpc.convert.store import (
+    finding_from_proto,
+    finding_to_proto,
+    store_check_from_proto,
+    store_check_to_proto,
+)
 from madpo.rpc.convert.times import duration, seconds, span_s, timestamp
 
 __all__ = [
@@ -74,6 +79,8 @@ __all__ = [
     "event_to_proto",
     "file_from_proto",
     "file_to_proto",
+    "finding_from_proto",
+    "finding_to_proto",
     "job_from_proto",
     "job_to_proto",
     "limits_to_proto",

@@ -9,13 +9,21 @@ def store_check_to_proto(said: types.StoreFinding | types.StoreCheckProgress) ->
     if isinstance(said, types.StoreCheckProgress):
         progress = store.StoreCheckProgress(objects=said.objects, size_bytes=said.size_bytes)
         return store.CheckStoreResponse(progress=progress)
-    finding = store.StoreFinding(key=said.key, verdict=said.verdict, detail=said.detail, repaired=said.repaired)
-    return store.CheckStoreResponse(finding=finding)
+    return store.CheckStoreResponse(finding=finding_to_proto(said))
 
 
 def store_check_from_proto(message: store.CheckStoreResponse) -> types.StoreFinding | types.StoreCheckProgress:
     """Inverse of `store_check_to_proto`."""
     if message.HasField("progress"):
         return types.StoreCheckProgress(message.progress.objects, message.progress.size_bytes)
-    found = message.finding
+    return finding_from_proto(message.finding)
+
+
+def finding_to_proto(found: types.StoreFinding) -> store.StoreFinding:
+    """All fields."""
+    return store.StoreFinding(key=found.key, verdict=found.verdict, detail=found.detail, repaired=found.repaired)
+
+
+def finding_from_proto(found: store.StoreFinding) -> types.StoreFinding:
+    """All fields."""
     return types.StoreFinding(found.key, found.verdict, found.detail, found.repaired)

@@ -142,10 +142,18 @@ class DatasetCalls(GatewayCalls):
         response = await self.call(self._datasets.GetDataset, datasets.GetDatasetRequest(dataset_id=dataset_id))
         return convert.dataset_from_proto(response.dataset)
 
-    async def list_datasets(self, *, page_size: int = 100, page_token: str = "") -> tuple[list[types.Dataset], str]:
-        """One page, with the token of the next ("" at the end)."""
+    async def list_datasets(
+        self,
+        *,
+        page_size: int = 100,
+        page_token: str = "",
+        on_unreadable: Callable[[types.StoreFinding], object] = lambda finding: None,
+    ) -> tuple[list[types.Dataset], str]:
+        """One page, with the token of the next ("" at the end); `on_unreadable` is told of those that are left out."""
         request = datasets.ListDatasetsRequest(page_size=page_size, page_token=page_token)
         response = await self.call(self._datasets.ListDatasets, request)
+        for finding in response.unreadable:
+            on_unreadable(convert.finding_from_proto(finding))
         return [convert.dataset_from_proto(dataset) for dataset in response.datasets], response.next_page_token
 
     async def delete_dataset(self, dataset_id: str) -> None:

@@ -1,7 +1,7 @@
 """Models and checkpoints of a gateway."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -69,10 +69,18 @@ class ModelCalls(GatewayCalls):
         response = await self.call(self._models.GetModel, models.GetModelRequest(model_id=model_id))
         return convert.model_from_proto(response.model)
 
-    async def list_models(self, *, page_size: int = 100, page_token: str = "") -> tuple[list[types.Model], str]:
-        """One page, with the token of the next ("" at the end)."""
+    async def list_models(
+        self,
+        *,
+        page_size: int = 100,
+        page_token: str = "",
+        on_unreadable: Callable[[types.StoreFinding], object] = lambda finding: None,
+    ) -> tuple[list[types.Model], str]:
+        """One page, with the token of the next ("" at the end); `on_unreadable` is told of those that are left out."""
         request = models.ListModelsRequest(page_size=page_size, page_token=page_token)
         response = await self.call(self._models.ListModels, request)
+        for finding in response.unreadable:
+            on_unreadable(convert.finding_from_proto(finding))
         return [convert.model_from_proto(model) for model in response.models], response.next_page_token
 
     async def delete_model(self, model_id: str) -> None:

@@ -1,0 +1,55 @@
+"""Pages of the bundles below a prefix; one that cannot be read is told apart, and keeps none of the others out."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from madpo.errors import CorruptObjectError, NotFoundError, UnknownFormatError
+from madpo.ports import ObjectStore
+from madpo.storage import bundle
+from madpo.storage.keys import MANIFEST
+from madpo.types import StoreFinding
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def list_readable(
+    store: ObjectStore,
+    root: str,
+    read: Callable[[str], T],
+    *,
+    page_size: int,
+    page_token: str,
+    on_unreadable: Callable[[StoreFinding], object],
+) -> tuple[list[T], str]:
+    """One page of what is below a prefix, the one stored last first; what cannot be read is logged and left out.
+
+    Args:
+        store: Where.
+        root: The prefix.
+        read: Describes one by its name.
+        page_size: See `bundle.list_newest`, as `page_token`.
+        page_token: The token that came with the page before; "" for the first.
+        on_unreadable: Told of each that is left out, damaged or of a newer version.
+
+    Returns:
+        At most `page_size` of them, and the token of the next page, "" at the end.
+    """
+    names, token = bundle.list_newest(store, root, page_size=page_size, page_token=page_token)
+    found = []
+    for name in names:
+        try:
+            found.append(read(name))
+        except NotFoundError:
+            pass  # removed meanwhile
+        except (CorruptObjectError, UnknownFormatError) as error:
+            verdict = "damaged" if isinstance(error, CorruptObjectError) else "newer"
+            logger.error("left out of a list", extra={"what": f"{root}/{name}", "error": str(error)})
+            on_unreadable(StoreFinding(f"{root}/{name}/{MANIFEST}", verdict, str(error)))
+    return found, token
+
+
+def pass_over(finding: StoreFinding) -> None:
+    """For who needs no more than the others."""
