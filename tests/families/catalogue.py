@@ -129,7 +129,7 @@ CAUSAL = (
     ),
     Family(
         "phi-3",
-        "Phi 3, Phi 3.5 (without `auto_map`)",
+        "Phi 3, Phi 3.5 (with `auto_map`: code of their own is named)",
         TokenizerFiles(
             "llama2",
             ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),

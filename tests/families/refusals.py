@@ -146,11 +146,26 @@ REFUSALS = (
         _lora(BY_NAME["qwen-2.5"], use_dora=True),
     ),
     Refusal(
-        "Code of the model's own (`auto_map`, `trust_remote_code`)",
+        "Models of code of their own, where transformers has no class of that architecture and `model_type`",
         "upload",
-        "config.json asks for code of its own (auto_map), which is never run: remove it",
-        "where transformers knows the architecture (Phi 3), delete `auto_map` from `config.json` and the `.py` files",
-        _upload(_with("config.json", auto_map={"AutoModelForCausalLM": "modeling_qwen.Model"})),
+        "config.json asks for code of its own (auto_map), which is never run: transformers has no",
+        "give a model of an architecture that transformers has; its `auto_map` may stay (Phi 3)",
+        _upload(
+            _with(
+                "config.json",
+                architectures=["InternLM2ForCausalLM"],
+                model_type="internlm2",
+                auto_map={"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"},
+            )
+        ),
+    ),
+    Refusal(
+        "Tokenizers of code of their own (`auto_map` in `tokenizer_config.json`)",
+        "upload",
+        "tokenizer_config.json asks for code of its own (auto_map), which is never run: without it only "
+        "PreTrainedTokenizerFast reads tokenizer.json as it is",
+        "where `tokenizer.json` is the whole tokenizer, delete `auto_map`",
+        _upload(_with("tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]})),
     ),
     Refusal(
         "Quantised weights (GPTQ, AWQ, bitsandbytes, FP8)",

@@ -79,7 +79,15 @@ def config_cases() -> Iterator[ModelCase]:
     yield ModelCase("config: nested deeply", written(name, b'{"a":' * 100_000), "config.json is not JSON")
     yield ModelCase("config: no UTF-8", written(name, b'{"a": "\xff"}'), "config.json is not JSON")
     yield ModelCase("config: of 17 MB", written(name, b" " * (17 << 20)), "config.json is larger than")
-    yield ModelCase("config: code", configured(auto_map={"AutoModel": "x--y.Z"}), "asks for code of its own")
+    code = {"AutoModelForSequenceClassification": "x--y.Z"}
+    unknown = configured(auto_map=code, model_type="lama")
+    yield ModelCase("config: code of an unknown type", unknown, "asks for code .* transformers has no lama models")
+    unlike = configured(auto_map=code, architectures=["MyLlamaForSequenceClassification"])
+    yield ModelCase("config: code of another class", unlike, "transformers has .*LlamaForSequenceClassification, and")
+    listed = configured(auto_map=code, model_type=["llama"])
+    yield ModelCase("config: code, a type that is a list", listed, r"transformers has no \['llama'\] models")
+    part = configured(text_config={"auto_map": code})
+    yield ModelCase("config: code of a part", part, r"asks for code of its own \(auto_map\)")
     hidden = configured(rope_scaling={"trust_remote_code": True})
     yield ModelCase("config: code within", hidden, r"asks for code of its own \(trust_remote_code\)")
     quantised = configured(quantization_config={"quant_method": "x"})
@@ -166,8 +174,14 @@ def tokenizer_cases() -> Iterator[ModelCase]:
     yield ModelCase(
         "tokenizer: tokens beyond the embeddings", beyond, "tokenizer.json has 1 token without an embedding"
     )
-    code = lambda directory: edit(directory / "tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"})  # noqa: E731
-    yield ModelCase("tokenizer: code", code, "asks for code of its own")
+    for tokenizer_class in ("LlamaTokenizer", "XTokenizer", None):
+        settings = {"auto_map": {"AutoTokenizer": ["x.Y", None]}, "tokenizer_class": tokenizer_class}
+        code = partial(edit, **settings)
+        yield ModelCase(
+            f"tokenizer: code of {tokenizer_class}",
+            lambda directory, code=code: code(directory / "tokenizer_config.json"),
+            "asks for code of its own .* tokenizer_class is",
+        )
 
 
 def adapter_cases() -> Iterator[ModelCase]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from madpo.errors import InvalidArgumentError
+from madpo.model_files.own_code import AUTO_MAP, own_code_problem
 from madpo.model_files.tensors import TensorInfo, read_tensors
 
 _TOKENIZER_SUFFIXES = {".txt", ".model", ".jinja", ".bpe", ".codes", ".vocab", ".tiktoken"}
@@ -15,7 +16,7 @@ MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".md", *_TOKENIZER_SUFFIXES
 
 _MAX_CONFIG_BYTES = 16 << 20
 _CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json", "generation_config.json")
-_CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "megatron_config"})
+_CODE_KEYS = frozenset({AUTO_MAP, "custom_pipelines", "trust_remote_code", "megatron_config"})
 _KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "_attn_implementation_internal"})
 # Any other value names a kernel repository, whose code would be fetched and run.
 _KERNELS = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
@@ -49,7 +50,7 @@ def check_config(directory: Path) -> None:
 
 
 def check_settings(directory: Path) -> None:
-    """Refuse configurations that ask for code, for quantised weights, or for an adapter that is not LoRA.
+    """Refuse configurations that cannot do without code, of quantised weights, or of an adapter that is not LoRA.
 
     Raises:
         InvalidArgumentError: Names the file and what is wrong; also where there is no configuration.
@@ -154,7 +155,9 @@ def _require_config(directory: Path) -> None:
 
 
 def _check_keys(name: str, config: dict[str, Any]) -> None:
-    for key, value in _walk(config):
+    if config.get(AUTO_MAP) and (problem := own_code_problem(name, config)):
+        raise InvalidArgumentError(f"{name} asks for code of its own ({AUTO_MAP}), which is never run: {problem}")
+    for key, value in _walk({key: value for key, value in config.items() if key != AUTO_MAP}):
         if not value:
             continue
         if key in _CODE_KEYS:

@@ -8,6 +8,7 @@ from typing import Any
 from madpo.errors import InvalidArgumentError
 from madpo.model_files.companions import end_token_ids
 from madpo.model_files.configs import is_adapter, read_config
+from madpo.model_files.own_code import own_code_warnings
 from madpo.spelling import number_of
 
 _MAX_TOKENIZER_BYTES = 256 << 20
@@ -22,6 +23,7 @@ def model_warnings(directory: Path) -> Iterator[str]:
     if is_adapter(directory):
         return
     config = read_config(directory / "config.json")
+    yield from own_code_warnings(config)
     yield from _padding_without_embedding(config)
     yield from _tokens_without_embedding(directory, config)
     architecture = "".join(map(str, config.get("architectures") or ()))

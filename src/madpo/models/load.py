@@ -1,5 +1,6 @@
 """Loading Hugging Face model directories: local files, safetensors only, no code from the directory."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from madpo.data.limited import load_limited
 from madpo.data.tokenizer import load_tokenizer
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.model_files.configs import check_config, label_count, read_config
+from madpo.model_files.own_code import AUTO_MAP
 from madpo.model_files.sizes import check_sizes
 from madpo.models.memory import is_out_of_memory
 from madpo.models.padding import closing_ids, padding_id
@@ -118,6 +120,8 @@ def _load(
                 f"transformers has no {auto_class.__name__.removeprefix('AutoModelFor')} of {config.model_type} models"
             )
         raise InvalidArgumentError(f"cannot load the model in {directory.name}: {what}") from error
+    if getattr(config, AUTO_MAP, None):
+        _refuse_unread(directory, model, info["unexpected_keys"])
     # An embedding gives its padding token no gradient, which is wrong when EOS pads; padding has none anyway.
     model.get_input_embeddings().padding_idx = None
     return model.eval(), set(info["missing_keys"])
@@ -144,6 +148,17 @@ def _refuse_missing(directory: Path, missing: set[str]) -> None:
         raise FailedPreconditionError(
             f"{directory.name} lacks {number_of(len(missing), 'weight')} of its architecture ({names}): it is another"
             " kind of model, or not whole"
+        )
+
+
+def _refuse_unread(directory: Path, model: "PreTrainedModel", keys: Iterable[str]) -> None:
+    """Weights that only the model's own code has a place for: it is no model of transformers, whatever it is called."""
+    unread = sorted(key for key in keys if key.startswith(f"{model.base_model_prefix}."))
+    if unread:
+        raise FailedPreconditionError(
+            f"{directory.name} has {number_of(len(unread), 'weight')} ({', '.join(unread[:5])}) that "
+            f"{type(model).__name__} of transformers has no place for: its own code ({AUTO_MAP}), which is never run, "
+            "computes something else"
         )
 
 

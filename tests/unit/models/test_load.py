@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -25,14 +27,10 @@ from transformers import (
     Qwen2Config,
     Qwen2ForSequenceClassification,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-)
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
-from madpo.model_files.classifiers import WITHOUT_CLASSIFIER
 from madpo.model_files.configs import label_count, model_kind
+from madpo.model_files.transformers_classes import CLASSIFIERS, WITHOUT_CLASSIFIER
 from madpo.models.load import (
     check_config,
     load_causal_lm,
@@ -41,12 +39,14 @@ from madpo.models.load import (
 )
 from madpo.models.save import save_adapter, save_model
 from madpo.models.scores import reward_scores
+from scripts.transformers_classes import MODULE, module
 from tests.model_directories import save_directory
 
 Make = Callable[..., Any]
 SMALL = {"vocab_size": 12, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 LLAMA = {**SMALL, "intermediate_size": 16, "num_key_value_heads": 1}
 IDS = torch.tensor([[1, 6, 8, 9, 2], [1, 7, 2, 0, 0]])
+OWN_CODE = {"AutoConfig": "configuration_x.XConfig", "AutoModelForCausalLM": "modeling_x.XForCausalLM"}
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
 
@@ -99,9 +99,10 @@ def test_files_that_can_hold_code_are_refused_by_name(policy: Path, name: str) -
 @pytest.mark.parametrize(
     ("file", "change", "complaint"),
     [
-        ("config.json", {"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
+        ("config.json", {"auto_map": {"AutoModel": "x.Y"}, "model_type": "internlm2"}, "no internlm2 models"),
+        ("config.json", {"auto_map": {"AutoModel": "x.Y"}, "architectures": ["XForCausalLM"]}, "LlamaForCausalLM and"),
         ("config.json", {"text_config": {"auto_map": {"AutoModel": "x.Y"}}}, "auto_map"),
-        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "auto_map"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.Y", None]}, "tokenizer_class": "X"}, "auto_map"),
         ("config.json", {"custom_pipelines": {"p": {"impl": "x.Y"}}}, "custom_pipelines"),
         ("config.json", {"quantization_config": {"quant_method": "bnb"}}, "unquantised"),
         ("config.json", {"_attn_implementation": "someone/kernel"}, "someone/kernel"),
@@ -115,6 +116,35 @@ def test_configurations_that_ask_for_code_or_quantisation_are_refused(
     with pytest.raises(InvalidArgumentError, match=complaint) as caught:
         load_causal_lm(policy)
     assert file in str(caught.value)
+
+
+def test_code_that_a_model_names_is_not_run_where_transformers_has_the_class(policy: Path, tmp_path: Path) -> None:
+    edit(policy / "config.json", auto_map=OWN_CODE)
+    edit(
+        policy / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["x.Y", None]},
+        tokenizer_class="PreTrainedTokenizerFast",
+    )
+
+    model = load_causal_lm(policy)
+    save_model(model, tmp_path / "again", source=policy)
+
+    assert type(model) is LlamaForCausalLM
+    assert type(load_reward_model(policy, new_head=True)) is LlamaForSequenceClassification
+    assert load_tokenizer(policy)("film").input_ids == load_tokenizer(tmp_path / "again")("film").input_ids
+    assert digests(tmp_path / "again") == digests(policy)
+
+
+def test_weights_that_only_its_own_code_would_read_are_refused(policy: Path) -> None:
+    weights = load_file(policy / "model.safetensors")
+    extra = {"model.layers.1.self_attn.q_norm.weight": torch.ones(8)}
+    save_file(weights | extra, policy / "model.safetensors", metadata={"format": "pt"})
+    load_causal_lm(policy)
+    edit(policy / "config.json", auto_map=OWN_CODE)
+
+    for load in (load_causal_lm, partial(load_reward_model, new_head=True)):
+        with pytest.raises(FailedPreconditionError, match=r"1 weight \(model\.layers\.1\.self_attn\.q_norm\.weight\)"):
+            load(policy)
 
 
 def test_a_directory_without_configuration_or_with_a_broken_one_is_refused(tmp_path: Path, policy: Path) -> None:
@@ -309,12 +339,11 @@ def test_labels_are_counted_as_transformers_counts_them(tmp_path: Path, config: 
     assert label_count(config) == AutoConfig.from_pretrained(tmp_path).num_labels
 
 
-def test_families_without_a_classifier_are_those_of_transformers() -> None:
-    of_language, of_labels = (
-        set(mapping) for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
-    )
-
-    assert sorted(WITHOUT_CLASSIFIER) == sorted(of_language - of_labels)
+def test_the_table_of_classes_is_that_of_transformers() -> None:
+    assert MODULE.read_text() == module(), "run scripts/transformers_classes.py"
+    assert CLASSIFIERS["llama"] == "LlamaForSequenceClassification"
+    assert "granite" in WITHOUT_CLASSIFIER
+    assert "llama" not in WITHOUT_CLASSIFIER
 
 
 def test_a_family_without_a_classifier_is_named_without_the_list_of_all_others(

@@ -118,6 +118,17 @@ def test_a_configuration_is_refused_before_anything_is_sent(directory: Path, con
         files_to_upload(directory)
 
 
+def test_code_that_transformers_has_a_class_for_stays_behind_and_is_told(directory: Path) -> None:
+    named = {"AutoModelForCausalLM": "modeling_x.LlamaForCausalLM"}
+    (directory / "config.json").write_text(json.dumps(CONFIG | {"model_type": "llama", "auto_map": named}))
+    add(directory, "modeling_x.py")
+
+    files = files_to_upload(directory)
+
+    assert (files.taken, files.skipped) == (("config.json", "model.safetensors"), ("modeling_x.py",))
+    assert "transformers' LlamaForCausalLM is used" in next(model_warnings(directory))
+
+
 def test_models_of_text_and_images_are_taken_where_they_take_text_alone(directory: Path) -> None:
     config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
     (directory / "config.json").write_text(json.dumps(config))

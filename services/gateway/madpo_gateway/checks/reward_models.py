@@ -6,8 +6,8 @@ from typing import cast
 
 from madpo.jobs.base import REWARD, ModelReference, NeedsModel, Spec, references
 from madpo.jobs.registry import kind_of
-from madpo.model_files.classifiers import WITHOUT_CLASSIFIER
 from madpo.model_files.configs import label_count, scoring_head
+from madpo.model_files.transformers_classes import WITHOUT_CLASSIFIER
 from madpo.types import Model
 from madpo_gateway.checks.origin import model_config, origin_model
 from madpo_gateway.checks.references import Shelves
