@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from madpo.data.encode import EncodedRow
-from madpo.storage.datasets import decode_row
+from madpo.storage.dataset_columns import decode_row
 from madpo.types import DatasetKind, DatasetRow
 from madpo_trainer.row_lengths import Ragged
 

@@ -1,8 +1,8 @@
-"""Chat templates of a model directory: whether they can be read at all. They are parsed here, and never rendered."""
+"""Chat templates of a model directory: which there are, and whether they can be read. They are never rendered here."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
@@ -18,6 +18,7 @@ _FILE = "chat_template.jinja"
 _MORE = "additional_chat_templates/*.jinja"
 _CONFIGS = ("tokenizer_config.json", "chat_template.json")
 _KEY = "chat_template"
+_DEFAULT, _WITH_TOOLS = "default", "tool_use"
 
 
 class _Generation(Extension):
@@ -51,6 +52,29 @@ def check_templates(directory: Path) -> None:
     ]
     if faults:
         raise InvalidArgumentError.of(faults, what="the model cannot be taken")
+
+
+def template_names(paths: Collection[str], tokenizer_config: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the templates that transformers finds for a tokenizer; a single one is called `default`.
+
+    Args:
+        paths: Of the files of the model directory.
+        tokenizer_config: What its `tokenizer_config.json` says; read only where no template has a file of its own.
+    """
+    files = [PurePosixPath(path) for path in paths]
+    if named := {
+        _DEFAULT if path.name == _FILE else path.stem for path in files if path.match(_FILE) or path.match(_MORE)
+    }:
+        return frozenset(named)
+    template = tokenizer_config.get(_KEY)
+    if isinstance(template, list):
+        return frozenset(str(each["name"]) for each in template if isinstance(each, dict) and "name" in each)
+    return frozenset({_DEFAULT} if template else ())
+
+
+def renders(names: Collection[str], *, tools: bool) -> bool:
+    """Whether one of the templates of these names is used for messages with tools, or without."""
+    return _DEFAULT in names or (tools and _WITH_TOOLS in names)
 
 
 def _templates(directory: Path) -> Iterator[tuple[str, Any]]:

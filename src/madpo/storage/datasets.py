@@ -1,12 +1,9 @@
 """Datasets in the object store, named by their content.
 
-Rows are kept as Parquet: row (int64), the contents (JSON text), the numbers of a pair (double), the responses (JSON
-text each) and scores of a list, what the chat template is given (JSON text), and what the file calls the row; null
-where the row has none. All but the number of the row is part of the content.
+Rows are kept as Parquet, in the columns of `dataset_columns`. All but the number of the row is part of the content.
 """
 
 import hashlib
-import json
 import math
 import tempfile
 from collections import Counter
@@ -25,48 +22,18 @@ from madpo.errors import FieldViolation, InvalidArgumentError, InvalidPairError,
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.bundle import Manifest
+from madpo.storage.dataset_columns import ROW_TYPES, SCHEMA, decode_row, encode_row, with_all_columns
 from madpo.storage.files import Transfer, unwatched
 from madpo.storage.listing import list_readable, pass_over
 from madpo.storage.withdrawals import Withdrawal, store_again, withdraw
-from madpo.types import (
-    ChatOptions,
-    Completion,
-    Content,
-    Dataset,
-    DatasetForm,
-    DatasetKind,
-    DatasetRow,
-    FileEntry,
-    PreferencePair,
-    PromptOnly,
-    ResponseList,
-    StoreFinding,
-    content_from_json,
-    content_to_json,
-    json_text,
-)
-from madpo.types.columns import CONTENTS, NAMES, NUMBERS, OPTION_COLUMNS, OPTIONAL
+from madpo.types import Dataset, DatasetForm, DatasetKind, DatasetRow, FileEntry, StoreFinding
+from madpo.types.columns import OPTIONAL
 
 _PART_ROWS = 50_000
 _PART_BYTES = 64 << 20
 _GROUP_BYTES = 8 << 20
 _READ_ROWS = 1_000
-_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        *((name, pa.string()) for name in CONTENTS),
-        *((name, pa.float64()) for name in NUMBERS),
-        ("responses", pa.list_(pa.string())),
-        ("scores", pa.list_(pa.float64())),
-        *((name, pa.string()) for name in (*OPTION_COLUMNS, *NAMES)),
-    ]
-)
-_ROW_TYPES: dict[DatasetKind, type[DatasetRow]] = {
-    DatasetKind.PREFERENCE: PreferencePair,
-    DatasetKind.LIST: ResponseList,
-    DatasetKind.COMPLETION: Completion,
-    DatasetKind.PROMPT: PromptOnly,
-}
+_PLAIN, _WITH_TOOLS = "plain", "with_tools"
 
 
 class DatasetStore:
@@ -116,6 +83,7 @@ class DatasetStore:
                 "rows": content.rows,
                 "columns": [name for name in OPTIONAL if content.present[name] == content.rows],
                 "first_rows": content.first_rows,
+                "first_chats": content.first_chats,
                 "forms": [asdict(form) for form in forms()],
             }
             manifest, created = store_again(self._store, prefix, Path(directory), metadata=description)
@@ -124,6 +92,23 @@ class DatasetStore:
     def get(self, dataset_id: str) -> Dataset:
         """Describe a dataset. Raises NotFoundError, CorruptObjectError and UnknownFormatError."""
         return _dataset(dataset_id, self._manifest(dataset_id))
+
+    def first_chat(self, dataset_id: str, *, tools: bool) -> int | None:
+        """Number of the first row that is of messages with tools, or of messages without; None where there is none.
+
+        Of what version 0.1.0 stored only the first row is known.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            CorruptObjectError: Its first part, where that is asked, does not match its digest.
+        """
+        manifest = self._manifest(dataset_id)
+        first_chats = manifest.metadata.get("first_chats")
+        if first_chats is None:
+            first_chats = {}
+            _note_chat(next(self._read(dataset_id, manifest, 0)), first_chats)
+        number: int | None = first_chats.get(_WITH_TOOLS if tools else _PLAIN)
+        return number
 
     def last_stored(self, dataset_id: str) -> float:
         """When the same rows were uploaded last, in seconds since the epoch. Raises NotFoundError."""
@@ -178,7 +163,7 @@ class DatasetStore:
         return self._read(dataset_id, self._manifest(dataset_id), first)
 
     def fetch(self, dataset_id: str, directory: Path, *, transfer: Transfer = unwatched) -> None:
-        """Write the rows to a local directory as Arrow streams, to be mapped into memory and read by `decode_row`.
+        """Write the rows to a local directory as Arrow streams, to be mapped into memory; `decode_row` reads them.
 
         Args:
             dataset_id: Which.
@@ -193,10 +178,10 @@ class DatasetStore:
         passed = transfer(f"fetching {dataset_id}", manifest.size_bytes)
         for number, file in enumerate(manifest.files):
             path = directory / f"part-{number:05d}.arrow"
-            with self._part(dataset_id, file) as part, pa.ipc.new_stream(path, _SCHEMA) as stream:
+            with self._part(dataset_id, file) as part, pa.ipc.new_stream(path, SCHEMA) as stream:
                 rows = max(1, part.metadata.num_rows)
                 for batch in part.iter_batches(_READ_ROWS):
-                    stream.write_batch(_with_all_columns(batch))
+                    stream.write_batch(with_all_columns(batch))
                     passed(file.size_bytes * batch.num_rows // rows)
 
     def read_rows(self, dataset_id: str, numbers: Collection[int]) -> Iterator[DatasetRow]:
@@ -254,20 +239,28 @@ class _Content:
     """Rows that have each optional column."""
     first_rows: list[int] = field(default_factory=list)
     """Number of the first row of each part."""
+    first_chats: dict[str, int] = field(default_factory=dict)
+    """Numbers of the first row of messages with tools, and of the first without, where there are any."""
     digest: Any = field(default_factory=hashlib.sha256)
+
+
+def _note_chat(row: DatasetRow, first_chats: dict[str, int]) -> None:
+    if not isinstance(row.prompt, str):
+        first_chats.setdefault(_WITH_TOOLS if row.options.tools else _PLAIN, row.row)
 
 
 def _write_parts(rows: Iterable[DatasetRow], kind: DatasetKind, directory: Path) -> _Content:
     content = _Content()
     with closing(_PartWriter(directory, content.first_rows)) as parts:
         for row in rows:
-            if not isinstance(row, _ROW_TYPES[kind]):
+            if not isinstance(row, ROW_TYPES[kind]):
                 raise InvalidPairError(
                     f"row {row.row} is not a {kind.value} row like the others",
                     [FieldViolation(f"row {row.row}", f"expected a {kind.value} row")],
                 )
-            columns = _to_columns(row)
+            columns = encode_row(row)
             content.rows += 1
+            _note_chat(row, content.first_chats)
             content.present.update(name for name in OPTIONAL if columns.get(name) is not None)
             identity = {name: value for name, value in columns.items() if name != "row"}
             content.digest.update(documents.encode([kind.value, identity]) + b"\n")
@@ -298,7 +291,7 @@ class _PartWriter:
             self.close()
         if self._part is None:
             path = self._directory / f"part-{len(self._first_rows):05d}.parquet"
-            self._part = pq.ParquetWriter(path, _SCHEMA, compression="zstd")
+            self._part = pq.ParquetWriter(path, SCHEMA, compression="zstd")
             self._first_rows.append(row)
         size_bytes = sum(map(_text_size, columns.values()))
         self._group.append(columns)
@@ -319,64 +312,14 @@ class _PartWriter:
 
     def _flush(self) -> None:
         if self._part is not None and self._group:
-            self._part.write_table(pa.Table.from_pylist(self._group, schema=_SCHEMA))
+            self._part.write_table(pa.Table.from_pylist(self._group, schema=SCHEMA))
         self._group, self._group_bytes = [], 0
-
-
-def _to_columns(row: DatasetRow) -> dict[str, Any]:
-    """The fields that the row has, as they are kept."""
-    columns: dict[str, Any] = {"row": row.row}
-    columns |= {name: getattr(row.options, field) for name, field in OPTION_COLUMNS.items()}
-    columns |= {name: getattr(row, name) for name in NAMES}
-    for name in CONTENTS:
-        if (content := getattr(row, name, None)) is not None:
-            columns[name] = _to_text(content)
-    for name in NUMBERS:
-        if (number := getattr(row, name, None)) is not None:
-            columns[name] = float(number)
-    if isinstance(row, ResponseList):
-        columns["responses"] = [_to_text(response) for response in row.responses]
-        columns["scores"] = [float(score) for score in row.scores]
-    return {name: value for name, value in columns.items() if value is not None}
-
-
-def decode_row(columns: dict[str, Any], kind: DatasetKind) -> DatasetRow:
-    """A row of a dataset of some kind from its columns."""
-    fields = {name: value for name, value in columns.items() if value is not None}
-    options = {field: fields.pop(name) for name, field in OPTION_COLUMNS.items() if name in fields}
-    if options:
-        fields["options"] = ChatOptions(**options)
-    for name in CONTENTS:
-        if name in fields:
-            fields[name] = _from_text(fields[name])
-    if kind is DatasetKind.LIST:
-        fields["responses"] = tuple(map(_from_text, fields["responses"]))
-        fields["scores"] = tuple(fields["scores"])
-    return _ROW_TYPES[kind](**fields)
-
-
-def _with_all_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with the columns that were not yet known when it was stored."""
-    names = batch.schema.names
-    columns = [
-        batch[field.name].cast(field.type) if field.name in names else pa.nulls(batch.num_rows, field.type)
-        for field in _SCHEMA
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
 def _text_size(value: Any) -> int:
     if isinstance(value, list):
         return sum(map(_text_size, value))
     return len(value) if isinstance(value, str) else 0
-
-
-def _to_text(content: Content) -> str:
-    return json_text(content_to_json(content))
-
-
-def _from_text(text: str) -> Content:
-    return content_from_json(json.loads(text))
 
 
 def _dataset(dataset_id: str, manifest: Manifest) -> Dataset:

@@ -88,6 +88,50 @@ async def test_no_job_asks_for_a_tokenizer_or_a_template_that_its_model_does_not
         assert f"has no chat template, and rows of {messages} are messages" in said
 
 
+async def test_a_template_is_asked_for_by_any_row_and_must_be_one_that_such_rows_use(gateway: Gateway) -> None:
+    async def model(number: int, **files: bytes) -> dict[str, str]:
+        given = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": safetensors(number)}
+        parts = {name.replace("__", "."): data for name, data in files.items()} | {"tokenizer.json": b"{}"}
+        return {"model_id": (await gateway.ask(gateway.models.UploadModel, model_parts(given | parts))).model.model_id}
+
+    async def dataset(*rows: dict[str, Any]) -> str:
+        return str((await gateway.upload_dataset(rows)).dataset.dataset_id)
+
+    text = {"prompt": "hi", "completion": "ho"}
+    chat = {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}]}
+    tools = chat | {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}
+    mixed, calling, both = await dataset(text, text, chat), await dataset(text, tools), await dataset(tools, chat)
+    template = b"{{ messages }}"
+    none = await model(1)
+    named = await model(2, **{"additional_chat_templates/tool_use__jinja": template})
+    listed = await model(
+        3,
+        tokenizer_config__json=json.dumps(
+            {"chat_template": [{"name": "tool_use", "template": "{{ messages }}"}]}
+        ).encode(),
+    )
+    # Transformers gives it to the processor, and the tokenizer has none.
+    of_a_processor = await model(4, chat_template__json=b'{"chat_template": "{{ messages }}"}')
+    whole = await model(5, chat_template__jinja=template, **{"additional_chat_templates/rag__jinja": template})
+
+    async def said(model: dict[str, str], dataset: str) -> str:
+        spec = {"supervised_training": {"model": model, "dataset": ref(dataset)}}
+        (description,) = (await refusal(gateway.create(spec, "refused"))).violations.values()
+        return description
+
+    for each in (none, of_a_processor):
+        assert f"has no chat template, and rows of {mixed} are messages (row 3 is the first)" in await said(each, mixed)
+        assert f"has no chat template, and rows of {calling} are messages (row 2 is" in await said(each, calling)
+    for each in (named, listed):
+        assert (
+            f"has no default chat template (only tool_use), and rows of {both} are messages without tools (row 2 is"
+            in await said(each, both)
+        )
+    fits = [(named, calling), (listed, calling), (whole, mixed), (whole, both)]
+    for number, (fit, rows) in enumerate(fits):
+        await gateway.create({"supervised_training": {"model": fit, "dataset": ref(rows)}}, f"fit-{number}")
+
+
 async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(gateway: Gateway) -> None:
     ids = await make_material(gateway)
     weights = tensors(

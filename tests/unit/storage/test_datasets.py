@@ -12,7 +12,17 @@ from madpo.rpc import convert
 from madpo.storage import datasets
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
-from madpo.types import Completion, DatasetKind, DatasetRow, Message, PreferencePair, PromptOnly, ResponseList
+from madpo.storage.withdrawals import store_again
+from madpo.types import (
+    ChatOptions,
+    Completion,
+    DatasetKind,
+    DatasetRow,
+    Message,
+    PreferencePair,
+    PromptOnly,
+    ResponseList,
+)
 
 CHAT = (Message("user", "How was it?"), Message("assistant", "Odd: \U0001f600 \x00 \u2028"), Message("user", ""))
 PAIRS: list[DatasetRow] = [
@@ -226,3 +236,34 @@ def test_a_row_is_the_same_on_the_other_side_of_the_wire(kind: DatasetKind) -> N
     full = PreferencePair("p", "c", "r", 0.0, 7, gold="g", chosen_uncertainty=0.5, semantic_distance=0.0)
     for row in [*ROWS[kind], full]:
         assert convert.dataset_row_from_proto(convert.dataset_row_to_proto(row)) == row
+
+
+def test_the_first_row_of_messages_is_known_wherever_it_stands(store: LocalStore, write: Any) -> None:
+    answer = (Message("assistant", "a"),)
+    text, chat = Completion("", "text"), Completion(CHAT, answer)
+    tools = replace(chat, options=ChatOptions(tools='[{"type": "function"}]'))
+    known = DatasetStore(store)
+
+    def first(*rows: Completion) -> list[int | None]:
+        numbered = [replace(row, row=number) for number, row in enumerate(rows, start=1)]
+        dataset_id = write(numbered, DatasetKind.COMPLETION)[0].dataset_id
+        return [known.first_chat(dataset_id, tools=tools) for tools in (False, True)]
+
+    assert first(text, text) == [None, None]
+    assert first(text, chat, text, chat) == [2, None]
+    assert first(text, tools, chat, tools) == [3, 2]
+
+
+def test_of_rows_that_an_earlier_version_stored_the_first_is_known(
+    store: LocalStore, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_before(*args: Any, metadata: dict[str, Any]) -> Any:
+        metadata.pop("first_chats")
+        return store_again(*args, metadata=metadata)
+
+    monkeypatch.setattr(datasets, "store_again", as_before)
+    chat, text = PromptOnly(CHAT, row=1), PromptOnly("text", row=1)
+    ids = [write([row], DatasetKind.PROMPT)[0].dataset_id for row in (chat, text)]
+
+    assert [DatasetStore(store).first_chat(each, tools=False) for each in ids] == [1, None]
+    assert [DatasetStore(store).first_chat(each, tools=True) for each in ids] == [None, None]

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from typing import cast
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
 
 from madpo.adapter_targets import layers_of_tensors, require_layers
 from madpo.data.tokenizer import NO_FAST_FORM, READ_AS_THEY_ARE
@@ -12,14 +14,23 @@ from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError
 from madpo.jobs.base import ModelReference, NeedsModel, Spec, references
 from madpo.jobs.registry import kind_of
 from madpo.jobs.training import LoraParameters, is_pattern
+from madpo.model_files.chat_templates import renders, template_names
 from madpo.types import Dataset, Model
 from madpo_gateway.checks.origin import origin_model
 from madpo_gateway.checks.references import Shelves
 
 _TOKENIZER = re.compile(r"tokenizer[^/]*|vocab[^/]*|[^/]+\.(model|spm)")
-_TEMPLATES = re.compile(r"chat_template\.(jinja|json)|additional_chat_templates/.+")
 _HEADS = {"causal_lm": frozenset({"lm_head", "embed_out"}), "reward": frozenset({"score", "classifier"})}
 """By kind of model, layers that may have no tensors of their own: tied to the embeddings, or made by the training."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """The first row of a dataset that is of messages with tools, or of messages without."""
+
+    dataset_id: str
+    row: int
+    tools: bool
 
 
 async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: Shelves) -> AsyncIterator[tuple[str, str]]:
@@ -30,7 +41,6 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
         datasets: What it refers to, by field.
         shelves: Where things are looked up.
     """
-    chat: str | None = None
     found: dict[str, Model] = {}
     for reference in references(spec):
         # The reference of an evaluation is given the tokens of its policy.
@@ -38,20 +48,15 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
             model = await origin_model(cast(ModelReference, reference.target), shelves)
             if model is not None:
                 found[reference.path] = model
-    if found:
-        chat = await asyncio.to_thread(_chat_dataset, datasets, shelves)
+    chats = await asyncio.to_thread(_chats, datasets, shelves) if found else []
     for path, model in found.items():
         owner = await asyncio.to_thread(tokenizer_owner, model, shelves)
         if owner is None:
             yield path, f"{model.model_id} has no tokenizer: upload it with the files of one"
         elif not any(file.path in READ_AS_THEY_ARE for file in owner.files):
             yield path, f"{owner.model_id} has no tokenizer that can be loaded: {NO_FAST_FORM}; upload it again then"
-        elif chat is not None and not await asyncio.to_thread(_has_template, owner, shelves):
-            yield (
-                path,
-                f"{model.model_id} has no chat template, and rows of {chat} are messages: give rows of text, or a "
-                "model whose tokenizer was saved with a template",
-            )
+        elif chats and (chat := _unrendered(chats, await asyncio.to_thread(_template_names, owner, shelves))):
+            yield path, f"{model.model_id} has no {chat}"
     training = getattr(spec, "training", None)
     lora = getattr(training, "lora", None)
     if lora is not None and "model" in found:
@@ -70,26 +75,36 @@ def tokenizer_owner(model: Model, shelves: Shelves) -> Model | None:
         model = shelves.models.get(model.base_model_id)
 
 
-def _chat_dataset(datasets: dict[str, Dataset], shelves: Shelves) -> str | None:
-    """A dataset whose first row is of messages."""
-    for dataset in datasets.values():
-        try:
-            row = next(shelves.datasets.read(dataset.dataset_id), None)
-        except (NotFoundError, CorruptObjectError):
-            continue
-        if row is not None and not isinstance(row.prompt, str):
-            return dataset.dataset_id
-    return None
+def _chats(datasets: dict[str, Dataset], shelves: Shelves) -> list[_Chat]:
+    """Where the datasets have messages, with tools and without."""
+    found = []
+    for dataset_id in dict.fromkeys(dataset.dataset_id for dataset in datasets.values()):
+        with suppress(NotFoundError, CorruptObjectError):
+            for tools in (False, True):
+                row = shelves.datasets.first_chat(dataset_id, tools=tools)
+                if row is not None:
+                    found.append(_Chat(dataset_id, row, tools))
+    return found
 
 
-def _has_template(model: Model, shelves: Shelves) -> bool:
-    if any(_TEMPLATES.fullmatch(file.path) for file in model.files):
-        return True
-    try:
-        with shelves.models.open_file(model.model_id, "tokenizer_config.json") as file:
-            return bool(json.load(file).get("chat_template"))
-    except (NotFoundError, ValueError, AttributeError):
-        return False
+def _template_names(model: Model, shelves: Shelves) -> frozenset[str]:
+    config: Any = None
+    with suppress(NotFoundError, ValueError), shelves.models.open_file(model.model_id, "tokenizer_config.json") as file:
+        config = json.load(file)
+    return template_names([file.path for file in model.files], config if isinstance(config, dict) else {})
+
+
+def _unrendered(chats: Sequence[_Chat], names: frozenset[str]) -> str:
+    """Which messages none of the templates is for, and what to do; "" where there are none."""
+    for chat in chats:
+        if not renders(names, tools=chat.tools):
+            which = f"default chat template (only {', '.join(sorted(names))})" if names else "chat template"
+            without = "" if chat.tools or not names else " without tools"
+            return (
+                f"{which}, and rows of {chat.dataset_id} are messages{without} (row {chat.row} is the first): "
+                "give rows of text, or a model whose tokenizer was saved with a template"
+            )
+    return ""
 
 
 def _absent_layers(lora: LoraParameters, model: Model, kind: str, shelves: Shelves) -> list[tuple[str, str]]:
