@@ -90,10 +90,11 @@ compose-test: install  ## Start, scale, break and stop the containers on a Docke
 proto: install  ## Regenerate src/madpo/v1
 	PYTHON=$(BIN)/python scripts/gen_proto.sh
 
-docs: install  ## Write docs/jobs.md from the specs of jobs, docs/methods.md from the registry, the tables of docs/models.md and docs/reliability.md from tests
+docs: install  ## Write docs/jobs.md from the specs of jobs, docs/methods.md from the registry, the tables of docs/models.md and docs/reliability.md from tests, that of docs/gpu.md from a plan
 	$(BIN)/python -m madpo.jobs.catalogue > docs/jobs.md
 	$(BIN)/python -m madpo.losses.catalogue > docs/methods.md
 	$(BIN)/python -m tests.families.table
+	$(BIN)/python -m tests.memory_table
 	$(BIN)/python -m tests.promises
 
 format: install  ## Format and fix

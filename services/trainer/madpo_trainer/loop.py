@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective, StepWork
 from madpo_trainer.optimizer import Optimizer
+from madpo_trainer.precision import training_autocast
 from madpo_trainer.ranks import OutOfMemory, Ranks
 from madpo_trainer.state import TrainingState, save_state, seed_micro_batch
 from madpo_trainer.trained_weights import non_finite_weights, refuse_non_finite_weights, saved_state
@@ -346,9 +347,7 @@ class TrainingLoop:
         self.state.counters[name] = self.state.counters.get(name, 0.0) + value
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self._parameters.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self._optimizer.trainable[0].device.type, dtype=torch.bfloat16)
+        return training_autocast(self._optimizer.trainable[0].device.type, self._parameters)
 
 
 def write_metrics(path: Path, rows: Sequence[dict[str, Any]]) -> None:

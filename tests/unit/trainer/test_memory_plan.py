@@ -1,0 +1,167 @@
+"""What a training is said to take of memory, against what one on this CPU took."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+from peft import TaskType
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from madpo.jobs.training import LoraParameters, TrainingParameters
+from madpo.losses.registry import parse_params
+from madpo.models.packed.attention import use_packed_attention
+from madpo.models.packed.logps import PackedLogps
+from madpo.models.scores import inner_model
+from madpo_trainer import memory_plan, plan
+from madpo_trainer.adapters import with_adapters
+from madpo_trainer.blocks import prepare_blocks
+from madpo_trainer.live_memory import LiveMemory
+from madpo_trainer.memory_plan import plan_memory
+from madpo_trainer.precision import training_autocast
+from madpo_trainer.shapes import SHAPES
+from tests.memory_table import PAGE, memory_table, page_with
+
+SMALL = LlamaConfig(
+    vocab_size=4096,
+    hidden_size=128,
+    intermediate_size=448,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+WAYS = list(product((None, LoraParameters()), (False, True), ("fp32", "bf16")))
+NAMES = [f"{'lora' if lora else 'full'}-{'recomputed' if again else 'kept'}-{dtype}" for lora, again, dtype in WAYS]
+
+
+def most_taken(parameters):
+    """Bytes that the CPU's allocator gave out at one time in a micro-batch behind another, beside what was there."""
+    model = AutoModelForCausalLM.from_config(SMALL)
+    if parameters.lora is not None:
+        model = with_adapters(model, parameters.lora, TaskType.CAUSAL_LM)
+    use_packed_attention(inner_model(model))
+    prepare_blocks(model.train(), parameters)
+    groups = list(memory_plan._groups(parameters))
+
+    def micro_batch():
+        with training_autocast("cpu", parameters):
+            loss = PackedLogps()(model, groups).logps.sum()
+        loss.backward()
+
+    micro_batch()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        micro_batch()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize(("lora", "recompute", "precision"), WAYS, ids=NAMES)
+def test_a_step_takes_what_was_planned(lora, recompute, precision):
+    parameters = TrainingParameters(
+        lora=lora,
+        activation_checkpointing=recompute,
+        precision=precision,
+        max_tokens=256,
+        micro_batch_tokens=768,
+    )
+
+    planned = plan_memory(SMALL, parameters)
+
+    assert planned.activations + planned.head == pytest.approx(most_taken(parameters), rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_many_like_blocks_are_told_by_few(recompute, monkeypatch):
+    parameters = TrainingParameters(
+        activation_checkpointing=recompute, precision="bf16", micro_batch_tokens=300, max_tokens=100
+    )
+
+    told = plan_memory(SMALL, parameters)
+    monkeypatch.setattr(memory_plan, "_DEPTHS", (SMALL.num_hidden_layers,))
+
+    assert plan_memory(SMALL, parameters).total == pytest.approx(told.total, rel=0.01)
+
+
+def test_what_is_split_over_cards_is_counted_by_its_part():
+    alone = plan_memory(SMALL, TrainingParameters(micro_batch_tokens=100, max_tokens=50))
+    four = plan_memory(SMALL, TrainingParameters(micro_batch_tokens=100, max_tokens=50, sharding="fsdp"), gpus=4)
+    blocks = sum(each.numel() for each in AutoModelForCausalLM.from_config(SMALL).model.layers.parameters()) * 4
+
+    assert alone.gathered == 0
+    assert alone.weights - four.weights == pytest.approx(blocks * 3 / 4, rel=0.001)
+    assert (four.gradients, four.optimizer) == (four.weights, 2 * four.weights)
+    # Two blocks and a gradient in bf16, and the gradient in fp32.
+    assert four.gathered == blocks / 4 / SMALL.num_hidden_layers * (2 + 2 + 2 + 4)
+
+
+def test_a_reference_that_moves_is_a_second_model():
+    parameters = TrainingParameters(micro_batch_tokens=100, max_tokens=50, lora=LoraParameters())
+    method = parse_params("tr_dpo", {})
+    assert method.reference_update() is not None
+
+    fixed, moving = (plan_memory(SMALL, parameters, method=each) for each in (None, method))
+
+    base = sum(each.nbytes for each in AutoModelForCausalLM.from_config(SMALL).parameters())
+    assert moving.weights - fixed.weights == base
+
+
+def test_named_shapes_have_the_weights_that_they_are_named_after():
+    named = {"0.5b": 0.494e9, "1b": 1.24e9, "7b": 7.62e9, "8b": 8.03e9, "14b": 14.77e9, "32b": 32.76e9}
+    named |= {"70b": 70.55e9, "72b": 72.71e9}
+    for name, config in SHAPES.items():
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        found = sum(each.numel() for each in model.parameters())
+        assert found == pytest.approx(named[name.partition("-")[2]], rel=0.005), name
+
+
+def test_memory_that_was_given_back_is_not_counted():
+    there = torch.zeros(10)
+    with LiveMemory([there]) as live:
+        one = there + 1
+        view = one[:5]
+        del one
+        assert live.now == 40  # the view holds it
+        del view
+        two = torch.cat([there, there])
+        there.add_(1)
+    assert (live.now, live.most) == (two.nbytes, 80)
+
+
+def test_the_command_says_what_fits(capsys, monkeypatch, tmp_path):
+    SMALL.save_pretrained(tmp_path)
+    asked = ["plan", "--config", str(tmp_path / "config.json"), "--lora", "8", "--activation-checkpointing", "off"]
+    monkeypatch.setattr("sys.argv", [*asked, "--json"])
+    assert plan.main() == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["training"] == "LoRA, rank 8"
+    assert row["fits_gib"] == [24, 48, 80, 141]
+    parts = ("weights", "gradients", "optimizer", "gathered", "activations", "head")
+    assert row["total_gib"] == pytest.approx(sum(row[f"{part}_gib"] for part in parts), abs=0.04)
+
+    monkeypatch.setattr("sys.argv", asked)
+    assert plan.main() == 0
+    printed = capsys.readouterr().out
+    assert "LoRA, rank 8" in printed
+    assert "24 GB" in printed
+
+
+def test_the_command_refuses_in_a_line(capsys, monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for asked, said in (
+        (["--config", str(tmp_path / "config.json")], "is no config.json of a model"),
+        (["--model-shape", "llama-8b", "--method", "nope"], "there is no method 'nope'"),
+    ):
+        monkeypatch.setattr("sys.argv", ["plan", *asked])
+        assert plan.main() == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_has_the_table_of_today():
+    assert PAGE.read_text() == page_with(memory_table()), "run `make docs`"
