@@ -20,7 +20,7 @@ class Store:
         Args:
             repair: Remove damaged objects that will be made again when they are needed: token ids, reference
                 log-probs, and of jobs that are not over checkpoints (the job goes on from the one before) and the
-                responses of an evaluation.
+                responses of an evaluation. End removals whose note is damaged: what is whole is shown again.
             on_progress: Told now and then, and at the end, how much was read.
 
         Raises:

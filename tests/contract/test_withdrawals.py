@@ -13,7 +13,8 @@ from madpo.errors import FailedPreconditionError, NotFoundError
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.local import LocalStore
-from madpo.storage.withdrawals import Recovery, Withdrawal, settle, store_again, withdraw, withdrawn
+from madpo.storage.recovery import Recovery
+from madpo.storage.withdrawals import Withdrawal, settle, store_again, withdraw, withdrawn
 
 PREFIX, OTHER = "datasets/d", "tokens/d"
 FILES = {"a": b"1" * 1000, "b": b"2", "c": b"3" * 5000}

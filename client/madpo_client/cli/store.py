@@ -22,7 +22,10 @@ def store() -> None:
 def check(
     context: typer.Context,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is damaged and will be made again when it is needed.")
+        bool,
+        typer.Option(
+            "--repair", help="Remove what is damaged and will be made again; end removals that were broken off."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

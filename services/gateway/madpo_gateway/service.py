@@ -18,7 +18,7 @@ from madpo.rpc.access import current_caller
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
-from madpo.storage.withdrawals import Recovery
+from madpo.storage.recovery import Recovery
 from madpo.v1 import (
     access_service_pb2,
     dataset_service_pb2,

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import re
+import time
 from collections.abc import Generator, Iterator
 
 from madpo.errors import CorruptObjectError, NotFoundError, UnknownFormatError
@@ -10,7 +11,9 @@ from madpo.ports import ObjectInfo, ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.content_names import named_sha256
 from madpo.storage.ledger import LEDGER_PARTS
+from madpo.storage.recovery import mend_withdrawal
 from madpo.storage.results import read_result, read_spec
+from madpo.storage.withdrawals import withdrawn_prefix
 from madpo.types import FileEntry, StoreCheckProgress, StoreFinding
 
 _PIECE_BYTES = 1 << 20
@@ -19,6 +22,8 @@ _MADE_AGAIN = re.compile(rf"({keys.TOKENS}|{keys.REFERENCE_LOGPS})/.*")
 """By the next training."""
 _MADE_AGAIN_BY_JOB = re.compile(rf"{keys.JOBS}/([^/]+)/(checkpoints|generations)/.*")
 """As long as that is not over."""
+_LEFT_S = 600.0
+"""Whoever removes something changes its note more often; in seconds, of two clocks that may differ."""
 
 StoreCheck = Iterator[StoreFinding | StoreCheckProgress]
 
@@ -31,7 +36,8 @@ def check_store(store: ObjectStore, *, repair: bool = False) -> StoreCheck:
     Args:
         store: Read as a whole, object by object.
         repair: Remove what is damaged and will be made again: token ids, reference log-probs, and of jobs that are not
-            over checkpoints (the job goes on from the one before) and the responses of an evaluation.
+            over checkpoints (the job goes on from the one before) and the responses of an evaluation. Damaged notes of
+            removals are done with, see `mend_withdrawal`.
 
     Returns:
         What is wrong, in the order of keys, and now and then, and last, how much was read.
@@ -128,7 +134,10 @@ class _Check:
         except UnknownFormatError as error:
             yield StoreFinding(key, "newer", str(error))
         except CorruptObjectError as error:
-            yield self._damaged(None, key, str(error))
+            if key.startswith(f"{keys.WITHDRAWN}/"):
+                yield self._damaged_withdrawal(key, str(error))
+            else:
+                yield self._damaged(None, key, str(error))
         else:
             if not documents.is_sealed(data):
                 yield StoreFinding(key, "unverified", "version 0.1.0 stored it, without a digest")
@@ -140,6 +149,14 @@ class _Check:
         elif repaired:
             self._store.delete(key)
         return StoreFinding(key, verdict, detail, repaired)
+
+    def _damaged_withdrawal(self, key: str, detail: str) -> StoreFinding:
+        info = self._store.head(key)
+        is_left = info is not None and time.time() - info.modified_time > _LEFT_S
+        if self._repair and is_left and (became := mend_withdrawal(self._store, key, gives_up=True)) is not None:
+            return StoreFinding(key, "damaged", became, repaired=True)
+        when = "--repair ends that" if is_left else "--repair ends that in some minutes"
+        return StoreFinding(key, "damaged", f"{detail}; it keeps {withdrawn_prefix(key)} out of sight: {when}")
 
     def _is_made_again(self, key: str) -> bool:
         if _MADE_AGAIN.fullmatch(key):

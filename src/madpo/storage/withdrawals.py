@@ -10,13 +10,12 @@ Who stores a bundle renews its manifest, or writes it, and looks for a note afte
 and looks at the manifest after that. So one of the two notices the other: either the bundle is not removed, or it is
 stored anew once the note is gone.
 
-A note is only changed by who wrote it last, so that another can take over from one that died: see `Recovery`. One that
-was only slow stops at its next look at the note.
+A note is only changed by who wrote it last, so that another can take over from one that died, see
+`storage/recovery.py`. One that was only slow stops at its next look at the note.
 """
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -28,17 +27,12 @@ from madpo.errors import (
     FailedPreconditionError,
     NotFoundError,
     UnavailableError,
-    UnknownFormatError,
 )
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.bundle import Manifest
 from madpo.storage.files import Transfer, unwatched
 
-logger = logging.getLogger(__name__)
-
-_ABANDONED_S = 60.0
-"""After so long without a change a note is taken over."""
 _HOLD_S = 10.0
 _PATIENCE_S = 120.0
 """Of who stores what is being removed; longer than it takes until another goes on with that."""
@@ -46,7 +40,9 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class _Note:
+class Note:
+    """What stands under `withdrawn/`."""
+
     manifest: str
     """Its bytes, each a character."""
     prefixes: tuple[str, ...]
@@ -55,10 +51,12 @@ class _Note:
     is_final: bool = False
 
     def encode(self) -> bytes:
+        """Its bytes."""
         return documents.seal(asdict(self))
 
     @classmethod
     def decode(cls, data: bytes, *, key: str) -> Self:
+        """Inverse of `encode`. Raises CorruptObjectError and UnknownFormatError."""
         body = documents.unseal(data, key=key)
         with documents.reading(key):
             fields = documents.known_fields(cls, body)
@@ -68,7 +66,7 @@ class _Note:
 class Withdrawal:
     """A bundle out of sight: to be put back, or removed. Made by `withdraw`."""
 
-    def __init__(self, store: ObjectStore, note: _Note, etag: str) -> None:
+    def __init__(self, store: ObjectStore, note: Note, etag: str) -> None:
         self._store, self._note, self._etag = store, note, etag
         self._prefix = note.prefixes[0]
         self._key = keys.withdrawal(self._prefix)
@@ -81,7 +79,7 @@ class Withdrawal:
             data, etag = store.get_with_etag(key)
         except NotFoundError:
             return None
-        note = replace(_Note.decode(data, key=key), nonce=uuid4().hex)
+        note = replace(Note.decode(data, key=key), nonce=uuid4().hex)
         taken = store.put_if_match(key, note.encode(), etag)
         return None if taken is None else cls(store, note, taken)
 
@@ -150,7 +148,7 @@ def withdraw(store: ObjectStore, prefix: str, *, stored_time: float | None, alon
     """
     key, manifest_key = keys.withdrawal(prefix), f"{prefix}/{keys.MANIFEST}"
     data = store.get(manifest_key)
-    note = _Note(data.decode("latin-1"), (prefix, *along), uuid4().hex)
+    note = Note(data.decode("latin-1"), (prefix, *along), uuid4().hex)
     again = FailedPreconditionError(f"{prefix} was stored again just now: remove it again if it is to go all the same")
     if bundle.find_stored_time(store, prefix, is_damaged=stored_time is None) != stored_time:
         raise again
@@ -174,7 +172,12 @@ def withdraw(store: ObjectStore, prefix: str, *, stored_time: float | None, alon
 def withdrawn(store: ObjectStore) -> Iterator[str]:
     """Key prefixes of the bundles that are out of sight."""
     for info in store.list(f"{keys.WITHDRAWN}/"):
-        yield info.key.removeprefix(f"{keys.WITHDRAWN}/").removesuffix(".json")
+        yield withdrawn_prefix(info.key)
+
+
+def withdrawn_prefix(key: str) -> str:
+    """Key prefix of the bundle that a note is about."""
+    return key.removeprefix(f"{keys.WITHDRAWN}/").removesuffix(".json")
 
 
 def _is_withdrawn(store: ObjectStore, prefix: str) -> bool:
@@ -245,47 +248,3 @@ def store_again(
 
 class _WithdrawnError(Exception):
     """The bundle is being removed."""
-
-
-class Recovery:
-    """Goes on with withdrawals whose remover died: puts back what is still whole, removes the rest of what is not.
-
-    Args:
-        store: Where they are.
-        abandoned_s: How long a note must not change until then, in seconds.
-        clock: Seconds that never go back.
-    """
-
-    def __init__(
-        self, store: ObjectStore, *, abandoned_s: float = _ABANDONED_S, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._store, self._abandoned_s, self._clock = store, abandoned_s, clock
-        self._seen: dict[tuple[str, str], float] = {}
-
-    def run(self) -> int:
-        """Look at all; call it now and then. Returns how many were gone on with."""
-        now, before, ended = self._clock(), self._seen, 0
-        self._seen = {}
-        for info in list(self._store.list(f"{keys.WITHDRAWN}/")):
-            since = before.get((info.key, info.etag), now)
-            if now - since < self._abandoned_s:
-                self._seen[info.key, info.etag] = since
-            else:
-                ended += self._go_on(info.key)
-        return ended
-
-    def _go_on(self, key: str) -> bool:
-        try:
-            withdrawal = Withdrawal.taken_over(self._store, key)
-            if withdrawal is None:
-                return False
-            if withdrawal.is_final:
-                withdrawal.remove()
-            else:
-                withdrawal.put_back()
-        except (CorruptObjectError, UnknownFormatError, FailedPreconditionError) as error:
-            logger.error("what was to be removed stays out of sight", extra={"key": key, "error": str(error)})
-            return False
-        what = "removed" if withdrawal.is_final else "put back"
-        logger.warning("a removal that was broken off was gone on with", extra={"key": key, "outcome": what})
-        return True

@@ -91,7 +91,7 @@ class StoreFinding:
     `unfinished`, being written or given up."""
     detail: str
     repaired: bool = False
-    """It was removed, to be made again."""
+    """It was removed, to be made again; or a removal was ended whose note was damaged."""
 
     @property
     def is_loss(self) -> bool:

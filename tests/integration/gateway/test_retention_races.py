@@ -12,7 +12,8 @@ from madpo.storage import bundle, documents, keys, pins
 from madpo.storage.checkpoints import CheckpointStore, list_checkpoints
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
-from madpo.storage.withdrawals import Recovery, withdraw
+from madpo.storage.recovery import Recovery
+from madpo.storage.withdrawals import withdraw
 from madpo.types import AuditRecord, JobKind, JobState, Role
 from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
 from madpo.v1 import retention_service_pb2 as pb
