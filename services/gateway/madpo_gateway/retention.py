@@ -20,14 +20,17 @@ from madpo.ports import JobQueue, ObjectInfo, ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.checkpoints import list_checkpoints
 from madpo.storage.datasets import DatasetStore
+from madpo.storage.listing import list_unfinished
 from madpo.storage.models import ModelStore
 from madpo.storage.pins import pinned
+from madpo.storage.withdrawals import withdraw_unfinished, withdrawn
 from madpo.types import AuditRecord, Caller, Checkpoint, Dataset, Job, Model, Removal, Role
 from madpo_gateway.access import OPERATOR
 from madpo_gateway.deletion import Deletion
 from madpo_gateway.reconcile import Reconciler
 from madpo_gateway.requests import MAX_PAGE_SIZE
 from madpo_gateway.retention_policy import DAY_S, RetentionPolicy
+from madpo_gateway.spool import run_blocking
 from madpo_gateway.usage import Usage, names
 
 logger = logging.getLogger(__name__)
@@ -115,6 +118,8 @@ class Retention:
             yield removal
         async for removal in self._apply_to_derived(dry_run):
             yield removal
+        async for removal in self._apply_to_unfinished(dry_run):
+            yield removal
         async for removal in self._apply_to_audit(dry_run):
             yield removal
 
@@ -190,6 +195,29 @@ class Retention:
                     if not dry_run:
                         await asyncio.to_thread(self._delete_all, objects)
                     yield Removal(root, prefix, sum(info.size_bytes for info in objects), age_s)
+
+    async def _apply_to_unfinished(self, dry_run: bool) -> AsyncIterator[Removal]:
+        """What nobody can find, and whoever stores the same at this moment stores anew."""
+        rule = self._policy.unfinished
+        for root in (keys.MODELS, keys.DATASETS):
+            found = await asyncio.to_thread(list_unfinished, self._store, root)
+            by_age = sorted((max(info.modified_time for info in infos), name) for name, infos in found.items())
+            for newer, (written_time, name) in enumerate(reversed(by_age)):
+                age_s, prefix = self._now - written_time, f"{root}/{name}"
+                if rule.is_over(age_s, newer=newer) and await self._is_given_up(prefix, written_time, dry_run):
+                    yield Removal("unfinished", prefix, sum(info.size_bytes for info in found[name]), age_s)
+
+    async def _is_given_up(self, prefix: str, written_time: float, dry_run: bool) -> bool:
+        """Whether its files are gone now, or would be."""
+        if dry_run:
+            return prefix not in await asyncio.to_thread(lambda: list(withdrawn(self._store)))
+        try:
+            withdrawal = await run_blocking(withdraw_unfinished, self._store, prefix, before=written_time)
+            await run_blocking(withdrawal.remove)
+        except (FailedPreconditionError, NotFoundError) as error:
+            logger.info("kept", extra={"why": str(error)})
+            return False
+        return True
 
     async def _apply_to_audit(self, dry_run: bool) -> AsyncIterator[Removal]:
         days: dict[str, list[ObjectInfo]] = {}

@@ -1,6 +1,8 @@
 """For how long things are kept."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DAY_S = 86400.0
 
@@ -33,5 +35,13 @@ class RetentionPolicy(BaseModel):
     """From when they were uploaded; those that kept jobs refer to or have made stay."""
     derived: Rule = Rule()
     """Token ids and reference log-probs, which can be made again, from when they were made."""
+    unfinished: Rule = Rule(days=1)
+    """Files of models and datasets whose storing was given up, from when the last of them was written."""
     audit: Rule = Rule()
     """Days of the audit log."""
+
+    @model_validator(mode="after")
+    def _leaves_uploads_alone(self) -> Self:
+        if self.unfinished.days is not None and self.unfinished.days < 1:
+            raise ValueError("unfinished.days must be 1 or more: what is younger may be an upload that goes on")
+        return self

@@ -1,11 +1,11 @@
-"""Pages of the bundles below a prefix; one that cannot be read is told apart, and keeps none of the others out."""
+"""What stands below a prefix: pages of bundles, without those that cannot be read, and files of no bundle."""
 
 import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 from madpo.errors import CorruptObjectError, NotFoundError, UnknownFormatError
-from madpo.ports import ObjectStore
+from madpo.ports import ObjectInfo, ObjectStore
 from madpo.storage import bundle
 from madpo.storage.keys import MANIFEST
 from madpo.types import StoreFinding
@@ -53,3 +53,15 @@ def list_readable(
 
 def pass_over(finding: StoreFinding) -> None:
     """For who needs no more than the others."""
+
+
+def list_unfinished(store: ObjectStore, root: str) -> dict[str, list[ObjectInfo]]:
+    """By name, the files directly below a prefix that belong to no manifest: being stored, or given up."""
+    found: dict[str, list[ObjectInfo]] = {}
+    finished = set()
+    for info in store.list(f"{root}/"):
+        name, _, rest = info.key.removeprefix(f"{root}/").partition("/")
+        found.setdefault(name, []).append(info)
+        if rest == MANIFEST:
+            finished.add(name)
+    return {name: infos for name, infos in found.items() if name not in finished}

@@ -44,7 +44,7 @@ class Note:
     """What stands under `withdrawn/`."""
 
     manifest: str
-    """Its bytes, each a character."""
+    """Its bytes, each a character; "" of what never had one."""
     prefixes: tuple[str, ...]
     """Of the bundle, then of what goes with it."""
     nonce: str
@@ -129,7 +129,8 @@ class Withdrawal:
         self._note, self._etag, self._held_at = note, etag, time.monotonic()
 
     def _show(self) -> None:
-        bundle.show(self._store, self._prefix, self._note.manifest.encode("latin-1"))
+        if self._note.manifest:
+            bundle.show(self._store, self._prefix, self._note.manifest.encode("latin-1"))
 
 
 def withdraw(store: ObjectStore, prefix: str, *, stored_time: float | None, along: Sequence[str] = ()) -> Withdrawal:
@@ -152,11 +153,7 @@ def withdraw(store: ObjectStore, prefix: str, *, stored_time: float | None, alon
     again = FailedPreconditionError(f"{prefix} was stored again just now: remove it again if it is to go all the same")
     if bundle.find_stored_time(store, prefix, is_damaged=stored_time is None) != stored_time:
         raise again
-    if not store.put_if_absent(key, note.encode()):
-        raise FailedPreconditionError(f"{prefix} is being removed already: look again in a minute")
-    found, etag = store.get_with_etag(key)
-    if found != note.encode():
-        raise FailedPreconditionError(f"{prefix} is being removed by another")
+    etag = _leave(store, key, note)
     try:
         unchanged = store.get(manifest_key) == data
     except NotFoundError:
@@ -167,6 +164,51 @@ def withdraw(store: ObjectStore, prefix: str, *, stored_time: float | None, alon
         raise again
     store.delete(manifest_key)
     return Withdrawal(store, note, etag)
+
+
+def withdraw_unfinished(store: ObjectStore, prefix: str, *, before: float) -> Withdrawal:
+    """Keep a bundle that never got its manifest from getting it, before its files are removed.
+
+    Args:
+        store: Where it is.
+        prefix: Key prefix of the bundle.
+        before: When the last of its files must have been written, in seconds since the epoch: later ones may be those
+            of an upload that goes on.
+
+    Raises:
+        NotFoundError: There is nothing.
+        FailedPreconditionError: It is finished, has newer files, or is being removed already.
+    """
+    _require_given_up(store, prefix, before)
+    key, note = keys.withdrawal(prefix), Note("", (prefix,), uuid4().hex)
+    etag = _leave(store, key, note)
+    try:
+        _require_given_up(store, prefix, before)
+    except BaseException:
+        store.delete(key)
+        raise
+    return Withdrawal(store, note, etag)
+
+
+def _require_given_up(store: ObjectStore, prefix: str, before: float) -> None:
+    infos = list(store.list(f"{prefix}/"))
+    if not infos:
+        raise NotFoundError(f"there is nothing of {prefix}")
+    if any(info.key == f"{prefix}/{keys.MANIFEST}" for info in infos):
+        raise FailedPreconditionError(f"{prefix} is finished")
+    if max(info.modified_time for info in infos) > before:
+        raise FailedPreconditionError(f"{prefix} has newer files: somebody may be storing it")
+
+
+def _leave(store: ObjectStore, key: str, note: Note) -> str:
+    """Leave a note; its etag. Raises FailedPreconditionError where there is one."""
+    prefix = note.prefixes[0]
+    if not store.put_if_absent(key, note.encode()):
+        raise FailedPreconditionError(f"{prefix} is being removed already: look again in a minute")
+    found, etag = store.get_with_etag(key)
+    if found != note.encode():
+        raise FailedPreconditionError(f"{prefix} is being removed by another")
+    return etag
 
 
 def withdrawn(store: ObjectStore) -> Iterator[str]:

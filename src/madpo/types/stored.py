@@ -72,7 +72,7 @@ class Removal:
     """Something that retention has removed, or would."""
 
     kind: str
-    """`job`, `checkpoint`, `model`, `dataset`, `tokens`, `reference_logps` or `audit`."""
+    """`job`, `checkpoint`, `model`, `dataset`, `tokens`, `reference_logps`, `unfinished` or `audit`."""
     thing_id: str
     size_bytes: int
     age_s: float

@@ -219,3 +219,25 @@ async def _pairs(gateway: Gateway) -> str:
     rows = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(4)]
     answer: dataset_service_pb2.UploadDatasetResponse = await gateway.upload_dataset(rows)
     return str(answer.dataset.dataset_id)
+
+
+async def test_what_uploads_left_that_were_given_up_goes_after_a_day_whatever_the_rules(
+    gateway: Gateway, chain: Chain
+) -> None:
+    prefixes = [keys.model("model-" + "1" * 32), keys.dataset("dataset-" + "2" * 32)]
+    for prefix in prefixes:
+        gateway.store.put(f"{prefix}/part", b"123")
+    before = gateway.stored()
+
+    assert await apply(gateway, {}, later_s=0.9 * DAY_S) == []
+    assert await apply(gateway, {"unfinished": {}}) == []
+    assert await apply(gateway, {}, dry_run=True) == [f"unfinished {prefix}" for prefix in prefixes]
+    assert set(before) <= set(gateway.stored())
+    assert await apply(gateway, {}) == [f"unfinished {prefix}" for prefix in prefixes]
+    assert set(before) - set(gateway.stored()) == {f"{prefix}/part" for prefix in prefixes}
+    assert await apply(gateway, {}) == []
+
+
+def test_no_rule_reaches_for_what_may_be_an_upload_that_goes_on() -> None:
+    with pytest.raises(ValueError, match=r"unfinished\.days must be 1 or more"):
+        RetentionPolicy.model_validate({"unfinished": {"days": 0.5}})
