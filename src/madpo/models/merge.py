@@ -14,7 +14,7 @@ from madpo.errors import FailedPreconditionError
 from madpo.models.dtypes import stored_dtypes
 from madpo.models.load import load_causal_lm, load_reward_model
 from madpo.models.save import save_model
-from madpo.models.scores import reward_scores
+from madpo.models.scores import inner_model, reward_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,9 +79,14 @@ def write_merged(directory: Path, into: Path, *, base_directory: Path, kind: str
 
 
 def _probe(model: Any) -> Tensor:
-    """Token ids from all over the vocabulary, [4, 16]."""
+    """Token ids from all over the vocabulary, [4, 16]; each row ends with its one EOS, where T5 and BART score."""
     embeddings = model.get_input_embeddings().weight.shape[0]
-    return torch.linspace(0, embeddings - 1, _PROBE_ROWS * _PROBE_TOKENS).long().view(_PROBE_ROWS, _PROBE_TOKENS)
+    ids = torch.linspace(0, embeddings - 1, _PROBE_ROWS * _PROBE_TOKENS).long().view(_PROBE_ROWS, _PROBE_TOKENS)
+    eos = inner_model(model).config.eos_token_id
+    if isinstance(eos, int) and 0 <= eos < embeddings:
+        ids[ids == eos] = (eos + 1) % embeddings
+        ids[:, -1] = eos
+    return ids
 
 
 @torch.no_grad()

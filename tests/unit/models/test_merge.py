@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from madpo.errors import FailedPreconditionError
 from madpo.model_files.tensors import read_tensors
@@ -101,6 +107,26 @@ def test_a_merged_reward_model_has_the_same_scores(base: Path, tmp_path: Path) -
     mask = torch.ones_like(IDS)
     expected = reward_scores(adapted.eval(), IDS, mask)
     torch.testing.assert_close(reward_scores(load_reward_model(tmp_path / "merged"), IDS, mask), expected)
+
+
+def test_a_model_that_reads_its_score_at_eos_is_merged(tmp_path: Path, make_toy_tokenizer: Callable[..., Any]) -> None:
+    sizes = {"vocab_size": 12, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    ends = {"eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 0}
+    model = T5ForSequenceClassification(T5Config(**sizes, **ends, num_labels=1))
+    base = save_directory(model, make_toy_tokenizer(), tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["q", "v"], modules_to_save=["classification_head"], task_type="SEQ_CLS")
+    adapted: Any = get_peft_model(load_reward_model(base), lora)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    save_adapter(adapted, tmp_path / "adapter", source=base)
+
+    write_merged(tmp_path / "adapter", tmp_path / "merged", base_directory=base, kind="reward")
+
+    ids = torch.tensor([[1, 6, 8, 9, 2], [1, 7, 3, 5, 2]])
+    expected = reward_scores(adapted.eval(), ids, torch.ones_like(ids))
+    merged = reward_scores(load_reward_model(tmp_path / "merged"), ids, torch.ones_like(ids))
+    torch.testing.assert_close(merged, expected)
 
 
 def test_a_merged_model_is_exact_where_its_base_is_half_and_rounded_only_when_asked(
