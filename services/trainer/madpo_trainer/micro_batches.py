@@ -35,7 +35,7 @@ class MicroBatches:
         responses, counts = lengths.responses, lengths.responses.counts
         if self.layout.name == "padded":
             return int((counts * (lengths.prompts + responses.most())).max())
-        repeated = lengths.prompts * (counts - 1) if self.layout.name == "unshared" else 0
+        repeated = 0 if self.layout.name == "packed" else lengths.prompts * (counts - 1)
         return int((lengths.together + repeated).max())
 
     def split(self, rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
@@ -47,7 +47,7 @@ class MicroBatches:
         """
         # Ties go by place: what is equal in length must not depend on the order of anything else.
         longest_first = sorted(range(len(rows)), key=lambda place: (-lengths[rows[place]], place))
-        deal = _similar if self.layout.name == "padded" else _even
+        deal = {"padded": _similar, "alone": _singly}.get(self.layout.name, _even)
         dealt = deal(longest_first, [lengths[row] for row in rows], self.budget_tokens)
         return [[rows[place] for place in sorted(places)] for places in dealt]
 
@@ -70,6 +70,11 @@ def _even(longest_first: Sequence[int], lengths: Sequence[int], budget: int) -> 
             passes[number].append(place)
             heapq.heapreplace(filled, (tokens + lengths[place], number))
     return [places for places in passes if places]
+
+
+def _singly(longest_first: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Nothing is won by more rows at once, and ranks that must keep in step run the model equally often for each."""
+    return [[place] for place in longest_first]
 
 
 def _similar(longest_first: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

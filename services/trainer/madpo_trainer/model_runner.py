@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from madpo.data.collate import collate_responses
 from madpo.jobs.training import TrainingParameters
 from madpo.models.logps import ResponseGroup, ResponseLogps, padded_logps
-from madpo.models.packed.capability import Layout, prepare_layout, prove
+from madpo.models.packed.capability import Layout, prepare_layout, prove, prove_padding
 from madpo.models.packed.logps import PackedLogps, packed_scores
 from madpo.models.scores import padding_of, reward_scores
 from madpo.worker.phase import Phase
@@ -67,6 +67,8 @@ class ModelRunner:
             self.micro_batches.layout = prove(
                 self.layout, self.model, groups, run=lambda model, groups: values(groups), reference=plain
             )
+            if self._gives_scores:
+                self.micro_batches.layout = prove_padding(self.layout, self.model, groups, scores=_padded_scores)
         if self.ranks.is_leader:
             name, reason = self.layout.name, self.layout.reason
             logger.log(
@@ -86,6 +88,9 @@ class ModelRunner:
         """Raw rewards of the responses of one micro-batch, one group after the other, [R]."""
         if self.layout.name == "padded":
             return _padded_scores(self.model, groups)
+        if self.layout.name == "alone":
+            single = [ResponseGroup(group.prompt_ids, (ids,)) for group in groups for ids in group.responses]
+            return torch.cat([_padded_scores(self.model, [each]) for each in single])
         return packed_scores(self.model, groups, share=self.layout.name == "packed")
 
     def split(self, groups: Sequence[ResponseGroup]) -> list[list[int]]:

@@ -18,6 +18,7 @@ from madpo.models.save import save_adapter, save_model
 from madpo.models.scores import inner_model
 from madpo.types import DatasetRow
 from madpo_trainer.initial_model import InitialModel
+from madpo_trainer.model_runner import ModelRunner
 
 _ROWS_TOLD_BY = 100
 """Rows of a dataset that tell whether it holds chats."""
@@ -72,7 +73,7 @@ def learnt_ends(tokenizer: Any, rows: Iterable[DatasetRow]) -> list[int]:
 
 
 def describe_output(
-    model: nn.Module, tokenizer: Any, *, dtypes: WeightDtypes | None, added_ends: Collection[int], is_reward: bool
+    runner: ModelRunner, tokenizer: Any, *, dtypes: WeightDtypes | None, added_ends: Collection[int], is_reward: bool
 ) -> dict[str, Any]:
     """What a job's result says of the model's files."""
     dtype = torch.float32 if dtypes is None else dtypes.default
@@ -80,9 +81,11 @@ def describe_output(
     if added_ends:
         said["added_end_tokens"] = {str(token): tokenizer.convert_ids_to_tokens(token) for token in added_ends}
     if is_reward:
-        pad_id = inner_model(model).config.get_text_config().pad_token_id
+        pad_id = inner_model(runner.model).config.get_text_config().pad_token_id
         said["pad_token_id"] = pad_id
-        if pad_id is None:
+        if runner.layout.name == "alone":
+            said["warning"] = "in plain transformers score one text at a time: padding changes the scores of this model"
+        elif pad_id is None:
             said["warning"] = (
                 "every token of the vocabulary may end a text: in plain transformers score one text at a time, a batch "
                 "cannot be padded"

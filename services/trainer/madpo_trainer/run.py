@@ -335,8 +335,8 @@ class TrainingRun:
 
         def save_and_tell(directory: Path) -> dict[str, Any]:
             ends, is_reward = save(directory, state=state, dtypes=dtypes), self._model_kind == "reward"
-            model = inputs.runner.model
-            return describe_output(model, inputs.tokenizer, dtypes=dtypes, added_ends=ends, is_reward=is_reward)
+            runner = inputs.runner
+            return describe_output(runner, inputs.tokenizer, dtypes=dtypes, added_ends=ends, is_reward=is_reward)
 
         # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
         self._ranks.lead(lambda: self._publish({**told, **about}, inputs, save_and_tell))

@@ -100,8 +100,16 @@ class Site:
         ]
         return cls(home, {"model_id": published.model_id}, *datasets)
 
-    def train(self, name: str, spec: Mapping[str, Any], *, pause_at: int | None = None, first: int = 1) -> Outcome:
-        """Run a policy job to its end; with `pause_at` it stops after the checkpoint of that step and goes on anew."""
+    def train(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        kind: JobKind = JobKind.POLICY_TRAINING,
+        pause_at: int | None = None,
+        first: int = 1,
+    ) -> Outcome:
+        """Run a job to its end; with `pause_at` it stops after the checkpoint of that step and goes on anew."""
         settings = TrainerSettings(
             store_url=f"file://{self.home / 'store'}",
             redis_url="redis://127.0.0.1:1/0",
@@ -110,7 +118,7 @@ class Site:
 
         def attempt(number: int, *, pause_at: int | None = None) -> Outcome:
             made = {"model": self.model, **spec}
-            job = Job(job_id(name), JobKind.POLICY_TRAINING, JobState.RUNNING, made, attempt=number)
+            job = Job(job_id(name), kind, JobState.RUNNING, made, attempt=number)
             workspace = Workspace(self.home / name, Claim(job, attempt=number, worker_id="test"))
             run = PausingRun.open(workspace.directory)
             run.pause_at = pause_at

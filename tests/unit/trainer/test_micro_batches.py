@@ -26,6 +26,13 @@ def test_every_row_is_in_one_pass_and_only_a_long_one_is_over_the_budget(layout)
         assert tokens <= 12 or each == [4]
 
 
+def test_rows_that_are_run_alone_are_alone_in_their_pass():
+    micro_batches = MicroBatches(Layout("alone"), budget_tokens=1000)
+
+    assert sorted(micro_batches.split([7, 1, 4], LENGTHS)) == [[1], [4], [7]]
+    assert micro_batches.length(ResponseGroup([1, 1, 1], ([5, 6, 2], [5, 2]))) == 6 + 5
+
+
 def test_passes_without_padding_are_about_as_long_as_one_another():
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 200, 64).tolist()

@@ -19,7 +19,7 @@ from madpo.models.packed.attention import use_packed_attention
 from madpo.models.packed.head import head_of
 from madpo.models.scores import inner_model, reads_last_token
 
-LayoutName = Literal["packed", "unshared", "padded"]
+LayoutName = Literal["packed", "unshared", "padded", "alone"]
 
 _LAYERS = {"full_attention", "sliding_attention"}
 BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -36,7 +36,8 @@ class Layout:
     """How a model is run over groups of responses."""
 
     name: LayoutName
-    """`packed`: prompts once, no padding; `unshared`: every response behind its own copy; `padded`: batches."""
+    """`packed`: prompts once, no padding; `unshared`: every response behind its own copy; `padded`: batches; `alone`:
+    text by text."""
     reason: str = ""
     """Why it is not `packed`."""
 
@@ -85,15 +86,57 @@ def prove(
         if is_out_of_memory(error):
             raise
         return Layout("padded", f"{type(inner_model(model)).__name__} cannot run packed rows: {error}")
+    off = _off_by(values, expected, model)
+    return (
+        Layout("padded", f"{type(inner_model(model)).__name__} gives other values in packed rows{off}")
+        if off
+        else layout
+    )
+
+
+def prove_padding(
+    layout: Layout,
+    model: Any,
+    groups: Sequence[ResponseGroup],
+    *,
+    scores: Callable[[Any, Sequence[ResponseGroup]], Tensor],
+) -> Layout:
+    """The layout, or `alone` where a reward model in padded batches scores a text by the padding behind it as well.
+
+    So do convolutions over all positions (ConvBERT), and heads that read the end of the row (XLNet).
+
+    Args:
+        layout: From `prove`.
+        model: As there.
+        groups: Real ones; the ends of the first few are taken.
+        scores: Of their responses, in one padded batch.
+    """
+    if layout.name != "padded":
+        return layout
+    texts = [[*group.prompt_ids, *ids] for group in groups[:_PROOF_GROUPS] for ids in group.responses]
+    # Ends, since some models read their score at a closing EOS; each of another length, so that there is padding.
+    lengths = [max(1, min(len(text), 2 * _PROOF_TOKENS) - 3 * place) for place, text in enumerate(texts)]
+    ends = [ResponseGroup((), (text[-length:],)) for text, length in zip(texts, lengths, strict=True)]
+    try:
+        with torch.no_grad():
+            together, alone = scores(model, ends), torch.cat([scores(model, [end]) for end in ends])
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return layout  # of what is cut short; whole texts may do
+    off = _off_by(together, alone, model)
+    return (
+        Layout("alone", f"{type(inner_model(model)).__name__} lets padding change its scores{off}") if off else layout
+    )
+
+
+def _off_by(values: Tensor, expected: Tensor, model: Any) -> str:
+    """How far values are off; "" where that is rounding."""
     dtype = next(model.parameters()).dtype
     is_half = dtype.itemsize < 4 or torch.is_autocast_enabled(values.device.type)
     tolerance = _HALF_TOLERANCE if is_half else _TOLERANCE[dtype]
     difference = float(((values - expected).abs() / (1 + expected.abs())).max())
-    if difference <= tolerance:
-        return layout
-    return Layout(
-        "padded", f"{type(inner_model(model)).__name__} gives other values in packed rows (off by {difference:.2g})"
-    )
+    return "" if difference <= tolerance else f" (off by {difference:.2g})"
 
 
 def _refusal(inner: Any, *, needs_head: bool) -> str:
