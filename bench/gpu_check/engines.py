@@ -116,7 +116,7 @@ def generation(setting: Setting) -> Figures:
         pair.prompt[:64]
         for pair in fill(draw_lengths(SHAPES[setting.shape], count, seed=2), setting.size.vocabulary, seed=2)
     ]
-    engine = TransformersEngine(model, tokenizer, batch_size=count)
+    engine = TransformersEngine(model, tokenizer, rows=count)
     sampling = SamplingParameters(samples_per_prompt=1, max_new_tokens=new_tokens, temperatures=(1.0,), seed=0)
     drawn = 0
 

@@ -142,7 +142,7 @@ class Jobs:
             metrics: Names of registered text metrics.
             sampling: Temperatures, samples per prompt, length, seed.
             max_prompts: Use the first prompts only.
-            generation_batch_size: Responses generated at a time.
+            generation_batch_size: Responses generated at a time; None for what memory has room for.
             name: A label.
             depends_on: More jobs that must succeed first.
             pairs: The old name of `eval_dataset`.

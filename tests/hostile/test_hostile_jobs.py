@@ -24,6 +24,7 @@ from madpo.data.turn_end import turn_end_id
 from madpo.errors import InvalidArgumentError, UnavailableError
 from madpo.jobs.evaluation import SamplingParameters
 from madpo.models.load import load_reward_model
+from madpo.sampling.prompts import encode_prompts
 from madpo.sampling.transformers import TransformersEngine
 from madpo.types import Message, PreferencePair, PromptOnly
 from tests.hostile import endings
@@ -78,10 +79,10 @@ def test_a_check_of_rows_tells_it(hostile: Path) -> None:
 def test_an_evaluation_tells_it(hostile: Path, make_toy_tokenizer: Callable[..., Any]) -> None:
     tokenizer = load_limited(hostile)
     model = LlamaForCausalLM(llama_config(tokenizer)).eval()
-    engine = TransformersEngine(model, tokenizer, batch_size=2)
+    engine = TransformersEngine(model, tokenizer, rows=2)
 
     with pytest.raises(InvalidArgumentError, match=BEYOND):
-        engine.encode([PromptOnly((USER,))], max_new_tokens=2)
+        encode_prompts(tokenizer, [PromptOnly((USER,))], limit=None, max_new_tokens=2)
     with pytest.raises(InvalidArgumentError, match=BEYOND):
         next(engine.sample([[1, 2]], SamplingParameters(max_new_tokens=2), temperature=0.0))
 

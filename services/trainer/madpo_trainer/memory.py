@@ -9,10 +9,8 @@ with which the next attempt begins in smaller pieces.
 """
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from madpo.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from madpo.models.memory import available_bytes
 from madpo.models.scores import inner_model
 from madpo.ports import ObjectStore
 from madpo.storage import documents, keys
@@ -94,7 +93,7 @@ def estimate_memory(
         weights=sum(map(_bytes, model.parameters())),
         training_state=3 * sum(_bytes(each) for each in model.parameters() if each.requires_grad),
         activations=round(fixed + per_token * largest_tokens),
-        available=_available_bytes(device),
+        available=available_bytes(device),
     )
 
 
@@ -167,14 +166,3 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _bytes(tensor: Tensor) -> int:
     return int(_local(tensor).nbytes)
-
-
-def _available_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields: dict[str, Any] = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")) if hasattr(os, "sysconf") else None

@@ -50,8 +50,8 @@ class EvaluationSpec(Spec):
     """How responses are drawn."""
     max_prompts: Annotated[int | None, AtMost(1_000_000_000)] = Field(default=None, ge=1)
     """Use the first prompts only."""
-    generation_batch_size: Annotated[int, AtMost(65_536)] = Field(default=64, ge=1)
-    """Responses generated at a time."""
+    generation_batch_size: Annotated[int | None, AtMost(65_536)] = Field(default=None, ge=1)
+    """Responses generated at a time; by default what memory has room for, at most 256 on a GPU and 64 elsewhere."""
 
     @field_validator("metrics")
     @classmethod

@@ -1,4 +1,7 @@
-"""Telling a lack of memory, which is the machine's, from faults of a model."""
+"""How much memory is free; and telling a lack of it, which is the machine's, from faults of a model."""
+
+import os
+from typing import Any
 
 import torch
 
@@ -21,3 +24,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NOT_ENOUGH)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that is free for a device; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields: dict[str, Any] = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")) if hasattr(os, "sysconf") else None

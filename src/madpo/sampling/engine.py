@@ -1,12 +1,18 @@
 """What draws responses from a policy; engines differ in what runs the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from madpo.data.tokenize import Encoded
 from madpo.jobs.sampling import SamplingParameters
-from madpo.types import PromptOnly
+
+
+class Draw(NamedTuple):
+    """One response that is asked for."""
+
+    prompt_index: int
+    sample: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +35,45 @@ class Response:
 class SamplingEngine(Protocol):
     """A policy that answers prompts."""
 
-    def encode(self, prompts: Sequence[PromptOnly], *, max_new_tokens: int) -> list[list[int] | None]:
-        """Token ids of every prompt, rendered with the policy's template where it is a chat.
-
-        None where a prompt leaves no room for `max_new_tokens` in the policy's context.
-
-        Raises:
-            InvalidPairError: A prompt cannot be rendered; names its row.
-            InvalidArgumentError: No prompt leaves room.
-        """
-        ...
-
     def sample(
-        self, prompts: Sequence[list[int]], sampling: SamplingParameters, *, temperature: float, first: int = 0
+        self,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParameters,
+        *,
+        temperature: float,
+        drawn: Collection[Draw] = (),
     ) -> Iterator[Sequence[Response]]:
-        """Draw `samples_per_prompt` responses to every prompt, in the order of prompts, then samples; batch by batch.
+        """Draw `samples_per_prompt` responses to every prompt, some at a time, in the order of `turns`.
 
-        The draws are a function of (seed, prompt, sample, position): policies that answer the same prompts share
-        their random numbers. The temperatures of `sampling` are not looked at. The batches of the `first` responses,
-        which were drawn before, are left out.
+        The whole vocabulary is sampled: defaults that the model brings along (top-k, repetition penalty) are not used.
+        The random numbers are a function of (seed, prompt, sample, position): policies that answer the same prompts
+        share them, whatever is drawn beside. The temperatures of `sampling` are not looked at.
+
+        Args:
+            prompts: Token ids from `encode_prompts`.
+            sampling: Seed, samples per prompt and token limit.
+            temperature: Divisor of the logits; 0 takes the likeliest token each time.
+            drawn: What was drawn before, and is left out.
         """
         ...
+
+
+def turns(
+    prompts: Sequence[list[int]], samples: int, *, responses: int, drawn: Collection[Draw] = ()
+) -> Iterator[list[Draw]]:
+    """The responses that are drawn together: neighbours by length, the longest prompts first.
+
+    What is together depends on prompts and numbers alone, so that what goes on after a kill has the same company.
+
+    Args:
+        prompts: Token ids.
+        samples: Of each prompt.
+        responses: Of a turn.
+        drawn: What is left out.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    draws = [Draw(index, sample) for index in order for sample in range(samples)]
+    done = frozenset(drawn)
+    for start in range(0, len(draws), responses):
+        if left := [draw for draw in draws[start : start + responses] if draw not in done]:
+            yield left

@@ -1,219 +1,204 @@
-"""Responses drawn from a policy's own distribution, with randomness that depends on nothing but the seed."""
+"""Responses drawn with transformers: in slots where the model can, else with its own `generate`."""
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from madpo.data.tokenize import Encoded, encode_prompt, pad_id
-from madpo.data.turn_end import turn_end_id
-from madpo.errors import InvalidArgumentError, InvalidPairError
+from madpo.data.tokenize import pad_id
 from madpo.jobs.sampling import SamplingParameters
-from madpo.model_files.context_limit import context_limit
-from madpo.sampling.engine import Response
-from madpo.types import PromptOnly
+from madpo.models.memory import is_out_of_memory
+from madpo.models.packed.capability import attention_refusal
+from madpo.models.scores import inner_model
+from madpo.sampling.engine import Draw, Response, turns
+from madpo.sampling.noise import generator_of, perturbed
+from madpo.sampling.padded import generate
+from madpo.sampling.responses import end_ids, read_response
+from madpo.sampling.room import rows_in_memory
+from madpo.sampling.slots import Row, decode
+
+logger = logging.getLogger(__name__)
+
+_ROWS = {"cuda": 256}
+_ROWS_ELSEWHERE = 64
+_TURN = {"cuda": 4}
+"""Responses of a turn over those at work. On a GPU a step takes as long for few rows as for many, so that waiting ones
+begin where others ended; elsewhere a step costs what its rows do, and a kill costs a turn."""
+_PROOF_PROMPTS, _PROOF_PROMPT_TOKENS, _PROOF_TOKENS = 3, 16, 4
+_MOST_APART = {torch.float64: 1e-6, torch.float32: 1e-3}
+_MOST_APART_IN_HALF = 0.1
+"""Of the chances of the next token, in total variation: the share of draws that may come out otherwise."""
 
 
 class TransformersEngine:
-    """Runs the policy with transformers' own `generate`; implements `SamplingEngine`.
+    """Runs the policy with transformers; implements `SamplingEngine`.
+
+    Where memory runs out, the turn is drawn again with half as many responses at work, and so are those that follow.
 
     Args:
         model: In evaluation mode.
         tokenizer: The model's own.
-        batch_size: Sequences per batch.
+        rows: Responses at work at a time; None for what memory has room for, at most 256 on a GPU and 64 elsewhere.
         check: Called before each token; it may raise to end the sampling.
     """
+
+    name = "transformers"
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        rows: int | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._model, self._tokenizer, self._batch_size, self._check = model, tokenizer, batch_size, check
+        self._model, self._tokenizer, self._rows, self._check = model, tokenizer, rows, check
+        self._uses_slots: bool | None = None
 
-    def encode(self, prompts: Sequence[PromptOnly], *, max_new_tokens: int) -> list[list[int] | None]:
-        """See `encode_prompts`."""
-        limit = context_limit(self._model.config.to_dict())
-        return encode_prompts(self._tokenizer, prompts, limit=limit, max_new_tokens=max_new_tokens)
+    @cached_property
+    def _ends(self) -> list[int]:
+        return end_ids(self._tokenizer, inner_model(self._model).generation_config.eos_token_id)
 
     def sample(
-        self, prompts: Sequence[list[int]], sampling: SamplingParameters, *, temperature: float, first: int = 0
-    ) -> Iterator[Sequence[Response]]:
-        """See `generate`."""
-        return generate(
-            self._model,
-            self._tokenizer,
-            prompts,
-            sampling=sampling,
-            temperature=temperature,
-            batch_size=self._batch_size,
-            first=first,
-            check=self._check,
-        )
-
-
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[PromptOnly], *, limit: int | None, max_new_tokens: int
-) -> list[list[int] | None]:
-    """Token ids of every prompt, None where it leaves no room for `max_new_tokens` within `limit`.
-
-    Chat prompts are rendered with the tokenizer's template.
-
-    Raises:
-        InvalidPairError: The chat template refuses a prompt; names its row.
-        InvalidArgumentError: A prompt is a chat and the tokenizer has no template; or none leaves room.
-    """
-    encoded = [_encode(tokenizer, asked) for asked in prompts]
-    room = sys.maxsize if limit is None else limit - max_new_tokens
-    if encoded and min(map(len, encoded)) > room:
-        raise InvalidArgumentError(
-            f"the shortest prompt has {min(map(len, encoded))} tokens; with max_new_tokens={max_new_tokens} every one "
-            f"exceeds the {limit} tokens that the model can read (lower sampling.max_new_tokens)"
-        )
-    return [ids if len(ids) <= room else None for ids in encoded]
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, asked: PromptOnly) -> list[int]:
-    try:
-        return encode_prompt(tokenizer, asked.prompt, asked.options)
-    except InvalidPairError as error:
-        raise InvalidPairError.in_field(f"row {asked.row}" if asked.row else "prompt", str(error)) from error
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    *,
-    sampling: SamplingParameters,
-    temperature: float,
-    batch_size: int,
-    first: int = 0,
-    check: Callable[[], None] = lambda: None,
-) -> Iterator[list[Response]]:
-    """Draw `samples_per_prompt` responses to every prompt, batch by batch, in the order of prompts, then samples.
-
-    The whole vocabulary is sampled: defaults the model brings along (top-k, repetition penalty) are not used. A token
-    is the argmax of `logits / temperature + Gumbel noise`, the noise being a function of (seed, prompt, sample,
-    position) alone. So an evaluation can be repeated, whatever its batch size (up to rounding), and two policies that
-    answer the same prompts share their random numbers, which makes paired comparisons sharp.
-
-    Args:
-        model: In evaluation mode.
-        tokenizer: The model's own.
-        prompts: Token ids from `encode_prompts`.
-        sampling: Seed, samples per prompt and token limit; its `temperatures` are not looked at.
-        temperature: Divisor of the logits; 0 takes the likeliest token each time.
-        batch_size: Sequences per batch.
-        first: Responses of the first batches, which were drawn before and are left out.
-        check: Called before each token; it may raise to end the sampling.
-    """
-    rows = [(index, sample) for index in range(len(prompts)) for sample in range(sampling.samples_per_prompt)]
-    config = _plain_generation(model, tokenizer)
-    for start in range(first, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        seeds = [np.random.SeedSequence((sampling.seed, *row)) for row in batch]
-        draw: LogitsProcessor = _Greedy(check)
-        if temperature > 0:
-            draw = _SeededDraw(seeds, temperature=temperature, device=model.device, check=check)
-        tokens = _continue(
-            model, [prompts[index] for index, _ in batch], config, draw, max_new_tokens=sampling.max_new_tokens
-        )
-        yield [
-            _response(tokenizer, row, prompts[row[0]], ids, config.eos_token_id)
-            for row, ids in zip(batch, tokens.tolist(), strict=True)
-        ]
-
-
-class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
-    """Turns greedy search into sampling: the argmax of its output is a draw from softmax(logits / temperature)."""
-
-    def __init__(
         self,
-        seeds: Sequence[np.random.SeedSequence],
+        prompts: Sequence[list[int]],
+        sampling: SamplingParameters,
         *,
         temperature: float,
-        device: torch.device,
-        check: Callable[[], None],
-    ) -> None:
-        self._temperature, self._check = temperature, check
-        self._generators = [
-            torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0])) for seed in seeds
+        drawn: Collection[Draw] = (),
+    ) -> Iterator[list[Response]]:
+        """See `SamplingEngine`."""
+        if not prompts:
+            return
+        if self._uses_slots is None:
+            self._uses_slots = self._prepare_slots(prompts)
+        device = self._model.device
+        longest = max(map(len, prompts)) + sampling.max_new_tokens
+        most = _ROWS.get(device.type, _ROWS_ELSEWHERE)
+        rows = self._rows or rows_in_memory(self._model, tokens=longest, most=most)
+        responses = rows * _TURN.get(device.type, 1)
+        for turn in turns(prompts, sampling.samples_per_prompt, responses=responses, drawn=drawn):
+            while (tokens := self._draw(prompts, turn, sampling, temperature, rows=rows)) is None:
+                rows = max(1, rows // 2)
+                logger.warning("memory ran out, sampling %d responses at a time", rows)
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+            yield [
+                read_response(self._tokenizer, draw, prompts[draw.prompt_index], ids, self._ends)
+                for draw, ids in zip(turn, tokens, strict=True)
+            ]
+
+    def _draw(
+        self,
+        prompts: Sequence[list[int]],
+        turn: Sequence[Draw],
+        sampling: SamplingParameters,
+        temperature: float,
+        *,
+        rows: int,
+    ) -> list[list[int]] | None:
+        """What was drawn behind each prompt; None where memory ran out and fewer at a time may do."""
+        way = self._draw_in_slots if self._uses_slots else self._draw_padded
+        try:
+            return way(prompts, turn, sampling, temperature, rows)
+        except Exception as error:
+            if not is_out_of_memory(error) or rows == 1:
+                raise
+            return None
+
+    def _draw_in_slots(
+        self,
+        prompts: Sequence[list[int]],
+        turn: Sequence[Draw],
+        sampling: SamplingParameters,
+        temperature: float,
+        rows: int,
+    ) -> list[list[int]]:
+        def choose(logits: Tensor, at_work: Sequence[Row]) -> Tensor:
+            if temperature == 0:
+                return logits.float().argmax(dim=-1)
+            return perturbed(logits, [row.generator for row in at_work], temperature=temperature).argmax(dim=-1)
+
+        drawn = [
+            Row(prompts[draw.prompt_index], generator_of(sampling.seed, draw, self._model.device)) for draw in turn
         ]
+        decode(
+            self._model,
+            drawn,
+            slots=rows,
+            ends=self._ends,
+            max_new_tokens=sampling.max_new_tokens,
+            choose=choose,
+            check=self._check,
+        )
+        return [row.response for row in drawn]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._check()
-        exponential = torch.empty_like(scores, dtype=torch.float32)
-        for row, generator in zip(exponential, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores.float() / self._temperature - exponential.log()
+    def _draw_padded(
+        self,
+        prompts: Sequence[list[int]],
+        turn: Sequence[Draw],
+        sampling: SamplingParameters,
+        temperature: float,
+        rows: int,
+    ) -> list[list[int]]:
+        tokens: list[list[int]] = []
+        for start in range(0, len(turn), rows):
+            batch = turn[start : start + rows]
+            tokens += generate(
+                self._model,
+                [prompts[draw.prompt_index] for draw in batch],
+                [generator_of(sampling.seed, draw, self._model.device) for draw in batch],
+                temperature=temperature,
+                ends=self._ends,
+                pad_id=pad_id(self._tokenizer),
+                max_new_tokens=sampling.max_new_tokens,
+                check=self._check,
+            )
+        return tokens
 
-
-class _Greedy(LogitsProcessor):  # type: ignore[misc]
-    """Leaves the likeliest token the likeliest."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        self._check = check
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._check()
-        return scores.float()
-
-
-def _plain_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Make the model generate without its own defaults, apart from the tokens that end a response.
-
-    A chat model may end its turns with other tokens than the tokenizer's EOS: those that its settings name, and the one
-    of its template, with which it was trained.
-    """
-    configured = model.generation_config.eos_token_id
-    extra = configured if isinstance(configured, list) else [configured]
-    ends = sorted(
-        {int(token) for token in (tokenizer.eos_token_id, turn_end_id(tokenizer), *extra) if token is not None}
-    )
-    config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=pad_id(tokenizer))
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # `generate` fills whatever a given configuration leaves open from the model's own, so that one is replaced.
-    inner.generation_config = config
-    return config
+    def _prepare_slots(self, prompts: Sequence[list[int]]) -> bool:
+        """Whether the model draws in slots, by its configuration and by proof."""
+        inner = inner_model(self._model)
+        if refusal := attention_refusal(inner):
+            logger.info("sampling in padded batches: %s", refusal)
+            return False
+        before = inner.config._attn_implementation
+        if refusal := _disproof(self._model, [prompt[-_PROOF_PROMPT_TOKENS:] for prompt in prompts[:_PROOF_PROMPTS]]):
+            inner.set_attn_implementation(before)
+            logger.warning("sampling in padded batches: %s %s", type(inner).__name__, refusal)
+            return False
+        return True
 
 
 @torch.inference_mode()
-def _continue(
-    model: Any, prompts: list[list[int]], config: GenerationConfig, draw: LogitsProcessor, *, max_new_tokens: int
-) -> Tensor:
-    """New tokens [B, at most max_new_tokens]; rows that ended are filled with padding."""
-    width = max(map(len, prompts))
-    padding = [width - len(ids) for ids in prompts]
-    input_ids = torch.tensor([[config.pad_token_id] * pad + ids for pad, ids in zip(padding, prompts, strict=True)])
-    attention_mask = torch.arange(width) >= torch.tensor(padding)[:, None]
-    output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.long().to(model.device),
-        max_new_tokens=max_new_tokens,
-        logits_processor=LogitsProcessorList([draw]),
+def _disproof(model: Any, prompts: Sequence[list[int]]) -> str:
+    """Why slots do not do for a model: its chances there of the next tokens are others; "" where they are the same."""
+    seen: dict[int, list[Tensor]] = {}
+
+    def likeliest(logits: Tensor, at_work: Sequence[Row]) -> Tensor:
+        for row, of_row in zip(at_work, logits, strict=True):
+            seen.setdefault(id(row), []).append(of_row)
+        return logits.argmax(dim=-1)
+
+    rows = [Row(prompt) for prompt in prompts for _ in range(2)]
+    try:
+        decode(model, rows, slots=3, ends=(), max_new_tokens=_PROOF_TOKENS, choose=likeliest)
+    except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return f"cannot decode in slots: {error}"
+    apart = 0.0
+    for row in rows:
+        input_ids = torch.tensor([[*row.prompt, *row.response[:-1]]], device=model.device)
+        plain = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits[0]
+        found, expected = (
+            torch.softmax(logits.float(), dim=-1) for logits in (torch.stack(seen[id(row)]), plain[-_PROOF_TOKENS:])
+        )
+        apart = max(apart, float((found - expected).abs().sum(dim=-1).max() / 2))
+    return (
+        "" if apart <= _MOST_APART.get(model.dtype, _MOST_APART_IN_HALF) else f"draws otherwise in slots ({apart:.2g})"
     )
-    tokens: Tensor = output[:, width:]
-    return tokens.cpu()
-
-
-def _response(
-    tokenizer: PreTrainedTokenizerBase, row: tuple[int, int], prompt: list[int], ids: list[int], eos_ids: list[int]
-) -> Response:
-    end = next((position for position, token in enumerate(ids) if token in eos_ids), None)
-    response_ids = ids if end is None else ids[: end + 1]
-    text = tokenizer.decode(response_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Response(*row, Encoded(prompt, response_ids), str(text), finished=end is not None)

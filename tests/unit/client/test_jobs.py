@@ -154,7 +154,7 @@ def test_an_evaluation_names_its_baselines_and_sampling(
     assert spec.model == ModelReference(job_id=JOB_ID, step=3)
     assert spec.baseline_job_ids == (JOB_ID,)
     assert spec.sampling.temperatures == (0.5, 1.0)
-    assert spec.generation_batch_size == 64
+    assert spec.generation_batch_size is None
 
 
 def test_a_wrong_field_is_refused_by_name_before_anything_is_sent(jobs: Jobs, session: RecordingSession) -> None:

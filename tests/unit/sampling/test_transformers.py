@@ -13,7 +13,8 @@ from transformers import GenerationConfig
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.sampling import SamplingParameters
 from madpo.sampling.engine import Response
-from madpo.sampling.transformers import TransformersEngine, encode_prompts, generate
+from madpo.sampling.prompts import encode_prompts
+from madpo.sampling.transformers import TransformersEngine
 from madpo.types import Content, Message, PromptOnly
 
 MakeModel = Callable[..., Any]
@@ -33,8 +34,9 @@ def draw(
     parameters = SamplingParameters(**{"max_new_tokens": 8, **sampling})
     asked = [PromptOnly(prompt) for prompt in prompts]
     encoded = encode_prompts(tokenizer, asked, limit=64, max_new_tokens=parameters.max_new_tokens)
-    batches = generate(model, tokenizer, encoded, sampling=parameters, temperature=temperature, batch_size=batch_size)
-    return [response for batch in batches for response in batch]
+    engine = TransformersEngine(model, tokenizer, rows=batch_size)
+    responses = [each for turn in engine.sample(encoded, parameters, temperature=temperature) for each in turn]
+    return sorted(responses, key=lambda each: (each.prompt_index, each.sample))
 
 
 def test_responses_come_in_order_of_prompts_then_samples(make_toy_lm: MakeModel, make_toy_tokenizer: MakeModel) -> None:
@@ -157,12 +159,11 @@ def test_an_adapter_generates_with_the_adapter_on(make_toy_lm: MakeModel, make_t
 def test_a_prompt_without_room_for_the_answer_has_no_tokens_and_where_none_has_room_all_are_refused(
     make_toy_lm: MakeModel, make_toy_tokenizer: MakeModel
 ) -> None:
-    engine = TransformersEngine(make_toy_lm(positions=12), make_toy_tokenizer(), batch_size=2)
-    asked = [PromptOnly("the film was good . the film"), PromptOnly("the film")]
+    tokenizer, asked = make_toy_tokenizer(), [PromptOnly("the film was good . the film"), PromptOnly("the film")]
 
-    assert engine.encode(asked, max_new_tokens=8) == [None, [1, 6, 7]]
+    assert encode_prompts(tokenizer, asked, limit=12, max_new_tokens=8) == [None, [1, 6, 7]]
     with pytest.raises(InvalidArgumentError, match=r"shortest prompt has 3 tokens; .*exceeds the 12 tokens that"):
-        engine.encode(asked, max_new_tokens=10)
+        encode_prompts(tokenizer, asked, limit=12, max_new_tokens=10)
 
 
 def test_a_lower_temperature_gives_likelier_responses(make_toy_lm: MakeModel, make_toy_tokenizer: MakeModel) -> None:

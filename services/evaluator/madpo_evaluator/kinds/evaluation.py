@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,9 @@ from madpo.jobs.base import DatasetReference, ModelReference, validate
 from madpo.jobs.evaluation import REWARD_METRIC, EvaluationSpec
 from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
-from madpo.sampling.transformers import TransformersEngine, encode_prompts
+from madpo.sampling.engine import Draw
+from madpo.sampling.prompts import encode_prompts
+from madpo.sampling.transformers import TransformersEngine
 from madpo.scoring.ask import LONGER_READING, Scores, score_texts
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
@@ -48,6 +50,8 @@ from madpo_evaluator.text_metrics import Metric, load_metrics, measure
 logger = logging.getLogger(__name__)
 
 _NAMED_ROWS = 20
+_PAIRS = 64
+"""Held-out pairs measured at a time, where the job does not say."""
 
 
 class EvaluationRun:
@@ -164,12 +168,14 @@ class EvaluationRun:
         engine = TransformersEngine(
             models.policy,
             models.tokenizer,
-            batch_size=self._spec.generation_batch_size,
+            rows=self._spec.generation_batch_size,
             check=lambda: phase.advance(0),
         )
-        drawn = Counter(generation.temperature for generation in generations)
+        drawn: dict[float, set[Draw]] = defaultdict(set)
+        for each in generations:
+            drawn[each.temperature].add(Draw(each.prompt_index, each.sample))
         for temperature in temperatures:
-            for batch in engine.sample(encoded, sampling, temperature=temperature, first=drawn[temperature]):
+            for batch in engine.sample(encoded, sampling, temperature=temperature, drawn=drawn[temperature]):
                 kl = self._kl(models, [response.encoded for response in batch])
                 new = [
                     Generation(
@@ -188,7 +194,8 @@ class EvaluationRun:
                 self._kept.add(new)
                 generations += new
                 phase.advance(len(batch))
-        return generations
+        order = {temperature: place for place, temperature in enumerate(temperatures)}
+        return sorted(generations, key=lambda each: (order[each.temperature], each.prompt_index, each.sample))
 
     def _kl(self, models: Models, responses: Sequence[Encoded]) -> Sequence[float | None]:
         if models.reference is None:
@@ -205,7 +212,7 @@ class EvaluationRun:
         diffs: list[float] = []
         skipped: list[int] = []
         source = self._inputs.pairs(pairs)
-        while batch := list(islice(source, self._spec.generation_batch_size)):
+        while batch := list(islice(source, self._spec.generation_batch_size or _PAIRS)):
             encoded = [encode_pair(models.tokenizer, pair) for pair in batch]
             unembedded.require_rows_without(
                 (row.row, [ids for side in pair for ids in (side.prompt_ids, side.response_ids)])

@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 NAME = "madpo_packed"
 
 # Named arguments of attention that change its result and that blocks do not know; the proof of capability meets them.
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")
+UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias", "cache")
 
 
 def use_packed_attention(model: Any) -> None:
     """Have a transformers model use this attention from now on; its results on padded batches do not change."""
     AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, _padding_mask)
+    AttentionMaskInterface.register(NAME, padding_mask)
     model.set_attn_implementation(NAME)
 
 
@@ -83,7 +83,7 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return result
-    unknown = [name for name in _UNKNOWN if options.get(name) is not None]
+    unknown = [name for name in UNKNOWN_OPTIONS if options.get(name) is not None]
     if unknown or attention_mask is not None:
         raise NotImplementedError(f"attention over packed rows has no {' or '.join(unknown) or 'attention mask'}")
     device = query.device.type
@@ -112,7 +112,7 @@ def _say_slow(why: str) -> None:
     logger.warning("attention over packed rows runs segment by segment, which is slow: %s", why)
 
 
-def _padding_mask(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+def padding_mask(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
     """Packed rows come without a mask and get none, padded batches the one of SDPA."""
     if attention_mask is None:
         return None

@@ -140,6 +140,18 @@ def _off_by(values: Tensor, expected: Tensor, model: Any) -> str:
 
 
 def _refusal(inner: Any, *, needs_head: bool) -> str:
+    name = type(inner).__name__
+    if refusal := attention_refusal(inner):
+        return refusal
+    if needs_head and head_of(inner) is None:
+        return f"the head of {name} is not one linear layer"
+    if not needs_head and not reads_last_token(inner):
+        return f"{name} does not read its score off the last token"
+    return ""
+
+
+def attention_refusal(inner: Any) -> str:
+    """Why a model cannot be given another attention, which goes by the places of tokens; "" where it may be."""
     config, name = inner.config.get_text_config(), type(inner).__name__
     if not inner._supports_attention_backend or not inner._can_set_attn_implementation():
         return f"{name} does not take its attention from transformers' interface"
@@ -150,10 +162,6 @@ def _refusal(inner: Any, *, needs_head: bool) -> str:
         return f"the positions of {name} change with the longest text beside it"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return f"{name} caps its attention scores"
-    if needs_head and head_of(inner) is None:
-        return f"the head of {name} is not one linear layer"
-    if not needs_head and not reads_last_token(inner):
-        return f"{name} does not read its score off the last token"
     return ""
 
 
