@@ -20,7 +20,8 @@ def transformer_blocks(model: Any) -> list[nn.Module]:
     """
     inner = inner_model(model)
     names = set(inner._no_split_modules or ())
-    blocks = [module for module in inner.base_model.modules() if type(module).__name__ in names]
+    # torch calls the class of a sharded module by another name.
+    blocks = [module for module in inner.base_model.modules() if type(module).__name__.removeprefix("FSDP") in names]
     if not blocks:
         raise InvalidArgumentError(
             f"{type(inner).__name__} does not say which of its modules are transformer blocks, so it can be neither "

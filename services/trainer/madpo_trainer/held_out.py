@@ -12,7 +12,6 @@ from torch import nn
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.training import TrainingParameters
-from madpo_trainer.sharding import part_like
 from madpo_trainer.state import TrainingState
 
 _LOWER_IS_BETTER = ("loss", "error", "brier", "ece")
@@ -110,7 +109,7 @@ def describe_publication(state: TrainingState, parameters: TrainingParameters) -
 
 @torch.no_grad()
 def take_weights(model: nn.Module, source: nn.Module) -> None:
-    """Give a model, which may be sharded, the weights of another one that is whole and has the same ones."""
+    """Give a model the weights of another one that has the same ones and is sharded alike."""
     weights = dict(source.named_parameters())
     for name, parameter in model.named_parameters():
-        parameter.copy_(part_like(weights[name], parameter))
+        parameter.copy_(weights[name])

@@ -12,6 +12,7 @@ from madpo.model_files.configs import model_kind
 from madpo.models.dtypes import WeightDtypes, stored_dtypes
 from madpo.models.load import load_causal_lm, load_reward_model
 from madpo.models.merge import write_merged
+from madpo.models.parts import Divide
 from madpo.models.text_part import freeze_outside_text
 from madpo.storage.models import ModelStore
 from madpo.storage.references import ResolvedModel
@@ -60,7 +61,14 @@ def prepare_initial(resolved: ResolvedModel, *, models: ModelStore, scratch: Pat
     return InitialModel(models.fetch(model.model_id), model.model_id, kind, dtypes, model.model_id)
 
 
-def load_trainable(initial: InitialModel, *, kind: str, lora: LoraParameters | None, checkpoint: Path | None) -> Any:
+def load_trainable(
+    initial: InitialModel,
+    *,
+    kind: str,
+    lora: LoraParameters | None,
+    checkpoint: Path | None,
+    divide: Divide | None = None,
+) -> Any:
     """The model to train: fresh from the initial one, or from a checkpoint's `model/` directory.
 
     Of a model of more than text only what text goes through is trained.
@@ -69,21 +77,22 @@ def load_trainable(initial: InitialModel, *, kind: str, lora: LoraParameters | N
         kind: What to train, `causal_lm` or `reward`; a reward model on a causal one gets a new head.
         lora: Adapter shape, or None for full fine-tuning.
         checkpoint: The checkpoint's model directory, or None at the start.
+        divide: See `load_causal_lm`.
     """
     new_head = kind == "reward" and initial.kind == "causal_lm"
     if lora is None:
         directory = checkpoint or initial.directory
         if kind == "causal_lm":
-            whole = load_causal_lm(directory)
+            model = load_causal_lm(directory, divide=divide)
         else:
-            whole = load_reward_model(directory, new_head=new_head and checkpoint is None)
-        freeze_outside_text(whole)
-        return whole
+            model = load_reward_model(directory, new_head=new_head and checkpoint is None, divide=divide)
+        freeze_outside_text(model)
+        return model
     if kind == "causal_lm":
         if checkpoint is not None:
-            return load_causal_lm(checkpoint, base_directory=initial.directory, trainable=True)
-        return with_adapters(load_causal_lm(initial.directory), lora, TaskType.CAUSAL_LM)
+            return load_causal_lm(checkpoint, base_directory=initial.directory, trainable=True, divide=divide)
+        return with_adapters(load_causal_lm(initial.directory, divide=divide), lora, TaskType.CAUSAL_LM)
     if checkpoint is not None:
-        return load_reward_model(checkpoint, base_directory=initial.directory, trainable=True)
-    body = load_reward_model(initial.directory, new_head=new_head)
+        return load_reward_model(checkpoint, base_directory=initial.directory, trainable=True, divide=divide)
+    body = load_reward_model(initial.directory, new_head=new_head, divide=divide)
     return with_adapters(body, lora, TaskType.SEQ_CLS)

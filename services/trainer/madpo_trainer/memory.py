@@ -149,7 +149,8 @@ def _kept_bytes(model: nn.Module, run: Callable[[], Tensor]) -> int:
         storage = _local(tensor).untyped_storage()
         base = tensor if tensor._base is None else tensor._base
         # A weight that was gathered from other ranks is kept by nobody.
-        if storage.data_ptr() not in weights and not (base.is_leaf and base.requires_grad):
+        is_weight = isinstance(base, nn.Parameter) or (base.is_leaf and base.requires_grad)
+        if storage.data_ptr() not in weights and not is_weight:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -2,7 +2,7 @@
 
 The model is built without numbers, and a micro-batch goes forward and back through the code that trains it, while what
 is made and not yet gone is counted. What other ranks have of a sharded model is left out, and what is gathered of them
-for a block at a time is added.
+for a block at a time, and for the head, is added.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,6 +28,7 @@ from madpo_trainer.adapters import with_adapters
 from madpo_trainer.blocks import prepare_blocks, transformer_blocks
 from madpo_trainer.live_memory import LiveMemory
 from madpo_trainer.precision import training_autocast
+from madpo_trainer.sharding import outer_modules
 
 _GATHERED_BLOCKS = 2
 """The one that computes, and the next one, which is on its way."""
@@ -44,7 +45,7 @@ class MemoryPlan:
     gradients: int
     optimizer: int
     gathered: int
-    """Of a sharded model: weights of the blocks that compute, and their gradients before they are summed."""
+    """Of a sharded model: weights of blocks that compute and of the head, their gradients before they are summed."""
     activations: int
     """What the backward pass needs of the forward pass, and what is made on the way."""
     head: int
@@ -74,11 +75,11 @@ def plan_memory(
     if parameters.precision == "auto":
         parameters = parameters.model_copy(update={"precision": "bf16"})
     model = _without_numbers(config, parameters)
-    in_blocks = {id(each) for block in transformer_blocks(model) for each in block.parameters()}
+    split = {id(each) for module in (*transformer_blocks(model), *outer_modules(model)) for each in module.parameters()}
     ranks = gpus if parameters.sharding == "fsdp" else 1
 
     def part(of: Iterable[nn.Parameter]) -> int:
-        return sum(-(-each.nbytes // ranks) if id(each) in in_blocks else each.nbytes for each in of)
+        return sum(-(-each.nbytes // ranks) if id(each) in split else each.nbytes for each in of)
 
     trained = [each for each in model.parameters() if each.requires_grad]
     base = [each for name, each in model.named_parameters() if "lora_" not in name]
@@ -92,7 +93,7 @@ def plan_memory(
         gathered=_gathered(model, parameters) if ranks > 1 else 0,
         activations=0,
         head=0,
-        host_load=gpus * loaded,
+        host_load=loaded if ranks > 1 else gpus * loaded,
         host_save=3 * sum(each.nbytes for each in trained),
     )
     activations, head = _step(config, parameters, is_sharded=ranks > 1).activations_and_head
@@ -111,8 +112,11 @@ def _without_numbers(config: PreTrainedConfig, parameters: TrainingParameters) -
 
 
 def _gathered(model: Any, parameters: TrainingParameters) -> int:
-    """Weights of two blocks as they are computed with, and the gradients of one, also in float32 to be summed."""
-    width = 2 if parameters.precision == "bf16" else 4
+    """Weights of two blocks as they are computed with, and the gradients of one, also in float32 to be summed.
+
+    And the head, from its first use to the end of the backward pass.
+    """
+    width = _width(parameters)
 
     def largest(only_trained: bool) -> int:
         return max(
@@ -120,7 +124,19 @@ def _gathered(model: Any, parameters: TrainingParameters) -> int:
             for block in transformer_blocks(model)
         )
 
-    return _GATHERED_BLOCKS * width * largest(only_trained=False) + (width + 4) * largest(only_trained=True)
+    blocks = _GATHERED_BLOCKS * width * largest(only_trained=False) + (width + 4) * largest(only_trained=True)
+    head: nn.Module = inner_model(model).get_output_embeddings()
+    of_head = 4 if _is_tied(model) else width
+    return blocks + sum(of_head * each.numel() * (2 if each.requires_grad else 1) for each in head.parameters())
+
+
+def _width(parameters: TrainingParameters) -> int:
+    return 2 if parameters.precision == "bf16" else 4
+
+
+def _is_tied(model: Any) -> bool:
+    inner = inner_model(model)
+    return bool(inner.get_input_embeddings().weight is inner.get_output_embeddings().weight)
 
 
 class _Step(NamedTuple):
@@ -165,8 +181,9 @@ def _of_depth(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 def _step_of(model: Any, parameters: TrainingParameters, *, is_sharded: bool) -> _Step:
     if is_sharded and parameters.precision == "bf16":  # what is gathered is counted elsewhere
-        for block in transformer_blocks(model):
-            block.to(torch.bfloat16)
+        head = [] if _is_tied(model) else [inner_model(model).get_output_embeddings()]
+        for module in (*transformer_blocks(model), *head):
+            module.to(torch.bfloat16)
     row, inner, mode = pack(list(_groups(parameters))), inner_model(model), FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         model.to_empty(device="cpu")

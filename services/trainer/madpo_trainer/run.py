@@ -305,7 +305,7 @@ class TrainingRun:
         def take() -> None:
             fetch = partial(self._checkpoints.fetch, self._checkpoints.of_step(best), transfer=self._transfer)
             fetch_once(directory, fetch)
-            take_weights(model, self._placing.whole(initial, directory))
+            take_weights(model, self._placing.at_checkpoint(initial, directory))
 
         self._ranks.together(take)
 

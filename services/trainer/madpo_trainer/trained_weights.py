@@ -74,7 +74,10 @@ def saved_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
     All ranks must call where the model is sharded; those that do not `keep` get nothing.
     """
-    named = list(model.state_dict().items())
+    named = [
+        (name, tensor.detach() if not isinstance(tensor, DTensor) else tensor)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    ]
     if isinstance(model, PeftModel):  # the base has its own place, and may be many times as large
         trained = {name for name, _ in trainable_parameters(model)}
         named = [(name, tensor) for name, tensor in named if name in trained]

@@ -142,7 +142,8 @@ class TrainingParameters(Spec):
     lora: LoraParameters | None = None
     """Train low-rank adapters; null trains all weights."""
     sharding: Literal["none", "fsdp"] = "none"
-    """`fsdp` splits the transformer blocks' weights, gradients and optimizer state over the trainer's ranks (FSDP2)."""
+    """`fsdp` splits weights, gradients and optimizer state of the blocks, embeddings and head over the trainer's ranks
+    (FSDP2)."""
     activation_checkpointing: bool = False
     """Keep only the inputs of transformer blocks for the backward pass, which computes the rest again: less memory,
     about a third more compute, the same result."""

@@ -17,6 +17,7 @@ from madpo.model_files.own_code import AUTO_MAP
 from madpo.model_files.sizes import check_sizes
 from madpo.models.memory import is_out_of_memory
 from madpo.models.padding import closing_ids, padding_id
+from madpo.models.parts import Divide, load_parts
 from madpo.models.scores import reads_last_token
 from madpo.spelling import number_of
 
@@ -36,6 +37,7 @@ def load_causal_lm(
     base_directory: Path | None = None,
     dtype: torch.dtype = torch.float32,
     trainable: bool = False,
+    divide: Divide | None = None,
 ) -> "PreTrainedModel":
     """A causal language model in evaluation mode.
 
@@ -44,12 +46,13 @@ def load_causal_lm(
         base_directory: The model the adapter belongs to; None when `directory` is a whole model.
         dtype: Of the weights; adapter weights stay float32.
         trainable: Let the adapter's weights receive gradients.
+        divide: Have each rank read only its part of what this divides, where the files allow it; see `load_parts`.
 
     Raises:
         InvalidArgumentError: The directory is refused by `check_config` or holds no such model.
         FailedPreconditionError: Weights are missing from it.
     """
-    model, missing = _load(AutoModelForCausalLM, base_directory or directory, dtype=dtype)
+    model, missing = _load(AutoModelForCausalLM, base_directory or directory, dtype=dtype, divide=divide)
     _refuse_missing(base_directory or directory, missing)
     return _with_adapter(model, directory, trainable=trainable) if base_directory else model
 
@@ -62,6 +65,7 @@ def load_reward_model(
     new_head: bool = False,
     trainable: bool = False,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    divide: Divide | None = None,
 ) -> "PreTrainedModel":
     """A model with one raw logit per sequence, in evaluation mode; see `reward_scores`.
 
@@ -72,6 +76,7 @@ def load_reward_model(
         new_head: Build it from a causal language model with a fresh head, drawn from torch's global generator.
         trainable: Let the adapter's weights receive gradients.
         tokenizer: The model's, where it is loaded already; its template tells how texts end.
+        divide: See `load_causal_lm`.
 
     Raises:
         InvalidArgumentError: The directory is refused by `check_config`, holds no such model, or has another number
@@ -81,7 +86,7 @@ def load_reward_model(
     body = base_directory or directory
     if not new_head and base_directory is None:
         _require_one_label(directory)
-    model, missing = _load(AutoModelForSequenceClassification, body, dtype=dtype, num_labels=1)
+    model, missing = _load(AutoModelForSequenceClassification, body, dtype=dtype, divide=divide, num_labels=1)
     fresh_head = {key for key in missing if key.startswith(_HEADS)}
     _refuse_missing(body, missing - fresh_head)
     if tokenizer is None:
@@ -99,7 +104,7 @@ def load_reward_model(
 
 
 def _load(
-    auto_class: Any, directory: Path, *, dtype: torch.dtype, **options: Any
+    auto_class: Any, directory: Path, *, dtype: torch.dtype, divide: Divide | None, **options: Any
 ) -> tuple["PreTrainedModel", set[str]]:
     check_config(directory)
     transformers_logging.disable_progress_bar()  # bars do not belong in a service's log
@@ -108,9 +113,10 @@ def _load(
         config = AutoConfig.from_pretrained(directory, **_LOCAL, **options)
         # Whatever the file says: SDPA where the architecture has it, else eager.
         config._attn_implementation = None
-        model, info = auto_class.from_pretrained(
-            directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
-        )
+        files = {"pretrained_model_name_or_path": directory, "use_safetensors": True, "output_loading_info": True}
+        files |= {"dtype": dtype, **_LOCAL}
+        found = None if divide is None else load_parts(auto_class, config=config, divide=divide, **files)
+        model, info = found or auto_class.from_pretrained(config=config, **files)
     except Exception as error:  # whatever the files made of the libraries
         if is_out_of_memory(error):
             raise  # says more of the machine than of the model

@@ -90,13 +90,17 @@ def test_many_like_blocks_are_told_by_few(recompute, monkeypatch):
 def test_what_is_split_over_cards_is_counted_by_its_part():
     alone = plan_memory(SMALL, TrainingParameters(micro_batch_tokens=100, max_tokens=50))
     four = plan_memory(SMALL, TrainingParameters(micro_batch_tokens=100, max_tokens=50, sharding="fsdp"), gpus=4)
-    blocks = sum(each.numel() for each in AutoModelForCausalLM.from_config(SMALL).model.layers.parameters()) * 4
+    model = AutoModelForCausalLM.from_config(SMALL)
+    blocks, head = (sum(each.numel() for each in of.parameters()) for of in (model.model.layers, model.lm_head))
+    split = 4 * (blocks + 2 * head)
 
     assert alone.gathered == 0
-    assert alone.weights - four.weights == pytest.approx(blocks * 3 / 4, rel=0.001)
+    assert alone.weights - four.weights == pytest.approx(split * 3 / 4, rel=0.001)
     assert (four.gradients, four.optimizer) == (four.weights, 2 * four.weights)
-    # Two blocks and a gradient in bf16, and the gradient in fp32.
-    assert four.gathered == blocks / 4 / SMALL.num_hidden_layers * (2 + 2 + 2 + 4)
+    # Two blocks and a gradient in bf16, and the gradient in fp32; the head and its gradient in bf16.
+    assert four.gathered == blocks / SMALL.num_hidden_layers * (2 + 2 + 2 + 4) + head * (2 + 2)
+    # Each rank reads its part.
+    assert four.host_load == alone.host_load == alone.weights
 
 
 def test_a_reference_that_moves_is_a_second_model():

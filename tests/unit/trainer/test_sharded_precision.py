@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from madpo.models.device import precision_on
+from madpo_trainer.memory import estimate_memory
 from madpo_trainer.sharding import shard, whole
 
 CPU = torch.device("cpu")
@@ -81,6 +82,39 @@ def test_full_precision_is_that_of_a_whole_model(one_rank, make_toy_lm):
     expected, _ = forward(plain, autocast=False)
 
     assert torch.equal(loss, expected)
+
+
+def test_frozen_weights_that_are_gathered_are_not_counted_among_activations(one_rank, make_toy_lm):
+    def kept(model):
+        model.requires_grad_(False)
+        model.model.norm.requires_grad_(True)
+        first = next(iter(model.model.layers))
+        first.input_layernorm.requires_grad_(True)
+        run = lambda: model(input_ids=torch.arange(1, 9)[None]).logits.square().sum()  # noqa: E731
+        return estimate_memory(model, {8: run}, largest_tokens=8, recompute=False).activations
+
+    sharded = make_toy_lm()
+    shard(sharded, CPU, precision="fp32")
+
+    assert kept(sharded) == kept(make_toy_lm())
+
+
+def test_tied_embeddings_and_head_stay_one(one_rank, make_toy_lm):
+    plain = make_toy_lm()
+    plain.config.tie_word_embeddings = True
+    plain.tie_weights()
+    sharded = copy.deepcopy(plain)
+    shard(sharded, CPU, precision="bf16")
+
+    loss, _ = forward(sharded)
+    loss.backward()
+    expected, _ = forward(plain)
+    expected.backward()
+
+    assert isinstance(sharded.lm_head.weight, DTensor)
+    assert sharded.lm_head.weight is sharded.model.embed_tokens.weight
+    gradient, reference = whole(sharded.lm_head.weight.grad), plain.lm_head.weight.grad
+    assert float((gradient - reference).norm()) <= 0.05 * float(reference.norm())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Log-probs of responses and rewards of responses from packed rows."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -9,6 +9,8 @@ from madpo.models.logps import ResponseGroup, ResponseLogps
 from madpo.models.packed.head import head_of, token_logps
 from madpo.models.packed.layout import PackedRow, pack
 from madpo.models.scores import head_scores, inner_model
+
+T = TypeVar("T")
 
 
 class PackedLogps:
@@ -25,11 +27,26 @@ class PackedLogps:
         """Log-probs of all responses; the model must be prepared by `use_packed_attention`."""
         inner = inner_model(model)
         row = pack(groups, share=self._share).to(next(model.parameters()).device)
-        head = head_of(inner)
-        assert head is not None
-        hidden = hidden_states(inner, row).index_select(0, row.predictors)
-        logps, log_sum_p2 = token_logps(head, hidden, row.targets, vocabulary=vocabulary)
+
+        def compute() -> tuple[Tensor, Tensor]:
+            head = head_of(inner)
+            assert head is not None
+            hidden = hidden_states(inner, row).index_select(0, row.predictors)
+            return token_logps(head, hidden, row.targets, vocabulary=vocabulary)
+
+        logps, log_sum_p2 = as_forward(inner, compute)
         return ResponseLogps(logps, row.tokens, log_sum_p2 if vocabulary else None)
+
+
+def as_forward(model: Any, compute: Callable[[], T]) -> T:
+    """Compute something as the forward pass of a model, so that weights which are split over ranks are whole meanwhile.
+
+    Args:
+        model: A transformers model. One whose weights are split has a method `as_forward`.
+        compute: Gives tensors.
+    """
+    run: Callable[[Callable[[], T]], T] | None = getattr(model, "as_forward", None)
+    return compute() if run is None else run(compute)
 
 
 def packed_scores(model: Any, groups: Sequence[ResponseGroup], *, share: bool = True) -> Tensor:
