@@ -74,17 +74,27 @@ class JobHandle:
     def watch(self, cursor: str = "", *, timeout_s: float | None = None) -> Iterator[JobEvent]:
         """Events after the cursor, then live ones until the job is over; survives lost connections.
 
+        At the end `job` is the job as it ended.
+
         Raises:
             DeadlineExceededError: `timeout_s` has passed.
         """
-        try:
-            yield from self._session.iterate(
-                self._session.gateway.watch_job(self.id, cursor=cursor), timeout_s=timeout_s
-            )
-        except TimeoutError as error:
-            if isinstance(error, MadpoError):
-                raise
-            raise DeadlineExceededError(f"{self.id} is still {self.state} after {timeout_s:g} s") from error
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                for event in self._session.iterate(
+                    self._session.gateway.watch_job(self.id, cursor=cursor), timeout_s=left_s
+                ):
+                    cursor = event.cursor
+                    yield event
+            except TimeoutError as error:
+                if isinstance(error, MadpoError):
+                    raise
+                raise DeadlineExceededError(f"{self.id} is still {self.state} after {timeout_s:g} s") from error
+            if self.refresh().state.is_terminal:
+                return
+            time.sleep(_REVISIT_S)
 
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Job:
         """Wait until the job has succeeded.
@@ -97,18 +107,10 @@ class JobHandle:
             JobFailedError: It failed or was cancelled; carries the reason.
             DeadlineExceededError: `timeout_s` has passed.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        cursor = ""
         with JobView(self.job, why=False) if progress else nullcontext() as view:
-            while True:
-                left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-                for event in self.watch(cursor, timeout_s=left_s):
-                    cursor = event.cursor
-                    if view is not None:
-                        view.show(event)
-                if self.refresh().state.is_terminal:
-                    break
-                time.sleep(_REVISIT_S)
+            for event in self.watch(timeout_s=timeout_s):
+                if view is not None:
+                    view.show(event)
         if self.state is not JobState.SUCCEEDED:
             raise JobFailedError(_ending(self.job), self.job)
         return self.job

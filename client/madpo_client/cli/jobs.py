@@ -200,7 +200,7 @@ def watch_job(
     cursor: Annotated[str, typer.Option(help="Go on after this event.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON event a line.")] = False,
 ) -> None:
-    """Show a job's events until it is over."""
+    """Show a job's events until it is over; the exit code is 1 where it failed or was cancelled."""
     from madpo_client.progress import JobView
 
     with open_client(context) as client:
@@ -209,14 +209,16 @@ def watch_job(
             for event in handle.watch(cursor):
                 kind = type(event.event).__name__
                 print(json.dumps({**asdict(event), "kind": kind}), flush=True)
-            return
-        print(printable(f"{handle.id}  {handle.job.display_name}"), file=sys.stderr)
-        with (
-            said_when_interrupted(f"the job goes on; `madpo job cancel {handle.id}` stops it"),
-            JobView(handle.job, log=log) as view,
-        ):
-            for event in handle.watch(cursor):
-                view.show(event)
+        else:
+            print(printable(f"{handle.id}  {handle.job.display_name}"), file=sys.stderr)
+            with (
+                said_when_interrupted(f"the job goes on; `madpo job cancel {handle.id}` stops it"),
+                JobView(handle.job, log=log) as view,
+            ):
+                for event in handle.watch(cursor):
+                    view.show(event)
+        if handle.state is not JobState.SUCCEEDED:
+            raise typer.Exit(1)
 
 
 @app.command("logs")

@@ -384,6 +384,27 @@ def test_an_interrupted_command_exits_with_130_and_leaves_the_job(stack: Embedde
     assert job.refresh().state is JobState.PENDING
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["shown", "as JSON"])
+async def test_who_watches_a_job_that_does_not_succeed_exits_with_1(
+    stack: EmbeddedStack, client: Client, job: JobHandle, options: tuple[str, ...]
+) -> None:
+    def watch(job_id: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "madpo_client.cli", "job", "watch", job_id, *options]
+        environment = {**os.environ, "MADPO_HOME": str(stack.home)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    async with queue_of(stack) as queue:
+        await queue.fail(await claim(queue, job), "the disk is full")
+    failed = await asyncio.to_thread(watch, job.id)
+    assert failed.returncode == 1
+    assert "the disk is full" in failed.stdout + failed.stderr
+
+    await asyncio.to_thread(job.resume)
+    async with queue_of(stack) as queue:
+        await queue.succeed(await claim(queue, job), JobResult())
+    assert (await asyncio.to_thread(watch, job.id)).returncode == 0
+
+
 def test_who_downloads_an_adapter_hears_where_its_base_is_looked_for(
     stack: EmbeddedStack, client: Client, model: Model, model_directory: Path, tmp_path: Path, make_toy_lm: Any
 ) -> None:
