@@ -100,24 +100,31 @@ class _Check:
         if info is None:
             yield self._damaged(prefix, key, "its manifest names it", verdict="missing")
             return
-        sha256 = yield from self._sha256(info)
-        if sha256 not in (file.sha256, None):
-            yield self._damaged(prefix, key, f"its SHA-256 must be {file.sha256}, that of its bytes is {sha256}")
+        yield from self._verify(prefix, info, file.sha256)
 
     def _single(self, info: ObjectInfo) -> StoreCheck:
         key = info.key
         if key.startswith(f"{keys.PROBES}/"):
             return
         if (expected := named_sha256(key)) is not None:
-            sha256 = yield from self._sha256(info)
-            if sha256 not in (expected, None):
-                yield self._damaged(None, key, f"its SHA-256 must be {expected}, that of its bytes is {sha256}")
+            yield from self._verify(None, info, expected)
         elif key.endswith(".json"):
             self._count(info)
             yield from self._document(key)
         else:
             self._count(info)
             yield StoreFinding(key, "unverified", "version 0.1.0 stored it, without a digest")
+
+    def _verify(self, prefix: str | None, info: ObjectInfo, expected: str) -> StoreCheck:
+        try:
+            sha256 = yield from self._sha256(info)
+        except CorruptObjectError as error:  # the disk cannot read it
+            detail = str(error)
+        else:
+            if sha256 in (expected, None):
+                return
+            detail = f"its SHA-256 must be {expected}, that of its bytes is {sha256}"
+        yield self._damaged(prefix, info.key, detail)
 
     def _document(self, key: str) -> StoreCheck:
         try:

@@ -5,20 +5,22 @@ condition is checked too; readers need no lock. An etag is made of the file's ti
 stamp is set from the nanosecond clock on every write, since that of many kernels moves only every few milliseconds.
 """
 
-import errno
+import io
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from madpo.errors import MadpoError, NotFoundError, OverloadedError, UnavailableError
+from madpo.errors import MadpoError, NotFoundError
 from madpo.ports import ObjectInfo
 from madpo.storage.files import copy_stream, durable_file, locked, make_directory, replacing, sync_directory
 from madpo.storage.keys import check_path
+from madpo.storage.local_errors import Disk, ObjectFile
 
 _TEMPORARY = ".tmp"  # no key starts with a dot
 _LOCK = ".lock"
@@ -30,6 +32,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._disk = Disk(root, self._works)
 
     def check(self) -> None:
         """Make the root where it is missing, and remove what killed writers left a day ago or earlier.
@@ -37,7 +40,7 @@ class LocalStore:
         Raises:
             UnavailableError: The root cannot be used.
         """
-        with self._errors():
+        with self._disk.errors():
             make_directory(self._root / _TEMPORARY)
             for file in (self._root / _TEMPORARY).iterdir():
                 with suppress(FileNotFoundError):
@@ -50,16 +53,16 @@ class LocalStore:
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """The object's bytes and their etag. Raises NotFoundError."""
-        with self._errors(), self.open_read(key) as file:
+        with self.open_read(key) as file:
             return file.read(), _etag(os.fstat(file.fileno()))
 
     @contextmanager
     def open_read(self, key: str) -> Iterator[BinaryIO]:
         """The object as a stream; a write meanwhile does not show in it. Raises NotFoundError."""
-        path = self._path(key)
-        with self._errors():
+        path, errors = self._path(key), partial(self._disk.errors, key, reads=True)
+        with errors():
             try:
-                file = path.open("rb")
+                file = io.BufferedReader(ObjectFile(path, errors))
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 raise NotFoundError(f"no object {key}") from error
         with file:
@@ -99,7 +102,7 @@ class LocalStore:
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's description, or None."""
-        with self._errors():
+        with self._disk.errors():
             return _describe(key, self._path(key))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -107,13 +110,13 @@ class LocalStore:
         folder = prefix.rpartition("/")[0]
         if folder:
             check_path(folder)
-        with self._errors():
+        with self._disk.errors():
             yield from self._walk(folder, prefix)
 
     def delete(self, key: str) -> None:
         """Remove; absent is fine."""
         path = self._path(key)
-        with self._errors(), self._lock():
+        with self._disk.errors(), self._lock():
             try:
                 path.unlink()
             except (FileNotFoundError, NotADirectoryError):
@@ -130,7 +133,7 @@ class LocalStore:
     ) -> str | None:
         """Etag of the new version, or None when `allowed` refuses the current version's etag (None: no object)."""
         path = self._path(key)
-        with self._errors():
+        with self._disk.errors(key):
             make_directory(self._root / _TEMPORARY)
             temporary = self._root / _TEMPORARY / uuid4().hex
             try:
@@ -174,18 +177,18 @@ class LocalStore:
         with locked(self._root / _LOCK):
             yield
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _works(self) -> bool:
+        """Whether a few bytes can be written to the disk, and read again."""
+        probe, data = self._root / _TEMPORARY / uuid4().hex, uuid4().bytes
         try:
-            yield
-        except MadpoError:
-            raise  # some are an OSError too
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OverloadedError(
-                    f"object store file://{self._root} is full: free some space on its disk"
-                ) from error
-            raise UnavailableError(f"object store file://{self._root} cannot be used: {error}") from error
+            with durable_file(probe) as file:
+                file.write(data)
+            return probe.read_bytes() == data
+        except (OSError, MadpoError):
+            return False
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
 
 
 def _describe(key: str, path: Path) -> ObjectInfo | None:
