@@ -94,6 +94,10 @@ class ObjectStore(Protocol):
         """Objects whose key starts with `prefix`, in key order."""
         ...
 
+    def list_names(self, folder: str) -> Iterator[str]:
+        """The next parts of the keys below `folder/`, each once: a thousand in one request, whatever is below them."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove; absent is fine."""
         ...

@@ -155,6 +155,16 @@ def test_objects_are_listed_in_key_order(object_store: ObjectStore) -> None:
     assert [info.size_bytes for info in object_store.list("ab/c")] == [6, 5, 5, 5]
 
 
+def test_names_of_a_folder_are_listed_once_whatever_is_below_them(object_store: ObjectStore) -> None:
+    for key in ("jobs/1/x", "jobs/1/y/z", "jobs/10/x", "jobs/2", "jobs-3/x", "job"):
+        object_store.put(key, b"")
+
+    assert sorted(object_store.list_names("jobs")) == ["1", "10", "2"]
+    assert list(object_store.list_names("none")) == []
+    with pytest.raises(InvalidArgumentError):
+        list(object_store.list_names("../jobs"))
+
+
 def test_a_prefix_need_not_end_at_a_folder(object_store: ObjectStore) -> None:
     for key in ("jobs/1/x", "jobs/10/x", "jobs/2/x", "job"):
         object_store.put(key, b"")

@@ -49,7 +49,7 @@ async def reconcile(*, store: ObjectStore, queue: JobQueue) -> int:
             if isinstance(changed, BaseException):
                 raise changed
             count += changed
-    count += await _cancel_deleted(known, kept, store=store, queue=queue)
+    count += await _cancel_deleted(known, bool(kept), store=store, queue=queue)
     if count:
         logger.warning("jobs restored from the object store", extra={"jobs": count})
     return count
@@ -127,6 +127,8 @@ async def _bring(job_id: str, known: Job | None, *, store: ObjectStore, queue: J
     try:
         if known is None:
             return await restore_job(job_id, store=store, queue=queue)
+        if not await asyncio.to_thread(_is_kept, store, job_id):
+            return False  # its deletion was broken off
         return await _catch_up(known, store=store, queue=queue)
     except (CorruptObjectError, UnknownFormatError) as error:
         logger.error("job cannot be restored", extra={"job_id": job_id, "error": str(error)})
@@ -211,10 +213,11 @@ async def _restore(job: Job, outcome: JobOutcome | None, resumes: int, *, store:
     )
 
 
-async def _cancel_deleted(known: Mapping[str, Job], kept: set[str], *, store: ObjectStore, queue: JobQueue) -> int:
+async def _cancel_deleted(known: Mapping[str, Job], has_any: bool, *, store: ObjectStore, queue: JobQueue) -> int:
     """Cancel jobs that were deleted since an older copy of the queue was made; how many there were."""
-    deleted = [job_id for job_id, job in known.items() if job_id not in kept and not job.state.is_terminal]
-    if deleted and not kept:
+    going_on = [job_id for job_id, job in known.items() if not job.state.is_terminal]
+    deleted = [job_id for job_id in going_on if not await asyncio.to_thread(_is_kept, store, job_id)]
+    if deleted and not has_any:
         logger.error("the queue has jobs, and the object store has none: is it the right one?", extra={"jobs": deleted})
         return 0
     for job_id in deleted:
@@ -239,5 +242,9 @@ def record_outcome(store: ObjectStore, job: Job) -> None:
 
 
 def _kept_job_ids(store: ObjectStore) -> set[str]:
-    listed = (info.key for info in store.list(f"{keys.JOBS}/"))
-    return {job_id for key in listed if key == keys.job_spec(job_id := key.split("/")[1])}
+    """Ids of jobs of which anything is kept; of one whose deletion was broken off that may be all but its request."""
+    return set(store.list_names(keys.JOBS))
+
+
+def _is_kept(store: ObjectStore, job_id: str) -> bool:
+    return store.head(keys.job_spec(job_id)) is not None

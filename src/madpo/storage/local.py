@@ -113,6 +113,15 @@ class LocalStore:
         with self._disk.errors():
             yield from self._walk(folder, prefix)
 
+    def list_names(self, folder: str) -> Iterator[str]:
+        """The next parts of the keys below a folder, each once; that of a folder may be of one being emptied."""
+        with self._disk.errors():
+            try:
+                found = [entry.name for entry in os.scandir(self._path(folder)) if not entry.name.startswith(".")]
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        yield from sorted(found)
+
     def delete(self, key: str) -> None:
         """Remove; absent is fine."""
         path = self._path(key)

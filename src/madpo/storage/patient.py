@@ -84,6 +84,10 @@ class PatientStore:
         """See `ObjectStore.list`."""
         yield from self._answer(lambda: [*self._store.list(prefix)])
 
+    def list_names(self, folder: str) -> Iterator[str]:
+        """See `ObjectStore.list_names`."""
+        yield from self._answer(lambda: [*self._store.list_names(folder)])
+
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
         self._answer(lambda: self._store.delete(key))

@@ -197,6 +197,13 @@ class S3Store:
             for item in self._client.list_objects(self._bucket, prefix=self._prefix + prefix, recursive=True):
                 yield self._info(item)
 
+    def list_names(self, folder: str) -> Iterator[str]:
+        """The next parts of the keys below a folder, each once."""
+        prefix = f"{self._name(folder)}/"
+        with self._place.errors("LIST", folder):
+            for item in self._client.list_objects(self._bucket, prefix=prefix):
+                yield str(item.object_name).removeprefix(prefix).rstrip("/")
+
     def delete(self, key: str) -> None:
         """Remove; absent is fine."""
         with self._place.errors("DELETE", key):

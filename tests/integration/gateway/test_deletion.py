@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from madpo.ports import JobRequest
+from madpo.storage import keys
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
+from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import Job, JobKind, JobResult
 from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
@@ -137,3 +139,25 @@ async def test_a_job_is_not_asked_for_a_model_that_was_deleted_since(gateway: Ga
     assert refused.violations == {
         "spec.evaluation.model.job_id": f"{trainer} left {left}, which was deleted: give one of its checkpoints"
     }
+
+
+async def test_a_removal_looks_at_the_ids_of_jobs_and_not_at_all_that_they_left(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand jobs have some hundred thousand objects."""
+    ids = await make_material(gateway)
+    job = await gateway.create(supervised(ids))
+    await gateway.ask(gateway.jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=job.job_id))
+    listed: list[str] = []
+    found = LocalStore.list
+
+    def list_noted(self: LocalStore, prefix: str) -> Any:
+        listed.append(prefix)
+        return found(self, prefix)
+
+    monkeypatch.setattr(LocalStore, "list", list_noted)
+    await delete_dataset(gateway, ids.prompts)
+    await gateway.ask(gateway.jobs.DeleteJob, job_service_pb2.DeleteJobRequest(job_id=job.job_id))
+
+    assert [prefix for prefix in listed if f"{prefix.rstrip('/')}/" == f"{keys.JOBS}/"] == []
+    assert f"{keys.job(job.job_id)}/" in listed

@@ -56,6 +56,7 @@ CALLS: dict[str, Callable[[ObjectStore, Path], Any]] = {
     "get_file": lambda store, path: store.get_file("jobs/a", path),
     "head": lambda store, path: (store.head("jobs/a") is not None, store.head("jobs/none")),
     "list": lambda store, path: [info.key for info in store.list("jobs/")],
+    "list_names": lambda store, path: list(store.list_names("jobs")),
     "delete": lambda store, path: store.delete("jobs/a"),
 }
 
