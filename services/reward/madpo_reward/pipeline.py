@@ -59,6 +59,7 @@ class Pipeline:
         self._max_pairs_per_request = settings.max_pairs_per_request
         self._metrics = metrics
         self._max_tokens, self._max_stall_s = settings.max_tokens, settings.max_stall_s
+        self._max_load_stall_s = settings.max_load_stall_s
         self._scored = 0
         self._admission = Admission(
             settings.max_queue_tokens,
@@ -72,6 +73,8 @@ class Pipeline:
         )
         self._cache: LruCache[tuple[str, str], Score] = LruCache(settings.cache_entries)
         self._loaded: WeakSet[Scorer] = WeakSet()
+        self.load_moved = self._models.moved
+        """To be called by the loader whenever it gets on; by any thread."""
 
     def start(self) -> None:
         """Begin to run batches; texts that came earlier have waited."""
@@ -93,8 +96,10 @@ class Pipeline:
         """Why no text can be scored; None where one was since this was asked last, or a sample is now.
 
         A text that one model fails on is none; neither is a tokenizer that takes its time, which holds up its own model
-        alone.
+        alone. A load that does not get on keeps all other models from being loaded.
         """
+        if (stalled := self._models.stalled()) is not None and stalled[1] > self._max_load_stall_s:
+            return f"the load of {stalled[0]} has not moved for {stalled[1]:.0f} s (max_load_stall_s)"
         if self._batcher.scored != self._scored:
             self._scored = self._batcher.scored
             return None

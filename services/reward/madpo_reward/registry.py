@@ -35,7 +35,8 @@ class ModelRegistry(Generic[M]):
     """At most `max_resident` models; the one unused for longest makes room. Used from one event loop.
 
     Args:
-        load: Blocking loader by model id; runs in a thread of its own, one at a time.
+        load: Blocking loader by model id; runs in a thread of its own, one at a time, and says by `moved` that it gets
+            on.
         max_resident: Bound on models in memory, loading ones included.
         gauge: Where their number is shown.
         clock: Seconds that never go back.
@@ -53,6 +54,8 @@ class ModelRegistry(Generic[M]):
         self._unfit: LruCache[str, tuple[float, MadpoError]] = LruCache(_UNFIT_MODELS)
         self._residents: OrderedDict[str, _Resident[M]] = OrderedDict()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
+        self._in_work: tuple[str, float] | None = None
+        """Which model is being loaded, and when that moved last."""
 
     @asynccontextmanager
     async def use(self, model_id: str) -> AsyncIterator[M]:
@@ -78,6 +81,17 @@ class ModelRegistry(Generic[M]):
         done = [each.loading for each in reversed(self._residents.values()) if each.loading.done()]
         return [loading.result() for loading in done if not loading.cancelled() and loading.exception() is None]
 
+    def moved(self) -> None:
+        """Note that the load in work gets on; by any thread."""
+        if (in_work := self._in_work) is not None:
+            self._in_work = (in_work[0], self._clock())
+
+    def stalled(self) -> tuple[str, float] | None:
+        """The model that is being loaded, and for how many seconds nothing of that has moved; None without one."""
+        if (in_work := self._in_work) is None:
+            return None
+        return in_work[0], self._clock() - in_work[1]
+
     async def stop(self) -> None:
         """Forget all models, once a load in work has ended."""
         self._residents.clear()
@@ -86,11 +100,18 @@ class ModelRegistry(Generic[M]):
     def _begin_load(self, model_id: str) -> _Resident[M]:
         self._refuse_unfit(model_id)
         self._make_room()
-        loading = asyncio.get_running_loop().run_in_executor(self._loader, self._load, model_id)
+        loading = asyncio.get_running_loop().run_in_executor(self._loader, self._watched, model_id)
         resident = self._residents[model_id] = _Resident(loading)
         self._gauge.set(len(self._residents))
         loading.add_done_callback(lambda done: self._forget_failed(model_id, done))
         return resident
+
+    def _watched(self, model_id: str) -> M:
+        self._in_work = (model_id, self._clock())
+        try:
+            return self._load(model_id)
+        finally:
+            self._in_work = None
 
     def _forget_failed(self, model_id: str, loading: asyncio.Future[M]) -> None:
         if loading.cancelled() or loading.exception() is not None:

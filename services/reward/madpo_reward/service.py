@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 from functools import cached_property
 
 import grpc
@@ -73,7 +74,7 @@ class RewardService:
         return open_store(self._settings)
 
     def _load(self, model_id: str) -> Scorer:
-        models = ModelStore(self._store, self._settings.cache)
+        models = ModelStore(self._store, self._settings.cache, transfer=self._watch)
         try:
             scorer = self._scorer(model_id, models)
             scorer.copies = models.copies
@@ -84,13 +85,19 @@ class RewardService:
         finally:
             models.copies.trim(max_bytes=self._settings.max_cache_bytes, max_age_s=self._settings.max_cache_age_s)
 
+    def _watch(self, name: str, size_bytes: int) -> Callable[[int], None]:
+        self._pipeline.load_moved()
+        return lambda count: self._pipeline.load_moved()
+
     def _scorer(self, model_id: str, models: ModelStore) -> Scorer:
         model = models.get(model_id)
         if model.kind != "reward":
             message = f"{model_id} ({model.display_name}) is a {model.kind} model; scoring needs a reward model"
             raise InvalidArgumentError(message, [FieldViolation("model_id", message)])
         base_directory = models.fetch(model.base_model_id) if model.base_model_id else None
+        directory = models.fetch(model_id)
+        self._pipeline.load_moved()
         config = ScorerConfig(
             dtype=self._settings.dtype, max_tokens=self._settings.max_tokens, batch_tokens=self._settings.batch_tokens
         )
-        return load_scorer(model_id, models.fetch(model_id), base_directory=base_directory, config=config)
+        return load_scorer(model_id, directory, base_directory=base_directory, config=config)

@@ -52,6 +52,9 @@ class RewardSettings(StoreSettings, CacheSettings, ComputeSettings):
     max_stall_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
     """Seconds in which a sample must be scored, the batch in work included, for health to say SERVING. More than the
     longest text takes; what restarts unhealthy services would end it."""
+    max_load_stall_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800.0
+    """Seconds for which the load of a model may not move, for health to say SERVING: no byte of it fetched, no further
+    step begun. More than it takes to verify the local copy of the largest model, or to bring it into memory."""
     cache_entries: Annotated[int, Field(ge=0)] = 100_000
     """Scores of single responses kept in memory; 0 keeps none."""
 

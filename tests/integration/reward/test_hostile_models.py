@@ -169,6 +169,30 @@ async def test_health_says_whether_texts_can_be_scored(
 
 
 @pytest.mark.promise("G7")
+async def test_health_says_when_a_load_hangs_though_others_score(
+    start: Start, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("madpo.rpc.server._PULSE_S", 0.01)
+    goes_on = threading.Event()
+
+    def hang(*args: object, **fields: object) -> None:
+        goes_on.wait(60)
+        raise errors.UnavailableError("the disk was away")
+
+    async with start(max_load_stall_s=0.5, cache_entries=0) as replica:
+        await replica.client.get_reward_model(models.good)
+        monkeypatch.setattr("madpo_reward.service.load_scorer", hang)
+        held = asyncio.create_task(replica.client.get_reward_model(models.other))
+        held.add_done_callback(lambda done: done.exception())
+        await until_health_is(replica, NOT_SERVING)
+        await replica.client.score_responses(models.good, [("the", "film")])
+        assert await health(replica) == NOT_SERVING
+        goes_on.set()
+        await until_health_is(replica, SERVING)
+        held.cancel()
+
+
+@pytest.mark.promise("G7")
 async def test_health_says_when_every_forward_pass_fails_and_not_when_some_do(
     start: Start, models: Models, failing: dict[str, Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,3 +137,34 @@ async def test_models_that_are_loaded_are_known_the_last_one_first(
     assert registry.loaded() == ["a"]
     loader.gate.set()
     await loading
+
+
+async def test_a_load_says_for_how_long_it_has_not_moved(
+    registry: ModelRegistry[str], loader: Loader, clock: Clock
+) -> None:
+    assert registry.stalled() is None
+    loader.gate.clear()
+    held = asyncio.create_task(use(registry, "a"))
+    async with asyncio.timeout(10):
+        while registry.stalled() is None:
+            await asyncio.sleep(0.01)
+    clock.now += 50
+    assert registry.stalled() == ("a", 50)
+    registry.moved()
+    clock.now += 7
+    assert registry.stalled() == ("a", 7)
+
+    loader.gate.set()
+    assert await held == "a"
+    assert registry.stalled() is None
+    registry.moved()
+    assert registry.stalled() is None
+
+
+async def test_a_load_that_failed_is_not_taken_for_one_that_stalls(registry: ModelRegistry[str], clock: Clock) -> None:
+    with pytest.raises(NotFoundError):
+        async with registry.use("unknown"):
+            pass
+    clock.now += 1e6
+
+    assert registry.stalled() is None
