@@ -143,17 +143,18 @@ def _launched(workspace: Workspace, home: Path, ranks: int) -> Iterator["subproc
 
 
 def _watch(launcher: int, figures: Figures) -> None:
-    """The ranks among the processes that the launcher started."""
+    """The ranks that the launcher started, or itself where it is the only one."""
     try:
-        children = psutil.Process(launcher).children(recursive=True)
+        parent = psutil.Process(launcher)
+        descendants = parent.children(recursive=True)
     except psutil.NoSuchProcess:
         return
-    for child in children:
+    for each in [*descendants, parent]:
         try:
-            rank = child.environ().get("RANK")
-            if rank is None or "madpo_trainer.run" not in child.cmdline():
+            environment, command = each.environ(), each.cmdline()
+            if "madpo_trainer.run" not in command and (each != parent or descendants):
                 continue
-            memory = _rollup(child.pid)
+            rank, memory = environment.get("RANK", "0"), _rollup(each.pid)
         except (psutil.Error, OSError):  # it has ended meanwhile
             continue
         for known, name in ((figures.own_mib, "own"), (figures.mapped_mib, "mapped")):

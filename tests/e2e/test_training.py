@@ -343,7 +343,7 @@ def training_process(stack):
 
 
 def is_training(command):
-    return "madpo_trainer.run" in command
+    return "madpo_trainer.launch" in command
 
 
 def kill(process):

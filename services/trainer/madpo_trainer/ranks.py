@@ -278,13 +278,13 @@ def _start(work: Callable[[], T]) -> "Future[T]":
 
 
 @contextmanager
-def open_ranks(*, timeout_s: float) -> Iterator[Ranks]:
-    """The ranks torchrun started this process among; joins their process group when there are several.
+def open_ranks(place: RankEnvironment, *, timeout_s: float) -> Iterator[Ranks]:
+    """The ranks this process is one of; joins their process group when there are several.
 
     Args:
+        place: This process' own among them.
         timeout_s: How long a rank waits for the others in one collective.
     """
-    place = RankEnvironment()
     if torch.cuda.is_available():
         torch.cuda.set_device(place.local_rank)
     if place.world_size == 1:

@@ -1,4 +1,4 @@
-"""One training attempt, in each process torchrun starts (by `madpo.worker.program`).
+"""One training attempt, on each of its ranks (a process each, by `madpo.worker.program`).
 
 Reads the job from the workspace, resumes from the newest whole checkpoint, trains, publishes model and artifacts, and
 leaves its outcome for the supervisor. All ranks run the same program; the leader alone has the job's workspace, writes
@@ -55,7 +55,7 @@ from madpo_trainer.model_runner import evaluating
 from madpo_trainer.objectives.base import Objective
 from madpo_trainer.output_model import describe_output, learnt_ends, output_dtypes, save_trained
 from madpo_trainer.ranks import Ranks, open_ranks, run_rank
-from madpo_trainer.settings import TrainerSettings
+from madpo_trainer.settings import RankEnvironment, TrainerSettings
 from madpo_trainer.state import TrainingState, load_state, make_deterministic
 from madpo_trainer.trained_weights import fingerprints, refuse_non_finite_weights, saved_state, summarise_training
 from madpo_trainer.training_rows import TrainingRows
@@ -63,17 +63,22 @@ from madpo_trainer.training_rows import TrainingRows
 logger = logging.getLogger(__name__)
 
 
-def main(workspace: Path) -> NoReturn:
-    """Run the attempt and end the process; the exit code is 0 whenever an outcome was left."""
+def main(workspace: Path, place: RankEnvironment | None = None) -> NoReturn:
+    """Run the attempt and end the process; the exit code is 0 whenever an outcome was left.
+
+    Args:
+        workspace: Of the attempt on this host.
+        place: Of this process among the ranks; None for one that torchrun has told.
+    """
 
     def program() -> int:
         with telling(workspace):
-            return _attempt(workspace)
+            return _attempt(workspace, place or RankEnvironment())
 
     run_rank(program)
 
 
-def _attempt(workspace: Path) -> int:
+def _attempt(workspace: Path, place: RankEnvironment) -> int:
     watch_lifeline(workspace)
     settings = load_settings(TrainerSettings)
     configure_logging(service="trainer-run", level=settings.log_level, format=settings.log_format)
@@ -81,7 +86,7 @@ def _attempt(workspace: Path) -> int:
     transformers_logging.set_verbosity_error()  # a new head is expected to be missing from the base model
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     make_deterministic(settings.threads)
-    with open_ranks(timeout_s=settings.collective_timeout_s) as ranks:
+    with open_ranks(place, timeout_s=settings.collective_timeout_s) as ranks:
         if ranks.size > 1:
             structlog.contextvars.bind_contextvars(rank=ranks.rank)
         run = Run(workspace, ranks.lead(lambda: Run.open(workspace).job))

@@ -54,3 +54,7 @@ class RankEnvironment(BaseSettings):
 
     world_size: int = 1
     local_rank: int = 0
+
+
+ONE_RANK = RankEnvironment(world_size=1, local_rank=0)
+"""A single one, whatever other launchers left in the environment."""

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from madpo.background import EssentialTask
 from madpo.config import ServiceSettings, load_settings, log_format_of, revealed
 from madpo.errors import MadpoError
+from madpo.imports import lasting
 from madpo.rpc.access import Access, SharedToken
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES
 from madpo.rpc.health import check_serving
@@ -240,7 +241,9 @@ async def _serve(name: str, settings: S, build: Callable[[S, CollectorRegistry],
         else None
     )
     logger.info("starting", extra={"settings": settings.resolved()})
-    server = RunningServer(build(settings, registry), settings, token=token, registry=registry)
+    with lasting():
+        service = build(settings, registry)
+    server = RunningServer(service, settings, token=token, registry=registry)
     try:
         starting = asyncio.ensure_future(server.start())
         stopping = asyncio.ensure_future(stop.wait())

@@ -27,6 +27,7 @@ class Child:
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.workspace / "compiled"))
         environment.setdefault("TRITON_CACHE_DIR", str(settings.workspace / "compiled" / "triton"))
         environment.setdefault("TORCH_EXTENSIONS_DIR", str(settings.workspace / "compiled" / "extensions"))
+        environment.setdefault("PYTHONUNBUFFERED", "1")  # what it printed last is known, whatever ends it
         if settings.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         if settings.threads is not None:

@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from madpo.imports import lasting
 from madpo.worker.failure import telling
 
 
@@ -20,7 +21,9 @@ def main(module: str, workspace: Path) -> int:
     """The exit code of the module's `main`; what it raises is left in the workspace."""
     faulthandler.enable()
     with telling(workspace):
-        return import_module(module).main(workspace) or 0
+        with lasting():
+            program = import_module(module)
+        return program.main(workspace) or 0
 
 
 if __name__ == "__main__":

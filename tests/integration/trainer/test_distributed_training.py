@@ -44,7 +44,7 @@ PROGRAM = """
     from madpo.worker.workspace import Run
     from madpo_trainer.ranks import open_ranks, run_rank
     from madpo_trainer.run import TrainingRun
-    from madpo_trainer.settings import TrainerSettings
+    from madpo_trainer.settings import RankEnvironment, TrainerSettings
 
     def published(run, step):
         if (run.directory / "pause").exists():
@@ -61,7 +61,7 @@ PROGRAM = """
     Run.checkpoint_published = published
     def program():
         settings = load_settings(TrainerSettings)
-        with open_ranks(timeout_s=60) as ranks:
+        with open_ranks(RankEnvironment(), timeout_s=60) as ranks:
             for workspace in map(Path, sys.argv[1:]):
                 run = Run.open(workspace)
                 try:

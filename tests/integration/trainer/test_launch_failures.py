@@ -17,9 +17,9 @@ LAUNCH = """
     from types import SimpleNamespace
 
     from madpo.worker import program
-    from madpo_trainer import launch
+    from madpo_trainer import launch, torchrun
 
-    launch.program = SimpleNamespace(command=lambda _, workspace: program.command("doomed", workspace))
+    torchrun.program = SimpleNamespace(command=lambda _, workspace: program.command("doomed", workspace))
     sys.exit(launch.main(Path(sys.argv[1])))
 """
 DOOMED = """

@@ -21,6 +21,7 @@ PROGRAM = """
     from madpo.worker.phase import Interrupted, Phase
     from madpo.worker.workspace import Run
     from madpo_trainer.ranks import open_ranks, run_rank
+    from madpo_trainer.settings import RankEnvironment
 
     module._LONGEST_SILENCE_S = 0.2
     seen = {}
@@ -72,7 +73,7 @@ PROGRAM = """
 
     def program():
         global ranks
-        with open_ranks(timeout_s=2) as ranks:
+        with open_ranks(RankEnvironment(), timeout_s=2) as ranks:
             seen["place"] = [ranks.rank, ranks.size, ranks.is_leader]
             seen["share"] = [list(ranks.share(range(count))) for count in (7, 2, 0)]
             seen["map"] = [ranks.map(lambda item: item * item, range(count)) for count in (7, 2, 0)]

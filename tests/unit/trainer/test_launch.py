@@ -8,11 +8,12 @@ from prometheus_client import CollectorRegistry
 from madpo.config import load_settings
 from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.worker.service import WorkerService
-from madpo_trainer import launch
+from madpo_trainer import run, torchrun
 from madpo_trainer.follower import FollowerService
-from madpo_trainer.launch import torchrun_arguments
+from madpo_trainer.launch import main, ranks_of_host
 from madpo_trainer.service import build
-from madpo_trainer.settings import TrainerSettings
+from madpo_trainer.settings import ONE_RANK, TrainerSettings
+from madpo_trainer.torchrun import torchrun_arguments
 
 MASTER = {"master_addr": "trainer-0", "master_port": 29501}
 
@@ -23,29 +24,27 @@ def settings(**fields):
 
 
 def test_one_host_needs_no_address():
-    arguments = torchrun_arguments(settings(nproc_per_node=2), gpus=0)
+    arguments = torchrun_arguments(settings(), ranks=2)
 
     assert arguments == ["--standalone", "--nproc-per-node", "2"]
 
 
 def test_several_hosts_meet_at_host_0():
-    arguments = torchrun_arguments(settings(nnodes=3, node_rank=2, join_timeout_s=60, **MASTER), gpus=8)
+    arguments = torchrun_arguments(settings(nnodes=3, node_rank=2, join_timeout_s=60, **MASTER), ranks=8)
 
     assert " ".join(arguments) == (
         "--nproc-per-node 8 --nnodes 3 --node-rank 2 --master-addr trainer-0 --master-port 29501 --rdzv-conf timeout=60"
     )
 
 
-@pytest.mark.parametrize(("wanted", "gpus", "processes"), [("auto", 0, 1), ("auto", 4, 4), ("gpu", 4, 4), ("3", 4, 3)])
-def test_ranks_of_a_host(wanted, gpus, processes):
-    arguments = torchrun_arguments(settings(nproc_per_node=wanted), gpus=gpus)
-
-    assert arguments[-1] == str(processes)
+@pytest.mark.parametrize(("wanted", "gpus", "ranks"), [("auto", 0, 1), ("auto", 4, 4), ("gpu", 4, 4), ("3", 4, 3)])
+def test_ranks_of_a_host(wanted, gpus, ranks):
+    assert ranks_of_host(settings(nproc_per_node=wanted), gpus=gpus) == ranks
 
 
 def test_a_rank_per_gpu_is_refused_where_there_is_none():
     with pytest.raises(FailedPreconditionError, match="no GPU is visible"):
-        torchrun_arguments(settings(nproc_per_node="gpu"), gpus=0)
+        ranks_of_host(settings(nproc_per_node="gpu"), gpus=0)
 
 
 @pytest.mark.parametrize(
@@ -68,16 +67,46 @@ def test_host_0_serves_the_queue_and_the_others_follow():
     assert [type(host) for host in hosts] == [WorkerService, FollowerService]
 
 
-def test_what_torchrun_writes_goes_with_the_workspace(tmp_path, monkeypatch):
-    started = []
-    for name in ("STORE_URL", "REDIS_URL", "WORKSPACE"):
-        monkeypatch.setenv(f"MADPO_TRAINER_{name}", "redis://127.0.0.1:1/0" if name == "REDIS_URL" else "file:///none")
-    monkeypatch.setattr(launch, "watch_lifeline", lambda workspace: None)
-    monkeypatch.setattr(launch.torchrun, "run", started.append)
+@pytest.fixture
+def given(monkeypatch):
+    """Sets what the environment of an attempt says."""
 
-    assert launch.main(tmp_path) == 0
+    def give(**variables):
+        needed = {"STORE_URL": "file:///none", "REDIS_URL": "redis://127.0.0.1:1/0", "WORKSPACE": "/scratch"}
+        for name, value in (needed | variables).items():
+            monkeypatch.setenv(f"MADPO_TRAINER_{name}", value)
+
+    return give
+
+
+def test_what_torchrun_writes_goes_with_the_workspace(tmp_path, monkeypatch, given):
+    started = []
+    given(NPROC_PER_NODE="2")
+    monkeypatch.setattr(torchrun, "watch_lifeline", lambda workspace: None)
+    monkeypatch.setattr(torchrun.torchrun, "run", started.append)
+
+    assert main(tmp_path) == 0
 
     (arguments,) = started
     assert arguments.log_dir == str(tmp_path / "torchrun")
     assert (arguments.module, arguments.training_script) == (True, "madpo.worker.program")
     assert arguments.training_script_args == ["madpo_trainer.run", str(tmp_path)]
+
+
+def test_a_single_rank_is_the_process_itself_whatever_other_launchers_left_in_the_environment(
+    tmp_path, monkeypatch, given
+):
+    ran = []
+    given(NPROC_PER_NODE="1")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+
+    def end(*arguments):
+        ran.append(arguments)
+        raise SystemExit
+
+    monkeypatch.setattr(run, "main", end)
+    with pytest.raises(SystemExit):
+        main(tmp_path)
+
+    assert ran == [(tmp_path, ONE_RANK)]
+    assert (ONE_RANK.world_size, ONE_RANK.local_rank) == (1, 0)
