@@ -54,6 +54,8 @@ class Evaluation:
     sampling: SamplingParameters
     reward_model_id: str | None
     generations: Sequence[Generation]
+    engine: str = "transformers"
+    """What drew the responses."""
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -157,6 +159,7 @@ def read_evaluation(store: ObjectStore, job_id: str) -> Evaluation:
             sampling=report.sampling,
             reward_model_id=report.reward_model_id,
             generations=[_generation(row) for row in rows],
+            engine=report.engine,
         )
     except (NotFoundError, KeyError, TypeError, ValueError) as error:
         raise FailedPreconditionError(f"baseline {job_id} left no evaluation to compare with: {error}") from error

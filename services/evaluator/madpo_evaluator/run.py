@@ -31,6 +31,7 @@ def main(workspace: Path) -> None:
         torch.set_num_threads(settings.threads)
     try:
         require_device(settings)
+        settings.require_engine()
         use_tensor_cores()
         kind = evaluator_kind(run.job.kind)
         run.succeed(kind.execute(JobInputs.open(run, settings)))

@@ -11,7 +11,12 @@ from madpo_evaluator.text_metrics import installed_metrics
 
 
 def build(settings: EvaluatorSettings, registry: CollectorRegistry) -> WorkerService:
-    """The worker of the evaluation queue; it tells gateways which metrics it has."""
+    """The worker of the evaluation queue; it tells gateways which metrics it has.
+
+    Raises:
+        FailedPreconditionError: The engine that the settings ask for is not installed.
+    """
+    settings.require_engine()
     abilities = installed_metrics()
     return WorkerService(settings, registry, queue_name="evaluate", command=evaluation_command, abilities=abilities)
 

@@ -71,6 +71,7 @@ def make_report(
         reference=reference,
         reward_model_id=evaluation.reward_model_id,
         sampling=evaluation.sampling,
+        engine=evaluation.engine,
         prompts=len(evaluation.prompts),
         samples_per_prompt=evaluation.sampling.samples_per_prompt,
         results=tuple(results),

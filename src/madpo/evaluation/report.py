@@ -87,6 +87,8 @@ class EvaluationReport(_Part):
     reference: EvaluatedModel | None
     reward_model_id: str | None
     sampling: SamplingParameters
+    engine: str = "transformers"
+    """What drew the responses; policies share their random numbers where it is the same."""
     prompts: int
     samples_per_prompt: int
     results: tuple[EvaluationResult, ...]

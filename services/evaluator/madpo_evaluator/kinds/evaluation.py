@@ -23,13 +23,13 @@ from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
 from madpo.sampling.engine import Draw
 from madpo.sampling.prompts import encode_prompts
-from madpo.sampling.transformers import TransformersEngine
 from madpo.scoring.ask import LONGER_READING, Scores, score_texts
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
 from madpo.types import Dataset, JobKind, JobResult, PreferencePair, PromptOnly
 from madpo.worker.phase import Phase
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
+from madpo_evaluator.engines import sampling_engine
 from madpo_evaluator.generations import (
     GENERATIONS,
     REPORT,
@@ -66,7 +66,7 @@ class EvaluationRun:
     def execute(self) -> JobResult:
         """Generate, measure, compare, publish; returns the key figures."""
         Phase(self._run, "loading")
-        spec, sampling = self._spec, self._spec.sampling
+        spec, sampling, engine = self._spec, self._spec.sampling, self._inputs.settings.engine
         metrics = load_metrics(spec.metrics)
         prompts = self._read_prompts()
         pairs = self._pairs(spec.eval_dataset) if spec.eval_dataset else None
@@ -83,7 +83,12 @@ class EvaluationRun:
             check_comparable(
                 baseline, job_id, prompts=list(fitting), sampling=sampling, reward_model_id=reward_model_id
             )
-        generations = self._generate(models, fitting)
+            if baseline.engine != engine:
+                self._inputs.tolerance.warnings.append(
+                    f"baseline {job_id} was sampled by {baseline.engine}, this evaluation by {engine}: they share no "
+                    "random numbers, so that their difference is as noisy as two means"
+                )
+        generations = self._generate(models, policy, fitting)
         nothing: tuple[Accuracy | None, list[int]] = (None, [])
         accuracy, skipped_pairs = self._inputs.tolerance.attempt(
             "the implicit reward",
@@ -95,6 +100,7 @@ class EvaluationRun:
             name=self._run.job.display_name,
             sampling=sampling,
             reward_model_id=reward_model_id,
+            engine=engine,
             generations=[
                 replace(generation, metrics={name: values[index] for name, values in measured.items()})
                 for index, generation in enumerate(generations)
@@ -159,16 +165,21 @@ class EvaluationRun:
         require_scorer(self._inputs.settings)
         return resolve_model_id(reference, store=self._store)
 
-    def _generate(self, models: Models, fitting: Mapping[PromptOnly, list[int]]) -> list[Generation]:
+    def _generate(
+        self, models: Models, policy: ResolvedModel, fitting: Mapping[PromptOnly, list[int]]
+    ) -> list[Generation]:
         sampling, prompts, encoded = self._spec.sampling, list(fitting), list(fitting.values())
         temperatures = tuple(dict.fromkeys(sampling.temperatures))
         count = len(temperatures) * len(prompts) * sampling.samples_per_prompt
         generations = self._kept.read()
         phase = Phase(self._run, "generating", count, unit="responses", done=len(generations))
-        engine = TransformersEngine(
-            models.policy,
-            models.tokenizer,
+        engine = sampling_engine(
+            self._inputs.settings,
+            models,
+            policy,
             rows=self._spec.generation_batch_size,
+            max_tokens=max(map(len, encoded), default=0) + sampling.max_new_tokens,
+            scratch=self._run.directory,
             check=lambda: phase.advance(0),
         )
         drawn: dict[float, set[Draw]] = defaultdict(set)
