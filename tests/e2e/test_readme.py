@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from madpo_examples.toy_reviews.model import make_base_model
+from tests.families.catalogue import BY_NAME
 
 ROOT = Path(__file__).parents[2]
 FOUND = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -17,10 +18,8 @@ BLOCKS = {language: "".join(block for each, block in FOUND if each == language) 
 ADJECTIVES = ["superb", "good", "long", "weak", "awful"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A user's folder: preferences, held-out pairs and a base model."""
-    folder = tmp_path_factory.mktemp("user")
+def write_texts(folder):
+    """A few short pairs of text, and a base in float32 without a chat template."""
     make_base_model(folder / "my-base-model")
     for name, noun in (("preferences", "plot"), ("held-out", "music")):
         rows = [
@@ -28,8 +27,27 @@ def folder(tmp_path_factory):
             for index, better in enumerate(ADJECTIVES)
             for worse in ADJECTIVES[index + 1 :]
         ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+        write_rows(folder / f"{name}.jsonl", rows)
+
+
+def write_chats(folder):
+    """Some hundred conversations, a few of them longer than the base reads, which is in bf16 and has a template."""
+    BY_NAME["qwen-2.5"].make(folder / "my-base-model")
+    for name, count in (("preferences", 300), ("held-out", 20)):
+        rows = []
+        for index in range(count):
+            said = f"What is {index}? " + "The sea is wide. " * (200 if index % 10 == 9 else index % 5)
+            rows.append(
+                {
+                    "chosen": [{"role": "user", "content": said}, {"role": "assistant", "content": f"It is {index}."}],
+                    "rejected": [{"role": "user", "content": said}, {"role": "assistant", "content": "Salt water."}],
+                }
+            )
+        write_rows(folder / f"{name}.jsonl", rows)
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def environment(home):
@@ -45,22 +63,25 @@ def run(command, *, folder, home):
     return done.stdout
 
 
-def test_the_shell_commands_work(folder, tmp_path):
-    output = run(["bash", "-euo", "pipefail", "-c", BLOCKS["bash"]], folder=folder, home=tmp_path / "home")
+@pytest.mark.parametrize("write", [write_texts, write_chats], ids=["texts", "chats"])
+def test_the_shell_commands_work(write, tmp_path):
+    write(tmp_path)
+
+    output = run(["bash", "-euo", "pipefail", "-c", BLOCKS["bash"]], folder=tmp_path, home=tmp_path / "home")
 
     assert "against my-base-model-evaluation" in output
-    assert (folder / "my-aligned-model" / "model.safetensors").exists()
+    assert (tmp_path / "my-aligned-model" / "model.safetensors").exists()
 
 
-def test_the_python_code_works(folder, tmp_path):
+def test_the_python_code_works(tmp_path):
+    write_texts(tmp_path)
     home = tmp_path / "home"
-    code = BLOCKS["python"].replace("my-aligned-model", "my-python-model")
-    run(["madpo", "up"], folder=folder, home=home)
+    run(["madpo", "up"], folder=tmp_path, home=home)
     try:
-        output = run([sys.executable, "-c", code], folder=folder, home=home)
+        output = run([sys.executable, "-c", BLOCKS["python"]], folder=tmp_path, home=home)
     finally:
-        run(["madpo", "down"], folder=folder, home=home)
+        run(["madpo", "down"], folder=tmp_path, home=home)
 
     assert 0 <= float(output.split()[-1]) <= 1
-    assert (folder / "my-python-model" / "model.safetensors").exists()
-    assert (folder / "policy-run" / "ledger.parquet").exists()
+    assert (tmp_path / "my-aligned-model" / "model.safetensors").exists()
+    assert (tmp_path / "policy-run" / "ledger.parquet").exists()
