@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from madpo.errors import MadpoError
+from madpo.jobs.registry import KINDS
 from madpo.types import CheckpointPublished, JobProgress, JobState, StateChange
 from madpo_client import Client
 from madpo_client.embedded import EmbeddedStack
@@ -101,11 +102,13 @@ def test_supervised_training_lowers_the_held_out_loss(client, base):
         model=base, dataset=data, eval_dataset=data, training=training(max_steps=30, learning_rate=5e-3)
     ).wait()
 
+    assert set(job.result.summary["eval"]) == set(KINDS[job.kind].held_out_figures)
     assert job.result.summary["eval"]["loss"] < 0.7 * job.result.summary["eval_before"]["loss"]
 
 
 def test_a_reward_model_carries_its_accuracy_and_calibration(client, reward_job):
     report = reward_job.job.result.summary["eval"]
+    assert set(report) == set(KINDS[reward_job.job.kind].held_out_figures)
     model = client.models.get(reward_job.job.result.model_id)
 
     assert model.kind == "reward"

@@ -22,6 +22,8 @@ class Kind:
     """What it makes, in the names of jobs that were given none: `reward` of `qwen-reward`."""
     is_training: bool = False
     """Whether it makes optimizer steps: these are counted, and its checkpoints are models."""
+    held_out_figures: tuple[str, ...] = ()
+    """Of a training: what it measures on held-out rows, for `training.best_metric`."""
     leaves_model: Literal["causal_lm", "reward"] | None = None
     """The kind of the model it leaves."""
     leaves_dataset: frozenset[DatasetKind] = frozenset()

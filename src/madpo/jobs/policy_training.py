@@ -40,5 +40,14 @@ KIND = Kind(
     queue="train",
     noun="policy",
     is_training=True,
+    held_out_figures=(
+        "loss",
+        "rewards/implicit_margin",
+        "rewards/accuracy",
+        "log_ratio_diff/mean",
+        "logps/chosen",
+        "logps/rejected",
+        "pairs",
+    ),
     leaves_model="causal_lm",
 )

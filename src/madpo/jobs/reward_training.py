@@ -26,5 +26,21 @@ class RewardTrainingSpec(EvaluatedTraining):
 
 
 KIND = Kind(
-    JobKind.REWARD_TRAINING, RewardTrainingSpec, queue="train", noun="reward", is_training=True, leaves_model="reward"
+    JobKind.REWARD_TRAINING,
+    RewardTrainingSpec,
+    queue="train",
+    noun="reward",
+    is_training=True,
+    held_out_figures=(
+        "accuracy",
+        "loss",
+        "ece",
+        "temperature",
+        "score_mean",
+        "score_std",
+        "margin_mean",
+        "margin_std",
+        "pairs",
+    ),
+    leaves_model="reward",
 )

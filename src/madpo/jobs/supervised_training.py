@@ -31,5 +31,6 @@ KIND = Kind(
     queue="train",
     noun="sft",
     is_training=True,
+    held_out_figures=("loss",),
     leaves_model="causal_lm",
 )

@@ -152,8 +152,9 @@ class TrainingParameters(Spec):
     eval_every_steps: Annotated[int | None, AtMost(MOST_STEPS)] = Field(default=None, ge=1)
     """Steps between evaluations on the held-out rows; null has them before the first step and after the last alone."""
     best_metric: str = "loss"
-    """Figure on the held-out rows by which a step is the best; its checkpoint is kept. Of losses and errors less is
-    better, of all others more."""
+    """Figure on the held-out rows by which a step is the best: `loss`, `accuracy` of a reward model, `rewards/accuracy`
+    of a policy and others, which the refusal of a wrong name lists. The step's checkpoint is kept. Of losses and errors
+    less is better, of all others more."""
     early_stopping_patience: Annotated[int | None, AtMost(MOST_STEPS)] = Field(default=None, ge=1)
     """Stop after so many evaluations in a row without a new best; null never does."""
     publish: Literal["last", "best"] | None = None

@@ -269,3 +269,33 @@ async def test_a_metric_that_no_evaluator_has_is_refused_with_those_they_have(ga
     assert apart.violations == {
         "spec.evaluation.metrics": "no evaluator has all of these, they have: toy; vader, words (ask in several jobs)"
     }
+
+
+async def test_the_best_step_is_told_by_a_figure_that_the_training_measures(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    model, pairs = {"model": {"model_id": ids.policy}}, {"dataset": ref(ids.pairs), "eval_dataset": ref(ids.pairs)}
+    completions = {"dataset": ref(ids.completions), "eval_dataset": ref(ids.completions)}
+
+    def spec(kind: str, metric: str, every: int | None = 2) -> dict[str, Any]:
+        rows = completions if kind == "supervised_training" else pairs
+        method = {"method": {"name": "dpo"}} if kind == "policy_training" else {}
+        return {kind: model | rows | method | {"training": {"best_metric": metric, "eval_every_steps": every}}}
+
+    said = {}
+    for kind, metric in (("reward", "acuracy"), ("policy", "accuracy"), ("supervised", "eval_loss")):
+        refused = await refusal(gateway.create(spec(f"{kind}_training", metric), "wrong"))
+        ((field, said[kind]),) = refused.violations.items()
+        assert field == f"spec.{kind}_training.training.best_metric"
+    for number, (kind, metric) in enumerate(
+        [("reward", "accuracy"), ("policy", "rewards/accuracy"), ("supervised", "loss")]
+    ):
+        await gateway.create(spec(f"{kind}_training", metric), f"right-{number}")
+    await gateway.create(spec("reward_training", "unused", every=None), "no-step-is-looked-at")
+
+    assert said["reward"].startswith(
+        "no figure 'acuracy' on held-out rows; did you mean accuracy? there are accuracy, "
+    )
+    assert said["policy"].startswith(
+        "no figure 'accuracy' on held-out rows; there are loss, rewards/implicit_margin, rewards/accuracy, "
+    )
+    assert said["supervised"] == "no figure 'eval_loss' on held-out rows; there are loss"

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from madpo.errors import InvalidArgumentError
+from madpo.jobs.registry import KINDS
 from madpo.storage import keys
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
-from madpo.types import DatasetKind
+from madpo.types import DatasetKind, JobKind
 from tests.integration.trainer.training_site import PAIRS, job_id
 
 FIELDS = {
@@ -60,6 +61,7 @@ def test_the_best_step_is_published_and_a_run_that_was_paused_finds_the_same(sit
     assert best == 2
     assert summary["best"] == {"step": best, "metric": "loss", "value": losses[best]}
     assert summary["eval"]["loss"] == losses[best]
+    assert set(summary["eval"]) == set(KINDS[JobKind.POLICY_TRAINING].held_out_figures)
     checkpoints = CheckpointStore(site.store, job_id("straight"), attempt=1)
     checkpoints.fetch(checkpoints.of_step(best), site.home / "best")
     kept = load_file(next((site.home / "best" / "model").glob("*.safetensors")))

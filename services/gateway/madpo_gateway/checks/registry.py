@@ -13,6 +13,7 @@ from madpo.jobs.registry import kind_of
 from madpo.losses.registry import parse_params
 from madpo.types import JobState
 from madpo_gateway.checks.base import SpecCheck
+from madpo_gateway.checks.best_metrics import unknown_best_metric
 from madpo_gateway.checks.context import over_context
 from madpo_gateway.checks.metrics import unknown_metrics
 from madpo_gateway.checks.model_files import unfit_models
@@ -82,6 +83,8 @@ async def check_spec(spec: Spec, *, depends_on: Sequence[str], shelves: Shelves)
     await follower.follow(spec)
     if type(spec) in _CHECKS:
         _CHECKS[type(spec)](spec, findings)
+    for name, description in unknown_best_metric(spec):
+        findings.add(name, description)
     async for name, description in over_context(spec, shelves=shelves):
         findings.add(name, description)
     async for name, description in unfit_models(spec, datasets=findings.datasets, shelves=shelves):
