@@ -25,9 +25,9 @@ def keep_whole(max_tokens: int, limit: int | None) -> str:
 def other_policy(overlong: Overlong) -> str:
     """What else to ask of a training that refused long rows, or has none left, as part of its error."""
     if overlong == "error":
-        return "let training.overlong drop or truncate them (--overlong drop)"
+        return "let training.overlong drop or truncate them, as by --overlong drop"
     if overlong == "drop":
-        return "let training.overlong truncate them (--overlong truncate_prompt), for without them no row is left"
+        return "let training.overlong truncate them, for without them no row is left"
     return f"take another training.overlong, for {overlong} leaves no row"
 
 
