@@ -61,7 +61,9 @@ class TransferView:
         self._wait_for(f"sent; checking rows: {count:,}")
 
     def _wait_for(self, what: str) -> None:
-        self._progress.update(self._task, description=f"{self._name}: {what}", total=None, count="")
+        for task in self._progress.tasks:
+            task.total = None  # the bar moves without an end; to `update` None is no change
+        self._progress.update(self._task, description=f"{self._name}: {what}", count="")
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class Gateway:
     settings: GatewaySettings
     store: ObjectStore
     queue: RedisJobQueue
+    target: str
     channel: grpc.aio.Channel
     registry: CollectorRegistry
 
@@ -107,7 +108,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     queue = connect(settings.redis_url.get_secret_value(), namespace=settings.redis_namespace, lease_s=settings.lease_s)
     server = RunningServer(service, settings, token=TOKEN, registry=registry)
     async with server, open_channel(f"127.0.0.1:{server.port}") as channel:
-        yield Gateway(settings, open_store(settings), queue, channel, registry)
+        yield Gateway(settings, open_store(settings), queue, f"127.0.0.1:{server.port}", channel, registry)
     await queue.close()
 
 
