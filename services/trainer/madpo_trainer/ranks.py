@@ -142,6 +142,16 @@ class Ranks(ABC):
         """
 
     @abstractmethod
+    def apart(self, work: Callable[[], T]) -> T:
+        """As `together`, of work that a rank may wait with for longer than the others may in a collective.
+
+        Such as what comes from the store, which may be away for one host alone, and for as long as it likes.
+
+        Args:
+            work: Makes no calls to ranks and none to torch; runs in another thread when there are several ranks.
+        """
+
+    @abstractmethod
     def gather(self, value: T) -> list[T]:
         """The values of all ranks by rank, on all ranks; they travel by pickle."""
 
@@ -163,6 +173,10 @@ class OneRank(Ranks):
         return work()
 
     def together(self, work: Callable[[], T]) -> T:
+        """Do it."""
+        return work()
+
+    def apart(self, work: Callable[[], T]) -> T:
         """Do it."""
         return work()
 
@@ -214,6 +228,13 @@ class TorchRanks(Ranks):
             if failure is not None:
                 raise failure
         return outcome.unwrap()
+
+    def apart(self, work: Callable[[], T]) -> T:
+        """Each rank says every few seconds whether its work is done, until all are."""
+        running = _start(work)
+        while not all(self.gather(bool(wait([running], timeout=_LONGEST_SILENCE_S).done))):
+            pass
+        return self.together(running.result)
 
     def gather(self, value: T) -> list[T]:
         """All-gather over gloo."""

@@ -218,7 +218,7 @@ class TrainingRun:
         if chosen is None:
             return None
         fetch = partial(self._checkpoints.fetch, chosen, transfer=self._transfer)
-        self._ranks.together(lambda: fetch_once(directory, fetch))
+        self._ranks.apart(lambda: fetch_once(directory, fetch))
         self._state, self._tensors, self._metrics = load_state(directory)
         logger.info("resuming", extra={"step": self._state.step})
         return directory
@@ -252,7 +252,7 @@ class TrainingRun:
             return prepare_initial(resolved, models=self._models, scratch=self._run.directory)
 
         initial = self._ranks.lead(prepare)
-        return replace(initial, directory=self._ranks.together(lambda: self._models.fetch(initial.model_id)))
+        return replace(initial, directory=self._ranks.apart(lambda: self._models.fetch(initial.model_id)))
 
     def _inputs(self, initial: InitialModel, checkpoint: Path | None) -> TrainingInputs:
         """What the objective is built from: the model, and readers of rows with their tokens."""
@@ -307,12 +307,12 @@ class TrainingRun:
             return
         self._phase(f"going back to step {best}")
 
-        def take() -> None:
-            fetch = partial(self._checkpoints.fetch, self._checkpoints.of_step(best), transfer=self._transfer)
-            fetch_once(directory, fetch)
-            take_weights(model, self._placing.at_checkpoint(initial, directory))
+        def fetch() -> None:
+            found = self._checkpoints.of_step(best)
+            fetch_once(directory, partial(self._checkpoints.fetch, found, transfer=self._transfer))
 
-        self._ranks.together(take)
+        self._ranks.apart(fetch)
+        self._ranks.together(lambda: take_weights(model, self._placing.at_checkpoint(initial, directory)))
 
     def _evaluate(self, objective: Objective) -> dict[str, float]:
         phase = self._phase("held-out evaluation", objective.held_out_rows, unit="rows")

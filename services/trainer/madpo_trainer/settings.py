@@ -28,8 +28,8 @@ class TrainerSettings(WorkerSettings):
     collective_timeout_s: float = Field(default=600.0, gt=10)
     """How long a rank waits for the others before it gives the attempt up, in seconds.
 
-    Only a host that vanishes without a word is noticed this late: the end of a process breaks its connections. The
-    longest ordinary wait is for a host that fetches a large model for the first time.
+    Only a host that vanishes without a word is noticed this late: the end of a process breaks its connections. A host
+    that waits for the object store, or fetches a large model, may take longer, since it says that it is there.
     """
 
     checkpoint_every_s: float = Field(default=600.0, gt=0)

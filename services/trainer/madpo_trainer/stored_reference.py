@@ -176,7 +176,7 @@ class ReferenceStore:
         sizes = [chunk.stop - chunk.start for chunk in chunks]
 
         def fetch() -> Path:
-            return self.ranks.together(
+            return self.ranks.apart(
                 lambda: self.copies.fetch(
                     keys.reference_logps(digest), lambda directory: self._join(names, sizes, directory)
                 )

@@ -92,6 +92,8 @@ PROGRAM = """
             seen["margins"] = margins.take(3)
             seen["errors"].append(refused(lambda: margins.take(9)))
             ranks.lead(lambda: time.sleep(4))  # twice what a collective may take
+            seen["apart"] = ranks.apart(lambda: [time.sleep(4 if ranks.rank == 1 else 0), ranks.rank][1])
+            seen["errors"].append(refused(lambda: ranks.apart(fail_on(1, InvalidArgumentError("rows")))))
 
             parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
             parameters[0].grad = torch.tensor([1.0, ranks.rank])
@@ -138,6 +140,11 @@ def test_what_ranks_have_is_gathered_and_what_the_leader_finds_is_shared(seen):
     assert all(each["margins"] == [3.0, None] for each in seen)
 
 
+def test_a_rank_may_wait_for_longer_than_the_others_may_for_it(seen):
+    """As for a store that only its host cannot reach."""
+    assert [each["apart"] for each in seen] == [0, 1, 2]
+
+
 def test_an_error_of_one_rank_is_raised_on_all_and_they_go_on_in_step(seen):
     def errors(rank):
         key, disk = "KeyError: 'chosen'", "OSError: disk full"
@@ -148,6 +155,7 @@ def test_an_error_of_one_rank_is_raised_on_all_and_they_go_on_in_step(seen):
             key if rank == 1 else f"AnotherRankFailedError: another rank failed: {key}",
             disk if rank == 0 else f"AnotherRankFailedError: another rank failed: {disk}",
             "Interrupted: asked to stop",
+            "InvalidArgumentError: rows",
         ]
 
     assert [each["errors"] for each in seen] == [errors(rank) for rank in range(3)]

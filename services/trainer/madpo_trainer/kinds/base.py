@@ -84,7 +84,7 @@ class TrainingInputs:
     def read(self, read: Callable[[str], FittedRows[T]]) -> tuple[FittedRows[T], Sequence[T]]:
         """Training and held-out rows, on every rank; none held out without a dataset of them."""
         held_out = self.eval_dataset_id
-        return self.ranks.together(lambda: (read(self.dataset_id), [] if held_out is None else read(held_out)))
+        return self.ranks.apart(lambda: (read(self.dataset_id), [] if held_out is None else read(held_out)))
 
     def schedule(self, rows: int) -> Schedule:
         """The order of that many training rows."""

@@ -112,7 +112,7 @@ class PolicyTraining:
             held_out_id = self._inputs.eval_dataset_id
             return rows, [] if held_out_id is None else reader.policy_rows(held_out_id, lists=False, gold=False)
 
-        return self._inputs.ranks.together(read_both)
+        return self._inputs.ranks.apart(read_both)
 
     def _readable(
         self, rows: FittedRows[PolicyRow], held_out: Sequence[PolicyRow], parameters: MarginParameters
