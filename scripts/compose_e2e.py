@@ -1,4 +1,4 @@
-"""Drives the stack that `scripts/compose_e2e.sh` built: starts, trains, scales, breaks, restarts and stops it.
+"""Drives the stack that `scripts/compose_e2e.sh` built: starts, trains, scales, breaks, restarts, loses and stops it.
 
 Every step prints what was seen; the first that is not as it should be ends the run with exit code 1. The summary is
 OUT/summary.md. What is broken is broken by the engine's own `kill`, and the training that suffers it must end with the
@@ -247,6 +247,44 @@ def _published(container: str) -> list[str]:
     return [f"{host['HostIp']}:{host['HostPort']}" for hosts in ports.values() for host in hosts or []]
 
 
+def check_kept(summary: Summary, *, model_id: str, succeeded: str, evaluation: str, what: str) -> None:
+    """That everything is there which the jobs before have left."""
+    with connect() as client:
+        states = {job.id: job.state for job in client.jobs.list()}
+        kept = client.models.get(model_id).model_id == model_id and states[succeeded] is JobState.SUCCEEDED
+        report = client.jobs.get(evaluation).report()
+        summary.expect(
+            kept and bool(report) and len(states) == 5,
+            f"{what}: {len(states)} jobs, {len(client.models.list())} models, the dataset, a report",
+        )
+
+
+def back_up(summary: Summary) -> Path:
+    """A backup while everything runs, as docs/operations.md has it; the directory that holds it."""
+    backups = HOME / "backups"
+    backups.mkdir()
+    backups.chmod(0o777)
+    start = time.monotonic()
+    said = compose("run", "--rm", "--no-deps", *madpo_in_gateway(backups, "backup", "/backups"))
+    there = list((backups / "snapshots").iterdir())
+    summary.expect(len(there) == 1, f"a backup in {time.monotonic() - start:.1f} s: {said.strip().splitlines()[-1]}")
+    return backups
+
+
+def lose_and_restore(summary: Summary, backups: Path) -> None:
+    """All volumes gone, and the backup written back before any service of ours starts."""
+    compose("down", "--volumes", "--timeout", "30")
+    start = time.monotonic()
+    compose("run", "--rm", *madpo_in_gateway(backups, "restore", "/backups"))
+    summary.saw(f"all volumes lost; restored into new ones in {time.monotonic() - start:.1f} s")
+    summary.saw(f"up again: all healthy after {up():.1f} s")
+
+
+def madpo_in_gateway(backups: Path, *command: str) -> list[str]:
+    """Arguments of `compose run` for a madpo command where the store can be reached, and the backups."""
+    return ["--volume", f"{backups}:/backups", "--entrypoint", "madpo", "gateway", *command]
+
+
 def stop_in_time(summary: Summary) -> None:
     """SIGTERM to everything: each ends by itself within its grace, with exit code 0."""
     ours = {container: service for service in OURS for container in containers(service)}
@@ -289,14 +327,10 @@ def main() -> None:
         check_walls(summary)
     compose("down")
     summary.saw(f"down, and up again: all healthy after {up():.1f} s")
-    with connect() as client:
-        states = {job.id: job.state for job in client.jobs.list()}
-        kept = client.models.get(str(expected)).model_id == expected and states[broken.id] is JobState.SUCCEEDED
-        report = client.jobs.get(evaluation.id).report()
-        summary.expect(
-            kept and bool(report) and len(states) == 5,
-            f"nothing lost: {len(states)} jobs, {len(client.models.list())} models, the dataset, a report",
-        )
+    left = {"model_id": str(expected), "succeeded": broken.id, "evaluation": evaluation.id}
+    check_kept(summary, **left, what="nothing lost")
+    lose_and_restore(summary, back_up(summary))
+    check_kept(summary, **left, what="nothing lost but what was not backed up")
     stop_in_time(summary)
     summary.write()
     print(f"\nall as it should be; summary in {OUT / 'summary.md'}")

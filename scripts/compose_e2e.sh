@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole stack in containers, really started, scaled, broken and stopped; prints a summary and leaves it in OUT.
+# The whole stack in containers, really started, scaled, broken, backed up, lost, restored and stopped; prints a summary and leaves it in OUT.
 #
 #   scripts/compose_e2e.sh            on any engine that docker compose can talk to
 #

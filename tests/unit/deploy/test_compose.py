@@ -3,13 +3,16 @@
 import json
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from madpo_client.cli import app
 from madpo_client.secrets_directory import prepare
 from madpo_evaluator.settings import EvaluatorSettings
 from madpo_gateway.settings import GatewaySettings
@@ -243,6 +246,38 @@ def test_variables_and_secret_files_are_settings_of_the_service(host, files, nam
     assert required <= variables | secrets
     paths = [value for key, value in service["environment"].items() if "_TLS_" in key]
     assert {Path(path).name for path in paths} <= targets
+
+
+def container_commands():
+    """What docs/operations.md says to run with docker compose, as lists of arguments."""
+    lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
+    return [shlex.split(line.removeprefix("docker compose ")) for line in lines if line.startswith("docker compose ")]
+
+
+def test_backups_and_restores_of_the_runbook_run_where_the_store_and_the_queue_can_be_reached(host, tmp_path):
+    runs = [command for command in container_commands() if command[0] == "run"]
+
+    assert [command[-2:] for command in runs] == [["backup", "/backups"], ["restore", "/backups"]]
+    for command in runs:
+        entrypoint, service = command[command.index("--entrypoint") + 1 :][:2]
+        assert (entrypoint, service) == ("madpo", "gateway")
+        help_text = CliRunner().invoke(app, [command[-2], "--help"])
+        assert help_text.exit_code == 0
+    services = resolved(host)["services"]
+    gateway = services["gateway"]
+    targets = {secret.get("target", secret["source"]): secret["source"] for secret in gateway["secrets"]}
+    given = {name.upper(): (host / "secrets" / source).read_text() for name, source in targets.items()}
+    environment = {name: value or "" for name, value in gateway["environment"].items()} | given
+    script = "from madpo_client.store_access import find_store; print(find_store(None).settings.store_url)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "s3://madpo"
+    # Without --no-deps a restore brings up what it needs, and nothing of ours that would use the store.
+    assert set(gateway["depends_on"]) & set(SETTINGS) == set()
+    assert {"redis", "init"} <= set(gateway["depends_on"])
+    assert "minio" in services["init"]["depends_on"]
 
 
 def test_no_secret_is_part_of_what_compose_starts(host):
