@@ -197,16 +197,8 @@ class RedisJobQueue:
     async def _page(self, page_size: int, page_token: str) -> tuple[Sequence[Mapping[str, str]], str]:
         """Hashes of jobs, newest first, empty where one is gone, and the token of the next page."""
         newest = f"({page_token}" if page_token else "+inf"
-        rows = await self._answer(
-            self._client.zrevrangebyscore(self._keys.jobs, newest, "-inf", start=0, num=page_size + 1, withscores=True)
-        )
-        page = rows[:page_size]
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for job_id, _ in page:
-                pipeline.hgetall(self._keys.job(job_id))
-            hashes = await self._answer(pipeline.execute())
-        hashes = [fields and {"job_id": job_id, **fields} for fields, (job_id, _) in zip(hashes, page, strict=True)]
-        return hashes, f"{page[-1][1]:.0f}" if len(rows) > page_size else ""
+        _, last, *hashes = await self._run("page", newest, page_size)
+        return [json.loads(fields) for fields in hashes], f"{float(last):.0f}" if last else ""
 
     async def cancel(self, job_id: str) -> Job:
         """See `JobQueue.cancel`. Raises NotFoundError."""
