@@ -26,6 +26,7 @@ from madpo.types import Dataset, DatasetKind, Job, JobKind, JobState, Model, Sto
 from madpo_client.job import JobHandle
 from madpo_client.references import ModelLike, model_reference
 from madpo_client.session import Session
+from madpo_client.sources import source_name
 
 logger = logging.getLogger(__name__)
 """Says, as INFO, which id a text was taken for, and which name something has; as WARNING, what is left out."""
@@ -278,6 +279,8 @@ def _advice(text: str, noun: str, known: Sequence[_Found]) -> str:
     names = dict.fromkeys(each.name for each in known if each.name)
     if longer := [name for name in names if name.startswith(text)]:
         return f"; did you mean {' or '.join(longer[:3])}? {listed}"
+    if (uploaded_as := source_name(text)) in names:  # the path of a file
+        return f"; did you mean {uploaded_as}? {listed}"
     if meant := did_you_mean(text, [*names, "@last"]):
         return f"{meant} {listed}"
     if sort != "job" and Path(text).exists():

@@ -209,6 +209,12 @@ def test_a_field_that_names_nothing_is_named(references: References) -> None:
     assert violation.description.startswith("there is no model 'bse'; did you mean base?")
 
 
+@pytest.mark.parametrize("path", ["pairs.jsonl", "data/pairs.jsonl.gz"])
+def test_the_path_of_a_file_is_answered_with_the_name_that_its_upload_has(references: References, path: str) -> None:
+    with pytest.raises(NotFoundError, match=r"did you mean pairs\?"):
+        references.dataset_id(path)
+
+
 def test_what_was_found_is_said(references: References, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="madpo_client.lookup"):
         references.job_id("look")
