@@ -1,4 +1,4 @@
-"""What a stack consists of: each process's command, environment, port and place in the order of starting.
+"""What a stack consists of: each process's command, environment, port and place in the order of starts and stops.
 
 HOME/connection.json      where the gateway is; the processes (see `madpo_client.connection`)
 HOME/gateway_port         where the gateway listens, also after the next start
@@ -81,7 +81,7 @@ class ProcessSpec:
 
 
 def make_plan(home: Path, options: StackOptions) -> list[list[ProcessSpec]]:
-    """The processes in the order they start; those of one group start together, and groups stop in reverse.
+    """The processes by group: the first starts before all others, and they stop group by group, from the last.
 
     Makes the directories and, the first time, the secrets.
 
@@ -125,7 +125,7 @@ class _Planner:
         self._queue = {**self._store, "REDIS_URL": f"redis://:{password}@{HOST}:{self._ports[REDIS]}/0"}
 
     def groups(self) -> list[list[ProcessSpec]]:
-        """The queue first, then the gateway, then those that work."""
+        """The queue, the gateway, and those that work."""
         rest = [name for name in self._ports if name not in (REDIS, GATEWAY)]
         return [[self._redis()], [self._gateway()], [self._worker(name) for name in rest]]
 

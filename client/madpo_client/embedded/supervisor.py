@@ -182,7 +182,9 @@ class Supervisor:
             self._notice(*check_home(self._home))
             self._groups = [[Child(spec) for spec in group] for group in make_plan(self._home, self._options)]
             try:
-                if all(self._start(group) for group in self._groups):
+                queue, *others = self._groups
+                # All others only need the queue to start.
+                if self._start(queue) and self._start([child for group in others for child in group]):
                     self._ready = True
                     self._publish()
                     logger.info("all processes serve")
@@ -197,7 +199,7 @@ class Supervisor:
             os.close(descriptor)
 
     def _start(self, group: Sequence[Child]) -> bool:
-        """Start a group and wait until all of it answers; False when asked to stop meanwhile."""
+        """Start processes and wait until all of them answer; False when asked to stop meanwhile."""
         for child in group:
             child.spec.log.parent.mkdir(exist_ok=True)
             if child.spec.log.exists():
