@@ -195,8 +195,10 @@ class Load:
 
     def _runs_of(self, worker: int) -> list[int]:
         """Runs of jobs of which none was killed before: three in a row without a checkpoint would end a job."""
-        with suppress(psutil.Error):
-            runs = {child.pid: _JOB_ID.search(" ".join(child.cmdline())) for child in psutil.Process(worker).children()}
+        with suppress(psutil.Error, OSError):
+            # By its log: a process that waited for its job does not name it.
+            logs = {child.pid: os.readlink(f"/proc/{child.pid}/fd/1") for child in psutil.Process(worker).children()}
+            runs = {pid: _JOB_ID.search(log) for pid, log in logs.items()}
             news = {pid: found[0] for pid, found in runs.items() if found and found[0] not in self._killed_jobs}
             self._killed_jobs.update(news.values())
             return list(news)

@@ -151,6 +151,10 @@ class WorkerSettings(QueueSettings, CacheSettings, ComputeSettings):
     """How long a run may take to write its checkpoint after being asked to stop, in seconds."""
     silence_s: float = Field(default=7200.0, gt=0)
     """How long a run may say nothing (progress, checkpoint, log) before it is killed as hung, in seconds."""
+    spare_s: float = Field(default=900.0, ge=0)
+    """How long an idle worker keeps a process ready that has imported what a run takes, in seconds; 0 keeps none. The
+    next job then starts seconds earlier. It holds about 310 MiB, and is the first that the kernel ends where memory is
+    short; after this long without a job it goes."""
     reward_target: str | None = None
     """gRPC target of the reward service, e.g. `dns:///reward:50051`."""
     reward_token: SecretStr | None = None

@@ -18,9 +18,19 @@ def build(settings: EvaluatorSettings, registry: CollectorRegistry) -> WorkerSer
     """
     settings.require_engine()
     abilities = installed_metrics()
-    return WorkerService(settings, registry, queue_name="evaluate", command=evaluation_command, abilities=abilities)
+    return WorkerService(
+        settings,
+        registry,
+        queue_name="evaluate",
+        command=evaluation_command,
+        spare=evaluation_command(),
+        abilities=abilities,
+    )
 
 
-def evaluation_command(workspace: Path) -> list[str]:
-    """The child process of one job: a crash or an out-of-memory kills the run and never the worker."""
+def evaluation_command(workspace: Path | None = None) -> list[str]:
+    """The child process of one job: a crash or an out-of-memory kills the run and never the worker.
+
+    Without a workspace it waits for it.
+    """
     return program.command("madpo_evaluator.run", workspace)

@@ -3,29 +3,38 @@
 Decided here, because only torch knows how many GPUs there are, and supervisors do without torch.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from madpo.config import load_settings
 from madpo.errors import FailedPreconditionError
-from madpo.imports import lasting
 from madpo.models.device import require_device
 from madpo_trainer.settings import ONE_RANK, TrainerSettings
 
 
+def prepare() -> None:
+    """Import what will run here; there need be no job yet."""
+    _program(load_settings(TrainerSettings))
+
+
 def main(workspace: Path) -> int:
     """Take part in an attempt to its end; the exit code is 0 when no rank of this host failed."""
-    settings = load_settings(TrainerSettings)
+    return _program(load_settings(TrainerSettings))(workspace)
+
+
+def _program(settings: TrainerSettings) -> Callable[[Path], int]:
     require_device(settings)
     ranks = ranks_of_host(settings, gpus=torch.cuda.device_count())
     if settings.nnodes == ranks == 1:
-        with lasting():
-            from madpo_trainer.run import main as run
-        run(workspace, ONE_RANK)
+        from madpo_trainer import run
+
+        return partial(run.main, place=ONE_RANK)
     from madpo_trainer import torchrun
 
-    return torchrun.main(workspace, settings, ranks=ranks)
+    return partial(torchrun.main, settings=settings, ranks=ranks)
 
 
 def ranks_of_host(settings: TrainerSettings, *, gpus: int) -> int:

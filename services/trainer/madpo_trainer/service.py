@@ -14,9 +14,9 @@ def build(settings: TrainerSettings, registry: CollectorRegistry) -> WorkerServi
     """The worker of the training queue on host 0; on others, what follows it."""
     if settings.node_rank > 0:
         return FollowerService(settings, command=training_command)
-    return WorkerService(settings, registry, queue_name="train", command=training_command)
+    return WorkerService(settings, registry, queue_name="train", command=training_command, spare=training_command())
 
 
-def training_command(workspace: Path) -> list[str]:
-    """The ranks of this host."""
+def training_command(workspace: Path | None = None) -> list[str]:
+    """The ranks of this host; without a workspace they wait for it."""
     return program.command("madpo_trainer.launch", workspace)

@@ -20,6 +20,7 @@ from madpo.worker.child import Child
 from madpo.worker.crash import MemoryKills, describe
 from madpo.worker.failure import Failure
 from madpo.worker.metrics import WorkerMetrics
+from madpo.worker.spare import Spare
 from madpo.worker.workspace import Outcome, StopReason, Workspace
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Attempt:
         queue: Where the claim is from.
         store: Gets the outcome, before the queue if it is a success: jobs that wait for it read it there.
         command: The child process, given the workspace.
+        spare: Has one that is ready, or none.
         settings: Periods and graces.
         stop: Set when the worker should drain.
         metrics: Told of every progress the run reports, and of renewals.
@@ -56,12 +58,13 @@ class Attempt:
         queue: JobQueue,
         store: ObjectStore,
         command: Callable[[Path], Sequence[str]],
+        spare: Spare,
         settings: WorkerSettings,
         stop: asyncio.Event,
         metrics: WorkerMetrics,
     ) -> None:
         self._claim, self._queue, self._store = claim, queue, store
-        self._command, self._settings, self._stop = command, settings, stop
+        self._command, self._spare, self._settings, self._stop = command, spare, settings, stop
         self._metrics = metrics
         self._over = asyncio.Event()
         self._cancel_requested = self._delivering = False
@@ -110,8 +113,9 @@ class Attempt:
         self._metrics.answered()
 
     async def _run_child(self, workspace: Workspace, tasks: asyncio.TaskGroup) -> int:
-        command = self._command(workspace.directory)
-        child = Child(command, log_path=workspace.log_path, settings=self._settings)
+        child = await self._spare.take(workspace) or Child(
+            self._command(workspace.directory), log_path=workspace.log_path, settings=self._settings
+        )
         try:
             relay = tasks.create_task(self._relay(workspace, child.exited))
             await self._until_exit(workspace, child)

@@ -23,6 +23,7 @@ class WorkerService:
         registry: For the worker's metrics.
         queue_name: The queue to serve.
         command: The child process of a job, given its workspace directory.
+        spare: See `JobWorker`.
         abilities: See `JobWorker`.
     """
 
@@ -33,10 +34,11 @@ class WorkerService:
         *,
         queue_name: str,
         command: Callable[[Path], Sequence[str]],
+        spare: Sequence[str] | None = None,
         abilities: Collection[str] | None = None,
     ) -> None:
         self._settings, self._registry = settings, registry
-        self._queue_name, self._command, self._abilities = queue_name, command, abilities
+        self._queue_name, self._command, self._spare, self._abilities = queue_name, command, spare, abilities
         self._stop = asyncio.Event()
         self._queue: JobQueue | None = None
         self._worker: EssentialTask | None = None
@@ -63,6 +65,7 @@ class WorkerService:
             queue_name=self._queue_name,
             command=self._command,
             settings=settings,
+            spare=self._spare,
             registry=self._registry,
             abilities=self._abilities,
         )

@@ -19,6 +19,7 @@ from madpo.storage.results import write_result
 from madpo.types import Job
 from madpo.worker.attempt import AWAY_ERRORS, RETRY_S, Attempt, wait
 from madpo.worker.metrics import WorkerMetrics
+from madpo.worker.spare import Spare
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class JobWorker:
         queue_name: Which queue.
         command: The child process of a job, given its workspace; see `madpo.worker.workspace.Run`.
         settings: Periods, graces and the directory workspaces are made in.
+        spare: The command of a child process that waits for its workspace; see `Spare`.
         registry: For metrics; None keeps them to itself.
         worker_id: Unique among all workers; None makes one.
         abilities: Names of what this worker can do that not all of its queue can; None where they are all alike.
@@ -52,6 +54,7 @@ class JobWorker:
         queue_name: str,
         command: Callable[[Path], Sequence[str]],
         settings: WorkerSettings,
+        spare: Sequence[str] | None = None,
         registry: CollectorRegistry | None = None,
         worker_id: str | None = None,
         abilities: Collection[str] | None = None,
@@ -62,6 +65,7 @@ class JobWorker:
             )
         self._queue, self._store, self._queue_name = queue, store, queue_name
         self._command, self._settings, self._abilities = command, settings, abilities
+        self._spare = Spare(spare, settings)
         self._metrics = WorkerMetrics(registry or CollectorRegistry(), queue_name)
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
@@ -72,15 +76,19 @@ class JobWorker:
             if self._abilities is not None:
                 tasks.create_task(self._announce(self._abilities, stop))
             await trim_copies(self._settings)
-            while not (stop.is_set() or reaper.done()):
-                claim = await self._claim(stop)
-                if claim is None:
-                    continue
-                if stop.is_set():
-                    await self._give_back(claim)
-                else:
-                    await self._attempt(claim, stop)
-                    await trim_copies(self._settings)
+            try:
+                while not (stop.is_set() or reaper.done()):
+                    claim = await self._claim(stop)
+                    if claim is None:
+                        await self._spare.keep()
+                    elif stop.is_set():
+                        await self._give_back(claim)
+                    else:
+                        await self._attempt(claim, stop)
+                        await trim_copies(self._settings)
+                        self._spare.rest()
+            finally:
+                await self._spare.discard()
 
     async def _claim(self, stop: asyncio.Event) -> Claim | None:
         try:
@@ -102,6 +110,7 @@ class JobWorker:
             queue=self._queue,
             store=self._store,
             command=self._command,
+            spare=self._spare,
             settings=self._settings,
             stop=stop,
             metrics=self._metrics,

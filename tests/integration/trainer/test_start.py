@@ -31,7 +31,7 @@ NOTING = """
 DOOMED = """
     import os, signal, sys, types
 
-    def main(workspace, place):
+    def main(workspace, place=None):
         print("begun")
         {what}
 

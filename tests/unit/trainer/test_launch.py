@@ -100,13 +100,13 @@ def test_a_single_rank_is_the_process_itself_whatever_other_launchers_left_in_th
     given(NPROC_PER_NODE="1")
     monkeypatch.setenv("WORLD_SIZE", "8")
 
-    def end(*arguments):
-        ran.append(arguments)
+    def end(*arguments, **named):
+        ran.append((arguments, named))
         raise SystemExit
 
     monkeypatch.setattr(run, "main", end)
     with pytest.raises(SystemExit):
         main(tmp_path)
 
-    assert ran == [(tmp_path, ONE_RANK)]
+    assert ran == [((tmp_path,), {"place": ONE_RANK})]
     assert (ONE_RANK.world_size, ONE_RANK.local_rank) == (1, 0)
