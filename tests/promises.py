@@ -41,7 +41,11 @@ PROMISES = (
     Promise("T1", "A run that was killed or paused ends with the bytes it would have had"),
     Promise("T2", "A checkpoint is whole or not there, wherever the save is cut off"),
     Promise("T3", "What was damaged at rest is noticed before it is used"),
-    Promise("T4", "The same pair has the same score, bit by bit, in any company and on any replica"),
+    Promise(
+        "T4",
+        "The same pair has the same score, bit by bit, in any company and on any replica; in packed rows on a GPU to "
+        "the tolerance of their revision",
+    ),
     Promise("T5", "A reward model cannot change within a run"),
     Promise("T6", "No number that is none reaches the weights"),
     Promise("G1", "The loss of a scorer is not seen by callers"),

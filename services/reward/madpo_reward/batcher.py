@@ -1,7 +1,9 @@
 """Turns many small requests into batches.
 
 The oldest waiting unit decides the next batch; units of the same model and shape ride along. One thread runs the
-batches. Units of a request whose caller has gone leave the queue before they cost anything.
+batches; where a model says so, another one prepares the next meanwhile. A batch in which memory runs out is done again
+in halves, where the model can take less at a time. Units of a request whose caller has gone leave the queue before they
+cost anything.
 """
 
 import asyncio
@@ -9,15 +11,19 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from madpo.background import EssentialTask
-from madpo.errors import InternalError
+from madpo.errors import InternalError, OverloadedError
 from madpo_reward.metrics import RewardMetrics
 from madpo_reward.waiting import WaitingLine
 
 Text = TypeVar("Text")
+
+
+class ShortOfMemoryError(OverloadedError):
+    """Memory ran out in what was tried; less of it at a time may do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +53,24 @@ class Unit(Generic[Text]):
     positions: int
 
 
+Rewards = Sequence[Sequence[float]]
+"""Of each unit's texts."""
+
+
 class Model(Protocol[Text]):
     """What the batcher needs of a scorer; compared by identity."""
 
-    def forward(self, units: Sequence[Unit[Text]]) -> Sequence[Sequence[float]]:
-        """Rewards of each unit's texts; the units have one shape and fit into one batch. Blocking."""
+    @property
+    def prepares_ahead(self) -> bool:
+        """A batch is formed and prepared while the former one is computed; else when the device is free."""
+        ...
+
+    def prepare(self, units: Sequence[Unit[Text]]) -> Callable[[], Rewards]:
+        """What gives rewards of units that have one shape and fit into one batch. Both are blocking."""
+        ...
+
+    def shrink(self) -> bool:
+        """Take half as much at a time from now on, since memory ran out; whether that can be."""
         ...
 
 
@@ -89,6 +108,39 @@ class _Item:
     unit: Unit[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Units that are computed together."""
+
+    model: Model[Any]
+    shape: BatchShape
+    items: Sequence[_Item]
+
+    @property
+    def units(self) -> list[Unit[Any]]:
+        return [item.unit for item in self.items]
+
+    @property
+    def requests(self) -> list[_Request]:
+        return list({id(item.request): item.request for item in self.items}.values())
+
+    def of(self, request: _Request) -> "_Batch":
+        return replace(self, items=[item for item in self.items if item.request is request])
+
+    def halves(self) -> "list[_Batch]":
+        middle = len(self.items) // 2
+        return [replace(self, items=items) for items in (self.items[:middle], self.items[middle:])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A batch that is on the device, or behind the one there."""
+
+    batch: _Batch
+    rewards: asyncio.Future[Rewards]
+    start: float
+
+
 _Key = tuple[Model[Any], BatchShape]
 _Number = tuple[int, int]
 """Of a request by its arrival, and of a unit in it."""
@@ -109,8 +161,10 @@ class Batcher:
         self._lines: dict[_Key, WaitingLine[_Number, _Item]] = {}
         self._arrivals = itertools.count()
         self.scored = 0
-        self._arrived = asyncio.Event()
+        self._arrival: asyncio.Future[None] | None = None
+        self._free_at = 0.0
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
+        self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._task: EssentialTask | None = None
 
     def start(self) -> None:
@@ -121,7 +175,8 @@ class Batcher:
         """Stop after the batch in work; callers are gone by now."""
         if self._task is not None:
             await self._task.end()
-        await asyncio.to_thread(self._device.shutdown, cancel_futures=True)
+        for threads in (self._preparing, self._device):
+            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
     async def probe(self, work: Callable[[], object]) -> None:
         """Do something on the device behind the batch in work, to see that it can be done; raises what it does."""
@@ -152,7 +207,8 @@ class Batcher:
             key, number = (model, unit.shape), (arrival, place)
             self._lines.setdefault(key, WaitingLine()).join(number, _Item(request, unit))
             places.append((key, number))
-        self._arrived.set()
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
         try:
             await request.done
         finally:
@@ -171,38 +227,76 @@ class Batcher:
                 del self._lines[key]
 
     async def _run(self) -> None:
+        running: _Running | None = None
         while True:
-            await self._arrived.wait()
-            while self._lines:
-                await self._run_oldest()
-            self._arrived.clear()
+            if not self._lines:
+                await self._wait(*([running.rewards] if running else []))
+                if running and not self._lines:
+                    await self._settle(running)
+                    running = None
+                continue
+            key = min(self._lines, key=lambda key: self._lines[key].next()[0])
+            if running and not key[0].prepares_ahead:
+                # What comes while the device is busy may ride along.
+                await self._settle(running)
+                running = None
+                continue
+            begun = await self._begin(_Batch(*key, self._take_batch(key)))
+            if running:
+                await self._settle(running)
+            running = begun
 
-    async def _run_oldest(self) -> None:
-        key = min(self._lines, key=lambda key: self._lines[key].next()[0])
-        await self._compute(key, self._take_batch(key))
+    async def _wait(self, *others: asyncio.Future[Rewards]) -> None:
+        """Until a request arrives, or one of the others is done."""
+        self._arrival = asyncio.get_running_loop().create_future()
+        either: set[asyncio.Future[Any]] = {self._arrival, *others}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _compute(self, key: _Key, batch: list[_Item]) -> None:
-        model, shape = key
-        units = [item.unit for item in batch]
-        requests = {id(item.request): item.request for item in batch}
-        start = time.monotonic()
+    async def _begin(self, batch: _Batch) -> _Running:
+        """Prepare a batch, and have it computed behind the one on the device."""
+        loop, start = asyncio.get_running_loop(), time.monotonic()
+        model, units = batch.model, batch.units
         try:
-            rewards = await asyncio.get_running_loop().run_in_executor(self._device, model.forward, units)
-            if [len(of_unit) for of_unit in rewards] != [len(unit.places) for unit in units]:
+            if model.prepares_ahead:
+                work = await loop.run_in_executor(self._preparing, model.prepare, units)
+                return _Running(batch, loop.run_in_executor(self._device, work), start)
+            return _Running(batch, loop.run_in_executor(self._device, lambda: model.prepare(units)()), start)
+        except Exception as error:
+            failed: asyncio.Future[Rewards] = loop.create_future()
+            failed.set_exception(error)
+            return _Running(batch, failed, start)
+
+    async def _settle(self, running: _Running) -> None:
+        """Give a batch's callers its rewards, or do it again in parts."""
+        batch = running.batch
+        try:
+            rewards = await running.rewards
+            if [len(of_unit) for of_unit in rewards] != [len(unit.places) for unit in batch.units]:
                 raise InternalError("the model did not answer as many rewards as it was given texts")
             self.scored += 1
-            self._observe(units, shape, time.monotonic() - start)
-            for request in requests.values():
-                request.forward_s += time.monotonic() - start
-            for item, of_unit in zip(batch, rewards, strict=True):
+            duration_s = time.monotonic() - max(running.start, self._free_at)
+            self._observe(batch.units, batch.shape, duration_s)
+            for request in batch.requests:
+                request.forward_s += duration_s
+            for item, of_unit in zip(batch.items, rewards, strict=True):
                 item.request.answer(item.unit.places, of_unit)
         except Exception as error:  # whatever went wrong belongs to a caller; the queue must outlive it
-            if len(requests) == 1:
-                batch[0].request.fail(error)
-                return
+            await self._do_again(batch, error)
+        finally:
+            self._free_at = time.monotonic()
+
+    async def _do_again(self, batch: _Batch, error: Exception) -> None:
+        requests = batch.requests
+        if isinstance(error, ShortOfMemoryError) and len(batch.items) > 1 and batch.model.shrink():
+            parts = batch.halves()
+        elif len(requests) == 1:
+            requests[0].fail(error)
+            return
+        else:
             # One may have spoiled it for all: each alone has the same scores, or an error of its own.
-            for request in requests.values():
-                await self._compute(key, [item for item in batch if item.request is request])
+            parts = [batch.of(request) for request in requests]
+        for part in parts:
+            await self._settle(await self._begin(part))
 
     def _take_batch(self, key: _Key) -> list[_Item]:
         batch: list[_Item] = []

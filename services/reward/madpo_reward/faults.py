@@ -4,8 +4,9 @@ import logging
 
 import torch
 
-from madpo.errors import FailedPreconditionError, MadpoError, OverloadedError, UnavailableError
+from madpo.errors import FailedPreconditionError, MadpoError, UnavailableError
 from madpo.models.memory import is_out_of_memory
+from madpo_reward.batcher import ShortOfMemoryError
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def told(error: Exception, what: str) -> MadpoError:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         advice = "give the service more, or lower MADPO_REWARD_MAX_TOKENS or MADPO_REWARD_BATCH_TOKENS"
-        return OverloadedError(f"not enough memory: {what} ({advice}): {error}", retry_after_s=_MEMORY_RETRY_S)
+        return ShortOfMemoryError(f"not enough memory: {what} ({advice}): {error}", retry_after_s=_MEMORY_RETRY_S)
     if isinstance(error, OSError):  # a full disk, or no file left to open
         return UnavailableError(f"{what}: {error}")
     return FailedPreconditionError(f"{what}: {type(error).__name__}: {error}")

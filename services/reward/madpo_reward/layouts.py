@@ -2,12 +2,14 @@
 
 Floating-point sums change with the shape of what is summed, so a text must always be computed in the same shapes. Where
 single texts keep the device busy (a CPU), each is computed alone at its own length, and `SharedPrompts` computes a
-prompt once for all its responses. Where they do not (a GPU, a tiny model), `PaddedRows` fills batches of fixed shape.
+prompt once for all its responses. Where they do not (a GPU, a tiny model), `PaddedRows` fills batches of fixed shape;
+`madpo_reward.packed` gives the bits up and pads nothing.
 """
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -33,17 +35,44 @@ class Layout(Protocol):
     """Part of the revision."""
     max_tokens: int
     """Longest text that is scored whole."""
+    keeps_bits: bool
+    """Scores do not depend on the company to the last bit; else to a tolerance."""
+    prepares_ahead: bool
+    """A batch is prepared while the former one is computed."""
 
     def plan(self, texts: Sequence[Tokens]) -> list[Unit[Tokens]]:
         """What is computed together of these texts; decides their shapes."""
         ...
 
-    def forward(self, units: Sequence[Unit[Tokens]]) -> list[list[float]]:
-        """Raw logits of each unit's texts; the units have one shape and fit into one batch."""
+    def prepare(self, units: Sequence[Unit[Tokens]]) -> Callable[[], list[list[float]]]:
+        """What gives the raw logits of each unit's texts; the units have one shape and fit into one batch."""
+        ...
+
+    def shrink(self) -> bool:
+        """Take half as much at a time from now on, since memory ran out; whether that can be."""
         ...
 
 
-class WholeTexts:
+class _ExactLayout:
+    """A layout whose batches need no preparation, and whose shapes are part of its bits."""
+
+    keeps_bits = True
+    prepares_ahead = False
+
+    def forward(self, units: Sequence[Unit[Tokens]]) -> list[list[float]]:
+        """Raw logits of each unit's texts."""
+        raise NotImplementedError
+
+    def prepare(self, units: Sequence[Unit[Tokens]]) -> Callable[[], list[list[float]]]:
+        """See `Layout`."""
+        return partial(self.forward, units)
+
+    def shrink(self) -> bool:
+        """See `Layout`."""
+        return False
+
+
+class WholeTexts(_ExactLayout):
     """Each text alone, unpadded.
 
     Args:
@@ -73,7 +102,7 @@ class WholeTexts:
         return float(reward_scores(self._model, input_ids, torch.ones_like(input_ids)))
 
 
-class SharedPrompts:
+class SharedPrompts(_ExactLayout):
     """Each prompt once, then each of its responses alone after it, through the model's own key-value cache.
 
     Also a single response comes in two passes, so that its score does not depend on whether others share its prompt.
@@ -120,7 +149,7 @@ class SharedPrompts:
         return last
 
 
-class PaddedRows:
+class PaddedRows(_ExactLayout):
     """Batches of fixed shape: a text's length picks a width from a ladder, the width picks the number of rows.
 
     Rows nobody waits for are filled with dummies, so a row always has the same company in shape.

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -18,6 +19,7 @@ from madpo.data.tokenizer_process import TokenizerProcess
 from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import FailedPreconditionError
 from madpo.model_files.context_limit import context_limit
+from madpo.models.device import DTYPES, precision_on
 from madpo.models.load import load_reward_model
 from madpo.models.scores import padding_of, reward_scores
 from madpo.storage.local_copies import LocalCopies
@@ -26,13 +28,12 @@ from madpo_reward.batcher import BatchShape, Unit, one_batch
 from madpo_reward.encoding import Text, Tokens, digests, encode
 from madpo_reward.faults import told
 from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, WholeTexts, may_share_prompts
+from madpo_reward.packed import PackedRows, packed_refusal
 
 logger = logging.getLogger(__name__)
 
 CODE_VERSION = 3
 """Part of the revision; raised by every change of scorer and layouts that can change a score's bits."""
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _PLAIN_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 _SAMPLES = (
@@ -50,7 +51,7 @@ _TINY_WEIGHTS = 1_000_000
 class ScorerConfig:
     """What decides the bits of a score, next to the model: see the settings of the same names."""
 
-    dtype: str = "fp32"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
     max_tokens: int = 4096
     batch_tokens: int | None = None
 
@@ -120,18 +121,45 @@ class Scorer:
         """What is computed together of a request's texts."""
         return self.layout.plan(texts)
 
-    def forward(self, units: Sequence[Unit[Tokens]]) -> list[list[float]]:
-        """Raw logits of each unit's texts; the units have one shape and fit into one batch.
+    @property
+    def prepares_ahead(self) -> bool:
+        """A batch is prepared while the former one is computed."""
+        return self.layout.prepares_ahead
 
-        Raises:
+    def prepare(self, units: Sequence[Unit[Tokens]]) -> Callable[[], list[list[float]]]:
+        """What gives the raw logits of each unit's texts; the units have one shape and fit into one batch.
+
+        Both this and what it gives raise:
             FailedPreconditionError: The model fails on these texts, and would again.
-            OverloadedError: There is not memory enough for now.
+            ShortOfMemoryError: There is not memory enough for now.
         """
+        with self._telling(units):
+            compute = self.layout.prepare(units)
+
+        def work() -> list[list[float]]:
+            with self._telling(units):
+                return compute()
+
+        return work
+
+    @contextmanager
+    def _telling(self, units: Sequence[Unit[Tokens]]) -> Iterator[None]:
         try:
-            return self.layout.forward(units)
+            yield
         except Exception as error:
             positions = sum(unit.positions for unit in units)
             raise told(error, f"{self.model_id} cannot score {positions} positions") from error
+
+    def forward(self, units: Sequence[Unit[Tokens]]) -> list[list[float]]:
+        """What `prepare` gives, at once."""
+        return self.prepare(units)()
+
+    def shrink(self) -> bool:
+        """Take half as much at a time from now on, since memory ran out; whether that can be."""
+        if not self.layout.shrink():
+            return False
+        logger.warning("memory ran out, scoring half as much at a time", extra={"model_id": self.model_id})
+        return True
 
     def sample(self) -> list[Unit[Tokens]]:
         """Units of a short text that was scored before, to see whether that can be done still."""
@@ -157,7 +185,9 @@ class Scorer:
             (unit,) = self.plan([text])
             copies = 2 if unit.shape.width is None else unit.shape.positions // unit.positions
             elsewhere = {reward, *self._score([text] * copies), self._score([*samples[::-1], text])[-1]}
-            if elsewhere != {alone}:
+            # Where bits are not kept, as near as the plain forward pass must be.
+            allowed = 0.0 if self.layout.keeps_bits else _PLAIN_TOLERANCE[self.dtype] * (1 + abs(alone))
+            if not all(abs(score - alone) <= allowed for score in elsewhere):
                 raise FailedPreconditionError(
                     f"{self.model_id}: a sample scores {alone!r} alone and {elsewhere} in other rows or company:"
                     " margins would depend on what else is being scored"
@@ -208,9 +238,11 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
     """
     process = TokenizerProcess(directory, base_directory=base_directory)
     tokenizer = load_limited(directory, base_directory=base_directory, process=process)
-    model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[config.dtype], tokenizer=tokenizer)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = partial(Scorer, model_id, model, tokenizer, dtype=config.dtype)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = precision_on(device, config.dtype)
+    model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[precision], tokenizer=tokenizer)
+    model.to(device)
+    scorer = partial(Scorer, model_id, model, tokenizer, dtype=precision)
     *preferred, last = _layouts(model, pad_id=padding_of(model), config=config)
     for layout in preferred:
         try:
@@ -238,17 +270,26 @@ def _layouts(model: Any, *, pad_id: int, config: ScorerConfig) -> list[Layout]:
     batch_positions = _batch_positions(model) if config.batch_tokens is None else config.batch_tokens
     whole = WholeTexts(model, max_tokens=max_tokens)
     if batch_positions:
-        return [PaddedRows(model, pad_id=pad_id, max_width=max_tokens, batch_positions=batch_positions), whole]
+        padded = PaddedRows(model, pad_id=pad_id, max_width=max_tokens, batch_positions=batch_positions)
+        if config.batch_tokens is None and _is_on_gpu(model):
+            if not (refusal := packed_refusal(model)):
+                return [PackedRows(model, max_tokens=max_tokens), padded, whole]
+            logger.info("reward model scored in padded rows", extra={"reason": refusal})
+        return [padded, whole]
     return [SharedPrompts(model, max_tokens=max_tokens), whole] if may_share_prompts(model) else [whole]
 
 
 def _batch_positions(model: Any) -> int:
     """Of a padded forward pass on the model's device; 0 where single texts keep it busy."""
-    if model.device.type == "cuda":
+    if _is_on_gpu(model):
         return _GPU_BATCH_POSITIONS
     weights = sum(parameter.numel() for parameter in model.parameters())
     embeddings: int = model.get_input_embeddings().weight.numel()
     return _TINY_BATCH_POSITIONS if weights - embeddings < _TINY_WEIGHTS else 0
+
+
+def _is_on_gpu(model: Any) -> bool:
+    return bool(model.device.type == "cuda")
 
 
 def _batches(units: Sequence[Unit[Tokens]]) -> Iterator[Sequence[Unit[Tokens]]]:

@@ -30,8 +30,8 @@ class RewardSettings(StoreSettings, CacheSettings, ComputeSettings):
     """Models to load before the service answers SERVING, as a JSON list; others load when first asked for."""
     max_resident_models: Annotated[int, Field(ge=1)] = 2
     """Models kept in memory; the one unused for longest makes room for a new one."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of weights and activations."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of weights and activations. `auto`: bf16 on a GPU that has it, fp32 elsewhere."""
     threads: Annotated[int | None, Field(ge=1)] = None
     """Torch threads of a forward pass; None leaves torch's own choice."""
     max_tokens: Annotated[int, Field(ge=32)] = 4096
@@ -39,7 +39,8 @@ class RewardSettings(StoreSettings, CacheSettings, ComputeSettings):
     texts the start of the prompt goes first, then the end of the response."""
     batch_tokens: Annotated[int | None, Field(ge=0), AfterValidator(_pads_or_not)] = None
     """Tokens of one padded forward pass, padding included. 0: nothing is padded, each text is computed alone and a
-    prompt once for all its responses. None: 8192 on CUDA; on CPU 512 for models under a million weights, else 0."""
+    prompt once for all its responses. None: on CUDA rows of prompts with all their responses, whose scores agree to a
+    tolerance, and 8192 where that cannot be; on CPU 512 for models under a million weights, else 0."""
     max_queue_tokens: Annotated[int, Field(ge=64)] = 524_288
     """Tokens of requests let in and not yet answered; more are refused at once with a retry hint."""
     max_queue_bytes: Annotated[int, Field(ge=MESSAGE_LIMIT_BYTES)] = 256 << 20

@@ -89,12 +89,17 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Forward passes wait while it is cleared."""
     gate = threading.Event()
     gate.set()
-    forward = Scorer.forward
+    prepare = Scorer.prepare
 
-    def gated(self: Scorer, units: Sequence[Any]) -> list[list[float]]:
-        assert gate.wait(timeout=30)
-        return forward(self, units)
+    def gated(self: Scorer, units: Sequence[Any]) -> Callable[[], list[list[float]]]:
+        compute = prepare(self, units)
 
-    monkeypatch.setattr(Scorer, "forward", gated)
+        def held() -> list[list[float]]:
+            assert gate.wait(timeout=30)
+            return compute()
+
+        return held
+
+    monkeypatch.setattr(Scorer, "prepare", gated)
     yield gate
     gate.set()

@@ -2,14 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from madpo.errors import InternalError
-from madpo_reward.batcher import Batcher, BatchShape, Unit
+from madpo.errors import FailedPreconditionError, InternalError, OverloadedError
+from madpo_reward.batcher import Batcher, BatchShape, ShortOfMemoryError, Unit
 from madpo_reward.metrics import RewardMetrics
 
 Ids = Sequence[int]
@@ -39,6 +40,14 @@ class Recorder:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+
+    prepares_ahead = False
+
+    def shrink(self) -> bool:
+        return False
+
+    def prepare(self, units: Sequence[Unit[Ids]]) -> Callable[[], list[list[float]]]:
+        return partial(self.forward, units)
 
     def forward(self, units: Sequence[Unit[Ids]]) -> list[list[float]]:
         assert len({unit.shape for unit in units}) == 1
@@ -219,3 +228,110 @@ async def test_an_answer_that_does_not_fit_fails_its_callers_and_the_queue_goes_
         await batcher.score(Forgetful(), padded([[1], [2]]))
 
     assert list((await batcher.score(Recorder(), padded([[3]]))).rewards) == [3.0]
+
+
+class Ahead(Recorder):
+    """Prepares a batch while the former one is computed, and takes at most `most` positions at a time."""
+
+    prepares_ahead = True
+
+    def __init__(self, most: int = 1 << 30) -> None:
+        super().__init__()
+        self.most, self.shrunk = most, 0
+        self.prepared: list[list[Ids]] = []
+        self.second = threading.Event()
+
+    def prepare(self, units: Sequence[Unit[Ids]]) -> Callable[[], list[list[float]]]:
+        self.prepared.append([text for unit in units for text in unit.texts])
+        if any(-2 in text for text in self.prepared[-1]):
+            raise FailedPreconditionError("it cannot be laid out")
+        if len(self.prepared) == 2:
+            self.second.set()
+        return partial(self.forward, units)
+
+    def forward(self, units: Sequence[Unit[Ids]]) -> list[list[float]]:
+        rewards = super().forward(units)
+        if sum(unit.positions for unit in units) > self.most:
+            raise ShortOfMemoryError("not enough memory", retry_after_s=1.0)
+        return rewards
+
+    def shrink(self) -> bool:
+        self.shrunk += 1
+        return True
+
+
+def unpadded(texts: Sequence[Ids]) -> list[Unit[Ids]]:
+    return [
+        Unit((place,), (text,), shape=UNPADDED, tokens=len(text), positions=len(text))
+        for place, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.timeout(30)
+async def test_the_next_batch_is_prepared_while_the_former_one_is_computed(batcher: Batcher) -> None:
+    model = Ahead()
+    first = await model.hold(batcher)
+
+    second = asyncio.create_task(batcher.score(model, unpadded([[1], [2]])))
+    assert await asyncio.to_thread(model.second.wait, 10)
+
+    assert [text for text, _ in model.batches] == [[[100]]]  # what was prepared waits for the device
+    assert model.prepared == [[[100]], [[1], [2]]]
+    model.gate.set()
+    assert list((await first).rewards) == [100.0]  # type: ignore[attr-defined]
+    assert list((await second).rewards) == [1.0, 2.0]
+
+
+@pytest.mark.timeout(30)
+async def test_what_cannot_be_prepared_is_told_to_who_asked_for_it_and_not_to_its_company(batcher: Batcher) -> None:
+    model = Ahead()
+    first = await model.hold(batcher)
+    good = asyncio.create_task(batcher.score(model, unpadded([[1]])))
+    bad = asyncio.create_task(batcher.score(model, unpadded([[-2]])))
+    await asyncio.sleep(0)
+    model.gate.set()
+
+    await first
+    assert list((await good).rewards) == [1.0]
+    with pytest.raises(FailedPreconditionError, match="cannot be laid out"):
+        await bad
+
+
+@pytest.mark.timeout(30)
+async def test_a_batch_that_memory_runs_out_in_is_done_again_in_halves(batcher: Batcher) -> None:
+    model = Ahead(most=5)
+
+    scored = await batcher.score(model, unpadded([[place] * 2 for place in range(8)]))
+
+    assert list(scored.rewards) == [2.0 * place for place in range(8)]
+    assert [len(texts) for texts, _ in model.batches] == [8, 4, 2, 2, 4, 2, 2]
+    assert model.shrunk == 3
+
+
+@pytest.mark.timeout(30)
+async def test_a_text_that_memory_has_no_room_for_is_refused_for_now_and_its_company_is_not(batcher: Batcher) -> None:
+    model = Ahead(most=8)
+    first = await model.hold(batcher)
+    large = asyncio.create_task(batcher.score(model, unpadded([[1] * 9])))
+    small = asyncio.create_task(batcher.score(model, unpadded([[2], [3]])))
+    await asyncio.sleep(0)
+    model.gate.set()
+
+    await first
+    assert list((await small).rewards) == [2.0, 3.0]
+    with pytest.raises(OverloadedError) as refused:
+        await large
+    assert refused.value.retry_after_s == 1.0
+
+
+@pytest.mark.timeout(30)
+async def test_a_model_that_cannot_take_less_is_asked_request_by_request(batcher: Batcher) -> None:
+    model = Ahead(most=8)
+    model.shrink = lambda: False  # type: ignore[method-assign]
+    first = await model.hold(batcher)
+    tasks = [asyncio.create_task(batcher.score(model, unpadded([[each] * 5]))) for each in (1, 2)]
+    await asyncio.sleep(0)
+    model.gate.set()
+
+    await first
+    assert [list((await task).rewards) for task in tasks] == [[5.0], [10.0]]

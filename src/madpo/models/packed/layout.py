@@ -81,6 +81,12 @@ class PackedRow:
         }
         return replace(self, **moved)
 
+    def pinned(self) -> Self:
+        """The same row in memory from which copies to a GPU need no waiting."""
+        values = ((each.name, getattr(self, each.name)) for each in fields(self))
+        kept: dict[str, Any] = {name: value.pin_memory() for name, value in values if isinstance(value, Tensor)}
+        return replace(self, **kept)
+
 
 def pack(groups: Sequence[ResponseGroup], *, share: bool = True) -> PackedRow:
     """Lay groups out as one row.
