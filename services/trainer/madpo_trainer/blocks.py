@@ -37,12 +37,12 @@ def prepare_blocks(model: Any, parameters: TrainingParameters) -> None:
         InvalidArgumentError: The model cannot do it, or there is no compiler here.
     """
     if parameters.activation_checkpointing:
-        inner = inner_model(model)
-        if not inner.supports_gradient_checkpointing:
+        if not can_recompute(model):
             raise InvalidArgumentError(
-                f"{type(inner).__name__} cannot recompute activations (leave out training.activation_checkpointing)"
+                f"{type(inner_model(model)).__name__} cannot recompute activations (leave out "
+                "training.activation_checkpointing)"
             )
-        inner.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_blocks(model)
     if parameters.compile:
         if not any(map(shutil.which, _COMPILERS)):
             raise InvalidArgumentError(
@@ -51,3 +51,13 @@ def prepare_blocks(model: Any, parameters: TrainingParameters) -> None:
             )
         for block in transformer_blocks(model):
             block.compile(dynamic=True)
+
+
+def can_recompute(model: Any) -> bool:
+    """Whether the model's code can compute its blocks again in the backward pass."""
+    return bool(getattr(inner_model(model), "supports_gradient_checkpointing", False))
+
+
+def recompute_blocks(model: Any) -> None:
+    """Keep only the inputs of blocks from now on."""
+    inner_model(model).activation_checkpointing_enable({"use_reentrant": False})

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,11 @@ from madpo_trainer.optimizer import Optimizer
 from madpo_trainer.precision import training_autocast
 from madpo_trainer.ranks import OutOfMemory, Ranks
 from madpo_trainer.state import TrainingState, save_state, seed_micro_batch
+from madpo_trainer.step_memory import StepMemory, settle_step_memory
 from madpo_trainer.trained_weights import non_finite_weights, refuse_non_finite_weights, saved_state
 
 logger = logging.getLogger(__name__)
 
-_ROWS_LOOKED_AT = 64
-"""For a short and a long one, by which a step's memory is estimated."""
 _LONGEST_SILENCE_S = 60.0
 """However seldom figures are logged, the step is reported this often: a run that says nothing is taken for hung."""
 _LEAST_WORK = 19
@@ -91,7 +89,7 @@ class TrainingLoop:
         self._saved_step = state.step
         self._checkpoint_every_s = checkpoint_every_s
         self._checkpoint_due = math.inf
-        self._memory: memory.MemoryEstimate | None = None
+        self._memory: StepMemory | None = None
         if state.memory_shortage:
             micro_batches.budget_tokens = state.memory_shortage["after"]
         self._reported = self._totals()
@@ -297,25 +295,18 @@ class TrainingLoop:
 
     def summary(self) -> dict[str, Any]:
         """How memory sufficed, for the record of the job."""
-        estimate = {} if self._memory is None else {"memory_estimate": self._memory.figures()}
-        return estimate | ({"memory_shortage": self.state.memory_shortage} if self.state.memory_shortage else {})
+        settled = {} if self._memory is None else self._memory.summary()
+        return settled | ({"memory_shortage": self.state.memory_shortage} if self.state.memory_shortage else {})
 
     def estimate_memory(self) -> None:
-        """Estimate the memory of a step, before the first; all ranks must call."""
-        longest, budget = self._objective.longest, self._micro_batches.budget_tokens
-        lengths = self._objective.lengths
-        looked_at = range(min(_ROWS_LOOKED_AT, len(lengths)))
-        short, long = (choose(looked_at, key=lengths.__getitem__) for choose in (min, max))
-        with self._autocast():
-            self._memory = memory.estimate_memory(
-                self._objective.model,
-                {lengths[row]: partial(self._objective.idle, row) for row in (short, long)},
-                largest_tokens=max(longest, min(budget, self._schedule.batch_size * longest)),
-                recompute=self._parameters.activation_checkpointing,
-            )
-        if self._ranks.is_leader:
-            figures, level = self._memory.figures(), logging.INFO if self._memory.fits else logging.WARNING
-            logger.log(level, "memory of a step: %s", "fits" if self._memory.fits else "may not fit", extra=figures)
+        """Before the first step estimate what one takes, and settle whether blocks are computed again for it.
+
+        All ranks must call.
+        """
+        self._memory = settle_step_memory(
+            self._objective, self._micro_batches, self._parameters, self._ranks, batch_size=self._schedule.batch_size
+        )
+        self._parameters = self._parameters.model_copy(update={"activation_checkpointing": self._memory.recompute})
 
     def _report(self, row: dict[str, Any], seconds_per_step: float) -> None:
         step, total = self.state.step, self._schedule.total_steps

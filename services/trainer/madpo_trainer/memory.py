@@ -2,7 +2,8 @@
 
 Weights, gradients and optimizer state are counted. Activations are what autograd keeps of a forward pass: what a longer
 row has more of it, by token, times the tokens of the largest micro-batch, and what does not depend on the row (under
-autocast, copies of the weights). The backward pass needs about one more block of them.
+autocast, copies of the weights). Beside them the backward pass needs about one block more, or what log-probs take.
+Where blocks are computed again, their inputs are kept, and all else for one block at a time.
 
 And what is left of a shortage where ranks must keep in step, so that none can go back alone: a note in the object store
 with which the next attempt begins in smaller pieces.
@@ -10,7 +11,8 @@ with which the next attempt begins in smaller pieces.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ from madpo_trainer.blocks import transformer_blocks
 logger = logging.getLogger(__name__)
 
 _MIB = 1 << 20
+_ONE_AND_ITS_GRADIENTS = 1.25
+"""What a block keeps, and what its backward pass makes of it at one time, over the former."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class MemoryEstimate:
     """Gradients, and AdamW's two moments as large as they."""
     activations: int
     """Of the largest micro-batch."""
+    recomputed: int
+    """What they are where blocks are computed again."""
     available: int | None
     """What was free when the estimate was made, with weights and moments there; None where the system does not say."""
 
@@ -50,6 +56,10 @@ class MemoryEstimate:
     def fits(self) -> bool:
         """Whether the step should fit in what is free."""
         return self.available is None or self.to_come <= self.available
+
+    def recomputing(self) -> Self:
+        """The same, with blocks that are computed again."""
+        return replace(self, activations=self.recomputed)
 
     def figures(self) -> dict[str, float]:
         """In MiB."""
@@ -64,15 +74,15 @@ def estimate_memory(
     runs: Mapping[int, Callable[[], Tensor]],
     *,
     largest_tokens: int,
-    recompute: bool,
+    head: int = 0,
 ) -> MemoryEstimate:
-    """Estimate a step by running the model on one row or two, without dropout.
+    """Estimate a step by running the model on one row or two, without dropout; no block is computed again in it.
 
     Args:
         model: Where it will be trained.
         runs: By their tokens, losses with gradient: of a short row and of a long one where there are.
         largest_tokens: Tokens of the largest micro-batch.
-        recompute: Whether blocks will keep their inputs only.
+        head: Bytes that log-probs take while they are computed, however many there are.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -82,17 +92,13 @@ def estimate_memory(
     (least, least_kept), (most, most_kept) = min(kept.items()), max(kept.items())
     per_token = (most_kept - least_kept) / (most - least) if most > least else most_kept / most
     fixed = max(0.0, most_kept - per_token * most)
-    blocks = _block_count(model)
-    if recompute:
-        hidden_bytes = inner_model(model).config.get_text_config().hidden_size * 4
-        per_token = blocks * hidden_bytes + 2 * per_token / blocks
-        fixed /= blocks
-    else:
-        per_token *= 1 + 1 / blocks
+    blocks, one_block = _block_count(model), per_token * largest_tokens / _block_count(model)
+    inputs = blocks * _hidden_bytes(model) * largest_tokens
     return MemoryEstimate(
         weights=sum(map(_bytes, model.parameters())),
         training_state=3 * sum(_bytes(each) for each in model.parameters() if each.requires_grad),
-        activations=round(fixed + per_token * largest_tokens),
+        activations=round(fixed + per_token * largest_tokens + max(one_block, head)),
+        recomputed=round(inputs + max(_ONE_AND_ITS_GRADIENTS * one_block + fixed / blocks, head)),
         available=available_bytes(device),
     )
 
@@ -138,6 +144,14 @@ def _block_count(model: nn.Module) -> int:
         return len(transformer_blocks(model))
     except InvalidArgumentError:
         return 1
+
+
+def _hidden_bytes(model: nn.Module) -> int:
+    """Of what goes from block to block, by token."""
+    inner = inner_model(model)
+    if not isinstance(inner, PreTrainedModel):
+        return 0
+    return int(inner.config.get_text_config().hidden_size * inner.get_input_embeddings().weight.itemsize)
 
 
 def _kept_bytes(model: nn.Module, run: Callable[[], Tensor]) -> int:

@@ -66,7 +66,7 @@ def rows(
     """What each way to train takes."""
     for parameters in options:
         plan = plan_memory(config, parameters, gpus=gpus, method=parse_params(method, {}))
-        yield Row(_named(parameters), gpus, parameters.activation_checkpointing, plan)
+        yield Row(_named(parameters), gpus, bool(parameters.activation_checkpointing), plan)
 
 
 def ways(arguments: argparse.Namespace) -> list[TrainingParameters]:

@@ -190,7 +190,7 @@ class TrainingRun:
             held_out.require_metric(self._state.initial_eval)
             if self._state.step == 0:
                 self._state.initial_weights = fingerprints(objective.model, self._ranks, dtypes=dtypes)
-            self._ranks.together(loop.estimate_memory)
+            loop.estimate_memory()
             if not loop.execute():
                 raise Interrupted
             about = {

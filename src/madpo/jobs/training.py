@@ -144,9 +144,10 @@ class TrainingParameters(Spec):
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp` splits weights, gradients and optimizer state of the blocks, embeddings and head over the trainer's ranks
     (FSDP2)."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | None = None
     """Keep only the inputs of transformer blocks for the backward pass, which computes the rest again: less memory,
-    about a third more compute, the same result."""
+    about a third more compute, the same result. null does it where a step would else not fit, by an estimate before
+    the first; the result says which, and why (`execution`)."""
     compile: bool = False
     """Compile the transformer blocks (torch.compile); needs a C++ compiler where the trainer runs. Rounding differs."""
     eval_every_steps: Annotated[int | None, AtMost(MOST_STEPS)] = Field(default=None, ge=1)

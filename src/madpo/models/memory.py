@@ -29,7 +29,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def available_bytes(device: torch.device) -> int | None:
     """Memory that is free for a device; None where the system does not say."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # And what torch's allocator holds of it and has not given out.
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + spare
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields: dict[str, Any] = dict(line.split(":", 1) for line in file)

@@ -1,63 +1,19 @@
 """What a training is said to take of memory, against what one on this CPU took."""
 
 import json
-from itertools import product
 
 import pytest
 import torch
-from peft import TaskType
-from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from madpo.jobs.training import LoraParameters, TrainingParameters
 from madpo.losses.registry import parse_params
-from madpo.models.packed.attention import use_packed_attention
-from madpo.models.packed.logps import PackedLogps
-from madpo.models.scores import inner_model
 from madpo_trainer import memory_plan, plan
-from madpo_trainer.adapters import with_adapters
-from madpo_trainer.blocks import prepare_blocks
 from madpo_trainer.live_memory import LiveMemory
 from madpo_trainer.memory_plan import plan_memory
-from madpo_trainer.precision import training_autocast
 from madpo_trainer.shapes import SHAPES
 from tests.memory_table import PAGE, memory_table, page_with
-
-SMALL = LlamaConfig(
-    vocab_size=4096,
-    hidden_size=128,
-    intermediate_size=448,
-    num_hidden_layers=6,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
-WAYS = list(product((None, LoraParameters()), (False, True), ("fp32", "bf16")))
-NAMES = [f"{'lora' if lora else 'full'}-{'recomputed' if again else 'kept'}-{dtype}" for lora, again, dtype in WAYS]
-
-
-def most_taken(parameters):
-    """Bytes that the CPU's allocator gave out at one time in a micro-batch behind another, beside what was there."""
-    model = AutoModelForCausalLM.from_config(SMALL)
-    if parameters.lora is not None:
-        model = with_adapters(model, parameters.lora, TaskType.CAUSAL_LM)
-    use_packed_attention(inner_model(model))
-    prepare_blocks(model.train(), parameters)
-    groups = list(memory_plan._groups(parameters))
-
-    def micro_batch():
-        with training_autocast("cpu", parameters):
-            loss = PackedLogps()(model, groups).logps.sum()
-        loss.backward()
-
-    micro_batch()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        micro_batch()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+from tests.unit.trainer.measured import NAMES, SMALL, WAYS, most_taken
 
 
 @pytest.mark.parametrize(("lora", "recompute", "precision"), WAYS, ids=NAMES)
@@ -72,7 +28,9 @@ def test_a_step_takes_what_was_planned(lora, recompute, precision):
 
     planned = plan_memory(SMALL, parameters)
 
-    assert planned.activations + planned.head == pytest.approx(most_taken(parameters), rel=0.1)
+    assert planned.activations + planned.head == pytest.approx(
+        most_taken(parameters, list(memory_plan._groups(parameters))), rel=0.1
+    )
 
 
 @pytest.mark.parametrize("recompute", [False, True])

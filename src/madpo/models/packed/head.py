@@ -60,6 +60,25 @@ def token_logps(head: Head, hidden: Tensor, targets: Tensor, *, vocabulary: bool
     return results
 
 
+def working_bytes(head: Head, tokens: int) -> int:
+    """What log-probs and their backward pass take at one time beside hidden states, under the present autocast.
+
+    Args:
+        head: Of the model, as it is trained.
+        tokens: Whose log-probs, or more: beyond a chunk and what is kept, more tokens take no more.
+    """
+    this = _Computation(head, head.weight, vocabulary=False)
+    vocabulary, width = head.weight.shape
+    wide, narrow = this.sum_dtype.itemsize, 0 if this.dtype == this.sum_dtype else this.dtype.itemsize
+    size = max(1, min(tokens, CHUNK_BYTES // (vocabulary * wide)))
+    copy = 0 if this.dtype == head.weight.dtype else this.dtype.itemsize * head.weight.numel()
+    one_chunk = (wide + 2 * narrow) * size * vocabulary
+    if not head.weight.requires_grad:
+        return one_chunk + copy
+    kept = min(-(-tokens // size), KEPT_BYTES // (wide * size * vocabulary)) + (0 if narrow else 1)
+    return one_chunk + copy + kept * wide * size * vocabulary + (wide + narrow) * vocabulary * width
+
+
 class _Computation:
     """What does not change from chunk to chunk. Knows the kind of the tensors, but none of their values."""
 
