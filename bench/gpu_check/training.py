@@ -189,7 +189,7 @@ def resume(setting: Setting) -> Figures:
 
 
 def _weights(setting: Setting, task: Task, rows: list[PolicyRow], *, split: bool) -> dict[str, torch.Tensor]:
-    make_deterministic(None)
+    make_deterministic(None, strict=setting.is_cuda)
     small = replace(setting, size=task.model)
     with tempfile.TemporaryDirectory() as scratch:
         saved = Path(scratch) / "saved"

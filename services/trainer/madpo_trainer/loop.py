@@ -38,6 +38,7 @@ from madpo_trainer.precision import training_autocast
 from madpo_trainer.ranks import OutOfMemory, Ranks
 from madpo_trainer.state import TrainingState, save_state, seed_micro_batch
 from madpo_trainer.step_memory import StepMemory, settle_step_memory
+from madpo_trainer.throughput import Throughput
 from madpo_trainer.trained_weights import non_finite_weights, refuse_non_finite_weights, saved_state
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class TrainingLoop:
         self._checkpoint_every_s = checkpoint_every_s
         self._checkpoint_due = math.inf
         self._memory: StepMemory | None = None
+        self._throughput = Throughput(objective.model, precision=parameters.precision, ranks=ranks)
         if state.memory_shortage:
             micro_batches.budget_tokens = state.memory_shortage["after"]
         self._reported = self._totals()
@@ -103,6 +105,7 @@ class TrainingLoop:
         """Train; True when training is over, False when the run was asked to stop (a checkpoint is left)."""
         self._objective.model.train()
         self._objective.start(self.state.step)
+        self._throughput.start()
         started, first = time.monotonic(), self.state.step
         self._checkpoint_due = started + self._checkpoint_every_s
         try:
@@ -189,6 +192,8 @@ class TrainingLoop:
         step_s = time.monotonic() - start
         self._count("step_s", step_s)
         self._count("rows", len(rows))
+        tokens = sum(self._objective.lengths[row] for row in rows)
+        self._count("tokens", tokens)
         self._count("margin_wait_s", figures.get("time/margin_wait_s", 0.0))
         for name, value in figures.items():
             self.state.largest[name] = max(self.state.largest.get(name, 0.0), abs(value))
@@ -198,6 +203,8 @@ class TrainingLoop:
             **figures,
             "time/step_s": step_s,
             "rows_per_s": len(rows) / step_s,
+            **self._throughput.figures(tokens=tokens, seconds=step_s),
+            "peak_memory_gib": self._throughput.peak_memory_gib(),
         }
 
     def _work(self, step: int, rows: Sequence[int]) -> StepWork:
@@ -294,9 +301,10 @@ class TrainingLoop:
         )
 
     def summary(self) -> dict[str, Any]:
-        """How memory sufficed, for the record of the job."""
-        settled = {} if self._memory is None else self._memory.summary()
-        return settled | ({"memory_shortage": self.state.memory_shortage} if self.state.memory_shortage else {})
+        """How fast it went and how memory sufficed, for the record of the job; all ranks must call."""
+        found = self._throughput.summary(self.state.counters)
+        found |= {} if self._memory is None else self._memory.summary()
+        return found | ({"memory_shortage": self.state.memory_shortage} if self.state.memory_shortage else {})
 
     def estimate_memory(self) -> None:
         """Before the first step estimate what one takes, and settle whether blocks are computed again for it.

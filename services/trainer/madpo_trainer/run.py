@@ -85,7 +85,6 @@ def _attempt(workspace: Path, place: RankEnvironment) -> int:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # a new head is expected to be missing from the base model
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    make_deterministic(settings.threads)
     with open_ranks(place, timeout_s=settings.collective_timeout_s) as ranks:
         if ranks.size > 1:
             structlog.contextvars.bind_contextvars(rank=ranks.rank)
@@ -124,6 +123,9 @@ class TrainingRun:
         self._parameters = self._spec.training
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
         self._state = TrainingState(seed=self._parameters.seed)
+        on_gpu = training_device(ranks).type == "cuda"
+        self._is_deterministic = self._parameters.deterministic or not on_gpu
+        make_deterministic(settings.threads, strict=on_gpu and self._parameters.deterministic)
         self._total_steps = 0
         self._metrics: list[dict[str, Any]] = []
         self._tolerance = Tolerance()
@@ -197,6 +199,7 @@ class TrainingRun:
                 "trained": summarise_training(objective.model, self._ranks, state=self._state, dtypes=dtypes),
                 "execution": {
                     "precision": self._parameters.precision,
+                    "deterministic": self._is_deterministic,
                     **inputs.runner.micro_batches.summary(),
                     **loop.summary(),
                 },

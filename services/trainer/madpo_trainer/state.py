@@ -65,13 +65,19 @@ class TrainingState:
     """Sums over all attempts: seconds trained, seconds waited for margins..."""
 
 
-def make_deterministic(threads: int | None) -> None:
-    """Bit-equal results on the same machine: what a resumed run is compared by."""
+def make_deterministic(threads: int | None, *, strict: bool = False) -> None:
+    """Bit-equal results on the same machine: what a resumed run is compared by.
+
+    Args:
+        threads: Of the CPU; None for torch's own choice.
+        strict: Also of the backward pass of attention on a GPU, which is slower then; what has no such form is refused
+            where it is met. Without, a GPU rounds sums now one way and now the other; a CPU never does.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     use_tensor_cores()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
     # Fresh memory is written before it is read; filling it first would only take time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -134,6 +134,9 @@ class TrainingParameters(Spec):
     """What is computed in; the weights that are trained and the optimizer stay fp32. `auto`: bf16 on a GPU that has it,
     fp32 elsewhere; the result says which. bf16 runs the forward pass under autocast, and gathers the weights of a
     sharded model in bf16. fp32 on a GPU is TF32."""
+    deterministic: bool = False
+    """On a GPU, give the same bits each time, also after a resume: attention's backward pass in its slower form, and an
+    operation that has no such form ends the job. On a CPU it is so anyway; the result says whether it was."""
     save_dtype: Literal["base", "fp32", "bf16"] = "base"
     """Of the weights of the model that is left: as the model it started from has them, tensor by tensor, or all alike.
     What is measured at the end is the model as it is left. `base` leaves adapters in fp32; checkpoints always are."""

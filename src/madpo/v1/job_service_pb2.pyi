@@ -140,7 +140,7 @@ class MarginParameters(_message.Message):
     def __init__(self, source: _Optional[str] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., outage_policy: _Optional[str] = ..., outage_budget_s: _Optional[float] = ..., lookahead_batches: _Optional[int] = ..., temperature: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
 
 class TrainingParameters(_message.Message):
-    __slots__ = ("epochs", "max_steps", "global_batch_size", "max_tokens", "seed", "precision", "optimizer", "lora", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "sharding", "activation_checkpointing", "compile", "layout", "micro_batch_tokens", "overlong", "save_dtype", "eval_every_steps", "best_metric", "early_stopping_patience", "publish")
+    __slots__ = ("epochs", "max_steps", "global_batch_size", "max_tokens", "seed", "precision", "optimizer", "lora", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "sharding", "activation_checkpointing", "compile", "layout", "micro_batch_tokens", "overlong", "save_dtype", "eval_every_steps", "best_metric", "early_stopping_patience", "publish", "deterministic")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     GLOBAL_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class TrainingParameters(_message.Message):
     BEST_METRIC_FIELD_NUMBER: _ClassVar[int]
     EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     epochs: float
     max_steps: int
     global_batch_size: int
@@ -185,7 +186,8 @@ class TrainingParameters(_message.Message):
     best_metric: str
     early_stopping_patience: int
     publish: str
-    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., precision: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerParameters, _Mapping]] = ..., lora: _Optional[_Union[LoraParameters, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., log_every_steps: _Optional[int] = ..., sharding: _Optional[str] = ..., activation_checkpointing: _Optional[bool] = ..., compile: _Optional[bool] = ..., layout: _Optional[str] = ..., micro_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., save_dtype: _Optional[str] = ..., eval_every_steps: _Optional[int] = ..., best_metric: _Optional[str] = ..., early_stopping_patience: _Optional[int] = ..., publish: _Optional[str] = ...) -> None: ...
+    deterministic: bool
+    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., precision: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerParameters, _Mapping]] = ..., lora: _Optional[_Union[LoraParameters, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., log_every_steps: _Optional[int] = ..., sharding: _Optional[str] = ..., activation_checkpointing: _Optional[bool] = ..., compile: _Optional[bool] = ..., layout: _Optional[str] = ..., micro_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., save_dtype: _Optional[str] = ..., eval_every_steps: _Optional[int] = ..., best_metric: _Optional[str] = ..., early_stopping_patience: _Optional[int] = ..., publish: _Optional[str] = ..., deterministic: _Optional[bool] = ...) -> None: ...
 
 class OptimizerParameters(_message.Message):
     __slots__ = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "warmup_ratio", "max_grad_norm", "schedule", "warmup_steps", "min_learning_rate_ratio")

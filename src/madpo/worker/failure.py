@@ -59,6 +59,10 @@ _ADVICE = (
         "activation_checkpointing",
     ),
     (
+        r"does not have a deterministic implementation",
+        "leave out training.deterministic: on this device the model needs an operation whose rounding varies",
+    ),
+    (
         r"shared memory|/dev/shm|unable to write to file </torch_",
         "give the container more shared memory: shm_size in compose, --shm-size of docker run",
     ),

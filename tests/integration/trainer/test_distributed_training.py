@@ -349,7 +349,7 @@ def test_every_step_reports_the_figures_of_the_whole_batch(one, two, name):
     expected, found = (
         [json.loads(line) for line in each.artifact(name, "metrics.jsonl").splitlines()] for each in (one, two)
     )
-    timings = ("time/", "rows_per_s")
+    timings = ("time/", "rows_per_s", "tokens_per_s", "peak_memory_gib")
 
     assert len(found) == len(expected) == 6
     for row, other in zip(found, expected, strict=True):
@@ -412,6 +412,11 @@ def test_the_record_says_how_the_model_was_run(one, two):
         assert execution["layout"] == "packed"
         assert execution["micro_batch_tokens"] == 40
         assert execution["memory_estimate"]["activations_mib"] > 0
+        assert execution["activation_checkpointing"] is False
+        assert execution["activation_checkpointing_reason"] == "a step fits without"
+        assert execution["deterministic"] is True
+        assert execution["tokens_per_s"] > 0
+        assert execution["peak_memory_gib"] > 0
         assert each.outcomes["reward"].result.summary["execution"]["layout"] == "packed"
         assert each.outcomes["sharded"].result.summary["execution"]["layout"] == "packed"
         dropout = each.outcomes["dropout"].result.summary["execution"]

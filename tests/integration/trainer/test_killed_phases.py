@@ -141,8 +141,11 @@ def models(site: Site) -> list[str]:
     return [info.key for info in site.store.list("models/")]
 
 
+UNLIKE = ("rows_per_s", "tokens_per_s", "peak_memory_gib")
+"""Figures of a step that are others each time."""
+
+
 def untimed(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in each.items() if "time/" not in name and name != "rows_per_s"}
-        for each in metrics
+        {name: value for name, value in each.items() if "time/" not in name and name not in UNLIKE} for each in metrics
     ]

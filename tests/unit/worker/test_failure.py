@@ -59,6 +59,10 @@ def test_a_group_says_its_first_error_and_a_message_is_one_line(tmp_path: Path) 
         (PermissionError(13, "Permission denied", "/workspace"), "the user that the worker runs as"),
         (RuntimeError("Error(s) in loading: size mismatch for lm_head.weight"), "config.json"),
         (IndexError("index out of range in self"), "token id"),
+        (
+            RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but"),
+            "training.deterministic",
+        ),
         (AssertionError("Padding_idx must be within num_embeddings"), "pad_token_id"),
         (ModuleNotFoundError("No module named 'sentencepiece'"), "install it where the worker runs"),
     ],
