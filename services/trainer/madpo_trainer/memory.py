@@ -38,8 +38,9 @@ class MemoryEstimate:
     """Bytes on this rank's device."""
 
     weights: int
-    training_state: int
-    """Gradients, and AdamW's two moments as large as they."""
+    gradients: int
+    optimizer: int
+    """What AdamW remembers on the device."""
     activations: int
     """Of the largest micro-batch."""
     recomputed: int
@@ -50,7 +51,12 @@ class MemoryEstimate:
     @property
     def to_come(self) -> int:
         """Beside weights and moments, which are there: gradients and activations."""
-        return self.training_state // 3 + self.activations
+        return self.gradients + self.activations
+
+    @property
+    def training_state(self) -> int:
+        """Gradients, and what AdamW remembers."""
+        return self.gradients + self.optimizer
 
     @property
     def fits(self) -> bool:
@@ -75,6 +81,7 @@ def estimate_memory(
     *,
     largest_tokens: int,
     head: int = 0,
+    optimizer: int | None = None,
 ) -> MemoryEstimate:
     """Estimate a step by running the model on one row or two, without dropout; no block is computed again in it.
 
@@ -82,7 +89,8 @@ def estimate_memory(
         model: Where it will be trained.
         runs: By their tokens, losses with gradient: of a short row and of a long one where there are.
         largest_tokens: Tokens of the largest micro-batch.
-        head: Bytes that log-probs take while they are computed, however many there are.
+        head: Bytes that log-probs take while they are computed.
+        optimizer: Bytes that it remembers on the device; None for two numbers a trained weight.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -94,9 +102,11 @@ def estimate_memory(
     fixed = max(0.0, most_kept - per_token * most)
     blocks, one_block = _block_count(model), per_token * largest_tokens / _block_count(model)
     inputs = blocks * _hidden_bytes(model) * largest_tokens
+    gradients = sum(_bytes(each) for each in model.parameters() if each.requires_grad)
     return MemoryEstimate(
         weights=sum(map(_bytes, model.parameters())),
-        training_state=3 * sum(_bytes(each) for each in model.parameters() if each.requires_grad),
+        gradients=gradients,
+        optimizer=2 * gradients if optimizer is None else optimizer,
         activations=round(fixed + per_token * largest_tokens + max(one_block, head)),
         recomputed=round(inputs + max(_ONE_AND_ITS_GRADIENTS * one_block + fixed / blocks, head)),
         available=available_bytes(device),

@@ -24,6 +24,7 @@ from madpo.models.packed.head import head_of, token_logps
 from madpo.models.packed.layout import PackedRow, pack
 from madpo.models.packed.logps import hidden_states
 from madpo.models.scores import inner_model
+from madpo_trainer.adam import remembered_bytes, visiting_bytes
 from madpo_trainer.adapters import with_adapters
 from madpo_trainer.blocks import prepare_blocks, transformer_blocks
 from madpo_trainer.live_memory import LiveMemory
@@ -85,19 +86,24 @@ def plan_memory(
     base = [each for name, each in model.named_parameters() if "lora_" not in name]
     is_moving = method is not None and method.reference_update() is not None
     weights = part(model.parameters()) + (part(base) if is_moving else 0)
-    loaded = sum(each.nbytes for each in base)
+    loaded, remembered = sum(each.nbytes for each in base), sum(remembered_bytes(model, parameters.optimizer).values())
     plan = MemoryPlan(
         weights=weights,
         gradients=part(trained),
-        optimizer=2 * part(trained),
+        optimizer=_optimizer(trained, remembered, parameters) if ranks == 1 else 2 * part(trained),
         gathered=_gathered(model, parameters) if ranks > 1 else 0,
         activations=0,
         head=0,
         host_load=loaded if ranks > 1 else gpus * loaded,
-        host_save=3 * sum(each.nbytes for each in trained),
+        host_save=sum(each.nbytes for each in trained) + remembered,
     )
     activations, head = _step(config, parameters, is_sharded=ranks > 1).activations_and_head
     return replace(plan, activations=activations, head=head)
+
+
+def _optimizer(trained: Iterable[nn.Parameter], remembered: int, parameters: TrainingParameters) -> int:
+    """Of a model that is whole on the card."""
+    return visiting_bytes(trained) if parameters.optimizer.offload else remembered
 
 
 def _without_numbers(config: PreTrainedConfig, parameters: TrainingParameters) -> Any:

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from madpo.errors import FailedPreconditionError
 from madpo.jobs.training import OptimizerParameters
 from madpo.models.memory import is_out_of_memory
+from madpo_trainer.adam import make_adam, remembered_bytes
 from madpo_trainer.learning_rate import learning_rate
 from madpo_trainer.sharding import by_layout, clip_grad_norm, gathered, part_like
 
@@ -26,37 +29,23 @@ class Optimizer:
     def __init__(self, model: nn.Module, parameters: OptimizerParameters, *, total_steps: int) -> None:
         self._model, self._parameters, self._total_steps = model, parameters, total_steps
         self.trainable = [parameter for _, parameter in trainable_parameters(model)]
-        self._adam = torch.optim.AdamW(
-            list(_groups(model, parameters.weight_decay)),
-            lr=parameters.learning_rate,
-            betas=(parameters.beta1, parameters.beta2),
-            eps=parameters.eps,
-            # One pass over memory: nine times less CPU than one operation after the other.
-            fused=True,
-        )
-        self._allocate()
+        self._adam = self._make()
 
-    def _allocate(self) -> None:
+    def _make(self) -> Any:
         """Take the memory of the moments now, as AdamW would in its first step, where a lack of it costs a step.
 
         Raises:
             FailedPreconditionError: There is not enough.
         """
         try:
-            for parameter in self.trainable:
-                self._adam.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                    # Written, not only asked for: a system may promise more memory than it has.
-                    "exp_avg": torch.empty_like(parameter, memory_format=torch.preserve_format).zero_(),
-                    "exp_avg_sq": torch.empty_like(parameter, memory_format=torch.preserve_format).zero_(),
-                }
+            return make_adam(self._model, _groups(self._model, self._parameters.weight_decay), self._parameters)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            gib = 2 * sum(parameter.nbytes for parameter in self.trainable) / 2**30
+            gib = sum(remembered_bytes(self._model, self._parameters).values()) / 2**30
             raise FailedPreconditionError(
-                f"memory is short of what AdamW remembers, {gib:.1f} GiB over all ranks beside the weights "
-                "(use lora, or sharding over more GPUs)"
+                f"memory is short of what AdamW remembers, {gib:.1f} GiB over all ranks beside the weights (use lora, "
+                "training.optimizer.offload or name: adamw_8bit, or sharding over more GPUs)"
             ) from error
 
     def clip(self) -> Tensor:
@@ -82,7 +71,7 @@ class Optimizer:
         All ranks must call where the model is sharded; those that do not `keep` get nothing.
         """
         named = (
-            (f"{name}/{slot}", value.detach())
+            (f"{name}/{slot}", torch.as_tensor(value).detach())
             for name, parameter in trainable_parameters(self._model)
             for slot, value in self._adam.state.get(parameter, {}).items()
         )
@@ -90,18 +79,35 @@ class Optimizer:
         return {name: tensor.cpu().contiguous().clone() for name, tensor in gathered(named, keep=keep)}
 
     def restore(self, directory: Path) -> None:
-        """Put what a checkpoint remembers back under its parameters."""
+        """Put what a checkpoint remembers back under its parameters.
+
+        Raises:
+            FailedPreconditionError: Another form of AdamW left it.
+        """
         by_parameter: dict[str, dict[str, Tensor]] = {}
         for key, tensor in load_file(directory / "optimizer.safetensors").items():
             name, _, slot = key.rpartition("/")
             by_parameter.setdefault(name, {})[slot] = tensor
         for name, parameter in trainable_parameters(self._model):
             if name in by_parameter:
-                self._adam.state[parameter] = {
-                    # The fused optimizer counts steps on the parameter's device.
-                    slot: tensor.to(parameter.device) if slot == "step" else part_like(tensor, parameter)
-                    for slot, tensor in by_parameter[name].items()
-                }
+                self._restore_one(name, parameter, by_parameter[name])
+
+    def _restore_one(self, name: str, parameter: nn.Parameter, found: dict[str, Tensor]) -> None:
+        state = self._adam.state[parameter]
+        if found.keys() != state.keys():
+            raise FailedPreconditionError(
+                f"the checkpoint remembers of {name} {', '.join(sorted(found))}, which is not of "
+                f"{self._parameters.name}"
+            )
+        for slot, value in state.items():
+            if not isinstance(value, Tensor):  # bitsandbytes counts steps in Python
+                state[slot] = int(found[slot])
+            elif slot == "step":
+                value.copy_(found[slot])
+            elif isinstance(parameter, DTensor):
+                state[slot] = part_like(found[slot], parameter)
+            else:
+                value.copy_(found[slot])
 
 
 def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

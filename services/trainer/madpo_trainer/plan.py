@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
@@ -70,19 +71,27 @@ def rows(
 
 
 def ways(arguments: argparse.Namespace) -> list[TrainingParameters]:
-    """What was asked for; both ways where nothing was said."""
+    """What was asked for; both ways where nothing was said.
+
+    Raises:
+        InvalidArgumentError: Two of them do not go together.
+    """
     given: dict[str, Any] = {
         "precision": arguments.dtype,
         "max_tokens": arguments.max_tokens,
         "micro_batch_tokens": arguments.micro_batch_tokens,
         "sharding": "fsdp" if arguments.gpus > 1 else "none",
+        "optimizer": {"name": arguments.optimizer, "offload": arguments.offload},
     }
     loras = [None, LoraParameters()] if arguments.lora is None else [_lora(arguments.lora)]
     recompute = {"both": [False, True], "on": [True], "off": [False]}[arguments.activation_checkpointing]
-    return [
-        TrainingParameters.model_validate(given | {"lora": lora, "activation_checkpointing": again})
-        for lora, again in product(loras, recompute)
-    ]
+    try:
+        return [
+            TrainingParameters.model_validate(given | {"lora": lora, "activation_checkpointing": again})
+            for lora, again in product(loras, recompute)
+        ]
+    except ValidationError as error:
+        raise InvalidArgumentError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
 def _lora(rank: int) -> LoraParameters | None:
@@ -103,6 +112,8 @@ def arguments_of(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", default="dpo", help="of preference optimisation; some run a second model")
     parser.add_argument("--lora", type=int, metavar="RANK", help="rank of adapters, 0 trains all weights; else both")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16", help="training.precision")
+    parser.add_argument("--optimizer", choices=["adamw", "adamw_8bit"], default="adamw")
+    parser.add_argument("--offload", action="store_true", help="what AdamW remembers is on the host")
     parser.add_argument("--max-tokens", type=_positive, default=1024)
     parser.add_argument("--micro-batch-tokens", type=_positive, default=4096)
     parser.add_argument("--activation-checkpointing", choices=["on", "off", "both"], default="both")

@@ -40,6 +40,7 @@ from madpo.worker.phase import Interrupted, Phase, transfers
 from madpo.worker.store import open_run_store
 from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run, watch_lifeline
+from madpo_trainer.adam import require_libraries
 from madpo_trainer.artifacts import leave_artifacts, leave_metrics_so_far
 from madpo_trainer.held_out import HeldOutEvaluation, describe_publication, take_weights
 from madpo_trainer.initial_model import InitialModel, prepare_initial
@@ -56,7 +57,7 @@ from madpo_trainer.objectives.base import Objective
 from madpo_trainer.output_model import describe_output, learnt_ends, output_dtypes, save_trained
 from madpo_trainer.ranks import Ranks, open_ranks, run_rank
 from madpo_trainer.settings import RankEnvironment, TrainerSettings
-from madpo_trainer.state import TrainingState, load_state, make_deterministic
+from madpo_trainer.state import TrainingState, load_state, settle_determinism
 from madpo_trainer.trained_weights import fingerprints, refuse_non_finite_weights, saved_state, summarise_training
 from madpo_trainer.training_rows import TrainingRows
 
@@ -123,9 +124,10 @@ class TrainingRun:
         self._parameters = self._spec.training
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
         self._state = TrainingState(seed=self._parameters.seed)
-        on_gpu = training_device(ranks).type == "cuda"
-        self._is_deterministic = self._parameters.deterministic or not on_gpu
-        make_deterministic(settings.threads, strict=on_gpu and self._parameters.deterministic)
+        self._is_deterministic = settle_determinism(
+            settings.threads, training_device(ranks), asked=self._parameters.deterministic
+        )
+        require_libraries(self._parameters)
         self._total_steps = 0
         self._metrics: list[dict[str, Any]] = []
         self._tolerance = Tolerance()

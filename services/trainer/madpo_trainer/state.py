@@ -82,6 +82,12 @@ def make_deterministic(threads: int | None, *, strict: bool = False) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def settle_determinism(threads: int | None, device: torch.device, *, asked: bool) -> bool:
+    """Compute as a job asks; whether its bits are the same each time, as they are on a CPU anyway."""
+    make_deterministic(threads, strict=asked and device.type == "cuda")
+    return asked or device.type != "cuda"
+
+
 def seed_micro_batch(seed: int, step: int, number: int) -> None:
     """Make all randomness of a micro-batch (dropout) a function of its place, whichever rank it is dealt to.
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from madpo.jobs.training import TrainingParameters
 from madpo.models.packed.head import head_of, working_bytes
 from madpo.models.scores import inner_model
+from madpo_trainer.adam import remembered_bytes, visiting_bytes
 from madpo_trainer.blocks import can_recompute, recompute_blocks
 from madpo_trainer.memory import MemoryEstimate, estimate_memory
 from madpo_trainer.micro_batches import MicroBatches
@@ -90,7 +91,17 @@ def _estimate(
             {lengths[row]: partial(objective.idle, row) for row in (short, long)},
             largest_tokens=largest,
             head=_head_bytes(model, micro_batches, largest),
+            optimizer=_optimizer_bytes(model, parameters),
         )
+
+
+def _optimizer_bytes(model: torch.nn.Module, parameters: TrainingParameters) -> int | None:
+    """What is remembered on the device in another form than that of AdamW."""
+    if parameters.optimizer.offload:
+        return visiting_bytes(each for each in model.parameters() if each.requires_grad)
+    if parameters.optimizer.name == "adamw":
+        return None
+    return sum(remembered_bytes(model, parameters.optimizer).values())
 
 
 def _head_bytes(model: torch.nn.Module, micro_batches: MicroBatches, tokens: int) -> int:

@@ -49,6 +49,18 @@ class OptimizerParameters(Spec):
     norms, biases and other vectors do not."""
     max_grad_norm: Annotated[float, AtMost(1_000_000_000)] = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` remembers a quarter as much: two bytes a weight in the place of eight (arXiv:2110.02861), embeddings
+    and small tensors apart. Needs bitsandbytes where the trainer runs (the extra `gpu`), and an unsharded model."""
+    offload: bool = False
+    """Keep what AdamW remembers in the host's memory; a piece at a time comes to the GPU for a step. The same bits, and
+    slower by the way of sixteen bytes a weight. For an unsharded model."""
+
+    @model_validator(mode="after")
+    def _one_way_to_remember(self) -> Self:
+        if self.offload and self.name != "adamw":
+            raise ValueError(f"offload goes with adamw, not with {self.name}: leave one of the two out")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -175,6 +187,16 @@ class TrainingParameters(Spec):
         if self.eval_every_steps is None and self.publishes_best:
             asked = "early_stopping_patience" if self.publish is None else "publish: best"
             raise ValueError(f"{asked} needs eval_every_steps: without it no step is known to be the best")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Self:
+        if self.sharding != "none" and (self.optimizer.offload or self.optimizer.name != "adamw"):
+            asked = "offload" if self.optimizer.offload else self.optimizer.name
+            raise ValueError(
+                f"optimizer: {asked} is for a model that is whole on each GPU, and sharding: {self.sharding} splits it "
+                "with what the optimizer remembers (leave one of the two out)"
+            )
         return self
 
     @property

@@ -190,7 +190,7 @@ class TrainingParameters(_message.Message):
     def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., precision: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerParameters, _Mapping]] = ..., lora: _Optional[_Union[LoraParameters, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., log_every_steps: _Optional[int] = ..., sharding: _Optional[str] = ..., activation_checkpointing: _Optional[bool] = ..., compile: _Optional[bool] = ..., layout: _Optional[str] = ..., micro_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., save_dtype: _Optional[str] = ..., eval_every_steps: _Optional[int] = ..., best_metric: _Optional[str] = ..., early_stopping_patience: _Optional[int] = ..., publish: _Optional[str] = ..., deterministic: _Optional[bool] = ...) -> None: ...
 
 class OptimizerParameters(_message.Message):
-    __slots__ = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "warmup_ratio", "max_grad_norm", "schedule", "warmup_steps", "min_learning_rate_ratio")
+    __slots__ = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "warmup_ratio", "max_grad_norm", "schedule", "warmup_steps", "min_learning_rate_ratio", "name", "offload")
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     BETA1_FIELD_NUMBER: _ClassVar[int]
     BETA2_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,8 @@ class OptimizerParameters(_message.Message):
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     WARMUP_STEPS_FIELD_NUMBER: _ClassVar[int]
     MIN_LEARNING_RATE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFLOAD_FIELD_NUMBER: _ClassVar[int]
     learning_rate: float
     beta1: float
     beta2: float
@@ -211,7 +213,9 @@ class OptimizerParameters(_message.Message):
     schedule: str
     warmup_steps: int
     min_learning_rate_ratio: float
-    def __init__(self, learning_rate: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., schedule: _Optional[str] = ..., warmup_steps: _Optional[int] = ..., min_learning_rate_ratio: _Optional[float] = ...) -> None: ...
+    name: str
+    offload: bool
+    def __init__(self, learning_rate: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., schedule: _Optional[str] = ..., warmup_steps: _Optional[int] = ..., min_learning_rate_ratio: _Optional[float] = ..., name: _Optional[str] = ..., offload: _Optional[bool] = ...) -> None: ...
 
 class LoraParameters(_message.Message):
     __slots__ = ("rank", "alpha", "dropout", "target_modules", "exclude_modules", "use_rslora")

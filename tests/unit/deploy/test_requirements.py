@@ -1,6 +1,7 @@
 """The images hold what their services import."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,9 +15,15 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[3]
 
 
-def required(extra: str) -> set[str]:
-    """Names of the distributions that an image is built with, and of those that they need."""
-    command = [sys.executable, ROOT / "deploy/docker/requirements.py", ROOT / "pyproject.toml", extra]
+SERVICES = ("gateway", "reward", "trainer", "evaluator")
+
+
+def required(service: str) -> set[str]:
+    """Names of the distributions that an image is built with for a service, and of those that they need."""
+    lines = re.findall(r"^RUN ./install.sh (.*)$", (ROOT / "deploy/docker/Dockerfile").read_text(), re.MULTILINE)
+    (extras,) = (line.split() for line in lines if service in line.split())
+    named = [extra for extra in extras if extra == service or extra not in SERVICES]
+    command = [sys.executable, ROOT / "deploy/docker/requirements.py", ROOT / "pyproject.toml", *named]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return closure(listed)
 
@@ -46,7 +53,7 @@ def imported(package: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("service", ["gateway", "reward", "trainer", "evaluator"])
+@pytest.mark.parametrize("service", SERVICES)
 def test_an_image_holds_whatever_its_service_imports(service: str) -> None:
     distributions = packages_distributions()
     outside = {

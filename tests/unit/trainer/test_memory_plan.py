@@ -61,6 +61,20 @@ def test_what_is_split_over_cards_is_counted_by_its_part():
     assert four.host_load == alone.host_load == alone.weights
 
 
+def test_other_forms_of_adamw_remember_less_on_the_card():
+    plain, in_8_bits, offloaded = (
+        plan_memory(SMALL, TrainingParameters(micro_batch_tokens=100, max_tokens=50, optimizer=optimizer))
+        for optimizer in ({}, {"name": "adamw_8bit"}, {"offload": True})
+    )
+    weights = plain.weights // 4
+    embeddings = SMALL.vocab_size * SMALL.hidden_size
+
+    assert plain.optimizer == 8 * weights
+    assert in_8_bits.optimizer == pytest.approx(8 * embeddings + 2.03 * (weights - embeddings), rel=0.01)
+    assert offloaded.optimizer == 8 * embeddings  # the largest, in one piece
+    assert offloaded.host_save == plain.host_save == 12 * weights
+
+
 def test_a_reference_that_moves_is_a_second_model():
     parameters = TrainingParameters(micro_batch_tokens=100, max_tokens=50, lora=LoraParameters())
     method = parse_params("tr_dpo", {})

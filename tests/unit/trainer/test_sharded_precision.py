@@ -91,7 +91,7 @@ def test_frozen_weights_that_are_gathered_are_not_counted_among_activations(one_
         first = next(iter(model.model.layers))
         first.input_layernorm.requires_grad_(True)
         run = lambda: model(input_ids=torch.arange(1, 9)[None]).logits.square().sum()  # noqa: E731
-        return estimate_memory(model, {8: run}, largest_tokens=8, recompute=False).activations
+        return estimate_memory(model, {8: run}, largest_tokens=8).activations
 
     sharded = make_toy_lm()
     shard(sharded, CPU, precision="fp32")
