@@ -136,6 +136,10 @@ class ComputeSettings(ServiceSettings):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """What is computed on. `auto` takes GPUs where there are any; `cuda` does not start where none is visible, instead
     of computing on the CPU; `cpu` leaves GPUs alone."""
+    gpu_memory_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of a GPU's memory that a process of this service may take, of each GPU that it computes on: for services
+    that share one. What is asked for beyond it is a lack of memory, as if the GPU were so small; CUDA's own context
+    comes on top."""
 
 
 class WorkerSettings(QueueSettings, CacheSettings, ComputeSettings):

@@ -7,7 +7,7 @@ import torch
 
 from madpo.config import load_settings
 from madpo.errors import RETRYABLE, MadpoError
-from madpo.models.device import require_device, use_tensor_cores
+from madpo.models.device import bound_gpu_memory, require_device, use_tensor_cores
 from madpo.telemetry.logging import configure_logging
 from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Run
@@ -31,6 +31,7 @@ def main(workspace: Path) -> None:
         torch.set_num_threads(settings.threads)
     try:
         require_device(settings)
+        bound_gpu_memory(settings)
         settings.require_engine()
         use_tensor_cores()
         kind = evaluator_kind(run.job.kind)

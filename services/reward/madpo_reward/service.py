@@ -10,7 +10,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from madpo.errors import FieldViolation, InvalidArgumentError
-from madpo.models.device import require_device
+from madpo.models.device import bound_gpu_memory, require_device
 from madpo.ports import ObjectStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
@@ -52,6 +52,7 @@ class RewardService:
             FailedPreconditionError: There is no GPU, and one is asked for.
         """
         require_device(self._settings)
+        bound_gpu_memory(self._settings)
         if self._settings.threads is not None:
             torch.set_num_threads(self._settings.threads)
         # The loop that lets in and refuses must not wait long for the threads that compute.

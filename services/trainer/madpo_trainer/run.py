@@ -24,7 +24,7 @@ from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.model_files.context_limit import directory_limit
-from madpo.models.device import precision_on
+from madpo.models.device import bound_gpu_memory, precision_on
 from madpo.models.dtypes import WeightDtypes, round_weights
 from madpo.ports import ObjectStore
 from madpo.storage.checkpoints import CheckpointStore
@@ -89,6 +89,7 @@ def _attempt(workspace: Path, place: RankEnvironment) -> int:
     with open_ranks(place, timeout_s=settings.collective_timeout_s) as ranks:
         if ranks.size > 1:
             structlog.contextvars.bind_contextvars(rank=ranks.rank)
+        bound_gpu_memory(settings, ranks.local_rank)
         run = Run(workspace, ranks.lead(lambda: Run.open(workspace).job))
         try:
             TrainingRun(run, settings, ranks).execute()
@@ -124,9 +125,7 @@ class TrainingRun:
         self._parameters = self._spec.training
         self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
         self._state = TrainingState(seed=self._parameters.seed)
-        self._is_deterministic = settle_determinism(
-            settings.threads, training_device(ranks), asked=self._parameters.deterministic
-        )
+        self._is_deterministic = settle_determinism(settings.threads, training_device(ranks), self._parameters)
         require_libraries(self._parameters)
         self._total_steps = 0
         self._metrics: list[dict[str, Any]] = []

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from madpo.errors import UnknownFormatError
+from madpo.jobs.training import TrainingParameters
 from madpo.models.device import use_tensor_cores
 from madpo.storage.documents import known_fields
 
@@ -82,8 +83,9 @@ def make_deterministic(threads: int | None, *, strict: bool = False) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def settle_determinism(threads: int | None, device: torch.device, *, asked: bool) -> bool:
+def settle_determinism(threads: int | None, device: torch.device, parameters: TrainingParameters) -> bool:
     """Compute as a job asks; whether its bits are the same each time, as they are on a CPU anyway."""
+    asked = parameters.deterministic
     make_deterministic(threads, strict=asked and device.type == "cuda")
     return asked or device.type != "cuda"
 

@@ -39,3 +39,14 @@ def require_device(settings: ComputeSettings) -> None:
             f"no GPU is visible{build}, and {variable}=cuda: give the container its GPUs (`madpo doctor --inside` "
             f"looks closer), or set {variable}=cpu to compute on the CPU"
         )
+
+
+def bound_gpu_memory(settings: ComputeSettings, device: int = 0) -> None:
+    """Keep this process to its share of a GPU's memory; nothing is done where there is no GPU, or no bound.
+
+    Args:
+        settings: Of the service.
+        device: Number of the GPU among those that the process sees.
+    """
+    if settings.gpu_memory_fraction < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(settings.gpu_memory_fraction, device)

@@ -29,9 +29,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def available_bytes(device: torch.device) -> int | None:
     """Memory that is free for a device; None where the system does not say."""
     if device.type == "cuda":
-        # And what torch's allocator holds of it and has not given out.
-        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + spare
+        free, total = torch.cuda.mem_get_info(device)
+        held, taken = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+        # What torch's allocator holds is free in part, and a process may be kept to its share.
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        return int(min(free + held, share * total)) - taken
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields: dict[str, Any] = dict(line.split(":", 1) for line in file)

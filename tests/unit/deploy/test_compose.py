@@ -113,6 +113,27 @@ def test_services_that_compute_need_a_gpu_unless_told_otherwise(host):
             assert services[name]["environment"][f"MADPO_{name.upper()}_DEVICE"] == device
 
 
+def cards(services, name):
+    (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
+    return device["device_ids"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_all_gpus_are_used_and_shares_of_one_are_no_more_than_it(host, count):
+    services = resolved(host, [f"deploy/gpus/{count}.yml"] if count > 1 else [])["services"]
+    names = ("reward", "trainer", "evaluator")
+    used = [card for name in names for card in cards(services, name)]
+    share = {name: float(services[name]["environment"][f"MADPO_{name.upper()}_GPU_MEMORY_FRACTION"]) for name in names}
+
+    assert set(used) == {str(number) for number in range(count)}
+    if count == 8:
+        assert len(cards(services, "trainer")) == 8
+        for card in set(used):
+            assert sum(share[name] for name in names if card in cards(services, name)) <= 1
+    else:
+        assert set(share.values()) == {1.0}
+
+
 def test_the_scorer_is_set_up_from_the_environment_file(host, tmp_path):
     chosen = {"DTYPE": "bf16", "PRELOAD": '["model-' + "0" * 32 + '"]', "BATCH_TOKENS": "4096"}
     settings = tmp_path / "env"
