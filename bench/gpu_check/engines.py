@@ -3,12 +3,13 @@
 import gc
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForSequenceClassification
+from transformers import GenerationConfig, LlamaForSequenceClassification
 
 from bench import models
 from bench.gpu_check.check import Check, Figures, Setting, forget_peak, peak_gib, require, synchronize
@@ -18,7 +19,10 @@ from madpo.data.collate import collate_responses
 from madpo.data.tokenize import Encoded
 from madpo.jobs.sampling import SamplingParameters
 from madpo.models.scores import reward_scores
+from madpo.sampling.engine import SamplingEngine
+from madpo.sampling.responses import end_ids
 from madpo.sampling.transformers import TransformersEngine
+from madpo.sampling.vllm import VllmEngine, engine_arguments, load_engine
 from madpo.types import PreferencePair
 from madpo_reward.encoding import Text
 from madpo_reward.scorer import Scorer, ScorerConfig, _batches, load_scorer
@@ -107,43 +111,85 @@ def _seconds(work: Any, setting: Setting) -> float:
 
 
 def generation(setting: Setting) -> Figures:
-    """Tokens/s of the engine and of plain `generate` with 64 prompts."""
-    count, new_tokens = (64, _NEW_TOKENS) if setting.is_cuda else (4, 8)
-    forget_peak(setting.device)
+    """Tokens/s of our engines, of plain `generate` and of continuous batching, by how many responses are asked for."""
     model = make_model(setting).to(torch.bfloat16 if setting.is_cuda else torch.float32).eval()
     tokenizer = models.tokenizer(setting.size.vocabulary)
-    prompts = [
-        pair.prompt[:64]
-        for pair in fill(draw_lengths(SHAPES[setting.shape], count, seed=2), setting.size.vocabulary, seed=2)
-    ]
-    engine = TransformersEngine(model, tokenizer, rows=count)
-    sampling = SamplingParameters(samples_per_prompt=1, max_new_tokens=new_tokens, temperatures=(1.0,), seed=0)
-    drawn = 0
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        ways = _ways(model, tokenizer, Path(scratch), new_tokens=_NEW_TOKENS if setting.is_cuda else 8)
+        for count in (64, 256) if setting.is_cuda else (4,):
+            drawn = fill(draw_lengths(SHAPES[setting.shape], count, seed=2), setting.size.vocabulary, seed=2)
+            prompts = [pair.prompt[:64] for pair in drawn]
+            figures[str(count)] = {"slots": _token_rate(ways["slots"], prompts, setting)}
+            figures[str(count)] |= {
+                name: _rate_of_peer(draw, prompts, setting) for name, draw in ways.items() if name != "slots"
+            }
+    first = next(iter(figures.values()))
+    figures["peak_gib"] = peak_gib(setting.device)
+    if isinstance(first["generate"], int):
+        figures["over_generate"] = round(first["slots"] / first["generate"], 3)
+    require(first["slots"] > 0, "no token was drawn", figures)
+    return figures
 
-    def ours() -> None:
-        nonlocal drawn
-        drawn = sum(
+
+_Draw = Callable[[list[list[int]]], int]
+"""Answers prompts; the tokens that it drew."""
+
+
+def _ways(model: Any, tokenizer: Any, scratch: Path, *, new_tokens: int) -> dict[str, _Draw]:
+    """Each draws to the limit of tokens, but for responses that end before."""
+    sampling = SamplingParameters(max_new_tokens=new_tokens)
+
+    def of(engine: SamplingEngine) -> _Draw:
+        return lambda prompts: sum(
             len(each.encoded.response_ids)
-            for batch in engine.sample(prompts, sampling, temperature=1.0)
-            for each in batch
+            for turn in engine.sample(prompts, sampling, temperature=1.0)
+            for each in turn
         )
 
-    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(setting.device)
+    def plain(prompts: list[list[int]]) -> int:
+        model.set_attn_implementation("sdpa")
+        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+        fixed = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        return int(model.generate(**padded, **fixed, do_sample=True, top_k=0, pad_token_id=0)[:, -new_tokens:].numel())
 
-    def plain() -> None:
-        model.generate(**padded, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=True, pad_token_id=0)
+    def continuous(prompts: list[list[int]]) -> int:
+        model.set_attn_implementation("sdpa")
+        config = GenerationConfig(max_new_tokens=new_tokens, do_sample=True, top_k=0, eos_token_id=-1, pad_token_id=0)
+        outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+        return sum(len(each.generated_tokens) for each in outputs.values())
 
-    ours_s, plain_s = _seconds(ours, setting), _seconds(plain, setting)
-    figures = {
-        "tokens_per_s": round(drawn / ours_s),
-        "plain_tokens_per_s": round(count * new_tokens / plain_s),
-        "peak_gib": peak_gib(setting.device),
-    }
-    require(drawn > 0, "no token was drawn", figures)
-    return figures
+    ways = {"slots": of(TransformersEngine(model, tokenizer)), "generate": plain}
+    is_cuda = model.device.type == "cuda"
+    if is_cuda:
+        ways["continuous"] = continuous
+    if is_cuda and find_spec("vllm"):
+        model.save_pretrained(scratch)
+        arguments = engine_arguments(
+            scratch, precision="bf16", max_tokens=64 + new_tokens, memory_share=0.4, on_gpu=True, options={}
+        )
+        engine, parameters = load_engine(arguments)
+        ends = end_ids(tokenizer, model.generation_config.eos_token_id)
+        ways["vllm"] = of(VllmEngine(engine, tokenizer, ends=ends, parameters=parameters))
+    return ways
+
+
+def _token_rate(draw: _Draw, prompts: list[list[int]], setting: Setting) -> int:
+    """Tokens per second."""
+    drawn: list[int] = []
+    seconds = _seconds(lambda: drawn.append(draw(prompts)), setting)
+    return round(drawn[-1] / seconds)
+
+
+def _rate_of_peer(draw: _Draw, prompts: list[list[int]], setting: Setting) -> int | str:
+    """Tokens per second; or why there is no figure: what fails there is no fault of ours."""
+    try:
+        return _token_rate(draw, prompts, setting)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:200]
 
 
 CHECKS = (
     Check("scorer", scorer, 180),
-    Check("generation", generation, 120),
+    Check("generation", generation, 240),
 )
