@@ -13,7 +13,7 @@ from bench.gpu_check.check import Check, Figures, Setting, Skipped, forget_peak,
 from bench.models import Size
 from madpo.jobs.training import OptimizerParameters
 from madpo_trainer.optimizer import Optimizer
-from madpo_trainer.sharding import shard
+from madpo_trainer.sharding import gathered, shard
 from madpo_trainer.trained_weights import saved_state
 
 _SMALL = Size(2, 256, 512, 8, 2, 1024)
@@ -59,7 +59,7 @@ def _rank(rank: int, is_cuda: bool, port: int, results: str) -> None:
     step_peak = peak_gib(device)
     forget_peak(device)
     weights = saved_state(model, keep=rank == 0)
-    optimizer.tensors(keep=rank == 0)
+    dict(gathered(optimizer.tensors().items(), keep=rank == 0))
     if rank == 0:
         torch.save({"weights": weights, "step_peak": step_peak, "save_peak": peak_gib(device)}, results)
     dist.destroy_process_group()

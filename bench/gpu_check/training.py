@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -219,12 +220,12 @@ def _keep_checkpoint(loop: TrainingLoop, directory: Path) -> None:
     """Have the loop leave its first checkpoint here, and stop."""
     publish: Callable[..., None] = loop._publish
 
-    def keep(model: Any, tensors: Any) -> None:
+    def keep(written: Path, others: Any) -> None:
         if not directory.exists():
-            directory.mkdir()
-            torch.save(dict(model), directory / "weights.pt")
-            save_state(directory, state=loop.state, tensors=tensors, metrics=loop.metrics)
-        publish(model, tensors)
+            shutil.copytree(written, directory)
+            torch.save(loop._objective.model.state_dict(), directory / "weights.pt")
+            save_state(directory, state=loop.state, metrics=loop.metrics)
+        publish(written, others)
 
     loop._publish = keep  # type: ignore[method-assign]
 

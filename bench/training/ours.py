@@ -187,7 +187,7 @@ def make_loop(
         metrics=[],
         held_out=HeldOutEvaluation(dict, parameters=parameters, state=state, total_steps=order.total_steps),
         checkpoints=checkpoints,
-        save_model=lambda path, state: path.mkdir(),
+        save_model=Path.mkdir,
         flush=lambda step: [],
         note_shortage=lambda shortage: None,
     )

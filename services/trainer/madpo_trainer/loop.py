@@ -26,7 +26,7 @@ from madpo.models.memory import is_out_of_memory
 from madpo.spelling import number_of
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.ledger import LEDGER_PARTS
-from madpo.types import JobProgress
+from madpo.types import FileEntry, JobProgress
 from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Run
 from madpo_trainer import memory
@@ -39,7 +39,8 @@ from madpo_trainer.ranks import OutOfMemory, Ranks
 from madpo_trainer.state import TrainingState, save_state, seed_micro_batch
 from madpo_trainer.step_memory import StepMemory, settle_step_memory
 from madpo_trainer.throughput import Throughput
-from madpo_trainer.trained_weights import non_finite_weights, refuse_non_finite_weights, saved_state
+from madpo_trainer.trained_weights import non_finite_weights, refuse_non_finite_weights
+from madpo_trainer.written_parts import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class TrainingLoop:
         run: On ranks that do not lead, only its wish to stop is looked at.
         ranks: Among whom the work of a step is shared.
         micro_batches: Splits a step's rows; its budget is halved when memory runs out.
-        save_model: Writes a state dict of the model as a Hugging Face directory.
+        save_model: Writes this rank's files of the model, which all together are a Hugging Face directory.
         held_out: Looks at the held-out rows when that is due.
         flush: Called before each checkpoint with its step; returns keys of ledger parts.
         note_shortage: Called when memory ran out and only another attempt can go on, with smaller micro-batches.
@@ -76,7 +77,7 @@ class TrainingLoop:
         metrics: list[dict[str, Any]],
         held_out: HeldOutEvaluation,
         checkpoints: CheckpointStore,
-        save_model: Callable[[Path, Mapping[str, Tensor]], object],
+        save_model: Callable[[Path], object],
         flush: Callable[[int], list[str]],
         note_shortage: Callable[[Mapping[str, int]], None],
         checkpoint_every_s: float = math.inf,
@@ -148,25 +149,34 @@ class TrainingLoop:
         if self.state.step != self._saved_step:
             start = time.monotonic()
             refuse_non_finite_weights(self._objective.model, self._ranks, step=self.state.step)
-            # Gathered by all ranks, kept and written by one.
-            leads = self._ranks.is_leader
-            model = saved_state(self._objective.model, keep=leads)
-            tensors = {"optimizer": self._optimizer.tensors(keep=leads), **self._objective.tensors()}
-            self._ranks.lead(lambda: self._publish(model, tensors))
+            self._write()
             self._saved_step = self.state.step
             now = time.monotonic()
             self._checkpoint_due = now + max(self._checkpoint_every_s, _LEAST_WORK * (now - start))
 
-    def _publish(self, model: Mapping[str, Tensor], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        step = self.state.step
-        directory = self._run.directory / f"checkpoint-{step}"
+    def _write(self) -> None:
+        """Each rank writes its files of the checkpoint and stores them; last come the leader's, and the manifest."""
+        step, ranks = self.state.step, self._ranks
+        directory = self._run.directory / (f"checkpoint-{step}" + f"-of-rank-{ranks.rank}" * (not ranks.is_leader))
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        self._save_model(directory / "model", model)
-        self.state.ledger_parts = self._flush(step)
-        save_state(directory, state=self.state, tensors=tensors, metrics=self.metrics)
-        self._checkpoints.publish(step, directory, metadata={"step": step, LEDGER_PARTS: self.state.ledger_parts})
+        self._save_model(directory / "model")
+        for name, tensors in {"optimizer": self._optimizer.tensors(), **self._objective.tensors()}.items():
+            write_tensors(name, tensors, directory, ranks)
+        others: list[FileEntry] = []
+        if any(ranks.gather(not ranks.is_leader and any(path.is_file() for path in directory.rglob("*")))):
+            ranks.lead(self._checkpoints.require_ownership)
+            stored = ranks.apart(lambda: () if ranks.is_leader else self._checkpoints.upload(step, directory))
+            others = [file for files in ranks.gather(stored) for file in files]
+        ranks.lead(lambda: self._publish(directory, others))
         shutil.rmtree(directory)
+
+    def _publish(self, directory: Path, others: Sequence[FileEntry]) -> None:
+        step = self.state.step
+        self.state.ledger_parts = self._flush(step)
+        save_state(directory, state=self.state, metrics=self.metrics)
+        metadata = {"step": step, LEDGER_PARTS: self.state.ledger_parts}
+        self._checkpoints.publish(step, directory, metadata=metadata, others=others)
         best = self._held_out.best_step
         self._checkpoints.prune(self._parameters.keep_checkpoints, spared=() if best is None else (best,))
         self._run.checkpoint_published(step)

@@ -23,6 +23,7 @@ from madpo.models.packed.capability import prepare_layout
 from madpo.models.packed.head import head_of, token_logps
 from madpo.models.packed.layout import PackedRow, pack
 from madpo.models.packed.logps import hidden_states
+from madpo.models.save import PART_BYTES
 from madpo.models.scores import inner_model
 from madpo_trainer.adam import remembered_bytes, visiting_bytes
 from madpo_trainer.adapters import with_adapters
@@ -54,7 +55,7 @@ class MemoryPlan:
     host_load: int
     """In the memory of a host with all of these cards, while the model is loaded."""
     host_save: int
-    """In the memory of the leader's host, for a checkpoint."""
+    """In the memory of such a host, for a checkpoint: each rank writes a file at a time."""
 
     @property
     def total(self) -> int:
@@ -95,7 +96,7 @@ def plan_memory(
         activations=0,
         head=0,
         host_load=loaded if ranks > 1 else gpus * loaded,
-        host_save=sum(each.nbytes for each in trained) + remembered,
+        host_save=min(sum(each.nbytes for each in trained) + remembered, gpus * PART_BYTES),
     )
     activations, head = _step(config, parameters, is_sharded=ranks > 1).activations_and_head
     return replace(plan, activations=activations, head=head)

@@ -12,7 +12,7 @@ from madpo.losses.method import ReferenceUpdate
 from madpo.models.logps import ResponseLogps
 from madpo.models.scores import inner_model
 from madpo_trainer.fitted_rows import PolicyRow
-from madpo_trainer.sharding import part_like, whole
+from madpo_trainer.sharding import part_like
 from madpo_trainer.stored_reference import ReferenceLogps
 
 _REFERENCE, _PREVIOUS = "reference", "previous"
@@ -85,13 +85,9 @@ class MovingReference:
         return True
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a resumed run needs; all ranks must call where the models are sharded."""
+        """What a resumed run needs, sharded as the models are."""
         kinds = ((_REFERENCE, self._weights), (_PREVIOUS, self._previous))
-        return {
-            f"{kind}.{name}": whole(weight.detach()).cpu().contiguous().clone()
-            for kind, weights in kinds
-            for name, weight in weights.items()
-        }
+        return {f"{kind}.{name}": weight.detach() for kind, weights in kinds for name, weight in weights.items()}
 
 
 @torch.no_grad()

@@ -1,11 +1,12 @@
 """AdamW over what is trained: which weights decay, at which rate a step is taken, and its state as files."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -14,7 +15,7 @@ from madpo.jobs.training import OptimizerParameters
 from madpo.models.memory import is_out_of_memory
 from madpo_trainer.adam import make_adam, remembered_bytes
 from madpo_trainer.learning_rate import learning_rate
-from madpo_trainer.sharding import by_layout, clip_grad_norm, gathered, part_like
+from madpo_trainer.sharding import by_layout, clip_grad_norm, read_part
 
 
 class Optimizer:
@@ -65,49 +66,52 @@ class Optimizer:
         """Forget what was accumulated."""
         self._adam.zero_grad(set_to_none=True)
 
-    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
-        """What is remembered from step to step, whole, on the CPU, as `{parameter}/{exp_avg|exp_avg_sq|step}`.
-
-        All ranks must call where the model is sharded; those that do not `keep` get nothing.
-        """
-        named = (
-            (f"{name}/{slot}", torch.as_tensor(value).detach())
+    def tensors(self) -> dict[str, Tensor]:
+        """What is remembered from step to step, as `{parameter}/{exp_avg|exp_avg_sq|step}`, sharded like parameters."""
+        named = {
+            f"{name}/{slot}": torch.as_tensor(value).detach()
             for name, parameter in trainable_parameters(self._model)
             for slot, value in self._adam.state.get(parameter, {}).items()
-        )
-        # A copy: the optimizer goes on in place.
-        return {name: tensor.cpu().contiguous().clone() for name, tensor in gathered(named, keep=keep)}
+        }
+        # What is in eight bits shares small tables; files hold one for each.
+        owners = {tensor.data_ptr(): name for name, tensor in named.items() if not isinstance(tensor, DTensor)}
+        return {
+            name: tensor if isinstance(tensor, DTensor) or owners[tensor.data_ptr()] == name else tensor.clone()
+            for name, tensor in named.items()
+        }
 
     def restore(self, directory: Path) -> None:
-        """Put what a checkpoint remembers back under its parameters.
+        """Put what a checkpoint remembers back under its parameters; each rank reads its part.
 
         Raises:
             FailedPreconditionError: Another form of AdamW left it.
         """
-        by_parameter: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in load_file(directory / "optimizer.safetensors").items():
-            name, _, slot = key.rpartition("/")
-            by_parameter.setdefault(name, {})[slot] = tensor
-        for name, parameter in trainable_parameters(self._model):
-            if name in by_parameter:
-                self._restore_one(name, parameter, by_parameter[name])
+        with ExitStack() as stack:
+            stored: dict[str, dict[str, Any]] = {}
+            for path in sorted(directory.glob("optimizer*.safetensors")):
+                file = stack.enter_context(safe_open(path, framework="pt"))
+                for key in file.keys():  # noqa: SIM118 - no mapping
+                    name, _, slot = key.rpartition("/")
+                    stored.setdefault(name, {})[slot] = file
+            for name, parameter in trainable_parameters(self._model):
+                if name in stored:
+                    self._restore_one(name, parameter, stored[name])
 
-    def _restore_one(self, name: str, parameter: nn.Parameter, found: dict[str, Tensor]) -> None:
+    def _restore_one(self, name: str, parameter: nn.Parameter, files: dict[str, Any]) -> None:
         state = self._adam.state[parameter]
-        if found.keys() != state.keys():
+        if files.keys() != state.keys():
             raise FailedPreconditionError(
-                f"the checkpoint remembers of {name} {', '.join(sorted(found))}, which is not of "
+                f"the checkpoint remembers of {name} {', '.join(sorted(files))}, which is not of "
                 f"{self._parameters.name}"
             )
         for slot, value in state.items():
+            file, key = files[slot], f"{name}/{slot}"
             if not isinstance(value, Tensor):  # bitsandbytes counts steps in Python
-                state[slot] = int(found[slot])
-            elif slot == "step":
-                value.copy_(found[slot])
-            elif isinstance(parameter, DTensor):
-                state[slot] = part_like(found[slot], parameter)
+                state[slot] = int(file.get_tensor(key))
+            elif isinstance(value, DTensor):
+                state[slot] = read_part(file, key, value)
             else:
-                value.copy_(found[slot])
+                value.copy_(file.get_tensor(key))
 
 
 def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

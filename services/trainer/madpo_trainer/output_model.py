@@ -1,24 +1,27 @@
 """The model a training leaves: what is written, in which dtype, and what its user is told."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from madpo.data.turn_end import turn_end_id
 from madpo.jobs.training import TrainingParameters
 from madpo.model_files.companions import MODEL_RECORD, add_end_tokens
 from madpo.models.device import DTYPES
 from madpo.models.dtypes import WeightDtypes
-from madpo.models.save import save_adapter, save_model
+from madpo.models.save import finish_model, save_adapter
 from madpo.models.scores import inner_model
 from madpo.types import DatasetRow
 from madpo_trainer.initial_model import InitialModel
 from madpo_trainer.model_runner import ModelRunner
+from madpo_trainer.ranks import Ranks
+from madpo_trainer.trained_weights import saved_state
+from madpo_trainer.written_parts import write_weights
 
 _ROWS_TOLD_BY = 100
 """Rows of a dataset that tell whether it holds chats."""
@@ -34,34 +37,42 @@ def output_dtypes(parameters: TrainingParameters, initial: InitialModel) -> Weig
 def save_trained(
     model: nn.Module,
     directory: Path,
+    ranks: Ranks,
     *,
-    state: Mapping[str, Tensor],
     initial: InitialModel,
     lora: bool,
     dtypes: WeightDtypes | None = None,
     end_ids: Collection[int] = (),
+    is_dealt: bool = False,
 ) -> tuple[int, ...]:
-    """Write what was trained: the whole model, or the adapter with the names of its base.
+    """Write what was trained: the whole model, or the adapter with the names of its base. All ranks must call.
 
     Args:
-        model: Trained, from `load_trainable`.
-        directory: Where to.
-        state: Its state dict, whole.
+        model: Trained, from `load_trainable`; may be sharded.
+        directory: Of this rank, where to.
+        ranks: All of them.
         initial: What it was trained from.
         lora: It is an adapter.
         dtypes: Of the files; None keeps every bit, for a checkpoint.
         end_ids: Tokens that it learnt to end with.
+        is_dealt: Ranks take turns with the files of a whole model; else the leader writes all.
 
     Returns:
-        Those of them that the initial model's generation settings did not name.
+        Those of `end_ids` that the initial model's generation settings did not name.
     """
-    if lora:
-        base = (initial.name, initial.revision)
-        save_adapter(model, directory, source=initial.directory, base=base, state=state, dtypes=dtypes)
-        (directory / MODEL_RECORD).write_text(json.dumps({"base_model_id": initial.model_id}))
-    else:
-        save_model(model, directory, source=initial.directory, state=state, dtypes=dtypes)
-    return add_end_tokens(directory, end_ids, config=initial.directory / "config.json")
+    files = [] if lora else write_weights(model, directory, ranks, dtypes=dtypes, is_dealt=is_dealt)
+    state = saved_state(model, keep=ranks.is_leader) if lora else {}
+
+    def finish() -> tuple[int, ...]:
+        if lora:
+            base = (initial.name, initial.revision)
+            save_adapter(model, directory, source=initial.directory, base=base, state=state, dtypes=dtypes)
+            (directory / MODEL_RECORD).write_text(json.dumps({"base_model_id": initial.model_id}))
+        else:
+            finish_model(model, directory, source=initial.directory, files=files)
+        return add_end_tokens(directory, end_ids, config=initial.directory / "config.json")
+
+    return ranks.lead(finish)
 
 
 def learnt_ends(tokenizer: Any, rows: Iterable[DatasetRow]) -> list[int]:

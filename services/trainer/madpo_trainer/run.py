@@ -58,7 +58,7 @@ from madpo_trainer.output_model import describe_output, learnt_ends, output_dtyp
 from madpo_trainer.ranks import Ranks, open_ranks, run_rank
 from madpo_trainer.settings import RankEnvironment, TrainerSettings
 from madpo_trainer.state import TrainingState, load_state, settle_determinism
-from madpo_trainer.trained_weights import fingerprints, refuse_non_finite_weights, saved_state, summarise_training
+from madpo_trainer.trained_weights import fingerprints, refuse_non_finite_weights, summarise_training
 from madpo_trainer.training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class TrainingRun:
         objective, schedule = self._kind.build(inputs)
         self._total_steps = schedule.total_steps
         lora, ends = self._parameters.lora is not None, self._ranks.lead(lambda: self._learnt_ends(inputs))
-        save = partial(save_trained, inputs.runner.model, initial=initial, lora=lora, end_ids=ends)
+        save = partial(save_trained, inputs.runner.model, ranks=self._ranks, initial=initial, lora=lora, end_ids=ends)
 
         def flush(step: int) -> list[str]:
             inputs.ledger.flush(step)
@@ -180,7 +180,7 @@ class TrainingRun:
             metrics=self._metrics,
             held_out=held_out,
             checkpoints=self._checkpoints,
-            save_model=lambda directory, state: save(directory, state=state),
+            save_model=partial(save, is_dealt=True),
             flush=flush,
             note_shortage=partial(note_shortage, self._store, self._run.job.job_id),
             checkpoint_every_s=self._settings.checkpoint_every_s,
@@ -340,15 +340,10 @@ class TrainingRun:
         told = summarise_job(objective, inputs, held_out, metrics=self._metrics, tolerance=self._tolerance)
         self._phase("publishing")
         refuse_non_finite_weights(objective.model, self._ranks, step=self._state.step)
-        state = saved_state(objective.model, keep=self._ranks.is_leader)
-
-        def save_and_tell(directory: Path) -> dict[str, Any]:
-            ends, is_reward = save(directory, state=state, dtypes=dtypes), self._model_kind == "reward"
-            runner = inputs.runner
-            return describe_output(runner, inputs.tokenizer, dtypes=dtypes, added_ends=ends, is_reward=is_reward)
-
+        ends, is_reward = save(self._run.directory / "final", dtypes=dtypes), self._model_kind == "reward"
+        output = describe_output(inputs.runner, inputs.tokenizer, dtypes=dtypes, added_ends=ends, is_reward=is_reward)
         # All wait for the leader: a host that left before would ask to join the next attempt while this one lives.
-        self._ranks.lead(lambda: self._publish({**told, **about}, inputs, save_and_tell))
+        self._ranks.lead(lambda: self._publish({**told, **about}, inputs, output))
 
     def _learnt_ends(self, inputs: TrainingInputs) -> list[int]:
         """Tokens that the model learns to end with; a reward model says nothing."""
@@ -356,14 +351,12 @@ class TrainingRun:
             return []
         return learnt_ends(inputs.tokenizer, self._datasets.read(inputs.dataset_id))
 
-    def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, save: Callable[[Path], dict[str, Any]]) -> None:
+    def _publish(self, summary: dict[str, Any], inputs: TrainingInputs, output: dict[str, Any]) -> None:
         """Store the model, then what tells of it, then report the result."""
-        directory = self._run.directory / "final"
-        output = save(directory)
         self._tolerance.warnings += [output.pop("warning")] if "warning" in output else []
         summary = self._tolerance.finite(summary | {"output": output})
         model, _ = self._models.publish(
-            directory,
+            self._run.directory / "final",
             display_name=self._run.job.display_name or self._run.job.kind.value,
             kind=self._model_kind,
             base_model_id=inputs.initial_model_id if self._parameters.lora is not None else None,

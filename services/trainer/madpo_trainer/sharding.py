@@ -163,7 +163,22 @@ def gathered(named: Iterable[tuple[str, Tensor]], *, keep: bool) -> Iterator[tup
             found = whole(tensor.detach())
             done[id(tensor)] = found.cpu() if keep else found.new_empty(0)
         if keep:
-            yield name, done.get(id(tensor), tensor)
+            yield name, done.get(id(tensor), tensor).detach()
+
+
+def read_part(file: Any, key: str, like: DTensor) -> Tensor:
+    """This rank's part of a stored tensor, laid out as another one; no more of it is read.
+
+    Args:
+        file: An open safetensors file.
+        key: Of a tensor with the other one's shape.
+        like: Split along its first dimension.
+    """
+    mesh, length = like.device_mesh, len(like)
+    rows = -(-length // mesh.size())
+    first = min(mesh.get_local_rank() * rows, length)
+    local = file.get_slice(key)[first : min(first + rows, length)].to(like.device)
+    return DTensor.from_local(local, mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
 def part_like(tensor: Tensor, parameter: Tensor) -> Tensor:

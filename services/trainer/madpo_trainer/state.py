@@ -3,7 +3,7 @@
 A checkpoint directory:
 
     model/                     a Hugging Face directory (an adapter when training LoRA), with tokenizer
-    optimizer.safetensors      `{parameter}/{exp_avg|exp_avg_sq|step}`
+    optimizer.safetensors      `{parameter}/{exp_avg|exp_avg_sq|step}`; 5 GB a file
     method.safetensors         the method's running statistics, where it has any
     reference.safetensors      the weights of a reference that moves
     state.json                 step, seed, pinned revisions, ledger parts
@@ -14,13 +14,12 @@ There is no RNG state: every micro-batch seeds torch from (seed, step, its numbe
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from madpo.errors import UnknownFormatError
@@ -28,8 +27,8 @@ from madpo.jobs.training import TrainingParameters
 from madpo.models.device import use_tensor_cores
 from madpo.storage.documents import known_fields
 
-FORMAT = 1
-"""Of `state.json`; see `madpo.storage.documents`."""
+FORMAT = 2
+"""Of `state.json`; see `madpo.storage.documents`. 1 where tensors beside the model are one file of each name."""
 _STATE = "state.json"
 
 
@@ -105,14 +104,11 @@ def save_state(
     directory: Path,
     *,
     state: TrainingState,
-    tensors: Mapping[str, Mapping[str, Tensor]],
     metrics: list[dict[str, Any]],
 ) -> None:
-    """Write everything but `model/`; `tensors` by file, empty ones are left out."""
-    for name, contents in tensors.items():
-        if contents:
-            save_file({key: tensor.contiguous() for key, tensor in contents.items()}, directory / f"{name}.safetensors")
-    (directory / _STATE).write_text(json.dumps({**asdict(state), "format": FORMAT}, indent=1, sort_keys=True))
+    """Write what is no tensor, beside the tensors."""
+    body = {**asdict(state), "format": FORMAT if any(directory.glob("*-of-*.safetensors")) else 1}
+    (directory / _STATE).write_text(json.dumps(body, indent=1, sort_keys=True))
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
 
 
@@ -128,7 +124,9 @@ def load_state(directory: Path) -> tuple[TrainingState, dict[str, dict[str, Tens
             f"the checkpoint's {_STATE} has format {body['format']}, this version reads up to {FORMAT}: upgrade madpo"
         )
     state = TrainingState(**known_fields(TrainingState, body))
-    files = [directory / f"{name}.safetensors" for name in ("method", "reference")]
-    tensors = {file.stem: load_file(file) for file in files if file.exists()}
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name in ("method", "reference"):
+        for path in sorted(directory.glob(f"{name}*.safetensors")):
+            tensors.setdefault(name, {}).update(load_file(path))
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return state, tensors, metrics

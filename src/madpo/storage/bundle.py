@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,6 +70,7 @@ def publish(
     directory: Path,
     *,
     metadata: Mapping[str, Any],
+    others: Sequence[FileEntry] = (),
     guard: Callable[[], None] = lambda: None,
     transfer: Transfer = unwatched,
 ) -> Manifest:
@@ -83,6 +84,7 @@ def publish(
         prefix: Key prefix of the bundle.
         directory: The files; subdirectories are kept.
         metadata: Anything JSON can hold.
+        others: More files of the bundle, which `upload` has stored.
         guard: Called before the upload and right before and after the manifest is written; stops by raising.
         transfer: Told of it and of the bytes of each file that is stored; may end it by raising.
 
@@ -96,8 +98,25 @@ def publish(
     """
     guard()
     files = describe(directory)
+    every = tuple(sorted((*files, *others), key=lambda file: file.path))
     if stored := find_whole(store, prefix):
-        return _same(stored, files, prefix)
+        return _same(stored, every, prefix)
+    _put_all(store, prefix, files, directory, transfer=transfer)
+    return seal(store, prefix, every, metadata=metadata, guard=guard)
+
+
+def upload(
+    store: ObjectStore, prefix: str, directory: Path, *, transfer: Transfer = unwatched
+) -> tuple[FileEntry, ...]:
+    """Store files of a bundle that somebody else will publish; what they are. Raises as `publish`."""
+    files = describe(directory)
+    _put_all(store, prefix, files, directory, transfer=transfer)
+    return files
+
+
+def _put_all(
+    store: ObjectStore, prefix: str, files: tuple[FileEntry, ...], directory: Path, *, transfer: Transfer
+) -> None:
     passed = transfer(f"storing {prefix.split('/')[-1]}", sum(file.size_bytes for file in files))
 
     def put(file: FileEntry) -> None:
@@ -106,7 +125,6 @@ def publish(
 
     with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
         list(pool.map(put, files))
-    return seal(store, prefix, files, metadata=metadata, guard=guard)
 
 
 def seal(

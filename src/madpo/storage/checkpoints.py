@@ -17,7 +17,7 @@ import logging
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from madpo.ports import ObjectInfo, ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.files import Transfer, unwatched
 from madpo.storage.spared import spared_steps
-from madpo.types import Checkpoint
+from madpo.types import Checkpoint, FileEntry
 
 logger = logging.getLogger(__name__)
 
@@ -57,20 +57,37 @@ class CheckpointStore:
             latest = self.latest()
             self._swap_owner({self._attempt: latest.step if latest else _NOTHING})
 
-    def publish(self, step: int, directory: Path, *, metadata: Mapping[str, Any]) -> Checkpoint:
+    def require_ownership(self) -> None:
+        """Raises StaleAttemptError: another attempt, or another run of this number, owns the job."""
+        self._check_owner()
+
+    def upload(self, step: int, directory: Path) -> tuple[FileEntry, ...]:
+        """Store files of a checkpoint that somebody else will publish, who owns the job; what they are.
+
+        Args:
+            step: Optimizer steps done.
+            directory: The files.
+        """
+        return bundle.upload(self._store, keys.checkpoint(self._job_id, step=step, attempt=self._attempt), directory)
+
+    def publish(
+        self, step: int, directory: Path, *, metadata: Mapping[str, Any], others: Sequence[FileEntry] = ()
+    ) -> Checkpoint:
         """Store a checkpoint; it is real once this returns.
 
         Args:
             step: Optimizer steps done.
             directory: Its files.
             metadata: JSON that `fetch` gives back.
+            others: More of its files, which `upload` has stored.
 
         Raises:
             StaleAttemptError: A newer attempt owns the job: stop.
             AlreadyExistsError: This attempt published the step with other files.
         """
         prefix = keys.checkpoint(self._job_id, step=step, attempt=self._attempt)
-        manifest = bundle.publish(self._store, prefix, directory, metadata=metadata, guard=self._check_owner)
+        guard = self._check_owner
+        manifest = bundle.publish(self._store, prefix, directory, metadata=metadata, others=others, guard=guard)
         return Checkpoint(self._job_id, step, self._attempt, manifest.create_time, manifest.size_bytes)
 
     def latest(self) -> Checkpoint | None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from madpo.model_files.companions import add_end_tokens
+from madpo.models import save
 from madpo.models.dtypes import WeightDtypes, round_weights, stored_dtypes
 from madpo.models.load import load_causal_lm, load_reward_model
-from madpo.models.save import save_adapter, save_model
+from madpo.models.save import save_adapter, save_model, weight_parts
 from madpo.models.scores import padding_of, reward_scores
 from tests.model_directories import save_directory
 
@@ -86,6 +88,45 @@ def test_plain_transformers_gives_a_saved_reward_model_our_scores(
     torch.testing.assert_close(alone, ours, rtol=0, atol=1e-5)
     torch.testing.assert_close(batch, ours, rtol=0, atol=1e-5)
     assert padding_of(model) != 2
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_large_weights_are_several_files_which_are_read_as_one(
+    base: Path, tmp_path: Path, make_toy_tokenizer: Make, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    base = make_base(tmp_path / "tied", make_toy_tokenizer(), tie_word_embeddings=True) if tied else base
+    model = load_causal_lm(base)
+    save_model(model, tmp_path / "one", source=base)
+    monkeypatch.setattr(save, "PART_BYTES", 2_000)
+
+    save_model(model, tmp_path / "several", source=base, dtypes=WeightDtypes(torch.bfloat16))
+    save_model(model, tmp_path / "exact", source=base)
+
+    assert [path.name for path in (tmp_path / "one").glob("*.safetensors*")] == ["model.safetensors"]
+    files = {each: sorted((tmp_path / each).glob("*.safetensors")) for each in ("several", "exact")}
+    assert len(files["exact"]) > len(files["several"]) > 1
+    assert [path.name for path in files["exact"]] == [
+        f"model-{number:05d}-of-{len(files['exact']):05d}.safetensors" for number in range(1, len(files["exact"]) + 1)
+    ]
+    stored = [load_file(path) for path in files["exact"]]
+    index = json.loads((tmp_path / "exact" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {
+        key: path.name for path, tensors in zip(files["exact"], stored, strict=True) for key in tensors
+    }
+    assert index["metadata"]["total_size"] == sum(each.nbytes for tensors in stored for each in tensors.values())
+    assert {key for tensors in stored for key in tensors} == load_file(tmp_path / "one" / "model.safetensors").keys()
+    assert all(sum(each.nbytes for each in tensors.values()) <= 2_000 for tensors in stored)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "exact", dtype=torch.float32)
+    assert all(torch.equal(read.get_parameter(name), value) for name, value in model.named_parameters())
+    assert (tmp_path / "exact" / "config.json").read_bytes() == (tmp_path / "one" / "config.json").read_bytes()
+    assert not (tmp_path / "exact" / "part").exists()
+
+
+def test_weights_that_are_made_of_several_for_the_files_are_one_file(base: Path) -> None:
+    model = load_causal_lm(base)
+    model._weight_conversions = [SimpleNamespace(target_patterns=["q_proj", "k_proj", "v_proj"])]
+
+    assert weight_parts(model, model.state_dict(), most_bytes=10) == [list(model.state_dict())]
 
 
 def test_everything_beside_the_weights_is_copied_byte_for_byte(base: Path, tmp_path: Path) -> None:

@@ -77,6 +77,37 @@ def test_the_latest_is_the_newest_step_of_any_attempt(store: LocalStore, tmp_pat
     assert found(store) == [(100_000_000, 2), (10, 2), (10, 1), (9, 1)]
 
 
+def test_several_store_the_files_of_one_checkpoint(store: LocalStore, tmp_path: Path) -> None:
+    leader, other = owner(store, 1), CheckpointStore(store, JOB, attempt=1)
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "optimizer-00002-of-00002.safetensors").write_text("moments")
+
+    files = other.upload(20, part)
+    assert found(store) == []
+    leader.require_ownership()
+    published = leader.publish(20, make_files(tmp_path / "source", "weights"), metadata={}, others=files)
+
+    leader.fetch(published, tmp_path / "fetched")
+    assert (tmp_path / "fetched" / "optimizer-00002-of-00002.safetensors").read_text() == "moments"
+    assert (tmp_path / "fetched" / "state.json").read_text() == "{}"
+    with pytest.raises(StaleAttemptError):
+        other.require_ownership()
+
+
+def test_files_that_somebody_else_did_not_store_are_missed(store: LocalStore, tmp_path: Path) -> None:
+    leader = owner(store, 1)
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "optimizer-00002-of-00002.safetensors").write_text("moments")
+    files = leader.upload(20, part)
+    store.delete(f"{keys.checkpoint(JOB, step=20, attempt=1)}/{files[0].path}")
+
+    with pytest.raises(CorruptObjectError):
+        leader.publish(20, make_files(tmp_path / "source", "weights"), metadata={}, others=files)
+    assert found(store) == []
+
+
 def test_a_checkpoint_is_not_rewritten(store: LocalStore, tmp_path: Path) -> None:
     checkpoints = owner(store, 1)
     assert publish(checkpoints, 1, tmp_path) == publish(checkpoints, 1, tmp_path)

@@ -1,6 +1,7 @@
 """What is gathered of a model for a checkpoint."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -8,10 +9,13 @@ from peft import LoraConfig, TaskType, get_peft_model
 
 from madpo.errors import NonFiniteError
 from madpo.jobs.training import OptimizerParameters
+from madpo_trainer import written_parts
 from madpo_trainer.optimizer import Optimizer
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.sharding import gathered
+from madpo_trainer.state import TrainingState, load_state, save_state
 from madpo_trainer.trained_weights import refuse_non_finite_weights, saved_state
+from madpo_trainer.written_parts import write_tensors
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def test_ranks_that_do_not_lead_keep_nothing(make_toy_lm):
     optimizer = Optimizer(model, OptimizerParameters(), total_steps=1)
 
     assert saved_state(model, keep=False) == {}
-    assert optimizer.tensors(keep=False) == {}
+    assert dict(gathered(optimizer.tensors().items(), keep=False)) == {}
     assert list(gathered([("a", torch.ones(2))], keep=False)) == []
 
 
@@ -74,3 +78,33 @@ def test_a_weight_that_is_no_number_is_refused_by_name(adapted):
 
     with pytest.raises(NonFiniteError, match=f"non-finite weights after step 3, not saved: {name}"):
         refuse_non_finite_weights(adapted, OneRank(), step=3)
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "optimizer.safetensors").mkdir()
+
+    with pytest.raises(Exception, match=r"[Ii]s a directory"):
+        write_tensors("optimizer", {"a": torch.ones(2)}, tmp_path, OneRank())
+
+
+def test_what_the_optimizer_remembers_comes_back_from_several_files(make_toy_lm, tmp_path, monkeypatch):
+    def stepped(model):
+        optimizer = Optimizer(model, OptimizerParameters(), total_steps=4)
+        model(input_ids=torch.arange(1, 9)[None]).logits.square().mean().backward()
+        optimizer.step(0)
+        return optimizer
+
+    monkeypatch.setattr(written_parts, "PART_BYTES", 5_000)
+    expected = stepped(make_toy_lm()).tensors()
+    write_tensors("optimizer", expected, tmp_path, OneRank())
+    again = Optimizer(make_toy_lm(), OptimizerParameters(), total_steps=4)
+
+    again.restore(tmp_path)
+
+    assert len(list(tmp_path.glob("optimizer-*.safetensors"))) > 2
+    found = again.tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    save_state(tmp_path, state=TrainingState(), metrics=[])
+    assert json.loads((tmp_path / "state.json").read_text())["format"] == 2
+    assert load_state(tmp_path)[0] == TrainingState()

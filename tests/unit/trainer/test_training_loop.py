@@ -103,7 +103,7 @@ def make_loop(
     checkpoints = CheckpointStore(LocalStore(tmp_path / "store"), JOB.job_id, attempt=attempt)
     checkpoints.take_ownership()
 
-    def save_model(path, state):
+    def save_model(path):
         path.mkdir()
         (path / "config.json").write_text("{}")
 

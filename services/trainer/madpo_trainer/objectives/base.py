@@ -85,7 +85,7 @@ class Objective(Protocol):
         ...
 
     def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """What a resumed run needs beside model and optimizer, by file of the checkpoint; all ranks must call."""
+        """What a resumed run needs beside model and optimizer, by file of the checkpoint; may be sharded."""
         ...
 
     def close(self) -> None:
