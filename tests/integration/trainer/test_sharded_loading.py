@@ -51,6 +51,7 @@ PROGRAM = """
     from madpo_trainer.initial_model import InitialModel
     from madpo_trainer.model_placing import ModelPlacing
     from madpo_trainer.ranks import OneRank, open_ranks, run_rank
+    from madpo_trainer.settings import RankEnvironment
     from madpo_trainer.sharding import whole
     from madpo_trainer.trained_weights import saved_state
 
@@ -102,7 +103,7 @@ PROGRAM = """
         }
 
     def program():
-        with open_ranks(timeout_s=60) as ranks:
+        with open_ranks(RankEnvironment(), timeout_s=60) as ranks:
             read, found = [], {}
             load_parts = parts.load_parts
 
