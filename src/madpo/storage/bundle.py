@@ -328,36 +328,6 @@ def list_bundles(store: ObjectStore, root: str) -> Iterator[tuple[str, ObjectInf
             yield name, info
 
 
-def list_newest(store: ObjectStore, root: str, *, page_size: int, page_token: str) -> tuple[list[str], str]:
-    """One page of the names of the bundles directly below a prefix, newest first.
-
-    Args:
-        store: Where.
-        root: The prefix.
-        page_size: Most names to return.
-        page_token: The token that came with the page before; "" for the first.
-
-    Returns:
-        The names and the token of the next page, "" at the end.
-
-    Raises:
-        InvalidArgumentError: `page_size` is below 1, or `page_token` is none of ours.
-    """
-    if page_size < 1:
-        raise InvalidArgumentError(f"page_size must be at least 1, got {page_size}")
-    ages = sorted((-info.modified_time, name) for name, info in list_bundles(store, root))
-    if page_token:
-        age, _, name = page_token.partition("/")
-        try:
-            last = (float(age), name)
-        except ValueError as error:
-            raise InvalidArgumentError(f"page_token {page_token!r} did not come with a page") from error
-        ages = [position for position in ages if position > last]
-    page = ages[:page_size]
-    next_token = f"{page[-1][0]!r}/{page[-1][1]}" if len(ages) > page_size else ""
-    return [name for _, name in page], next_token
-
-
 def _put(store: ObjectStore, prefix: str, file: FileEntry, directory: Path) -> None:
     key = f"{prefix}/{file.path}"
     _say("storing", key, file)

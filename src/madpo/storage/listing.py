@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from madpo.errors import CorruptObjectError, NotFoundError, UnknownFormatError
+from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError, UnknownFormatError
 from madpo.ports import ObjectInfo, ObjectStore
 from madpo.storage import bundle
 from madpo.storage.keys import MANIFEST
@@ -13,6 +13,36 @@ from madpo.types import StoreFinding
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+def list_newest(store: ObjectStore, root: str, *, page_size: int, page_token: str) -> tuple[list[str], str]:
+    """One page of the names of the bundles directly below a prefix, newest first.
+
+    Args:
+        store: Where.
+        root: The prefix.
+        page_size: Most names to return.
+        page_token: The token that came with the page before; "" for the first.
+
+    Returns:
+        The names and the token of the next page, "" at the end.
+
+    Raises:
+        InvalidArgumentError: `page_size` is below 1, or `page_token` is none of ours.
+    """
+    if page_size < 1:
+        raise InvalidArgumentError(f"page_size must be at least 1, got {page_size}")
+    ages = sorted((-info.modified_time, name) for name, info in bundle.list_bundles(store, root))
+    if page_token:
+        age, _, name = page_token.partition("/")
+        try:
+            last = (float(age), name)
+        except ValueError as error:
+            raise InvalidArgumentError(f"page_token {page_token!r} did not come with a page") from error
+        ages = [position for position in ages if position > last]
+    page = ages[:page_size]
+    next_token = f"{page[-1][0]!r}/{page[-1][1]}" if len(ages) > page_size else ""
+    return [name for _, name in page], next_token
 
 
 def list_readable(
@@ -30,14 +60,14 @@ def list_readable(
         store: Where.
         root: The prefix.
         read: Describes one by its name.
-        page_size: See `bundle.list_newest`, as `page_token`.
+        page_size: See `list_newest`, as `page_token`.
         page_token: The token that came with the page before; "" for the first.
         on_unreadable: Told of each that is left out, damaged or of a newer version.
 
     Returns:
         At most `page_size` of them, and the token of the next page, "" at the end.
     """
-    names, token = bundle.list_newest(store, root, page_size=page_size, page_token=page_token)
+    names, token = list_newest(store, root, page_size=page_size, page_token=page_token)
     found = []
     for name in names:
         try:

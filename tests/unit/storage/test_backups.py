@@ -20,6 +20,7 @@ from madpo.storage.access_tokens import create_token
 from madpo.storage.backup import back_up, restore, verify
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.content_names import sha256_of
+from madpo.storage.listing import list_newest
 from madpo.storage.local import LocalStore
 from madpo.storage.results import write_result, write_spec
 from madpo.storage.snapshots import Pruned, Snapshots
@@ -290,7 +291,7 @@ def test_datasets_and_models_keep_their_order(place: LocalStore, tmp_path: Path,
         bundle.publish(store, prefix, files(tmp_path / f"model-{number}", weights=b"%d" % number), metadata={})
         os.utime(tmp_path / "filled" / prefix / "manifest.json", (number * 10 % 29,) * 2)
     restore(empty, Snapshots(place), back_up(store, Snapshots(place)))
-    order = [bundle.list_newest(each, keys.MODELS, page_size=9, page_token="")[0] for each in (store, empty)]
+    order = [list_newest(each, keys.MODELS, page_size=9, page_token="")[0] for each in (store, empty)]
     assert order[0] == order[1]
 
 

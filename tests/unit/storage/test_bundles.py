@@ -8,6 +8,7 @@ import pytest
 
 from madpo.errors import AlreadyExistsError, CorruptObjectError, InvalidArgumentError, NotFoundError
 from madpo.storage import bundle
+from madpo.storage.listing import list_newest
 from madpo.storage.local import LocalStore
 
 FILES = {
@@ -204,10 +205,10 @@ def test_pages_run_from_newest_to_oldest_and_survive_changes(store: LocalStore, 
     store.put("root/unfinished/file", b"")
     bundle.publish(store, "root/a/nested", directory, metadata={})
 
-    first, token = bundle.list_newest(store, "root", page_size=2, page_token="")
+    first, token = list_newest(store, "root", page_size=2, page_token="")
     bundle.publish(store, "root/new", directory, metadata={})
     bundle.delete(store, "root/d")
-    second, end = bundle.list_newest(store, "root", page_size=2, page_token=token)
+    second, end = list_newest(store, "root", page_size=2, page_token=token)
 
     assert (first, second, end) == (["b", "d"], ["a"], "")
 
@@ -215,4 +216,4 @@ def test_pages_run_from_newest_to_oldest_and_survive_changes(store: LocalStore, 
 @pytest.mark.parametrize(("page_size", "page_token"), [(0, ""), (1, "nonsense/x")])
 def test_wrong_pages_are_refused(store: LocalStore, page_size: int, page_token: str) -> None:
     with pytest.raises(InvalidArgumentError, match="page_"):
-        bundle.list_newest(store, "root", page_size=page_size, page_token=page_token)
+        list_newest(store, "root", page_size=page_size, page_token=page_token)
