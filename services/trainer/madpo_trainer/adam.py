@@ -116,6 +116,8 @@ def require_libraries(parameters: TrainingParameters) -> None:
     """
     if parameters.optimizer.name == "adamw_8bit":
         require_bitsandbytes("training.optimizer.name: adamw_8bit")
+    if parameters.lora is not None and parameters.lora.quantize_base:
+        require_bitsandbytes("training.lora.quantize_base: nf4")
 
 
 def require_bitsandbytes(asked: str) -> Any:

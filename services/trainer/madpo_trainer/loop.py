@@ -313,6 +313,8 @@ class TrainingLoop:
     def summary(self) -> dict[str, Any]:
         """How fast it went and how memory sufficed, for the record of the job; all ranks must call."""
         found = self._throughput.summary(self.state.counters)
+        lora = self._parameters.lora
+        found |= {"quantize_base": lora.quantize_base} if lora is not None and lora.quantize_base else {}
         found |= {} if self._memory is None else self._memory.summary()
         return found | ({"memory_shortage": self.state.memory_shortage} if self.state.memory_shortage else {})
 

@@ -12,6 +12,7 @@ from madpo.models.parts import Divide
 from madpo_trainer.blocks import prepare_blocks
 from madpo_trainer.initial_model import InitialModel, load_trainable
 from madpo_trainer.model_runner import ModelRunner, choose_layout
+from madpo_trainer.quantized_base import quantize_base
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.sharding import divide, shard
 
@@ -67,7 +68,10 @@ class ModelPlacing:
         """The model to train, as it begins or as a checkpoint has it, on the CPU: whole, or this rank's part."""
         directory = checkpoint / "model" if checkpoint else None
         kind, lora = self._kind, self._parameters.lora
-        return load_trainable(initial, kind=kind, lora=lora, checkpoint=directory, divide=self._divide)
+        model = load_trainable(initial, kind=kind, lora=lora, checkpoint=directory, divide=self._divide)
+        if lora is not None and lora.quantize_base:
+            quantize_base(model, self._parameters, self._device)
+        return model
 
     def _place(self, model: Any) -> Any:
         """A model on this rank's device, or this rank's part of it."""

@@ -15,6 +15,7 @@ from madpo.errors import FailedPreconditionError, NonFiniteError
 from madpo.models.dtypes import WeightDtypes
 from madpo.models.text_part import text_parameters
 from madpo_trainer.optimizer import trainable_parameters
+from madpo_trainer.quantized_base import base_weight, numbers
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.sharding import gathered
 from madpo_trainer.state import TrainingState
@@ -36,7 +37,7 @@ _NOTHING_COUNTS = {
 def describe_trained(model: nn.Module) -> dict[str, Any]:
     """Counts of parameters, trained and all that text goes through, and of adapted layers by the end of their names."""
     trained = sum(parameter.numel() for _, parameter in trainable_parameters(model))
-    total = sum(parameter.numel() for parameter in text_parameters(model))
+    total = sum(map(numbers, text_parameters(model)))
     layers = Counter(
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
     )
@@ -127,7 +128,7 @@ def lost_adapters(model: nn.Module, *, dtypes: WeightDtypes) -> set[str]:
     for layer_name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        weight = _whole(torch.linalg.vector_norm(layer.get_base_layer().weight.detach().float())).item()
+        weight = _whole(torch.linalg.vector_norm(base_weight(layer).float())).item()
         names = sorted(f"{layer_name}.{name}" for name, _ in trainable_parameters(layer) if name.startswith("lora_"))
         down, up = (_whole(model.get_parameter(name).detach()).to(dtypes.of(name)).double() for name in names)
         product = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()

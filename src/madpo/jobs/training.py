@@ -94,6 +94,10 @@ class LoraParameters(Spec):
     """Names of layers that get none, of those that `target_modules` takes."""
     use_rslora: bool = False
     """Scale adapters by alpha / sqrt(rank), which keeps large ranks learning (arXiv:2312.03732)."""
+    quantize_base: Literal["nf4"] | None = None
+    """Train on a base whose linear layers in the blocks are in four bits (QLoRA, arXiv:2305.14314): a fifth of the
+    memory of their weights in fp32 and less. The adapter is a plain one, and goes on the base as it is stored. Needs
+    bitsandbytes where the trainer runs (the extra `gpu`), and an unsharded model."""
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -197,6 +201,8 @@ class TrainingParameters(Spec):
                 f"optimizer: {asked} is for a model that is whole on each GPU, and sharding: {self.sharding} splits it "
                 "with what the optimizer remembers (leave one of the two out)"
             )
+        if self.sharding != "none" and self.lora is not None and self.lora.quantize_base:
+            raise ValueError("lora: quantize_base is for a model that is whole on each GPU (leave sharding out)")
         return self
 
     @property

@@ -59,9 +59,15 @@ class MethodConfig(BaseModel):
         """How the reference moves during training; None keeps it fixed."""
         return None
 
-    def adapter_conflict(self) -> str:
-        """Why low-rank adapters cannot be trained with these values, and what to do; "" where they can."""
+    def adapter_conflict(self, *, quantized: bool = False) -> str:
+        """Why low-rank adapters cannot be trained with these values, and what to do; "" where they can.
+
+        Args:
+            quantized: Their base is in four bits.
+        """
         update = self.reference_update()
+        if quantized and update is not None:
+            return "mixes weights into a reference, which a base in four bits cannot follow: leave quantize_base out"
         if update is None or not update.extrapolation:
             return ""
         return (

@@ -218,20 +218,22 @@ class OptimizerParameters(_message.Message):
     def __init__(self, learning_rate: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., schedule: _Optional[str] = ..., warmup_steps: _Optional[int] = ..., min_learning_rate_ratio: _Optional[float] = ..., name: _Optional[str] = ..., offload: _Optional[bool] = ...) -> None: ...
 
 class LoraParameters(_message.Message):
-    __slots__ = ("rank", "alpha", "dropout", "target_modules", "exclude_modules", "use_rslora")
+    __slots__ = ("rank", "alpha", "dropout", "target_modules", "exclude_modules", "use_rslora", "quantize_base")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     DROPOUT_FIELD_NUMBER: _ClassVar[int]
     TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_MODULES_FIELD_NUMBER: _ClassVar[int]
     USE_RSLORA_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZE_BASE_FIELD_NUMBER: _ClassVar[int]
     rank: int
     alpha: float
     dropout: float
     target_modules: _containers.RepeatedScalarFieldContainer[str]
     exclude_modules: _containers.RepeatedScalarFieldContainer[str]
     use_rslora: bool
-    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., exclude_modules: _Optional[_Iterable[str]] = ..., use_rslora: _Optional[bool] = ...) -> None: ...
+    quantize_base: str
+    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., exclude_modules: _Optional[_Iterable[str]] = ..., use_rslora: _Optional[bool] = ..., quantize_base: _Optional[str] = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
     __slots__ = ("model", "prompt_dataset_id", "reference", "reward_model", "preference_dataset_id", "baseline_job_ids", "metrics", "sampling", "max_prompts", "batch_size", "prompt_dataset", "eval_dataset", "generation_batch_size")

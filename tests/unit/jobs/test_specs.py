@@ -211,7 +211,7 @@ def test_a_list_of_one_wrong_item_is_not_too_short_as_well() -> None:
         (
             {"lora": {"r": 8}},
             "training.lora.r",
-            "there is no such field; there are alpha, dropout, exclude_modules, rank",
+            "there is no such field; there are alpha, dropout, exclude_modules, quantize_base, rank",
         ),
         ({"lora": {"dropuot": 0}}, "training.lora.dropuot", "there is no such field; did you mean dropout? there are"),
         ({"max_step": 3}, "training.max_step", "there is no such field; did you mean max_steps? there are"),

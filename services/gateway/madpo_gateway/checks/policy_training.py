@@ -69,7 +69,8 @@ def missing_inputs(
     """
     if dataset is not None:
         yield from _lacking_data(spec, requirements, dataset)
-    if spec.training.lora is not None and (conflict := config.adapter_conflict()):
+    lora = spec.training.lora
+    if lora is not None and (conflict := config.adapter_conflict(quantized=bool(lora.quantize_base))):
         yield "training.lora", f"{spec.method.name} {conflict}"
 
 

@@ -64,7 +64,8 @@ class PolicyTraining:
         method = get_method(self._spec.method.name)
         config = parse_params(method.name, self._spec.method.params)
         requirements, update = method.requirements(config), config.reference_update()
-        if self._spec.training.lora is not None and (conflict := config.adapter_conflict()):
+        lora = self._spec.training.lora
+        if lora is not None and (conflict := config.adapter_conflict(quantized=bool(lora.quantize_base))):
             # The gateway has said so before the job existed; specs may come from elsewhere.
             raise InvalidArgumentError(f"{method.name} {conflict}")
         rows, held_out = self._read(method, requirements)
