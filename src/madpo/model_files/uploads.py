@@ -1,13 +1,14 @@
 """What of a model directory is taken, and what is left behind or refused."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.model_files.configs import MODEL_SUFFIXES, check_config, check_settings, model_kind
+from madpo.model_files.shards import weights_faults
 from madpo.model_files.sizes import check_sizes
 from madpo.model_files.tensors import read_header
 
@@ -65,7 +66,7 @@ def files_to_upload(directory: Path) -> UploadFiles:
     if not taken:
         raise InvalidArgumentError(f"{directory} holds no files of a model")
     _refuse_faults((path, _fault(directory / path)) for path in sorted(taken))
-    _require_weights(taken)
+    _require_weights(directory, taken)
     check_settings(directory)
     check_sizes(directory, weights=[directory / path for path in taken if path.endswith(".safetensors")])
     model_kind(directory)
@@ -85,7 +86,7 @@ def check_files(directory: Path) -> None:
         (name, "not a regular file" if is_link else _fault(directory / name))
         for name, is_link in zip(names, links, strict=True)
     )
-    _require_weights(names)
+    _require_weights(directory, names)
     check_config(directory)
     check_sizes(directory)
 
@@ -96,10 +97,11 @@ def _refuse_faults(faults: Iterable[tuple[str, str]]) -> None:
         raise InvalidArgumentError.of(violations, what="the model cannot be taken")
 
 
-def _require_weights(paths: Iterable[str]) -> None:
+def _require_weights(directory: Path, paths: Sequence[str]) -> None:
     if not any(path.endswith(".safetensors") for path in paths):
         fault = FieldViolation("files", "no .safetensors file: save the weights in that format")
         raise InvalidArgumentError.of([fault], what="the model cannot be taken")
+    _refuse_faults(weights_faults(directory, paths))
 
 
 def _fault(path: Path) -> str:

@@ -12,7 +12,7 @@ from madpo.errors import InvalidArgumentError
 from madpo.model_files.adapters import check_adapter
 from madpo.model_files.configs import model_kind
 from madpo.model_files.tensors import TensorInfo, read_tensors
-from madpo.model_files.uploads import files_to_upload
+from madpo.model_files.uploads import check_files, files_to_upload
 from madpo.model_files.vocabulary import model_warnings
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 4}
@@ -105,6 +105,62 @@ def test_weights_that_are_there_in_no_other_form_are_named(directory: Path, name
         files_to_upload(directory)
 
     assert [violation.field for violation in caught.value.violations] == [f"files.{name}"]
+
+
+def _in_shards(directory: Path, *, there: dict[str, tuple[str, ...]], index: Any) -> None:
+    (directory / "model.safetensors").unlink()
+    for name, tensors in there.items():
+        write_safetensors(directory / name, dict.fromkeys(tensors, (1,)))
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("check", [files_to_upload, check_files])
+@pytest.mark.parametrize(
+    ("there", "field", "complaint"),
+    [
+        ({"1.safetensors": ("a",)}, "2.safetensors", "is named in model.safetensors.index.json and not there"),
+        (
+            {"1.safetensors": ("a",), "2.safetensors": ("c",)},
+            "2.safetensors",
+            r"lacks 1 weight that .* places in it .b.",
+        ),
+    ],
+)
+def test_shards_that_are_not_as_their_index_has_them_are_refused(
+    directory: Path, check: Any, there: dict[str, tuple[str, ...]], field: str, complaint: str
+) -> None:
+    _in_shards(directory, there=there, index={"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})
+
+    with pytest.raises(InvalidArgumentError, match=complaint) as caught:
+        check(directory)
+
+    assert [violation.field for violation in caught.value.violations] == [f"files.{field}"]
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": ["1.safetensors"]}, {"weight_map": {"a": 1}}, []])
+def test_an_index_that_says_nothing_is_refused(directory: Path, index: Any) -> None:
+    _in_shards(directory, there={"1.safetensors": ("a",)}, index=index)
+
+    with pytest.raises(InvalidArgumentError, match=r"weight_map|JSON object") as caught:
+        files_to_upload(directory)
+
+    assert [violation.field for violation in caught.value.violations] == ["files.model.safetensors.index.json"]
+
+
+def test_weights_under_names_that_nothing_looks_for_are_refused(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
+
+    with pytest.raises(InvalidArgumentError, match=r"nor model\.safetensors\.index\.json.* model-00001-of-00002"):
+        files_to_upload(directory)
+
+
+def test_whole_shards_are_taken_whatever_lies_beside_them(directory: Path) -> None:
+    there = {"1.safetensors": ("a",), "2.safetensors": ("b",), "stale.safetensors": ("a",)}
+    _in_shards(directory, there=there, index={"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})
+
+    check_files(directory)
+
+    assert {*there, "model.safetensors.index.json"} < {*files_to_upload(directory).taken}
 
 
 @pytest.mark.parametrize(
