@@ -130,7 +130,16 @@ def _load(
         _refuse_unread(directory, model, info["unexpected_keys"])
     # An embedding gives its padding token no gradient, which is wrong when EOS pads; padding has none anyway.
     model.get_input_embeddings().padding_idx = None
+    _say_what_is_tied(model)
     return model.eval(), set(info["missing_keys"])
+
+
+def _say_what_is_tied(model: "PreTrainedModel") -> None:
+    """Files with a head of its own are loaded so, whatever their configuration says; transformers 4 goes by that."""
+    head = model.get_output_embeddings()
+    if getattr(head, "weight", None) is not None and head.weight is not model.get_input_embeddings().weight:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def _set_padding(model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:

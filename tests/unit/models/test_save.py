@@ -165,6 +165,19 @@ def test_the_configuration_stays_in_its_own_words(base: Path, tmp_path: Path) ->
     assert new["architectures"] == ["LlamaForSequenceClassification"]
 
 
+def test_a_head_of_its_own_is_said_where_the_configuration_ties_it(base: Path, tmp_path: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    weights = load_file(base / "model.safetensors")
+    assert not torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
+
+    save_model(load_causal_lm(base), tmp_path / "again", source=base)
+
+    assert json.loads((tmp_path / "again/config.json").read_text())["tie_word_embeddings"] is False
+    saved = load_file(tmp_path / "again/model.safetensors")
+    assert torch.equal(saved["lm_head.weight"], weights["lm_head.weight"])
+
+
 def test_settings_that_contradict_themselves_are_kept_too(base: Path, tmp_path: Path) -> None:
     settings = b'{"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}'
     (base / "generation_config.json").write_bytes(settings)
