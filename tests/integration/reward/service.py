@@ -82,7 +82,7 @@ def pair_rewards(scored: Sequence[Any]) -> dict[str, tuple[float, float]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.01)
 
