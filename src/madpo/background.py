@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NoReturn
 
 from madpo.errors import InternalError, MadpoError
@@ -52,6 +52,18 @@ class EssentialTask:
             raise error
         if self._ended_by_itself:
             raise InternalError(f"{self._name} ended without being asked to")
+
+    @staticmethod
+    async def end_all(tasks: Sequence["EssentialTask"], ask: Callable[[], object]) -> None:
+        """Have several end that are asked by one and the same call: none of them may take the others by surprise.
+
+        Raises:
+            InternalError: See `end`; of the first of them.
+        """
+        for task in tasks:
+            task._may_end = True
+        for task in tasks:
+            await task.end(ask)
 
     def _end_process(self, task: asyncio.Task[None]) -> None:
         if self._may_end:

@@ -22,6 +22,21 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sent
 
 
+async def test_tasks_that_are_asked_by_one_flag_end_in_any_order(signals: list[int]) -> None:
+    stop = asyncio.Event()
+
+    async def work(pause_s: float) -> None:
+        await stop.wait()
+        await asyncio.sleep(pause_s)
+
+    tasks = [EssentialTask(work(pause_s), name="the work") for pause_s in (0.05, 0)]
+    await asyncio.sleep(0)
+    await EssentialTask.end_all(tasks, stop.set)
+
+    assert signals == []
+    assert not any(task.is_running for task in tasks)
+
+
 async def test_a_task_that_dies_ends_the_process_and_its_error_is_told(
     signals: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:

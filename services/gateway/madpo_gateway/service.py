@@ -185,8 +185,7 @@ class GatewayService:
     async def stop(self) -> None:
         """End the housekeeping and hang up."""
         # By a flag: a cancellation that meets a call to the queue may be lost inside the client.
-        for task in self._tasks:
-            await task.end(self._stopping.set)
+        await EssentialTask.end_all(self._tasks, self._stopping.set)
         if self._collector is not None:
             self._registry.unregister(self._collector)
         await self._queue.close()
