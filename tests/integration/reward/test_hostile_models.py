@@ -179,7 +179,7 @@ async def test_health_says_when_a_load_hangs_though_others_score(
         goes_on.wait(60)
         raise errors.UnavailableError("the disk was away")
 
-    async with start(max_load_stall_s=0.5, cache_entries=0) as replica:
+    async with start(max_load_stall_s=4, cache_entries=0) as replica:
         await replica.client.get_reward_model(models.good)
         monkeypatch.setattr("madpo_reward.service.load_scorer", hang)
         held = asyncio.create_task(replica.client.get_reward_model(models.other))
