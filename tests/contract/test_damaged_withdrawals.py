@@ -13,9 +13,8 @@ from madpo.storage.local import LocalStore
 from madpo.storage.recovery import Recovery
 from madpo.storage.withdrawals import withdrawn
 from madpo.types import StoreFinding
-from tests.contract.test_withdrawals import PREFIX, directory, objects, require_whole, store_it, take_out
+from tests.contract.stepping import PREFIX, objects, require_whole, store_it, take_out
 
-__all__ = ["directory"]
 NOTE = keys.withdrawal(PREFIX)
 
 

@@ -1,7 +1,5 @@
 """Files that belong to no manifest are collected, and never cost an upload that goes on."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,20 +11,19 @@ from madpo.storage.listing import list_unfinished
 from madpo.storage.local import LocalStore
 from madpo.storage.recovery import Recovery
 from madpo.storage.withdrawals import withdraw_unfinished, withdrawn
-from tests.contract.test_withdrawals import (
+from tests.contract.stepping import (
     FILES,
     PREFIX,
+    KilledError,
     SteppingStore,
-    _KilledError,
     die,
-    directory,
+    halt_both,
     objects,
     require_whole,
     store_it,
     take_out,
 )
 
-__all__ = ["directory"]
 LATER = 2.0**40
 
 
@@ -103,31 +100,15 @@ def test_an_upload_and_a_collection_that_halt_between_any_two_steps_of_each_end_
 ) -> None:
     other = LocalStore(tmp_path / "store")
     give_up(other)
-    halted, go_on = threading.Event(), threading.Event()
 
-    def halt() -> None:
-        halted.set()
-        go_on.wait(30)
-
-    def collect_slowly() -> None:
-        with suppress(FailedPreconditionError, NotFoundError):
-            collect(SteppingStore(tmp_path / "store", collection_step, halt))
-        halted.set()
-
-    with ThreadPoolExecutor(2) as pool:
-        collections = []
-
-        def begin_collection() -> None:
-            collections.append(pool.submit(collect_slowly))
-            halted.wait(30)
-
-        upload = pool.submit(store_it, SteppingStore(tmp_path / "store", upload_step, begin_collection), directory)
-        with suppress(TimeoutError):
-            upload.result(0.1)
-        go_on.set()
-        upload.result(30)
-        for collection in collections:
-            collection.result(30)
+    halt_both(
+        tmp_path / "store",
+        directory,
+        upload_step=upload_step,
+        removal_step=collection_step,
+        remove=collect,
+        runs_on_s=0.1,
+    )
 
     require_whole(other, tmp_path / "copy")
 
@@ -139,7 +120,7 @@ def test_a_collector_that_dies_leaves_nothing_in_the_way(
 ) -> None:
     store = LocalStore(tmp_path / "store")
     give_up(store)
-    with suppress(_KilledError):
+    with suppress(KilledError):
         collect(SteppingStore(tmp_path / "store", number, die))
     Recovery(store, abandoned_s=0).run()
 

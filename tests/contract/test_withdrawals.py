@@ -1,11 +1,9 @@
 """Bundles that are removed while others need them or store the same again, over a directory and over S3."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,42 +12,22 @@ from madpo.ports import ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.local import LocalStore
 from madpo.storage.recovery import Recovery
-from madpo.storage.withdrawals import Withdrawal, settle, store_again, withdraw, withdrawn
+from madpo.storage.withdrawals import settle, store_again, withdraw, withdrawn
+from tests.contract.stepping import (
+    OTHER,
+    PREFIX,
+    KilledError,
+    SteppingStore,
+    die,
+    halt_both,
+    objects,
+    require_whole,
+    store_it,
+    stored_time,
+    take_out,
+)
 
-PREFIX, OTHER = "datasets/d", "tokens/d"
-FILES = {"a": b"1" * 1000, "b": b"2", "c": b"3" * 5000}
 UPLOADERS = 4
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name, data in FILES.items():
-        (source / name).write_bytes(data)
-    return source
-
-
-def store_it(store: ObjectStore, directory: Path) -> bool:
-    return store_again(store, PREFIX, directory, metadata={"name": "first"})[1]
-
-
-def stored_time(store: ObjectStore) -> float:
-    return bundle.read_manifest(store, PREFIX).stored_time
-
-
-def take_out(store: ObjectStore) -> Withdrawal:
-    return withdraw(store, PREFIX, stored_time=stored_time(store), along=[OTHER])
-
-
-def objects(store: ObjectStore) -> set[str]:
-    return {info.key for info in store.list("")}
-
-
-def require_whole(store: ObjectStore, path: Path) -> None:
-    bundle.fetch(store, PREFIX, path)
-    assert {file.name: file.read_bytes() for file in path.iterdir()} == FILES
-    assert list(withdrawn(store)) == []
 
 
 def test_what_is_withdrawn_is_not_found_and_is_put_back_as_it_was(object_store: ObjectStore, directory: Path) -> None:
@@ -121,48 +99,6 @@ def test_an_upload_is_never_lost_to_a_removal_that_was_decided_before_it(
     require_whole(object_store, tmp_path / "copy")
 
 
-class SteppingStore(LocalStore):
-    """Does something once, right before the so-manieth operation."""
-
-    def __init__(self, root: Path, number: int, action: Callable[[], object]) -> None:
-        super().__init__(root)
-        self._number, self._action, self.ended = number, action, threading.Event()
-
-    def _step(self) -> None:
-        self._number -= 1
-        if self._number == 0:
-            self._action()
-            self.ended.set()
-
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        self._step()
-        return super().get_with_etag(key)
-
-    def head(self, key: str) -> Any:
-        self._step()
-        return super().head(key)
-
-    def list(self, prefix: str) -> Any:
-        self._step()
-        return super().list(prefix)
-
-    def put_file(self, key: str, path: Path) -> str:
-        self._step()
-        return super().put_file(key, path)
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        self._step()
-        return super().put_if_absent(key, data)
-
-    def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
-        self._step()
-        return super().put_if_match(key, data, etag)
-
-    def delete(self, key: str) -> None:
-        self._step()
-        super().delete(key)
-
-
 @pytest.mark.parametrize("is_there", [True, False])
 @pytest.mark.parametrize("number", range(1, 25))
 def test_a_removal_between_any_two_steps_of_an_upload_costs_nothing(
@@ -220,45 +156,20 @@ def test_an_upload_between_any_two_steps_of_a_removal_is_kept(
 def test_an_upload_and_a_removal_that_halt_between_any_two_steps_of_each_end_whole(
     tmp_path: Path, directory: Path, upload_step: int, removal_step: int
 ) -> None:
-    """The upload halts, the removal begins and halts, the upload goes on as far as it can, then the removal does."""
     other = LocalStore(tmp_path / "store")
     store_it(other, directory)
-    decided, halted, go_on = stored_time(other), threading.Event(), threading.Event()
+    decided = stored_time(other)
 
-    def halt() -> None:
-        halted.set()
-        go_on.wait(30)
-
-    def remove() -> None:
-        store = SteppingStore(tmp_path / "store", removal_step, halt)
-        with suppress(FailedPreconditionError, NotFoundError):
-            withdraw(store, PREFIX, stored_time=decided).remove()
-        halted.set()
-
-    with ThreadPoolExecutor(2) as pool:
-        removals: list[Any] = []
-
-        def begin_removal() -> None:
-            removals.append(pool.submit(remove))
-            halted.wait(30)
-
-        upload = pool.submit(store_it, SteppingStore(tmp_path / "store", upload_step, begin_removal), directory)
-        with suppress(TimeoutError):
-            upload.result(0.15)
-        go_on.set()
-        upload.result(30)
-        for removal in removals:
-            removal.result(30)
+    halt_both(
+        tmp_path / "store",
+        directory,
+        upload_step=upload_step,
+        removal_step=removal_step,
+        remove=lambda store: withdraw(store, PREFIX, stored_time=decided).remove(),
+        runs_on_s=0.15,
+    )
 
     require_whole(other, tmp_path / "copy")
-
-
-class _KilledError(Exception):
-    pass
-
-
-def die() -> None:
-    raise _KilledError
 
 
 @pytest.mark.parametrize("removes", [True, False])
@@ -269,7 +180,7 @@ def test_a_remover_that_dies_leaves_a_whole_bundle_or_none(
     store = LocalStore(tmp_path / "store")
     store_it(store, directory)
     dying = SteppingStore(tmp_path / "store", number, die)
-    with suppress(_KilledError):
+    with suppress(KilledError):
         withdrawal = withdraw(dying, PREFIX, stored_time=stored_time(store))
         withdrawal.remove() if removes else withdrawal.put_back()
     now = [0.0]

@@ -73,7 +73,7 @@ PROGRAM = """
 
     def program():
         global ranks
-        with open_ranks(RankEnvironment(), timeout_s=2) as ranks:
+        with open_ranks(RankEnvironment(), timeout_s=4) as ranks:
             seen["place"] = [ranks.rank, ranks.size, ranks.is_leader]
             seen["share"] = [list(ranks.share(range(count))) for count in (7, 2, 0)]
             seen["map"] = [ranks.map(lambda item: item * item, range(count)) for count in (7, 2, 0)]
@@ -91,8 +91,8 @@ PROGRAM = """
             margins = SharedMargins(Source, ranks)
             seen["margins"] = margins.take(3)
             seen["errors"].append(refused(lambda: margins.take(9)))
-            ranks.lead(lambda: time.sleep(4))  # twice what a collective may take
-            seen["apart"] = ranks.apart(lambda: [time.sleep(4 if ranks.rank == 1 else 0), ranks.rank][1])
+            ranks.lead(lambda: time.sleep(6))  # longer than a collective may take
+            seen["apart"] = ranks.apart(lambda: [time.sleep(6 if ranks.rank == 1 else 0), ranks.rank][1])
             seen["errors"].append(refused(lambda: ranks.apart(fail_on(1, InvalidArgumentError("rows")))))
 
             parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
