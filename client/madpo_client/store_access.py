@@ -1,7 +1,6 @@
 """The object store itself, for commands that need no gateway: that of a service configured here, or of a home."""
 
 import asyncio
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,25 +34,25 @@ class StoreAccess:
 
 
 def find_store(home: Path | None) -> StoreAccess:
-    """The store of a home that is named, else of a service that the environment configures, else of the usual home.
+    """The store of a home that is named, else that a service is configured with here, else of the usual home.
 
     Raises:
         InvalidArgumentError: A setting of the service is wrong; names it.
     """
     from madpo_client.doctor.settings import configured_services, load_service
 
-    # Without a word of a store they are options for the services of an embedded stack.
-    for name in () if home else filter(_has_store, configured_services()):
-        settings = load_service(name).settings
+    for name in () if home else configured_services():
+        try:
+            settings = load_service(name).settings
+        except InvalidArgumentError as error:
+            if f"MADPO_{name.upper()}_STORE_URL" in (violation.field for violation in error.violations):
+                continue  # names no store: it is an option for the service of an embedded stack
+            raise
         if isinstance(settings, StoreSettings):
             local = (getattr(settings, field, None) for field in ("scratch", "workspace", "cache"))
             return StoreAccess(settings, next(path for path in local if path is not None))
     home = (home or ClientSettings().expanded_home).expanduser().absolute()
     return StoreAccess(load_settings(StoreSettings, store_url=(home / "store").as_uri()), home / "work", home)
-
-
-def _has_store(service: str) -> bool:
-    return bool({f"MADPO_{service.upper()}_STORE_URL", "MADPO_CONFIG_FILE"} & os.environ.keys())
 
 
 def open_place(place: str, access: StoreAccess) -> "ObjectStore":
