@@ -194,7 +194,11 @@ async def test_health_says_when_a_load_hangs_though_others_score(
 
 @pytest.mark.promise("G7")
 async def test_health_says_when_every_forward_pass_fails_and_not_when_some_do(
-    start: Start, models: Models, failing: dict[str, Exception], monkeypatch: pytest.MonkeyPatch
+    start: Start,
+    models: Models,
+    failing: dict[str, Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     looks: list[str | None] = []
     look = RewardService.ailment
@@ -219,7 +223,8 @@ async def test_health_says_when_every_forward_pass_fails_and_not_when_some_do(
 
         failing["</s>"] = RuntimeError("device-side assert triggered")  # whatever comes
         await until_health_is(replica, NOT_SERVING)
-        assert "device-side assert" in str(looks[-1])
+        said = [record.__dict__["ailment"] for record in caplog.records if record.message == "cannot work"]
+        assert "device-side assert" in said[0]
         failing.clear()
         await until_health_is(replica, SERVING)
 
