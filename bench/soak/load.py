@@ -29,7 +29,8 @@ KEPT_JOBS = 6
 WATCHERS = 16
 UPLOAD_ROWS = 5_000
 KILL_PERIOD_S = 45.0
-JOB_TIMEOUT_S = 300.0
+JOB_TIMEOUT_S = 600.0
+"""Of a job that is lost; on a busy machine, killed once or twice, one takes minutes."""
 _JOB_ID = re.compile(r"job-[0-9a-f]{32}")
 
 
@@ -39,6 +40,7 @@ class Load:
     Attributes:
         done: How often each thing was done.
         failures: What must not happen.
+        rounds: Of one job of each kind, that have begun.
     """
 
     def __init__(self, stack: EmbeddedStack, work: Path, *, seed: int = 0) -> None:
@@ -46,6 +48,7 @@ class Load:
         self._over, self._no_kills = threading.Event(), threading.Event()
         self._random = random.Random(seed)
         self.done: Counter[str] = Counter()
+        self.rounds = 0
         self.failures: list[str] = []
         self._killed_jobs: set[str] = set()
         targets: list[Callable[[Client], None]] = [self._run_jobs, self._upload, *[self._watch] * WATCHERS]
@@ -82,14 +85,13 @@ class Load:
 
     def _run_jobs(self, client: Client) -> None:
         base, pairs, prompts = self._things(client)
-        number = 0
         while not self._over.is_set():
-            number += 1
-            for job in self._round(client, base, pairs, prompts, number):
+            self.rounds += 1
+            for job in self._round(client, base, pairs, prompts, self.rounds):
                 self._finish(job)
                 if self._over.is_set():
                     return
-            self._tidy(client, base)
+                self._tidy(client, base)
 
     def _things(self, client: Client) -> tuple[Model, Dataset, Dataset]:
         directory = self._work / "base"

@@ -1,14 +1,16 @@
 """Copies of stored objects on this host: made once for all its processes, and removed when nobody has used them long.
 
-Beside a copy `model-1` stand two empty files, which stay: `.model-1.lock`, held while it is made, and `.model-1.used`,
-held by every process that uses the copy, whose time is that of the last use. A third, `.model-1.json`, has the size and
-the SHA-256 of each file: a process verifies a copy before it first uses it, and one that was damaged is made anew.
+Beside a copy `model-1` stand two empty files: `.model-1.lock`, held while it is made, and `.model-1.used`, held by
+every process that uses the copy or is about to, whose time is that of the last use; whoever holds it alone may remove
+the copy and what stands beside it. A third, `.model-1.json`, has the size and the SHA-256 of each file: a process
+verifies a copy before it first uses it, and one that was damaged is made anew.
 """
 
 import contextlib
 import fcntl
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,8 @@ from madpo.types import FileEntry
 logger = logging.getLogger(__name__)
 
 _READ_AT_ONCE = 4
+_TIMES = 100
+_BESIDE = re.compile(r"\.(.+)\.(?:lock|used)")
 
 
 class LocalCopies:
@@ -50,10 +54,7 @@ class LocalCopies:
         """
         directory = self._root / name
         if name not in self._held:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            used = _use_file(directory).open("ab")
-            fcntl.flock(used, fcntl.LOCK_SH)  # waits for whoever is removing the copy
-            self._held[name] = used
+            self._held[name] = _hold(_use_file(directory))
         os.utime(_use_file(directory))
         if name not in self._verified:
 
@@ -82,26 +83,35 @@ class LocalCopies:
         copies = sorted(_copies(self._root), key=lambda copy: copy.used_time)
         size_bytes, oldest = sum(copy.size_bytes for copy in copies), time.time() - max_age_s
         for copy in copies:
-            if (size_bytes > max_bytes or copy.used_time < oldest) and copy.remove():
+            is_over = size_bytes > max_bytes or copy.used_time < oldest
+            if (is_over or not copy.is_made) and copy.remove(self._root) and copy.is_made:
                 size_bytes -= copy.size_bytes
                 logger.info("local copy removed", extra={"copy": str(copy.directory), "size_bytes": copy.size_bytes})
 
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """A copy, or what a process that died has left of one."""
+    """A copy, what a process that died has left of one, or only what stands beside it."""
 
     directory: Path
+    is_made: bool
     size_bytes: int
     used_time: float
 
-    def remove(self) -> bool:
-        """Remove it unless somebody uses it; says whether it is gone."""
-        partial = self.directory.with_name(f".{self.directory.name}.partial")
-        with _use_file(self.directory).open("ab") as used:
+    def remove(self, root: Path) -> bool:
+        """Remove it unless somebody uses it, and the folders below the root that are then empty; whether it is gone."""
+        partial = _partial(self.directory)
+        use_file = _use_file(self.directory)
+        try:
+            used = use_file.open("ab")
+        except FileNotFoundError:  # another process has removed it, and its folder
+            return True
+        with used:
             try:
                 fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                return False
+            if not _is_at(used, use_file):  # removed by another process, and perhaps made anew since
                 return False
             shutil.rmtree(partial, ignore_errors=True)
             with contextlib.suppress(FileNotFoundError):
@@ -109,21 +119,59 @@ class _Copy:
                 os.rename(self.directory, partial)
             _record(self.directory).unlink(missing_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
-        return not partial.exists()
+            if partial.exists():
+                return False
+            _lock_file(self.directory).unlink(missing_ok=True)
+            use_file.unlink()
+        _remove_empty(self.directory.parent, root)
+        return True
 
 
 def _copies(root: Path) -> Iterator[_Copy]:
     for parent, folders, files in os.walk(root):
-        locks = {file for file in files if file.startswith(".") and file.endswith(".lock")}
-        for lock in locks:
-            directory = Path(parent, lock.removeprefix(".").removesuffix(".lock"))
-            partial = f".{directory.name}.partial"
-            size_bytes = _size(directory) + _size(directory.with_name(partial))
-            used = _use_file(directory)
-            known = used if used.exists() else Path(parent, lock)  # earlier versions only locked
-            if directory.name in folders or partial in folders:
-                yield _Copy(directory, size_bytes, known.stat().st_mtime)
-            folders[:] = [name for name in folders if name not in (directory.name, partial)]
+        beside = {match[1] for file in files if (match := _BESIDE.fullmatch(file))}
+        for name in beside:
+            directory = Path(parent, name)
+            partial = _partial(directory)
+            is_made = name in folders or partial.name in folders
+            known = [path for path in (_use_file(directory), _lock_file(directory)) if path.name in files]
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                # The second where the first is missing: earlier versions only locked.
+                used_time = known[0].stat().st_mtime
+                yield _Copy(directory, is_made, _size(directory) + _size(partial), used_time)
+            folders[:] = [folder for folder in folders if folder not in (name, partial.name)]
+
+
+def _hold(use_file: Path) -> BinaryIO:
+    """The file, so that nobody removes what it stands for until it is closed."""
+    for again in range(_TIMES, -1, -1):
+        try:
+            use_file.parent.mkdir(parents=True, exist_ok=True)
+            used = use_file.open("ab")
+        except (FileNotFoundError, FileExistsError):  # its folder was empty, and was removed in this moment
+            if not again:
+                raise
+            continue
+        fcntl.flock(used, fcntl.LOCK_SH)  # waits for whoever is removing the copy
+        if _is_at(used, use_file):
+            return used
+        used.close()
+    raise FileNotFoundError(f"{use_file} is removed again and again")
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    with contextlib.suppress(OSError):  # there is something in it
+        while folder != root:
+            folder.rmdir()
+            folder = folder.parent
 
 
 def _size(directory: Path) -> int:
@@ -172,3 +220,11 @@ def _record(directory: Path) -> Path:
 
 def _use_file(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.used")
+
+
+def _lock_file(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.lock")
+
+
+def _partial(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.partial")

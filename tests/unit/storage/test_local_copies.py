@@ -1,7 +1,9 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,62 @@ def test_what_a_killed_process_had_half_made_goes_too(tmp_path):
 
     LocalCopies(tmp_path).trim(**UNBOUNDED | {"max_bytes": 99})
     assert not half.exists()
+
+
+def test_nothing_is_left_of_what_was_removed(tmp_path, make):
+    make("models/1", "tokens/2/3", "tokens/2/4")
+
+    LocalCopies(tmp_path).trim(max_bytes=0, max_age_s=DAY_S)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_stands_beside_no_copy_goes_unless_somebody_is_about_to_make_one(tmp_path):
+    """As after a fetch that failed, and of versions that left it beside what they removed."""
+    for name in ("1", "2"):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models" / f".{name}.lock").touch()
+    (tmp_path / "models" / ".2.used").touch()
+    (tmp_path / "models" / ".3.used").touch()
+    seen: list[list[str]] = []
+
+    def look(directory: Path) -> None:
+        LocalCopies(tmp_path).trim(**UNBOUNDED)
+        seen.append(sorted(path.name for path in directory.parent.iterdir()))
+
+    LocalCopies(tmp_path).fetch("models/1", look)
+
+    assert seen == [[".1.lock", ".1.partial", ".1.used"]]
+
+
+def test_copies_that_are_removed_and_made_at_once_are_whole_while_they_are_in_use(tmp_path):
+    over = threading.Event()
+
+    def trim() -> None:
+        while not over.is_set():
+            LocalCopies(tmp_path).trim(max_bytes=0, max_age_s=DAY_S)
+
+    def use(number: int) -> None:
+        for turn in range(40):
+            copies = LocalCopies(tmp_path)
+            directory = copies.fetch(
+                f"tokens/{(number + turn) % 3}/1", lambda directory: (directory / "file").write_bytes(bytes(100))
+            )
+            assert (directory / "file").read_bytes() == bytes(100)
+            copies.release()
+
+    with ThreadPoolExecutor(6) as pool:
+        trimming = [pool.submit(trim) for _ in range(2)]
+        using = [pool.submit(use, number) for number in range(4)]
+        try:
+            for each in using:
+                each.result()
+        finally:
+            over.set()
+        for each in trimming:
+            each.result()
+    LocalCopies(tmp_path).trim(max_bytes=0, max_age_s=DAY_S)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_copy_that_was_removed_is_made_again(tmp_path, make):
