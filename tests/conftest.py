@@ -223,10 +223,13 @@ def each_redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def redis_process(tmp_path: Path) -> Iterator[RedisProcess]:
-    """A server of the test's own, to be killed and started again."""
+    """A server of the test's own, to be killed and started again; what it has answered is on disk.
+
+    With `everysec` a server whose disk is slow at that moment answers first and may lose the last two seconds.
+    """
     directory = tmp_path / "redis"
     directory.mkdir()
-    server = RedisProcess(redis_program("valkey"), directory)
+    server = RedisProcess(redis_program("valkey"), directory, "--appendfsync", "always")
     server.start()
     yield server
     server.kill()

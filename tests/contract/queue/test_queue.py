@@ -179,6 +179,20 @@ async def test_restore_rebuilds_jobs_in_any_order_and_changes_none_that_exist(
     assert (orphan.state, orphan.reason) == (JobState.FAILED, f"dependency {lost} did not succeed")
 
 
+async def test_a_job_that_was_set_back_to_its_end_since_it_was_looked_at_can_still_be_resumed(
+    queue: RedisJobQueue,
+) -> None:
+    """It was seen at work after a resumption; then the server came back as it was before."""
+    job = await queue.create(request("r"))
+    await queue.fail(await claim(queue), "boom")
+
+    restored = await queue.restore(request("r"), job_id=job.job_id, state=JobState.PENDING, resumes=1)
+    resumed = await queue.resume(job.job_id, resumes=0)
+
+    assert (restored.state, restored.resumes) == (JobState.FAILED, 0)
+    assert (resumed.state, resumed.resumes) == (JobState.PENDING, 1)
+
+
 async def test_two_namespaces_on_one_server_do_not_meet(queue: RedisJobQueue, each_redis_url: str) -> None:
     await queue.create(request("r"))
     other = connect(each_redis_url, namespace="test-other")

@@ -10,6 +10,8 @@ local function catch_up(state)
   local resumes, attempt = tonumber(field(id, 'resumes') or '0'), tonumber(field(id, 'attempt'))
   local is_newer = tonumber(field(id, 'format') or '1') > request.format
   if is_newer or field(id, 'retired') or request.resumes < resumes then return end
+  -- It was set back since it was looked at; whoever looks again sees that it is to be resumed.
+  if TERMINAL[state] and not TERMINAL[request.state] and resumes < request.resumes then return end
   local is_behind = attempt < request.attempt or resumes < request.resumes
   redis.call('HSET', job_key(id), 'attempt', math.max(attempt, request.attempt), 'resumes', request.resumes)
   if TERMINAL[request.state] then
