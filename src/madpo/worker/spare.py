@@ -42,7 +42,7 @@ class Spare:
         if self._command and not self._had_one and _SETTLE_S <= idle_s < self._settings.spare_s:
             self._had_one = True
             self._settings.workspace.mkdir(parents=True, exist_ok=True)
-            self._log.unlink(missing_ok=True)
+            self._remove_logs()
             self._child = Child(self._command, log_path=self._log, settings=self._settings, waits=True)
 
     async def take(self, workspace: Workspace) -> Child | None:
@@ -67,3 +67,10 @@ class Spare:
             child.kill()
             await child.exit_code()
             self._log.unlink(missing_ok=True)
+
+    def _remove_logs(self) -> None:
+        """Its own of before, and those of workers that were killed: by their age, as no spare process lives longer."""
+        for log in self._settings.workspace.glob("spare-*.log"):
+            with contextlib.suppress(FileNotFoundError):
+                if log == self._log or time.time() - log.stat().st_mtime > self._settings.spare_s:
+                    log.unlink()

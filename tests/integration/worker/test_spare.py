@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,24 @@ async def test_it_ends_with_its_worker(settings: WorkerSettings, runs: Runs, wor
         pid = await runs.next_ready()
     await gone(pid)
     assert not list(settings.workspace.glob("spare-*"))
+
+
+async def test_the_log_that_a_killed_worker_left_of_its_own_goes(settings: WorkerSettings, runs: Runs) -> None:
+    settings.workspace.mkdir(parents=True, exist_ok=True)
+    left, others = (settings.workspace / f"spare-{name}.log" for name in ("left", "others"))
+    for log in (left, others):
+        log.touch()
+    long_ago = time.time() - settings.spare_s - 60
+    os.utime(left, (long_ago, long_ago))
+    now = 0.0
+    kept = Spare(SPARE, settings, clock=lambda: now)
+    now = 10.0
+
+    await kept.keep()
+
+    assert (left.exists(), others.exists()) == (False, True)
+    await runs.next_ready()
+    await kept.discard()
 
 
 def test_it_ends_when_its_supervisor_is_gone(runs: Runs) -> None:
