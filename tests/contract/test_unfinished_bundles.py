@@ -45,8 +45,33 @@ def test_what_was_given_up_is_told_from_what_is_finished(object_store: ObjectSto
     found = list_unfinished(object_store, "datasets")
 
     assert {name: [info.key for info in infos] for name, infos in found.items()} == {
-        "e": ["datasets/e/part", "datasets/e/sub/manifest.json"]
+        "datasets/e": ["datasets/e/part", "datasets/e/sub/manifest.json"]
     }
+
+
+def test_what_grows_from_attempt_to_attempt_was_not_given_up(object_store: ObjectStore) -> None:
+    files = [
+        "jobs/job-1/artifacts/a00001/report.json",
+        "jobs/job-1/checkpoints/step-00000001/a00001/model/weights",
+        "jobs/job-1/checkpoints/step-00000002/a00001/manifest.json",
+        "jobs/job-1/checkpoints/step-00000002/a00001/model/weights",
+        "jobs/job-1/generations/part-00000-1.jsonl",
+        "jobs/job-1/spec.json",
+        "reference_logps/1/00000/manifest.json",
+        "reference_logps/1/00000/part",
+        "reference_logps/1/00001/part",
+        "tokens/dataset-1/1/part",
+    ]
+    for key in files:
+        object_store.put(key, b"1")
+
+    found = [list(list_unfinished(object_store, root)) for root in ("jobs", "reference_logps", "tokens")]
+
+    assert found == [
+        ["jobs/job-1/artifacts/a00001", "jobs/job-1/checkpoints/step-00000001/a00001"],
+        ["reference_logps/1/00001"],
+        [],
+    ]
 
 
 def test_it_goes_and_the_same_can_be_stored_again(object_store: ObjectStore, directory: Path, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class Deletion:
         self._store, self._datasets, self._models, self._queue = store, datasets, models, queue
         self._reconciler = reconciler
         self._turn = asyncio.Lock()
+        self._bases: dict[str, set[str]] = {}
+        """Of jobs whose checkpoints are adapters, by id: the spec of a job decides, so that they never change."""
 
     async def job(self, job_id: str, *, guard: Guard = _no_further_reason) -> None:
         """Take a job out of use, remove what it left, then forget it: broken off, it can be asked for again.
@@ -159,11 +161,20 @@ class Deletion:
             training = job.spec.get("training")
             if not isinstance(training, Mapping) or training.get("lora") is None:
                 continue
-            if model_id in await asyncio.to_thread(checkpoint_bases, job.job_id, self._store):
+            if await self._has_checkpoints_of(job.job_id, model_id):
                 raise FailedPreconditionError(
                     f"checkpoints of {job.job_id}, which is {job.state}, are adapters of {model_id}:"
                     " delete that job first"
                 )
+        self._bases = {job_id: bases for job_id, bases in self._bases.items() if job_id in usage.jobs}
+
+    async def _has_checkpoints_of(self, job_id: str, model_id: str) -> bool:
+        """Whether checkpoints of a job are adapters of a model."""
+        if model_id not in self._bases.get(job_id, {model_id}):
+            return False
+        if bases := await asyncio.to_thread(checkpoint_bases, job_id, self._store):
+            self._bases[job_id] = bases
+        return model_id in bases
 
     async def _remove(self, withdraw: Callable[[], Withdrawal], look: Guard) -> None:
         async with self._turn:

@@ -118,7 +118,7 @@ class Retention:
             yield removal
         async for removal in self._apply_to_derived(dry_run):
             yield removal
-        async for removal in self._apply_to_unfinished(dry_run):
+        async for removal in self._apply_to_unfinished(kept, dry_run):
             yield removal
         async for removal in self._apply_to_audit(dry_run):
             yield removal
@@ -196,16 +196,25 @@ class Retention:
                         await asyncio.to_thread(self._delete_all, objects)
                     yield Removal(root, prefix, sum(info.size_bytes for info in objects), age_s)
 
-    async def _apply_to_unfinished(self, dry_run: bool) -> AsyncIterator[Removal]:
-        """What nobody can find, and whoever stores the same at this moment stores anew."""
+    async def _apply_to_unfinished(self, kept: Sequence[Job], dry_run: bool) -> AsyncIterator[Removal]:
+        """What nobody can find, and whoever stores the same at this moment stores anew.
+
+        Of checkpoints and artifacts those of jobs that are over: another attempt writes under a number of its own. Log-
+        probs are written without a look at what is removed, so theirs go while nobody works.
+        """
         rule = self._policy.unfinished
-        for root in (keys.MODELS, keys.DATASETS):
+        over = {job.job_id for job in kept if job.state.is_terminal}
+        for root in (keys.MODELS, keys.DATASETS, keys.JOBS, keys.REFERENCE_LOGPS):
             found = await asyncio.to_thread(list_unfinished, self._store, root)
-            by_age = sorted((max(info.modified_time for info in infos), name) for name, infos in found.items())
-            for newer, (written_time, name) in enumerate(reversed(by_age)):
-                age_s, prefix = self._now - written_time, f"{root}/{name}"
-                if rule.is_over(age_s, newer=newer) and await self._is_given_up(prefix, written_time, dry_run):
-                    yield Removal("unfinished", prefix, sum(info.size_bytes for info in found[name]), age_s)
+            by_age = sorted((max(info.modified_time for info in infos), prefix) for prefix, infos in found.items())
+            for newer, (written_time, prefix) in enumerate(reversed(by_age)):
+                age_s = self._now - written_time
+                if not rule.is_over(age_s, newer=newer) or (root == keys.JOBS and prefix.split("/")[1] not in over):
+                    continue
+                if root == keys.REFERENCE_LOGPS and not await self._is_idle():
+                    continue
+                if await self._is_given_up(prefix, written_time, dry_run):
+                    yield Removal("unfinished", prefix, sum(info.size_bytes for info in found[prefix]), age_s)
 
     async def _is_given_up(self, prefix: str, written_time: float, dry_run: bool) -> bool:
         """Whether its files are gone now, or would be."""

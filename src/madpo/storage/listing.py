@@ -6,8 +6,7 @@ from typing import TypeVar
 
 from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError, UnknownFormatError
 from madpo.ports import ObjectInfo, ObjectStore
-from madpo.storage import bundle
-from madpo.storage.keys import MANIFEST
+from madpo.storage import bundle, keys
 from madpo.types import StoreFinding
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ def list_readable(
         except (CorruptObjectError, UnknownFormatError) as error:
             verdict = "damaged" if isinstance(error, CorruptObjectError) else "newer"
             logger.error("left out of a list", extra={"what": f"{root}/{name}", "error": str(error)})
-            on_unreadable(StoreFinding(f"{root}/{name}/{MANIFEST}", verdict, str(error)))
+            on_unreadable(StoreFinding(f"{root}/{name}/{keys.MANIFEST}", verdict, str(error)))
     return found, token
 
 
@@ -86,12 +85,17 @@ def pass_over(finding: StoreFinding) -> None:
 
 
 def list_unfinished(store: ObjectStore, root: str) -> dict[str, list[ObjectInfo]]:
-    """By name, the files directly below a prefix that belong to no manifest: being stored, or given up."""
+    """By key prefix of their bundle, the files below a prefix that belong to no manifest: being stored, or given up.
+
+    Without what is kept from one attempt to the next before it is whole.
+    """
     found: dict[str, list[ObjectInfo]] = {}
     finished = set()
     for info in store.list(f"{root}/"):
-        name, _, rest = info.key.removeprefix(f"{root}/").partition("/")
-        found.setdefault(name, []).append(info)
-        if rest == MANIFEST:
-            finished.add(name)
-    return {name: infos for name, infos in found.items() if name not in finished}
+        prefix = keys.bundle_of(info.key)
+        if prefix is None or keys.is_growing(prefix):
+            continue
+        found.setdefault(prefix, []).append(info)
+        if info.key == f"{prefix}/{keys.MANIFEST}":
+            finished.add(prefix)
+    return {prefix: infos for prefix, infos in found.items() if prefix not in finished}

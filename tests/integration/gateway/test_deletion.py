@@ -13,8 +13,10 @@ from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
+from madpo.storage.references import checkpoint_bases
 from madpo.types import Job, JobKind, JobResult
 from madpo.v1 import dataset_service_pb2, job_service_pb2, model_service_pb2
+from madpo_gateway import deletion
 from madpo_gateway.servicers import jobs as servicer
 from tests.integration.gateway.messages import model_parts, ref, safetensors
 from tests.integration.gateway.service import Gateway, Material, make_material, refusal
@@ -122,6 +124,40 @@ async def test_the_base_of_checkpoints_stays_as_long_as_they_do(gateway: Gateway
     assert needed.code == "FAILED_PRECONDITION"
     said = f"checkpoints of {job_id}, which is CANCELLED, are adapters of {ids.policy}: delete that job first"
     assert said in needed.message
+
+
+async def test_what_checkpoints_belong_to_is_looked_up_once(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await make_material(gateway)
+    job_id = (await gateway.create(supervised(ids, lora={"rank": 2}))).job_id
+    claim = await gateway.queue.claim("train", "worker", timeout_s=5)
+    assert claim is not None
+    looked_up: list[str] = []
+
+    def look_up(job: str, store: Any) -> set[str]:
+        looked_up.append(job)
+        return checkpoint_bases(job, store)
+
+    monkeypatch.setattr(deletion, "checkpoint_bases", look_up)
+    unused = [(await gateway.upload_model(weights=count)).model.model_id for count in (5, 6, 7)]
+    await delete_model(gateway, unused[0])
+    assert set(looked_up) == {job_id}, "it may get checkpoints yet"
+    checkpoints = CheckpointStore(gateway.store, job_id, attempt=claim.attempt)
+    checkpoints.take_ownership()
+    (tmp_path / "checkpoint" / "model").mkdir(parents=True)
+    record = tmp_path / "checkpoint" / "model" / "madpo.json"
+    record.write_text(json.dumps({"base_model_id": ids.policy}))
+    checkpoints.publish(10, tmp_path / "checkpoint", metadata={})
+    await gateway.queue.finish_cancelled(claim)
+    looked_up.clear()
+
+    for model_id in unused[1:]:
+        await delete_model(gateway, model_id)
+    assert looked_up == [job_id]
+    assert (await refusal(delete_model(gateway, ids.policy))).code == "FAILED_PRECONDITION"
+    await gateway.ask(gateway.jobs.DeleteJob, job_service_pb2.DeleteJobRequest(job_id=job_id))
+    await delete_model(gateway, ids.policy)
 
 
 async def test_a_job_is_not_asked_for_a_model_that_was_deleted_since(gateway: Gateway) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from madpo.storage import bundle, keys
+from madpo.storage.checkpoints import list_checkpoints
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.types import AuditRecord, JobResult
@@ -236,6 +237,31 @@ async def test_what_uploads_left_that_were_given_up_goes_after_a_day_whatever_th
     assert await apply(gateway, {}) == [f"unfinished {prefix}" for prefix in prefixes]
     assert set(before) - set(gateway.stored()) == {f"{prefix}/part" for prefix in prefixes}
     assert await apply(gateway, {}) == []
+
+
+async def test_what_attempts_left_half_written_goes_once_their_job_is_over(gateway: Gateway, chain: Chain) -> None:
+    left = [
+        keys.reference_logps_chunk("e" * 8, 0),
+        *(
+            prefix
+            for job in (chain.first, chain.second)
+            for prefix in (keys.checkpoint(job, step=4, attempt=2), keys.artifacts(job, attempt=2))
+        ),
+    ]
+    for prefix in left:
+        gateway.store.put(f"{prefix}/part", b"123")
+    grown = f"{keys.tokens(chain.dataset, 'd' * 8)}/part"
+    gateway.store.put(grown, b"123")
+    of_first = {f"unfinished {prefix}" for prefix in left if chain.first in prefix}
+
+    assert set(await apply(gateway, {})) == of_first, "the second job may go on"
+    await chain.end()
+    rest = {f"unfinished {prefix}" for prefix in left} - of_first
+    assert await apply(gateway, {}, later_s=0.9 * DAY_S) == []
+    assert set(await apply(gateway, {}, dry_run=True)) == rest
+    assert set(await apply(gateway, {})) == rest
+    assert [key for key in gateway.stored() if key.endswith("/part")] == [grown]
+    assert len(list_checkpoints(gateway.store, chain.first)) == 3
 
 
 def test_no_rule_reaches_for_what_may_be_an_upload_that_goes_on() -> None:
