@@ -8,6 +8,7 @@ verifies a copy before it first uses it, and one that was damaged is made anew.
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -16,18 +17,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from madpo.errors import CorruptObjectError, UnknownFormatError
 from madpo.storage import bundle, documents
-from madpo.storage.bundle import file_sha256
-from madpo.storage.files import fetch_once, replacing
+from madpo.storage.files import Transfer, fetch_once, replacing, unwatched
 from madpo.types import FileEntry
 
 logger = logging.getLogger(__name__)
 
 _READ_AT_ONCE = 4
+_PIECE_BYTES = 1 << 20
+_LONG_BYTES = 1 << 30
+"""To verify so much takes about a second; nobody need be told of less."""
 _TIMES = 100
 _BESIDE = re.compile(r"\.(.+)\.(?:lock|used)")
 
@@ -37,10 +41,11 @@ class LocalCopies:
 
     Args:
         root: The directory; any number of processes may share it.
+        transfer: Told of copies whose verification takes a while; may end it by raising.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, *, transfer: Transfer = unwatched) -> None:
+        self._root, self._transfer = root, transfer
         self._held: dict[str, BinaryIO] = {}
         self._verified: set[str] = set()
 
@@ -62,7 +67,7 @@ class LocalCopies:
                 fetch(partial)
                 _write_record(directory, bundle.describe(partial) if files is None else files)
 
-            fetch_once(directory, make, is_whole=_is_whole)
+            fetch_once(directory, make, is_whole=partial(_is_whole, transfer=self._transfer))
             self._verified.add(name)
         return directory
 
@@ -188,7 +193,7 @@ def _write_record(directory: Path, files: Sequence[FileEntry]) -> None:
         record.write(documents.seal({"files": [asdict(file) for file in files]}))
 
 
-def _is_whole(directory: Path) -> bool:
+def _is_whole(directory: Path, *, transfer: Transfer) -> bool:
     """Whether it holds the files of its record and no others, byte for byte; copies of 0.1.0 have no record."""
     if not directory.is_dir():
         return False
@@ -200,14 +205,26 @@ def _is_whole(directory: Path) -> bool:
         files = {file.path: file for file in known}
         sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in _files(directory)}
         if sizes == {name: file.size_bytes for name, file in files.items()}:
+            size_bytes = sum(sizes.values())
+            watched = transfer if size_bytes >= _LONG_BYTES else unwatched
+            passed = watched(f"verifying {directory.name}", size_bytes)
             with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-                digests = dict(zip(files, pool.map(lambda name: file_sha256(directory / name), files), strict=True))
+                digests = dict(zip(files, pool.map(lambda name: _sha256(directory / name, passed), files), strict=True))
             if digests == {name: file.sha256 for name, file in files.items()}:
                 return True
     except (FileNotFoundError, CorruptObjectError, UnknownFormatError):
         pass
     logger.warning("local copy does not match its record, making it anew", extra={"copy": str(directory)})
     return False
+
+
+def _sha256(path: Path, passed: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+            passed(len(piece))
+    return digest.hexdigest()
 
 
 def _files(directory: Path) -> Iterator[Path]:

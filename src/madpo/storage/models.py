@@ -32,13 +32,13 @@ class ModelStore:
         Args:
             store: Where models are.
             cache: Of the local copies.
-            transfer: Told of what is fetched and published; it may end that by raising.
+            transfer: Told of what is fetched, verified and published; it may end that by raising.
 
         Attributes:
             copies: The local copies; those fetched are in use as long as this object is.
         """
         self._store, self._transfer = store, transfer
-        self.copies = LocalCopies(cache)
+        self.copies = LocalCopies(cache, transfer=transfer)
 
     def publish(
         self,

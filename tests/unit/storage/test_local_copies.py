@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from madpo.storage import documents
+from madpo.storage import documents, local_copies
 from madpo.storage.local_copies import LocalCopies
 from tests.damage import DAMAGES
 
@@ -231,6 +231,32 @@ def test_a_copy_in_use_is_verified_once_and_again_after_its_release(tmp_path, ma
     copies.release()
     make("models/1", copies=copies)
     assert (directory / "file").read_bytes() == bytes(100)
+
+
+def test_a_long_verification_says_how_it_gets_on_and_can_be_ended(tmp_path, make, monkeypatch):
+    """Whoever waits for a load of a large model would else take it for hung."""
+    (directory,) = make("models/1")
+    told: list[str | int] = []
+
+    def transfer(name: str, size_bytes: int):
+        told.extend((name, size_bytes))
+        return told.append
+
+    def fetch(copies: LocalCopies) -> None:
+        copies.fetch("models/1", lambda directory: pytest.fail("it is there"))
+
+    fetch(LocalCopies(tmp_path, transfer=transfer))
+    assert told == []
+    monkeypatch.setattr(local_copies, "_LONG_BYTES", 100)
+    fetch(LocalCopies(tmp_path, transfer=transfer))
+    assert told == ["verifying 1", 100, 100]
+
+    def stop(count: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fetch(LocalCopies(tmp_path, transfer=lambda name, size_bytes: stop))
+    assert (directory / "file").stat().st_size == 100
 
 
 def test_no_copies_are_nothing_to_do(tmp_path):
