@@ -21,7 +21,8 @@ from bench.soak.load import Load
 from bench.soak.samples import FEWEST_ROUNDS, Sampler, Trend, begun_anew, table, trends, use_temporary_directory
 from madpo_client.embedded import EmbeddedStack
 
-_CACHE_BYTES = 4 << 20
+_CACHE_BYTES = 1_000_000
+"""The base model and little more: what a host keeps at most is reached within a round."""
 _WARM_UP = 0.15
 """Of the whole time, after the last kill of a service, before the part that is judged."""
 
