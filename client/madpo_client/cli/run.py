@@ -81,6 +81,22 @@ EVALUATION = (
     FieldOption("--max-prompts", "max_prompts"),
     FieldOption("--generation-batch-size", "generation_batch_size", old_name="--batch-size"),
 )
+SAMPLING = (
+    FieldOption("--model", "model"),
+    FieldOption("--prompts", "prompt_dataset"),
+    FieldOption("--reward-model", "reward_model"),
+    FieldOption("--rule", "pairing.name"),
+    FieldOption("--param", "pairing.params", gives="entry"),
+    FieldOption("--labels", "labels"),
+    FieldOption("--mixed-dataset", "mixed_dataset"),
+    FieldOption("--mixed-pairs", "mixed_pairs"),
+    FieldOption("--temperature", "sampling.temperatures", gives="item"),
+    FieldOption("--samples", "sampling.samples_per_prompt"),
+    FieldOption("--max-new-tokens", "sampling.max_new_tokens"),
+    FieldOption("--seed", "sampling.seed"),
+    FieldOption("--max-prompts", "max_prompts"),
+    FieldOption("--generation-batch-size", "generation_batch_size"),
+)
 
 
 def start(
@@ -111,3 +127,4 @@ _add(
     "Train a policy on preference pairs, or on lists of scored responses.",
 )
 _add(app, "evaluate", JobKind.EVALUATION, EVALUATION, "Generate from a model and measure what it says.")
+_add(app, "sample", JobKind.SAMPLING, SAMPLING, "Sample responses, score them, and leave pairs of them to train on.")

@@ -51,7 +51,8 @@ def follow(job: "JobHandle", *, wait: bool, as_json: bool = False) -> None:
 
         show_evaluation(report, names=job.names_of([each for result in report.results for each in result.versus]))
     elif done is not None and done.result is not None:
-        show({"model_id": done.result.model_id, **done.result.summary}, as_json=False)
+        left = {"model_id": done.result.model_id, "dataset_id": done.result.dataset_id}
+        show({name: given for name, given in left.items() if given} | dict(done.result.summary), as_json=False)
 
 
 def wait_for(job: "JobHandle", *, wait: bool, quiet: bool = False) -> "Job | None":

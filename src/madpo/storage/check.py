@@ -20,7 +20,7 @@ _PIECE_BYTES = 1 << 20
 _PROGRESS_BYTES, _PROGRESS_OBJECTS = 256 << 20, 500
 _MADE_AGAIN = re.compile(rf"({keys.TOKENS}|{keys.REFERENCE_LOGPS})/.*")
 """By the next training."""
-_MADE_AGAIN_BY_JOB = re.compile(rf"{keys.JOBS}/([^/]+)/(checkpoints|generations)/.*")
+_MADE_AGAIN_BY_JOB = re.compile(rf"{keys.JOBS}/([^/]+)/(checkpoints|generations|rewards)/.*")
 """As long as that is not over."""
 _LEFT_S = 600.0
 """Whoever removes something changes its note more often; in seconds, of two clocks that may differ."""

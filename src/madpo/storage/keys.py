@@ -14,7 +14,8 @@
     jobs/{job_id}/memory_shortage.json               what a sharded run that ran out of memory tells the next attempt
     jobs/{job_id}/logs/a00002-{sha256}.log           the end of what an attempt printed
     jobs/{job_id}/last_evaluation/a00002.json        an attempt has begun the evaluation after the last step
-    jobs/{job_id}/generations/part-00003-{sha256}.jsonl          responses an evaluation has drawn; removed when it ends
+    jobs/{job_id}/generations/part-00003-{sha256}.jsonl          responses a job has drawn; removed when it ends
+    jobs/{job_id}/rewards/part-00003-{sha256}.json               rewards of rows by number; removed when the job ends
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
     jobs/{job_id}/spared/step-00001000-{user's job_id}.json      another job names that checkpoint: it is not pruned
@@ -56,7 +57,7 @@ PROBES = "probes"
 
 _BUNDLE = re.compile(
     r"((?:datasets|models)/[^/]+|tokens/[^/]+/[^/]+|reference_logps/[^/]+/\d+|"
-    r"jobs/[^/]+/(?:checkpoints/[^/]+/[^/]+|artifacts/[^/]+|generations))/.+"
+    r"jobs/[^/]+/(?:checkpoints/[^/]+/[^/]+|artifacts/[^/]+|generations|rewards))/.+"
 )
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _MAX_KEY_CHARS = 512
@@ -86,7 +87,7 @@ def bundle_of(key: str) -> str | None:
 
 def is_growing(prefix: str) -> bool:
     """Whether a bundle is kept from one attempt to the next before it is whole."""
-    return prefix.startswith(f"{TOKENS}/") or prefix.endswith("/generations")
+    return prefix.startswith(f"{TOKENS}/") or prefix.endswith(("/generations", "/rewards"))
 
 
 def dataset(dataset_id: str) -> str:
@@ -167,6 +168,11 @@ def last_evaluation(job_id: str, *, attempt: int) -> str:
 def generations(job_id: str) -> str:
     """Key prefix of the responses that an evaluation on its way has drawn."""
     return f"jobs/{job_id}/generations"
+
+
+def rewards(job_id: str) -> str:
+    """Prefix of the rewards that a job has learned so far."""
+    return f"jobs/{job_id}/rewards"
 
 
 def checkpoints(job_id: str) -> str:

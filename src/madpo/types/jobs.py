@@ -15,6 +15,8 @@ class JobKind(StrEnum):
     EVALUATION = "evaluation"
     CALIBRATION = "calibration"
     DATASET_CHECK = "dataset_check"
+    SAMPLING = "sampling"
+    SCORING = "scoring"
 
 
 class JobState(StrEnum):

@@ -48,20 +48,24 @@ class DatasetReference(_message.Message):
     def __init__(self, dataset_id: _Optional[str] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("supervised_training", "reward_training", "policy_training", "evaluation", "calibration", "dataset_check")
+    __slots__ = ("supervised_training", "reward_training", "policy_training", "evaluation", "calibration", "dataset_check", "sampling", "scoring")
     SUPERVISED_TRAINING_FIELD_NUMBER: _ClassVar[int]
     REWARD_TRAINING_FIELD_NUMBER: _ClassVar[int]
     POLICY_TRAINING_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     DATASET_CHECK_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SCORING_FIELD_NUMBER: _ClassVar[int]
     supervised_training: SupervisedTrainingSpec
     reward_training: RewardTrainingSpec
     policy_training: PolicyTrainingSpec
     evaluation: EvaluationSpec
     calibration: CalibrationSpec
     dataset_check: DatasetCheckSpec
-    def __init__(self, supervised_training: _Optional[_Union[SupervisedTrainingSpec, _Mapping]] = ..., reward_training: _Optional[_Union[RewardTrainingSpec, _Mapping]] = ..., policy_training: _Optional[_Union[PolicyTrainingSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., calibration: _Optional[_Union[CalibrationSpec, _Mapping]] = ..., dataset_check: _Optional[_Union[DatasetCheckSpec, _Mapping]] = ...) -> None: ...
+    sampling: SamplingSpec
+    scoring: ScoringSpec
+    def __init__(self, supervised_training: _Optional[_Union[SupervisedTrainingSpec, _Mapping]] = ..., reward_training: _Optional[_Union[RewardTrainingSpec, _Mapping]] = ..., policy_training: _Optional[_Union[PolicyTrainingSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., calibration: _Optional[_Union[CalibrationSpec, _Mapping]] = ..., dataset_check: _Optional[_Union[DatasetCheckSpec, _Mapping]] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., scoring: _Optional[_Union[ScoringSpec, _Mapping]] = ...) -> None: ...
 
 class SupervisedTrainingSpec(_message.Message):
     __slots__ = ("model", "dataset_id", "eval_dataset_id", "training", "dataset", "eval_dataset")
@@ -300,6 +304,52 @@ class DatasetCheckSpec(_message.Message):
     dataset: DatasetReference
     eval_dataset: DatasetReference
     def __init__(self, dataset_id: _Optional[str] = ..., model: _Optional[_Union[ModelReference, _Mapping]] = ..., held_out_dataset_id: _Optional[str] = ..., max_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ...) -> None: ...
+
+class SamplingSpec(_message.Message):
+    __slots__ = ("model", "prompt_dataset", "reward_model", "sampling", "pairing", "labels", "label_temperature", "max_similarity", "keep_unfinished", "mixed_dataset", "mixed_pairs", "max_prompts", "generation_batch_size")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_DATASET_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    PAIRING_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    MAX_SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    KEEP_UNFINISHED_FIELD_NUMBER: _ClassVar[int]
+    MIXED_DATASET_FIELD_NUMBER: _ClassVar[int]
+    MIXED_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    model: ModelReference
+    prompt_dataset: DatasetReference
+    reward_model: ModelReference
+    sampling: SamplingParameters
+    pairing: Pairing
+    labels: str
+    label_temperature: float
+    max_similarity: float
+    keep_unfinished: bool
+    mixed_dataset: DatasetReference
+    mixed_pairs: int
+    max_prompts: int
+    generation_batch_size: int
+    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., prompt_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., pairing: _Optional[_Union[Pairing, _Mapping]] = ..., labels: _Optional[str] = ..., label_temperature: _Optional[float] = ..., max_similarity: _Optional[float] = ..., keep_unfinished: _Optional[bool] = ..., mixed_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., mixed_pairs: _Optional[int] = ..., max_prompts: _Optional[int] = ..., generation_batch_size: _Optional[int] = ...) -> None: ...
+
+class Pairing(_message.Message):
+    __slots__ = ("name", "params")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    params: _struct_pb2.Struct
+    def __init__(self, name: _Optional[str] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class ScoringSpec(_message.Message):
+    __slots__ = ("dataset", "reward_model")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    dataset: DatasetReference
+    reward_model: ModelReference
+    def __init__(self, dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ...) -> None: ...
 
 class SamplingParameters(_message.Message):
     __slots__ = ("temperatures", "samples_per_prompt", "max_new_tokens", "seed")

@@ -1,25 +1,19 @@
 """Whole evaluations: the run as a real process on a real store, models and datasets, scored over real gRPC."""
 
-import asyncio
-import json
 import math
-import os
 import signal
 import statistics
 import sys
-import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from pydantic import SecretStr
 
 from madpo.calibration.report import CalibrationReport
 from madpo.data.check.report import CheckReport
@@ -33,11 +27,9 @@ from madpo.errors import (
 from madpo.jobs.base import ModelReference
 from madpo.models.load import load_tokenizer
 from madpo.ports import Claim
-from madpo.rpc import convert
 from madpo.storage import keys
 from madpo.storage.artifacts import list_artifacts, open_artifact
 from madpo.storage.datasets import DatasetStore
-from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.storage.references import resolve_model
 from madpo.storage.tokens import TokenStore
@@ -46,180 +38,19 @@ from madpo.types import (
     Job,
     JobKind,
     JobProgress,
-    JobResult,
     JobState,
-    Message,
     PreferencePair,
-    PromptOnly,
-    RewardModelInfo,
-    ScoredPair,
-    ScoredResponse,
-    ScoreTimings,
-    content_digest,
 )
-from madpo.v1 import reward_service_pb2 as reward
-from madpo.v1.reward_service_pb2_grpc import RewardServiceServicer, add_RewardServiceServicer_to_server
 from madpo.worker import phase
 from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Outcome, Run, Workspace
 from madpo_evaluator import run
 from madpo_evaluator.kinds import evaluation
-from madpo_evaluator.kinds.base import JobInputs
-from madpo_evaluator.kinds.evaluation import EvaluationRun
 from madpo_evaluator.models import load_models
-from madpo_evaluator.service import evaluation_command
-from madpo_evaluator.settings import EvaluatorSettings
+from tests.integration.evaluator.evaluation_site import PAIRS, Site, job_id
 from tests.model_directories import save_directory
 
 Make = Callable[..., Any]
-
-PROMPTS = ("the film", "the film was good .", "the", "the film", "bad film .", "good")
-PAIRS = [
-    PreferencePair("the film was", "good .", "bad .", row=1),
-    PreferencePair("the", "film was good", "film was bad", row=2),
-    PreferencePair(
-        (Message("user", "good"),), (Message("assistant", "film ."),), (Message("assistant", "bad"),), row=3
-    ),
-]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A store with two policies, prompts and pairs, and the settings an evaluator would have."""
-
-    home: Path
-    store: LocalStore
-    policy_id: str
-    reference_id: str
-    prompts_id: str
-    pairs_id: str
-    reward_target: str = ""
-
-    def workspace(self, job_id: str, spec: Mapping[str, Any], *, attempt: int = 1) -> Workspace:
-        """What a worker leaves for the run of a job."""
-        full = {
-            "model": {"model_id": self.policy_id},
-            "prompt_dataset": self.prompts_id,
-            "sampling": {"max_new_tokens": 8},
-            **spec,
-        }
-        job = Job(
-            job_id, JobKind.EVALUATION, JobState.RUNNING, full, display_name=f"run {job_id[4:6]}", attempt=attempt
-        )
-        return Workspace(self.home / "jobs" / job_id, Claim(job, attempt, "worker"))
-
-    async def run_process(self, job_id: str, spec: Mapping[str, Any]) -> Outcome:
-        """Run one attempt as a worker does; returns the run's last word."""
-        return await self.finish(self.workspace(job_id, spec))
-
-    async def finish(self, workspace: Workspace) -> Outcome:
-        """Run the attempt of a workspace to its end."""
-        await self.launch(workspace, evaluation_command(workspace.directory))
-        outcome = workspace.outcome()
-        assert outcome is not None, workspace.log_tail(60)
-        return outcome
-
-    async def launch(self, workspace: Workspace, command: Sequence[str]) -> int:
-        """Run a command as a worker does; returns its exit code."""
-        settings = {
-            "MADPO_EVALUATOR_STORE_URL": f"file://{self.home / 'store'}",
-            "MADPO_EVALUATOR_REDIS_URL": "redis://127.0.0.1:1/0",
-            "MADPO_EVALUATOR_WORKSPACE": str(self.home),
-            "MADPO_EVALUATOR_REWARD_TARGET": self.reward_target,
-            "MADPO_EVALUATOR_THREADS": "1",
-        }
-        with workspace.log_path.open("wb") as log:
-            process = await asyncio.create_subprocess_exec(*command, env=os.environ | settings, stdout=log, stderr=log)
-            return await process.wait()
-
-    async def execute(self, job_id: str, spec: Mapping[str, Any], *, workspace: Workspace | None = None) -> JobResult:
-        """The same inside this process."""
-        settings = EvaluatorSettings(
-            store_url=f"file://{self.home / 'store'}",
-            redis_url=SecretStr("redis://127.0.0.1:1/0"),
-            workspace=self.home,
-            reward_target=self.reward_target or None,
-        )
-        run = Run.open((workspace or self.workspace(job_id, spec)).directory)
-        return await asyncio.to_thread(EvaluationRun(JobInputs.open(run, settings)).execute)
-
-    def report(self, job_id: str) -> dict[str, Any]:
-        with open_artifact(self.store, job_id, "report.json") as stream:
-            report: dict[str, Any] = json.load(stream)
-        return report
-
-    def generations(self, job_id: str) -> list[dict[str, Any]]:
-        with open_artifact(self.store, job_id, "generations.jsonl") as stream:
-            return [json.loads(line) for line in stream]
-
-
-class WordCounter(RewardServiceServicer):
-    """A reward service whose score is the number of words of a response."""
-
-    async def GetRewardModel(self, request: Any, context: Any) -> Any:  # noqa: N802
-        info = RewardModelInfo(request.model_id, "revision-1", "", "", 512, "float32", 16)
-        return reward.GetRewardModelResponse(reward_model=convert.reward_model_to_proto(info))
-
-    async def ScorePairs(self, request: Any, context: Any) -> Any:  # noqa: N802
-        pairs = [convert.pair_from_proto(message, field="pair") for message in request.pairs]
-        scored = [
-            ScoredPair(pair.pair_id, float(len(_text(pair.chosen))), float(len(_text(pair.rejected))), 1, 1)
-            for pair in pairs
-        ]
-        return reward.ScorePairsResponse(
-            model_id=request.model_id,
-            revision="revision-1",
-            pairs=map(convert.scored_pair_to_proto, scored),
-            timings=convert.timings_to_proto(ScoreTimings(0, 0, 0)),
-        )
-
-    async def ScoreResponses(self, request: Any, context: Any) -> Any:  # noqa: N802
-        responses = [convert.response_from_proto(message, field="response") for message in request.responses]
-        scored = [
-            ScoredResponse(
-                content_digest(prompt, response, options=options), float(len(_text(response).split())), tokens=1
-            )
-            for prompt, response, options in responses
-        ]
-        return reward.ScoreResponsesResponse(
-            model_id=request.model_id,
-            revision="revision-1",
-            responses=map(convert.scored_response_to_proto, scored),
-            timings=convert.timings_to_proto(ScoreTimings(0, 0, 0)),
-        )
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else content[0].content
-
-
-@pytest.fixture
-async def site(tmp_path: Path, make_toy_lm: Make, make_toy_tokenizer: Make) -> AsyncIterator[Site]:
-    store = LocalStore(tmp_path / "store")
-    models, datasets = ModelStore(store, tmp_path / "cache"), DatasetStore(store)
-    ids = []
-    for seed in (1, 2):
-        save_directory(make_toy_lm(seed=seed), make_toy_tokenizer(), tmp_path / f"model{seed}")
-        model, _ = models.publish(tmp_path / f"model{seed}", display_name="toy", kind="causal_lm")
-        ids.append(model.model_id)
-    prompts = [
-        PromptOnly(prompt, row=row) for row, prompt in enumerate([*PROMPTS, (Message("user", "good"),)], start=1)
-    ]
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    prompt_set, _ = datasets.write(prompts, kind=DatasetKind.PROMPT, display_name="prompts", scratch=scratch)
-    pair_set, _ = datasets.write(PAIRS, kind=DatasetKind.PREFERENCE, display_name="pairs", scratch=scratch)
-    server = grpc.aio.server()
-    add_RewardServiceServicer_to_server(WordCounter(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield Site(tmp_path, store, *ids, prompt_set.dataset_id, pair_set.dataset_id, f"127.0.0.1:{port}")
-    await server.stop(None)
-
-
-def job_id(name: str) -> str:
-    return f"job-{uuid.uuid5(uuid.NAMESPACE_URL, name).hex}"
-
 
 SPEC: dict[str, Any] = {
     "reward_model": {"model_id": "model-" + "0" * 32},

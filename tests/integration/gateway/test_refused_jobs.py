@@ -27,6 +27,7 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
     ).job_id
     policy, reward, pairs = {"model_id": ids.policy}, {"model_id": ids.reward}, ids.pairs
     training = {"model": policy, "dataset": ref(pairs), "margin": {"reward_model": reward}}
+    sampling = {"model": policy, "prompt_dataset": ref(ids.prompts), "reward_model": reward}
     before = gateway.stored()
     cases: list[tuple[dict[str, Any], dict[str, str]]] = [
         ({}, {"spec": "give one of"}),
@@ -74,6 +75,18 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
             {".margin.reward_model.model_id": "is a causal_lm model; give a reward model"},
         ),
         ({"policy_training": training | {"method": {"name": "magic"}}}, {".method.name": "madpo"}),
+        ({"sampling": sampling | {"pairing": {"name": "best_vs_worse"}}}, {".pairing.name": "mean best_vs_worst?"}),
+        (
+            {"sampling": sampling | {"pairing": {"name": "threshold", "params": {"margin": 0, "x": 1}}}},
+            {".pairing.params.margin": "greater than 0", ".pairing.params.x": "no such parameter"},
+        ),
+        ({"sampling": sampling | {"sampling": {"temperatures": [0.7]}}}, {"": "a pair needs two"}),
+        ({"sampling": sampling | {"mixed_pairs": 3}}, {"": "mixed_pairs needs mixed_dataset"}),
+        ({"sampling": sampling | {"reward_model": policy}}, {".reward_model.model_id": "give a reward model"}),
+        (
+            {"scoring": {"dataset": ref(ids.prompts), "reward_model": {"job_id": supervised}}},
+            {".dataset.dataset_id": "is a prompt dataset", ".reward_model.job_id": "one that trains a reward model"},
+        ),
         (
             {"policy_training": training | {"method": {"name": "madpo", "params": {"tau": -1, "gamma": 1}}}},
             {".method.params.tau": "", ".method.params.gamma": ""},

@@ -119,18 +119,24 @@ def use_dataset(store: LocalStore, path: Path) -> Any:
 ROWS = [EncodedRow(row, [1, row], ([2, 3], [4]), ()) for row in range(1, 4)]
 
 
-def add_generations(store: LocalStore, path: Path) -> None:
-    growing = GrowingBundle(store, keys.generations(JOB), suffix="jsonl")
-    growing.add(next(directory(path, part=b"drawn").iterdir()))
+def add_growing(prefix: str) -> Callable[[LocalStore, Path], None]:
+    def add(store: LocalStore, path: Path) -> None:
+        growing = GrowingBundle(store, prefix, suffix="jsonl")
+        growing.add(next(directory(path, part=b"drawn").iterdir()))
+
+    return add
 
 
-def use_generations(store: LocalStore, path: Path) -> Any:
-    growing, part = GrowingBundle(store, keys.generations(JOB), suffix="jsonl"), path / "part"
-    if not growing.files:
-        return b"drawn"  # again
-    path.mkdir(parents=True, exist_ok=True)
-    growing.fetch(growing.files[0], part)
-    return part.read_bytes()
+def use_growing(prefix: str) -> Callable[[LocalStore, Path], Any]:
+    def use(store: LocalStore, path: Path) -> Any:
+        growing, part = GrowingBundle(store, prefix, suffix="jsonl"), path / "part"
+        if not growing.files:
+            return b"drawn"  # again
+        path.mkdir(parents=True, exist_ok=True)
+        growing.fetch(growing.files[0], part)
+        return part.read_bytes()
+
+    return use
 
 
 def reference(store: LocalStore, path: Path) -> Any:
@@ -249,7 +255,8 @@ CASES: Mapping[str, Case] = {
         lambda store, path: note_begin(store, JOB, attempt=1),
         lambda store, path: min(2, note_begin(store, JOB, attempt=2)) and None,  # how many there are says it all
     ),
-    "generations": Case(add_generations, use_generations),
+    "generations": Case(add_growing(keys.generations(JOB)), use_growing(keys.generations(JOB))),
+    "rewards": Case(add_growing(keys.rewards(JOB)), use_growing(keys.rewards(JOB))),
     "checkpoint": Case(fill_checkpoint, use_checkpoint),
     "margin_journal_part": Case(
         lambda store, path: MarginJournal(store, job_id=JOB, attempt=1).append(0, {"p": 0.5, "q": None}, "r1"),
@@ -320,7 +327,7 @@ def test_damage_is_met_at_use_and_found_by_the_check(name: str, tmp_path: Path, 
                 assert after in (before, None), (key, damage)
 
 
-@pytest.mark.parametrize("name", ["reference_logps_chunk", "generations", "checkpoint", "tokens"])
+@pytest.mark.parametrize("name", ["reference_logps_chunk", "generations", "rewards", "checkpoint", "tokens"])
 def test_repair_removes_what_is_made_again(name: str, tmp_path: Path, request: Any) -> None:
     case = request.getfixturevalue("tokens_case") if name == "tokens" else CASES[name]
     store = LocalStore(tmp_path / "store")

@@ -18,6 +18,7 @@ from madpo_client.jobs import Jobs
 from tests.unit.client.conftest import Command, Done
 from tests.unit.client.recording import JOB_ID, RecordingSession
 
+A_DATASET = "a DATASET_ID or a JOB_ID"
 MODEL, DATASET, HELD_OUT = "model-" + "1" * 32, "dataset-" + "2" * 32, "dataset-" + "3" * 32
 MODEL_REF, DATASET_REF, HELD_OUT_REF = {"model_id": MODEL}, {"dataset_id": DATASET}, {"dataset_id": HELD_OUT}
 
@@ -232,7 +233,7 @@ def test_a_wrong_setting_is_a_usage_error(
         ),
         (("--set", "training={epochs: 0}"), "training.epochs: must be a number in (0, 10000], got 0"),
         (("--set", "margin.outage_policy=fail"), "margin: reward_service needs reward_model"),
-        (("--set", f"eval_dataset={MODEL}"), f"eval_dataset: must be a DATASET_ID, got '{MODEL}'"),
+        (("--set", f"eval_dataset={MODEL}"), f"eval_dataset: must be {A_DATASET}, got '{MODEL}'"),
         (("--batch-size", "0"), "--batch-size: must be an integer in [1, 1000000], got 0"),
         (
             ("--reward-model", DATASET),
@@ -275,8 +276,14 @@ def test_a_value_that_the_spec_refuses_is_named_as_it_was_written(
             "model in {file}: must be given; dataset in {file}: must be given; "
             "training.epochs in {file}, line 1: must be",
         ),
-        (f"model: {MODEL}\ndataset: {MODEL}", f"dataset in {{file}}, line 2: must be a DATASET_ID, got '{MODEL}'"),
-        (f"model: {MODEL}\ndataset_id: {MODEL}", f"dataset in {{file}}, line 2: must be a DATASET_ID, got '{MODEL}'"),
+        (
+            f"model: {MODEL}\ndataset: {MODEL}",
+            f"dataset in {{file}}, line 2: must be {A_DATASET}, got '{MODEL}'",
+        ),
+        (
+            f"model: {MODEL}\ndataset_id: {MODEL}",
+            f"dataset in {{file}}, line 2: must be {A_DATASET}, got '{MODEL}'",
+        ),
         (f"model: {{id: x}}\ndataset: {DATASET}", "{file}, line 1: policy_training has no field model.id"),
         (
             f"model: {MODEL}\ndataset: {DATASET}\ntraining:\n  optimizer:\n    eps: 1\n    beta1: 2\n",
@@ -306,7 +313,10 @@ def test_a_wrong_field_of_a_file_is_named_with_the_file(
             ("job", "create", "evaluation", "--set", f"model={DATASET}"),
             "model: must be a MODEL_ID, a JOB_ID or JOB_ID@STEP, got",
         ),
-        (("evaluate", "--model", MODEL, "--prompts", MODEL), f"--prompts: must be a DATASET_ID, got '{MODEL}'"),
+        (
+            ("evaluate", "--model", MODEL, "--prompts", MODEL),
+            f"--prompts: must be {A_DATASET}, got '{MODEL}'",
+        ),
         (
             ("evaluate", "--model", MODEL, "--prompts", DATASET, "--baseline", MODEL),
             f"--baseline: must be a JOB_ID, got '{MODEL}'",
@@ -315,11 +325,11 @@ def test_a_wrong_field_of_a_file_is_named_with_the_file(
             ("evaluate", "--model", MODEL, "--prompts", DATASET, "--temperature", "11"),
             "--temperature: must be a number in [0, 10], got 11",
         ),
-        (("calibrate", "--eval-dataset", MODEL), f"--eval-dataset: must be a DATASET_ID, got '{MODEL}'"),
-        (("calibrate", "--dataset", MODEL), f"--dataset: must be a DATASET_ID, got '{MODEL}'"),
+        (("calibrate", "--eval-dataset", MODEL), f"--eval-dataset: must be {A_DATASET}, got '{MODEL}'"),
+        (("calibrate", "--dataset", MODEL), f"--dataset: must be {A_DATASET}, got '{MODEL}'"),
         (
             ("calibrate", "--dataset", DATASET, "--training-dataset", MODEL),
-            "--training-dataset: must be a DATASET_ID, got",
+            "--training-dataset: must be a DATASET_ID or a JOB_ID, got",
         ),
         (
             ("dataset", "check", DATASET, "--model", DATASET),
@@ -327,7 +337,7 @@ def test_a_wrong_field_of_a_file_is_named_with_the_file(
         ),
         (
             ("dataset", "check", DATASET, "--model", MODEL, "--eval-dataset", MODEL),
-            "--eval-dataset: must be a DATASET_ID",
+            "--eval-dataset: must be a DATASET_ID or a JOB_ID",
         ),
         (
             ("dataset", "check", DATASET, "--model", MODEL, "--max-tokens", "1"),
@@ -440,7 +450,7 @@ def test_a_listed_default_is_a_value(madpo: Command) -> None:
              "--precision auto, fp32 or bf16",
              "--lora-rank integer in [1, 16384] Train low-rank adapters of this rank. --checkpoint",
              "leave them out, or cut the prompt's beginning or the responses' end. [default: error]",
-             "a dataset as DATASET_ID; the beginning of an id, a name, or @last",
+             "a dataset as DATASET_ID or JOB_ID; the beginning of an id, a name, or @last",
              "--param NAME=VALUE", "--set FIELD=VALUE",
              "`madpo job fields policy_training` lists all fields"),
             ("null", "--pairs"),

@@ -113,7 +113,7 @@ def test_a_wrong_value_is_named_without_a_gateway(
             'error: --temperature: must be a number > 0, or "fit"',
         ),
         (("--eval-dataset", DATASET_ID, "--reward-model", DATASET_ID), "error: --reward-model: "),
-        (("--dataset", MODEL_ID), f"error: --dataset: must be a DATASET_ID, got '{MODEL_ID}'"),
+        (("--dataset", MODEL_ID), f"error: --dataset: must be a DATASET_ID or a JOB_ID, got '{MODEL_ID}'"),
     ],
 )
 def test_a_wrong_calibration_is_named_without_a_gateway(

@@ -22,6 +22,14 @@ ASKED: dict[JobKind, dict[str, Any]] = {
     JobKind.EVALUATION: {"model": MODEL, "prompt_dataset": DATASET},
     JobKind.CALIBRATION: {"eval_dataset": DATASET},
     JobKind.DATASET_CHECK: {"dataset": DATASET, "model": MODEL},
+    JobKind.SAMPLING: {
+        "model": MODEL,
+        "prompt_dataset": DATASET,
+        "reward_model": MODEL,
+        "sampling": {"samples_per_prompt": 2},
+        "mixed_dataset": DATASET,
+    },
+    JobKind.SCORING: {"dataset": DATASET, "reward_model": MODEL},
 }
 _LEAST, _MOST = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
 Place = tuple[str, ...]

@@ -56,7 +56,8 @@ def test_a_shared_part_stands_where_each_kind_has_it() -> None:
         "`supervised_training`, `reward_training` and `dataset_check`": "`model`",
         "`policy_training`": "`model` and `margin.reward_model`",
         "`evaluation`": "`model`, `reference` and `reward_model`",
-        "`calibration`": "`reward_model`",
+        "`calibration` and `scoring`": "`reward_model`",
+        "`sampling`": "`model` and `reward_model`",
     }
 
 

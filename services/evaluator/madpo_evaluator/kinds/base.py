@@ -1,6 +1,7 @@
 """What a kind of job is to the evaluator, and what its run works with."""
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,10 @@ from madpo.worker.store import open_run_store
 from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run
 from madpo_evaluator.settings import EvaluatorSettings
+
+logger = logging.getLogger(__name__)
+
+NAMED_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,13 @@ class JobInputs:
         """The pairs of a dataset, read as they are asked for: memory holds a thousand."""
         return cast(Iterator[PreferencePair], self.datasets.read(dataset.dataset_id))
 
+    def warn_of_rows(self, text: str, rows: Sequence[int]) -> None:
+        """Say in the log and the job's progress what is the matter with some rows, and name the first of them."""
+        named = ", ".join(map(str, rows[:NAMED_ROWS]))
+        warning = f"warning: {text}: row{'s' * (len(rows) > 1)} {named}"
+        logger.warning(warning)
+        Phase(self.run, warning)
+
     @property
     def artifacts(self) -> Path:
         """Directory of what the job leaves for people; `publish` stores it."""
@@ -62,10 +74,10 @@ class JobInputs:
         directory.mkdir(exist_ok=True)
         return directory
 
-    def result(self, summary: Mapping[str, Any]) -> JobResult:
+    def result(self, summary: Mapping[str, Any], *, dataset_id: str | None = None) -> JobResult:
         """What the job leaves beside its artifacts."""
         figures = self.tolerance.finite(summary)
-        return JobResult(summary=figures, warnings=tuple(self.tolerance.warnings))
+        return JobResult(summary=figures, dataset_id=dataset_id, warnings=tuple(self.tolerance.warnings))
 
     def publish(self) -> None:
         """Store the artifacts."""

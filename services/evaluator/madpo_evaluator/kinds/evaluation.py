@@ -3,11 +3,10 @@
 import asyncio
 import logging
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,15 +20,13 @@ from madpo.jobs.base import DatasetReference, ModelReference, validate
 from madpo.jobs.evaluation import REWARD_METRIC, EvaluationSpec
 from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
-from madpo.sampling.engine import Draw
-from madpo.sampling.prompts import encode_prompts
 from madpo.scoring.ask import LONGER_READING, Scores, score_texts
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import ResolvedModel, resolve_model, resolve_model_id
 from madpo.types import Dataset, JobKind, JobResult, PreferencePair, PromptOnly
 from madpo.worker.phase import Phase
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
-from madpo_evaluator.engines import sampling_engine
+from madpo_evaluator.drawing import Drawing, fit_prompts, read_prompts
 from madpo_evaluator.generations import (
     GENERATIONS,
     REPORT,
@@ -40,7 +37,7 @@ from madpo_evaluator.generations import (
     read_evaluation,
     write_generations,
 )
-from madpo_evaluator.kinds.base import EvaluatorKind, JobInputs
+from madpo_evaluator.kinds.base import NAMED_ROWS, EvaluatorKind, JobInputs
 from madpo_evaluator.models import Models, load_models
 from madpo_evaluator.plots import write_plots
 from madpo_evaluator.statistics import estimate_accuracy
@@ -49,7 +46,6 @@ from madpo_evaluator.text_metrics import Metric, load_metrics, measure
 
 logger = logging.getLogger(__name__)
 
-_NAMED_ROWS = 20
 _PAIRS = 64
 """Held-out pairs measured at a time, where the job does not say."""
 
@@ -68,7 +64,7 @@ class EvaluationRun:
         Phase(self._run, "loading")
         spec, sampling, engine = self._spec, self._spec.sampling, self._inputs.settings.engine
         metrics = load_metrics(spec.metrics)
-        prompts = self._read_prompts()
+        prompts = read_prompts(self._inputs, spec.prompt_dataset, max_prompts=spec.max_prompts)
         pairs = self._pairs(spec.eval_dataset) if spec.eval_dataset else None
         reward_model_id = self._reward_model_id(spec.reward_model) if spec.reward_model else None
         baselines = {job_id: read_evaluation(self._store, job_id) for job_id in spec.baseline_job_ids}
@@ -77,7 +73,9 @@ class EvaluationRun:
         models = load_models(policy, reference, precision=self._inputs.settings.dtype)
         limit = _least(directory_limit, policy, reference)
         unembedded = UnembeddedTokens(models.tokenizer, _least(embedding_count, policy, reference))
-        fitting, skipped = self._fit(models, prompts, limit)
+        fitting, skipped = fit_prompts(
+            self._inputs, models, prompts, limit=limit, max_new_tokens=sampling.max_new_tokens
+        )
         unembedded.require_rows_without((prompts[prompt], [ids]) for prompt, ids in fitting.items())
         for job_id, baseline in baselines.items():
             check_comparable(
@@ -119,41 +117,12 @@ class EvaluationRun:
         self._publish(evaluation, baselines, report)
         figures = key_figures(results, accuracy)
         if skipped:
-            figures["skipped_prompts"] = {"count": len(skipped), "rows": skipped[:_NAMED_ROWS]}
+            figures["skipped_prompts"] = {"count": len(skipped), "rows": skipped[:NAMED_ROWS]}
         if self._truncated:
             figures["truncated_responses"] = self._truncated
         if skipped_pairs:
-            figures["skipped_pairs"] = {"count": len(skipped_pairs), "rows": skipped_pairs[:_NAMED_ROWS]}
+            figures["skipped_pairs"] = {"count": len(skipped_pairs), "rows": skipped_pairs[:NAMED_ROWS]}
         return self._inputs.result(figures)
-
-    def _fit(
-        self, models: Models, prompts: Mapping[PromptOnly, int], limit: int | None
-    ) -> tuple[dict[PromptOnly, list[int]], list[int]]:
-        """The prompts that leave room for a response, with their ids; and the rows of those that do not."""
-        asked = [replace(prompt, row=row) for prompt, row in prompts.items()]
-        new = self._spec.sampling.max_new_tokens
-        encoded = encode_prompts(models.tokenizer, asked, limit=limit, max_new_tokens=new)
-        fitting = {prompt: ids for prompt, ids in zip(prompts, encoded, strict=True) if ids is not None}
-        skipped = [each.row for each, ids in zip(asked, encoded, strict=True) if ids is None]
-        if skipped:
-            self._warn(f"no response fits behind {len(skipped)} of {len(asked)} prompts, which are skipped", skipped)
-        return fitting, skipped
-
-    def _warn(self, text: str, rows: Sequence[int]) -> None:
-        named = ", ".join(map(str, rows[:_NAMED_ROWS]))
-        warning = f"warning: {text}: row{'s' * (len(rows) > 1)} {named}"
-        logger.warning(warning)
-        Phase(self._run, warning)
-
-    def _read_prompts(self) -> dict[PromptOnly, int]:
-        """Every prompt once, in the order of first appearance, with its row."""
-        rows = self._inputs.datasets.read(self._inputs.dataset_id(self._spec.prompt_dataset))
-        unique: dict[PromptOnly, int] = {}
-        for row in rows:
-            unique.setdefault(PromptOnly(row.prompt, options=row.options), row.row)
-            if len(unique) == self._spec.max_prompts:
-                break
-        return unique
 
     def _pairs(self, reference: DatasetReference) -> Dataset:
         return self._inputs.preference_dataset(reference, field="spec.evaluation.eval_dataset")
@@ -168,45 +137,17 @@ class EvaluationRun:
     def _generate(
         self, models: Models, policy: ResolvedModel, fitting: Mapping[PromptOnly, list[int]]
     ) -> list[Generation]:
-        sampling, prompts, encoded = self._spec.sampling, list(fitting), list(fitting.values())
-        temperatures = tuple(dict.fromkeys(sampling.temperatures))
-        count = len(temperatures) * len(prompts) * sampling.samples_per_prompt
-        generations = self._kept.read()
-        phase = Phase(self._run, "generating", count, unit="responses", done=len(generations))
-        engine = sampling_engine(
-            self._inputs.settings,
+        drawing = Drawing(
+            self._inputs,
             models,
             policy,
+            fitting,
+            self._spec.sampling,
             rows=self._spec.generation_batch_size,
-            max_tokens=max(map(len, encoded), default=0) + sampling.max_new_tokens,
-            scratch=self._run.directory,
-            check=lambda: phase.advance(0),
+            kept=self._kept,
+            kl=partial(self._kl, models),
         )
-        drawn: dict[float, set[Draw]] = defaultdict(set)
-        for each in generations:
-            drawn[each.temperature].add(Draw(each.prompt_index, each.sample))
-        for temperature in temperatures:
-            for batch in engine.sample(encoded, sampling, temperature=temperature, drawn=drawn[temperature]):
-                kl = self._kl(models, [response.encoded for response in batch])
-                new = [
-                    Generation(
-                        prompt_index=response.prompt_index,
-                        prompt=prompts[response.prompt_index].prompt,
-                        options=prompts[response.prompt_index].options,
-                        sample=response.sample,
-                        temperature=temperature,
-                        response=response.text,
-                        tokens=len(response.encoded.response_ids),
-                        finished=response.finished,
-                        kl=value,
-                    )
-                    for response, value in zip(batch, kl, strict=True)
-                ]
-                self._kept.add(new)
-                generations += new
-                phase.advance(len(batch))
-        order = {temperature: place for place, temperature in enumerate(temperatures)}
-        return sorted(generations, key=lambda each: (order[each.temperature], each.prompt_index, each.sample))
+        return sorted(chain.from_iterable(drawing.batches()), key=drawing.place)
 
     def _kl(self, models: Models, responses: Sequence[Encoded]) -> Sequence[float | None]:
         if models.reference is None:
@@ -236,7 +177,9 @@ class EvaluationRun:
                 diffs += log_ratio_diff(models.policy, models.reference, collated)
             phase.advance(len(batch))
         if skipped:
-            self._warn(f"{len(skipped)} of {pairs.rows} pairs exceed the {limit} tokens the models can read", skipped)
+            self._inputs.warn_of_rows(
+                f"{len(skipped)} of {pairs.rows} pairs exceed the {limit} tokens the models can read", skipped
+            )
         return estimate_accuracy(diffs) if diffs else None, skipped
 
     def _measure_all(

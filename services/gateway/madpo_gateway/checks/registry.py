@@ -10,7 +10,9 @@ from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.jobs.base import JOB_ID_PATTERN, Spec, awaited_job_ids
 from madpo.jobs.methods import PreferenceMethod
 from madpo.jobs.registry import kind_of
+from madpo.jobs.sampling import Pairing
 from madpo.losses.registry import parse_params
+from madpo.pairing.registry import parse_rule_params
 from madpo.types import JobState
 from madpo_gateway.checks.base import SpecCheck
 from madpo_gateway.checks.best_metrics import unknown_best_metric
@@ -28,18 +30,23 @@ MAX_JOB_REFERENCES = 100
 _CHECKS = {check.spec: check.look for check in declarations("madpo_gateway.checks", SpecCheck, besides=["registry"])}
 
 
-def with_method_defaults(spec: Spec) -> Spec:
-    """The spec with all parameters of its method written out, so that the job records what it ran with.
+def with_parameter_defaults(spec: Spec) -> Spec:
+    """The spec with all parameters of its method and its pairing rule, so that the job records what it ran with.
 
     Raises:
-        InvalidArgumentError: No such method, or wrong parameters.
+        InvalidArgumentError: No such method or rule, or wrong parameters.
     """
-    given = getattr(spec, "method", None)
-    if not isinstance(given, PreferenceMethod):
-        return spec
-    config = parse_params(given.name, given.params, path=f"spec.{kind_of(spec).name}.method")
-    method = PreferenceMethod(name=given.name, params=config.model_dump(mode="json"))
-    return spec.model_copy(update={"method": method})
+    path = f"spec.{kind_of(spec).name}"
+    changed: dict[str, PreferenceMethod | Pairing] = {}
+    for name in ("method", "pairing"):
+        match getattr(spec, name, None):
+            case PreferenceMethod() as given:
+                method = parse_params(given.name, given.params, path=f"{path}.{name}")
+                changed[name] = PreferenceMethod(name=given.name, params=method.model_dump(mode="json"))
+            case Pairing() as given:
+                rule = parse_rule_params(given.name, given.params, path=f"{path}.{name}")
+                changed[name] = Pairing(name=given.name, params=rule.model_dump(mode="json"))
+    return spec.model_copy(update=changed) if changed else spec
 
 
 def all_dependencies(spec: Spec, depends_on: Sequence[str]) -> tuple[str, ...]:

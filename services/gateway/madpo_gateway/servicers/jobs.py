@@ -39,7 +39,7 @@ from madpo.v1.job_service_pb2_grpc import JobServiceServicer
 from madpo_gateway.access import GatewayAccess
 from madpo_gateway.checks.context import with_context_default
 from madpo_gateway.checks.references import Shelves
-from madpo_gateway.checks.registry import all_dependencies, check_spec, require_references, with_method_defaults
+from madpo_gateway.checks.registry import all_dependencies, check_spec, require_references, with_parameter_defaults
 from madpo_gateway.deletion import Deletion
 from madpo_gateway.job_log import job_log
 from madpo_gateway.metrics import GatewayMetrics
@@ -79,7 +79,7 @@ class JobServicer(JobServiceServicer):
         require_match(request.request_id, REQUEST_ID_PATTERN, field="request_id")
         require_display_name(request.display_name, field="display_name")
         kind, spec = convert.spec_from_proto(request.spec)
-        spec = await with_context_default(with_method_defaults(spec), shelves=self._shelves)
+        spec = await with_context_default(with_parameter_defaults(spec), shelves=self._shelves)
         wanted = JobRequest(
             request_id=request.request_id,
             kind=kind,
