@@ -240,6 +240,9 @@ def test_every_container_is_confined(host, files):
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["logging"]["options"]["max-size"], name
+        if name != "prepare":
+            assert service["pids_limit"] > 0, name
+            assert all("size=" in mount for mount in service["tmpfs"]), name
         if name == "prepare":
             assert service["cap_add"] == ["CHOWN"]
             assert service["network_mode"] == "none"
@@ -248,6 +251,22 @@ def test_every_container_is_confined(host, files):
             assert service["user"].split(":")[0] != "0", name
         if name not in ("prepare", "init"):
             assert service["restart"] == "unless-stopped", name
+
+
+@pytest.mark.parametrize("files", [[], ["docker-compose.cpu.yml"], ["deploy/gpus/8.yml"]], ids=["gpu", "cpu", "gpus"])
+def test_memory_is_bounded_where_asked_and_runs_out_for_the_queue_and_the_store_last(host, tmp_path, files):
+    settings = tmp_path / "env"
+    limits = [f"MADPO_{name.upper()}_MEMORY=3g" for name in SETTINGS]
+    settings.write_text("\n".join([(host / ".env").read_text(), *limits]))
+    done = compose("config", "--format", "json", files=files, env_file=settings)
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+
+    assert {name: int(services[name]["mem_limit"]) for name in SETTINGS} == dict.fromkeys(SETTINGS, 3 * 2**30)
+    unbounded = resolved(host, files)["services"]
+    assert not [name for name, service in unbounded.items() if int(service.get("mem_limit", 0))]
+    readiness = {name: service.get("oom_score_adj", 0) for name, service in services.items()}
+    assert {name for name in readiness if readiness[name] > 0} == {"reward", "trainer", "evaluator"}
 
 
 @pytest.mark.parametrize("files", [[], ["docker-compose.tls.yml"]], ids=["plain", "tls"])
