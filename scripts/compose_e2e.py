@@ -259,6 +259,25 @@ def check_kept(summary: Summary, *, model_id: str, succeeded: str, evaluation: s
         )
 
 
+def cut_power(summary: Summary) -> None:
+    """Everything killed at once, and started in the worst order: after a reboot an engine knows of none."""
+    below = [container for service in ("redis", "minio") for container in containers(service)]
+    ours = [container for service in OURS for container in containers(service)]
+    run([*ENGINE, "kill", *ours, *below])
+    run([*ENGINE, "start", *ours])
+    time.sleep(5)  # of looking for Redis and the store in vain
+    run([*ENGINE, "start", *below])
+    took_s = wait_until("all to be healthy after a power cut", are_healthy, timeout_s=300)
+    summary.saw(f"all killed at once, started with Redis and the store last: all healthy after {took_s:.1f} s")
+
+
+def are_healthy() -> bool:
+    """Whether every container that should run does, and says so."""
+    running = {service: containers(service) for service in (*OURS, "redis", "minio")}
+    states = [inspect(container)["State"] for ids in running.values() for container in ids]
+    return all(running.values()) and all(state.get("Health", {}).get("Status") == "healthy" for state in states)
+
+
 def back_up(summary: Summary) -> Path:
     """A backup while everything runs, as docs/operations.md has it; the directory that holds it."""
     backups = HOME / "backups"
@@ -329,6 +348,8 @@ def main() -> None:
     summary.saw(f"down, and up again: all healthy after {up():.1f} s")
     left = {"model_id": str(expected), "succeeded": broken.id, "evaluation": evaluation.id}
     check_kept(summary, **left, what="nothing lost")
+    cut_power(summary)
+    check_kept(summary, **left, what="nothing lost by the cut")
     lose_and_restore(summary, back_up(summary))
     check_kept(summary, **left, what="nothing lost but what was not backed up")
     stop_in_time(summary)
