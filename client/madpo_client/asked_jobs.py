@@ -24,6 +24,7 @@ class AskedJobs:
         *,
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
+        request_id: str | None = None,
     ) -> JobHandle:
         """See `Jobs.create`."""
         raise NotImplementedError

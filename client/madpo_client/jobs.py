@@ -40,10 +40,19 @@ class Jobs(AskedJobs):
         *,
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
+        request_id: str | None = None,
     ) -> JobHandle:
         """Create a job from the JSON form of its spec; what is None or not given takes its default.
 
         A lost reply is asked for again under the same request id, so it never makes a second job.
+
+        Args:
+            kind: What the job does.
+            spec: What it is asked to do.
+            name: A label.
+            depends_on: More jobs that must succeed first.
+            request_id: Letters, digits, `_` and `-`, at most 128: asking again under it gives the job that it made. By
+                default a new one.
 
         Raises:
             InvalidArgumentError: With one violation per wrong field, or there is no such kind.
@@ -54,7 +63,7 @@ class Jobs(AskedJobs):
         call = self._session.gateway.create_job(
             kind,
             given(checked),
-            request_id=uuid.uuid4().hex,
+            request_id=request_id or uuid.uuid4().hex,
             display_name=name,
             depends_on=[self._references.job_id(job) for job in depends_on],
         )

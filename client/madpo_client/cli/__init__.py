@@ -11,6 +11,7 @@ import typer
 from madpo.errors import MadpoError
 from madpo_client.cli import (
     access,
+    align,
     backup,
     calibrate,
     context,
@@ -40,6 +41,7 @@ app.add_typer(datasets.app, name="dataset")
 app.add_typer(models.app, name="model")
 app.add_typer(run.train, name="train")
 app.add_typer(run.app)
+app.add_typer(align.app)
 app.add_typer(calibrate.app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(jobs.app, name="job")

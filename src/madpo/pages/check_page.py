@@ -5,43 +5,13 @@ from html import escape
 
 from madpo.data.check.report import CheckReport, Finding, LengthBias, Phrase, RenderedExample, TokenFigures
 from madpo.pages import svg
+from madpo.pages.style import page
 
 _VERDICTS = {
     "clean": "Clean: nothing was found that should stop a training.",
     "warnings": "Usable, with warnings worth a look.",
     "refused": "Refused: it cannot be trained on as it is.",
 }
-
-_STYLE = """
-:root { --ink: #1c2329; --soft: #5b6670; --paper: #fff; --card: #f5f6f7; --line: #d9dde1; --bar: #4878a8;
-  --error: #b3261e; --warning: #9a6200; --info: #3a6ea5; --clean: #22753a; --loss: #cfe8d5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ea; --soft: #9aa5af; --paper: #15191c; --card: #1e2428;
-  --line: #343c42; --bar: #6d9ecf; --error: #ff8a80; --warning: #f0b14a; --info: #8ab8e8; --clean: #7fce97;
-  --loss: #24502f; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; } p { margin: .4rem 0; }
-.soft, figcaption { color: var(--soft); } figcaption b { color: var(--ink); }
-.verdict { border-left: .35rem solid; padding: .6rem .9rem; background: var(--card); margin: 1rem 0; font-weight: 600; }
-.error { color: var(--error); } .warning, .warnings { color: var(--warning); } .info { color: var(--info); }
-.refused { color: var(--error); } .clean { color: var(--clean); }
-table { border-collapse: collapse; width: 100%; } th { text-align: left; color: var(--soft); font-weight: 500; }
-td, th { padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.rows { font-size: .85rem; color: var(--soft); overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .7rem; }
-.card { background: var(--card); padding: .6rem .8rem; border-radius: .3rem; }
-.card b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem 1.6rem; }
-figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
-svg text { font-size: 11px; fill: var(--soft); } .bar { fill: var(--bar); } .axis { stroke: var(--line); }
-.median { stroke: var(--ink); stroke-dasharray: 3 3; } .limit { stroke: var(--error); stroke-width: 2; }
-pre { background: var(--card); padding: .8rem; border-radius: .3rem; white-space: pre-wrap; overflow-wrap: anywhere;
-  font: 13px/1.55 ui-monospace, monospace; margin: .3rem 0 1rem; }
-mark { background: var(--loss); color: inherit; border-radius: .15rem; }
-"""
 
 
 def render_page(report: CheckReport) -> str:
@@ -59,11 +29,7 @@ def render_page(report: CheckReport) -> str:
             _texts(report),
         ]
     )
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    return (
-        f'<!doctype html><html lang="en"><head>{head}<title>{escape(report.name)}: dataset check</title>'
-        f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
-    )
+    return page(f"{report.name}: dataset check", body)
 
 
 def _cards(report: CheckReport) -> str:

@@ -1,12 +1,16 @@
-"""Small plots as SVG text: histograms, and bars of shares. Colours come from the page's style sheet by class."""
+"""Small plots as SVG text: histograms, bars of shares, and points. Colours come from the page's style sheet."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from operator import attrgetter
+from typing import Self
 
 from madpo.data.check.report import Distribution
 
 _WIDTH, _HEIGHT, _BASE, _TOP = 420, 150, 122, 8
 _LABEL_WIDTH, _VALUE_WIDTH, _BAR_HEIGHT = 150, 140, 22
+_SCATTER_HEIGHT = 260
 _CHAR_WIDTH = 6.2
 """Of the 11 px of the style sheet, on average; a line of capitals is wider."""
 _BESIDE_CHARS = int((_LABEL_WIDTH - 8) / _CHAR_WIDTH)
@@ -42,6 +46,64 @@ def bars(title: str, shares: Sequence[tuple[str, float, str]]) -> str:
         )
         drawn.append(_text(left + width + 6, y + 12, text))
     return "".join([*drawn, "</svg>"])
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Something measured twice, with its 95 % intervals, if any."""
+
+    label: str
+    x: float
+    y: float
+    x_ci: tuple[float, float] | None = None
+    y_ci: tuple[float, float] | None = None
+
+
+def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str) -> str:
+    """Points with intervals as crosses, each beside its name."""
+    x, y = (
+        _Axis.over([value for each in points for value in (position(each), *(interval(each) or ()))], start, end)
+        for position, interval, start, end in (
+            (attrgetter("x"), attrgetter("x_ci"), 46.0, _WIDTH - 110.0),
+            (attrgetter("y"), attrgetter("y_ci"), _SCATTER_HEIGHT - 40.0, 14.0),
+        )
+    )
+    drawn = [_svg(title, _SCATTER_HEIGHT)]
+    drawn.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" y2="{y.start}"/>')
+    drawn.append(f'<line class="axis" x1="{x.start}" x2="{x.start}" y1="{y.start}" y2="{y.end}"/>')
+    drawn += [_text(x.place(value), y.start + 14, f"{value:.3g}", anchor="middle") for value in (x.low, x.high)]
+    drawn += [_text(x.start - 4, y.place(value) + 4, f"{value:.3g}", anchor="end") for value in (y.low, y.high)]
+    drawn.append(_text((x.start + x.end) / 2, y.start + 30, x_label, anchor="middle"))
+    drawn.append(_text(x.start + 4, 12, y_label))
+    for each in points:
+        at_x, at_y = x.place(each.x), y.place(each.y)
+        for low, high in filter(None, [each.x_ci]):
+            drawn.append(_line("range", x.place(low), at_y, x.place(high), at_y))
+        for low, high in filter(None, [each.y_ci]):
+            drawn.append(_line("range", at_x, y.place(low), at_x, y.place(high)))
+        drawn.append(f'<circle class="bar" cx="{at_x:.1f}" cy="{at_y:.1f}" r="3.5"/>')
+        drawn.append(_text(at_x + 6, at_y - 5, each.label))
+    return "".join([*drawn, "</svg>"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    low: float
+    high: float
+    start: float
+    end: float
+
+    @classmethod
+    def over(cls, values: Sequence[float], start: float, end: float) -> Self:
+        low, high = min(values), max(values)
+        return cls(low, high if high > low else low + 1.0, start, end)
+
+    def place(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _histogram(title: str, name: str, found: Distribution, unit: str, mark: float | None) -> str:

@@ -1,0 +1,143 @@
+"""From recipes to jobs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from madpo.errors import InvalidArgumentError
+from madpo.jobs.base import DatasetReference, ModelReference
+from madpo.types import JobKind
+from madpo_client.align.chain import Chain, Found, make_chain
+from madpo_client.align.recipe import Recipe, read_recipe
+from madpo_client.align.run import planned
+from madpo_client.cli.spec_values import read_spec
+
+RECIPES = Path(__file__).parents[4] / "recipes"
+FOUND = Found(
+    base=ModelReference(model_id="model-" + "1" * 32),
+    pairs=DatasetReference(dataset_id="dataset-" + "2" * 32),
+    held_out=DatasetReference(dataset_id="dataset-" + "3" * 32),
+    prompts=DatasetReference(dataset_id="dataset-" + "3" * 32),
+    fresh_prompts=DatasetReference(dataset_id="dataset-" + "2" * 32),
+    completions=None,
+    reward_model=None,
+)
+
+
+def recipe(**parts: Any) -> Recipe:
+    return read_recipe(Path("toy.yaml"), {"data": {"pairs": "pairs.jsonl"}, "base": "base", **parts})
+
+
+def specs(chain: Chain) -> dict[str, Any]:
+    return {step.name: step.spec.model_dump(mode="json", exclude_unset=True) for step in chain.steps()}
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_come_along_are_right(path: Path) -> None:
+    chain = planned(read_recipe(path, read_spec(path)))
+
+    names = [step.name for step in chain.steps()]
+    assert len(set(names)) == len(names) > 4
+
+
+def test_each_job_stands_behind_those_it_waits_for_and_no_two_are_the_same() -> None:
+    policies = [
+        {"method": "dpo", "seeds": [0, 1]},
+        {"method": "madpo", "betas": [0.1, 0.2]},
+        {"name": "own", "rounds": 3},
+    ]
+    steps = list(make_chain(recipe(policies=policies), FOUND).steps())
+
+    seen: set[str] = set()
+    for step in steps:
+        assert set(step.awaited) <= seen, step.name
+        seen.add(step.job_id)
+    assert len(seen) == len(steps) == 2 + 2 * 2 + 2 * 2 + 3 * 3
+
+
+def test_a_job_is_the_same_as_long_as_all_it_builds_on_is() -> None:
+    def ids(**parts: Any) -> dict[str, str]:
+        return {step.name: step.job_id for step in make_chain(recipe(**parts), FOUND).steps()}
+
+    before = ids()
+    assert ids() == before
+    other_beta = ids(policies=[{"method": "dpo"}, {"method": "madpo", "params": {"beta": 0.3}}])
+    other_reward = ids(reward_model={"training": {"seed": 1}})
+
+    same = {name for name, job_id in before.items() if other_beta[name] == job_id}
+    assert same == {"reward model", "evaluation of start", "dpo", "evaluation of dpo"}
+    # DPO reads no rewards, but its evaluation does.
+    assert {name for name, job_id in before.items() if other_reward[name] == job_id} == {"dpo"}
+
+
+def test_a_round_samples_from_the_policy_before_it_and_trains_on_its_own_pairs() -> None:
+    fresh = {"labelled_pairs": 7, "sampling": {"samples_per_prompt": 3}, "pairing": {"name": "random_pair"}}
+    chain = make_chain(recipe(policies=[{"method": "madpo", "rounds": 2, "seeds": [4]}], fresh=fresh), FOUND)
+    (policy,), said = chain.policies, specs(chain)
+
+    first, second = (said[step.name] for step in policy.samplings)
+    assert first["model"] == {"model_id": FOUND.base.model_id}
+    assert second["model"] == {"job_id": policy.trainings[0].job_id}
+    assert (first["sampling"]["seed"], second["sampling"]["seed"]) == (4001, 4002)
+    assert first["mixed_pairs"] == 7
+    assert first["mixed_dataset"] == {"dataset_id": FOUND.pairs.dataset_id}
+    assert first["pairing"] == {"name": "random_pair"}
+    last = said[policy.trainings[1].name]
+    assert last["model"] == {"job_id": policy.trainings[0].job_id}
+    assert last["dataset"] == {"job_id": policy.samplings[1].job_id}
+    assert last["margin"] == {"source": "dataset"}
+    assert last["training"]["seed"] == 4
+    assert [step.kind for step in policy.evaluations] == [JobKind.EVALUATION] * 2
+    assert said[policy.evaluations[1].name]["model"] == {"job_id": policy.trainings[1].job_id}
+
+
+def test_margins_are_asked_live_on_given_pairs_and_only_by_methods_that_read_them() -> None:
+    said = specs(make_chain(recipe(), FOUND))
+
+    assert said["madpo"]["margin"]["reward_model"]["job_id"].startswith("job-")
+    assert "margin" not in said["dpo"]
+    assert said["dpo"]["eval_dataset"] == {"dataset_id": FOUND.held_out and FOUND.held_out.dataset_id}
+
+
+def test_a_base_is_fine_tuned_first_where_there_are_completions() -> None:
+    found = Found(
+        FOUND.base,
+        FOUND.pairs,
+        None,
+        FOUND.pairs,
+        FOUND.pairs,
+        DatasetReference(dataset_id="dataset-" + "4" * 32),
+        None,
+    )
+    chain = make_chain(recipe(supervised={"max_steps": 5}), found)
+    supervised, reward = chain.preparing
+
+    assert supervised.kind is JobKind.SUPERVISED_TRAINING
+    said = specs(chain)
+    assert said["supervised"]["training"] == {"max_steps": 5}
+    for name in ("reward model", "dpo", "madpo", "evaluation of start"):
+        assert said[name]["model"] == {"job_id": supervised.job_id}
+    assert said["evaluation of madpo"]["reference"] == {"job_id": supervised.job_id}
+    assert said["evaluation of madpo"]["reward_model"] == {"job_id": reward.job_id}
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"policies": [{"method": "dpoo"}]}, r"policies\.dpoo\.method\.name: there is no method 'dpoo'"),
+        ({"policies": [{"params": {"gamma": 1}}]}, r"policies\.madpo\.method\.params\.gamma: .*no such parameter"),
+        ({"policies": [{"method": "dpo"}, {"method": "dpo"}]}, "two policies are called dpo: give each a name"),
+        ({"policies": []}, "give at least one policy"),
+        ({"policys": []}, r"policys: there is no such field; did you mean policies"),
+        ({"evaluation": {"sampling": {"temperatures": [0.5, 1.0]}}}, "a verdict is about one temperature"),
+        (
+            {"policies": [{"rounds": 1}], "fresh": {"pairing": {"name": "best"}}},
+            r"fresh\.pairing\.name: there is no rule",
+        ),
+        ({"policies": [{"rounds": 1}], "fresh": {"sampling": {"samples_per_prompt": 1}}}, "a pair needs two"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_named_before_anything_is_asked_for(parts: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        planned(recipe(**parts))
