@@ -25,6 +25,7 @@ from madpo.data.tokenize import encode_response
 from madpo.jobs.training import TrainingParameters
 from madpo.losses.registry import get_method, parse_params
 from madpo.models.packed.capability import Layout, LayoutName
+from madpo.ports import ObjectStore
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.local import LocalStore
 from madpo.types import Job, JobKind, JobProgress, JobState, PreferencePair
@@ -119,6 +120,7 @@ def make_loop(
     directory: Path,
     model: Any = None,
     state: TrainingState | None = None,
+    store: ObjectStore | None = None,
     **training: Any,
 ) -> TrainingLoop:
     """The trainer's loop over a task, with nothing but its data and its end made up.
@@ -131,6 +133,7 @@ def make_loop(
         directory: Scratch.
         model: In its place; made here where there is none.
         state: Of the checkpoint to go on from.
+        store: Of checkpoints; below the directory where there is none.
         training: Other `TrainingParameters`.
     """
     given: dict[str, Any] = {
@@ -150,7 +153,7 @@ def make_loop(
         },
     }
     parameters = TrainingParameters.model_validate(given | training)
-    store, order = LocalStore(directory / "store"), TaskOrder(task)
+    store, order = store or LocalStore(directory / "store"), TaskOrder(task)
     checkpoints = CheckpointStore(store, run.job.job_id, attempt=1)
     checkpoints.take_ownership()
     ledger = Ledger(store, job_id=run.job.job_id, attempt=1, parts=[])
@@ -188,7 +191,8 @@ def make_loop(
         held_out=HeldOutEvaluation(dict, parameters=parameters, state=state, total_steps=order.total_steps),
         checkpoints=checkpoints,
         save_model=Path.mkdir,
-        flush=lambda step: [],
+        take_record=lambda step: [],
+        store_record=lambda: None,
         note_shortage=lambda shortage: None,
     )
 

@@ -1,6 +1,6 @@
 """The margin ledger: one row per pair and epoch, so that "why did this pair count?" is a query.
 
-Rows gather in memory between checkpoints, are stored as Parquet parts with each checkpoint, and are joined into the
+Rows gather in memory between checkpoints, become a Parquet part with each checkpoint, and are joined into the
 artifact `ledger.parquet` at the end. A resumed run knows the parts of the steps it does not repeat. The columns are the
 fields of `LedgerRow` and, behind them, what the method says of each pair.
 """
@@ -74,22 +74,29 @@ class Ledger:
         self._store, self._job_id, self._attempt = store, job_id, attempt
         self.parts = list(parts)
         self._rows: list[LedgerRow] = []
+        self._unstored: list[tuple[str, bytes]] = []
 
     def extend(self, rows: list[LedgerRow]) -> None:
         """Add the rows of a finished step."""
         self._rows += rows
 
-    def flush(self, step: int) -> None:
-        """Store what was added since the last flush as the part that ends at `step`."""
+    def cut(self, step: int) -> None:
+        """End a part at `step`, of what was added since the last one; `store` stores it."""
         if not self._rows:
             return
         buffer = io.BytesIO()
         pq.write_table(_table(self._rows), buffer)
         data = buffer.getvalue()
         key = keys.ledger_part(self._job_id, step=step, attempt=self._attempt, sha256=sha256_of(data))
-        self._store.put(key, data)
+        self._unstored.append((key, data))
         self.parts.append(key)
         self._rows.clear()
+
+    def store(self) -> None:
+        """Store the parts that were cut; another thread may, while rows are added."""
+        while self._unstored:
+            self._store.put(*self._unstored[0])
+            del self._unstored[0]
 
     def join(self, path: Path) -> None:
         """Write all parts as one Parquet file. Raises CorruptObjectError for one that was changed."""

@@ -6,7 +6,6 @@ optimizer step. A non-finite loss or gradient norm, on any rank, is refused befo
 weights that a step itself made non-finite are refused before they are saved.
 """
 
-import json
 import logging
 import math
 import shutil
@@ -25,11 +24,11 @@ from madpo.jobs.training import TrainingParameters
 from madpo.models.memory import is_out_of_memory
 from madpo.spelling import number_of
 from madpo.storage.checkpoints import CheckpointStore
-from madpo.storage.ledger import LEDGER_PARTS
-from madpo.types import FileEntry, JobProgress
+from madpo.types import JobProgress
 from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Run
 from madpo_trainer import memory
+from madpo_trainer.checkpoint_uploads import CheckpointUploads, checkpoint_times
 from madpo_trainer.held_out import HeldOutEvaluation
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective, StepWork
@@ -47,11 +46,14 @@ logger = logging.getLogger(__name__)
 _LONGEST_SILENCE_S = 60.0
 """However seldom figures are logged, the step is reported this often: a run that says nothing is taken for hung."""
 _LEAST_WORK = 19
-"""How many times as long as a checkpoint took the work until the next must take, where time alone asks for it."""
+"""How many times as long as it stood for a checkpoint training must go on, where time alone asks for the next."""
 
 
 class TrainingLoop:
     """Runs an objective from its state's step to the end of the schedule; the leader alone reports and saves.
+
+    Training stands while a checkpoint is written, and goes on while its files are stored. There is one at a time: one
+    that is due by steps, as the best or as the last waits for the one before; one due by time comes after it.
 
     Args:
         run: On ranks that do not lead, only its wish to stop is looked at.
@@ -59,9 +61,11 @@ class TrainingLoop:
         micro_batches: Splits a step's rows; its budget is halved when memory runs out.
         save_model: Writes this rank's files of the model, which all together are a Hugging Face directory.
         held_out: Looks at the held-out rows when that is due.
-        flush: Called before each checkpoint with its step; returns keys of ledger parts.
+        take_record: Called at each checkpoint with its step; returns keys of ledger parts.
+        store_record: Stores what was taken, in another thread, before the checkpoint becomes real.
         note_shortage: Called when memory ran out and only another attempt can go on, with smaller micro-batches.
-        checkpoint_every_s: Longest time between two checkpoints, as long as they take a twentieth of it at most.
+        checkpoint_every_s: Longest time between two checkpoints, as long as training stands for a twentieth of it at
+            most.
     """
 
     def __init__(
@@ -78,15 +82,24 @@ class TrainingLoop:
         held_out: HeldOutEvaluation,
         checkpoints: CheckpointStore,
         save_model: Callable[[Path], object],
-        flush: Callable[[int], list[str]],
+        take_record: Callable[[int], list[str]],
+        store_record: Callable[[], object],
         note_shortage: Callable[[Mapping[str, int]], None],
         checkpoint_every_s: float = math.inf,
     ) -> None:
         self._run, self._ranks, self._objective, self._micro_batches = run, ranks, objective, micro_batches
         self._parameters, self._schedule = parameters, schedule
         self.state, self.metrics, self._held_out = state, metrics, held_out
-        self._checkpoints, self._save_model, self._flush = checkpoints, save_model, flush
-        self._note_shortage = note_shortage
+        self._save_model, self._take_record, self._note_shortage = save_model, take_record, note_shortage
+        self._uploads = CheckpointUploads(
+            checkpoints,
+            run=run,
+            ranks=ranks,
+            keep=parameters.keep_checkpoints,
+            beside=store_record,
+            count=self._count,
+            waiting=self._say_what_it_waits_for,
+        )
         self._optimizer = Optimizer(objective.model, parameters.optimizer, total_steps=schedule.total_steps)
         self._saved_step = state.step
         self._checkpoint_every_s = checkpoint_every_s
@@ -103,7 +116,16 @@ class TrainingLoop:
         self._optimizer.restore(directory)
 
     def execute(self) -> bool:
-        """Train; True when training is over, False when the run was asked to stop (a checkpoint is left)."""
+        """Train; True when training is over, False when the run was asked to stop. The last checkpoint is published."""
+        try:
+            is_over = self._train()
+            self._uploads.finish()
+        except Exception:
+            self._uploads.settle()
+            raise
+        return is_over
+
+    def _train(self) -> bool:
         self._objective.model.train()
         self._objective.start(self.state.step)
         self._throughput.start()
@@ -145,17 +167,19 @@ class TrainingLoop:
         return self._held_out.best_step == step
 
     def save(self) -> None:
-        """Publish a checkpoint of the last finished step."""
+        """Write a checkpoint of the last finished step, and begin to store it."""
         if self.state.step != self._saved_step:
             start = time.monotonic()
             refuse_non_finite_weights(self._objective.model, self._ranks, step=self.state.step)
+            waited_s = self._uploads.finish()  # before the next is written: on the disk there is one at a time
             self._write()
             self._saved_step = self.state.step
             now = time.monotonic()
+            self._count("checkpoint_write_s", now - start - waited_s)
             self._checkpoint_due = now + max(self._checkpoint_every_s, _LEAST_WORK * (now - start))
 
     def _write(self) -> None:
-        """Each rank writes its files of the checkpoint and stores them; last come the leader's, and the manifest."""
+        """Each rank writes its files of the checkpoint; a thread of each stores them."""
         step, ranks = self.state.step, self._ranks
         directory = self._run.directory / (f"checkpoint-{step}" + f"-of-rank-{ranks.rank}" * (not ranks.is_leader))
         shutil.rmtree(directory, ignore_errors=True)
@@ -163,34 +187,31 @@ class TrainingLoop:
         self._save_model(directory / "model")
         for name, tensors in {"optimizer": self._optimizer.tensors(), **self._objective.tensors()}.items():
             write_tensors(name, tensors, directory, ranks)
-        others: list[FileEntry] = []
-        if any(ranks.gather(not ranks.is_leader and any(path.is_file() for path in directory.rglob("*")))):
-            ranks.lead(self._checkpoints.require_ownership)
-            stored = ranks.apart(lambda: () if ranks.is_leader else self._checkpoints.upload(step, directory))
-            others = [file for files in ranks.gather(stored) for file in files]
-        ranks.lead(lambda: self._publish(directory, others))
-        shutil.rmtree(directory)
+        is_dealt = any(ranks.gather(not ranks.is_leader and any(path.is_file() for path in directory.rglob("*"))))
+        ranks.lead(lambda: self._write_state(directory))
+        best = self._held_out.best_step  # of now: by the time older ones are removed another may be, not yet stored
+        self._uploads.begin(
+            step,
+            directory,
+            is_dealt=is_dealt,
+            ledger_parts=self.state.ledger_parts,
+            spared=() if best is None else (best,),
+        )
 
-    def _publish(self, directory: Path, others: Sequence[FileEntry]) -> None:
-        step = self.state.step
-        self.state.ledger_parts = self._flush(step)
+    def _write_state(self, directory: Path) -> None:
+        self.state.ledger_parts = self._take_record(self.state.step)
         save_state(directory, state=self.state, metrics=self.metrics)
-        metadata = {"step": step, LEDGER_PARTS: self.state.ledger_parts}
-        self._checkpoints.publish(step, directory, metadata=metadata, others=others)
-        best = self._held_out.best_step
-        self._checkpoints.prune(self._parameters.keep_checkpoints, spared=() if best is None else (best,))
-        self._run.checkpoint_published(step)
-        logger.info("checkpoint published", extra={"step": step})
+
+    def _say_what_it_waits_for(self, step: int) -> None:
+        """Only of a wait that people may notice."""
+        if self._ranks.is_leader:
+            at, total = self.state.step, self._schedule.total_steps
+            self._run.progress(JobProgress(at, total, phase=f"storing the checkpoint of step {step}"))
 
     def _step(self) -> dict[str, Any]:
+        self._agree()
         start = time.monotonic()
         step = self.state.step
-        is_due = time.monotonic() >= self._checkpoint_due
-        wishes = self._ranks.gather((self._run.stop_requested, is_due))
-        if any(stop for stop, _ in wishes):
-            raise Interrupted
-        if wishes[0][1]:  # clocks of ranks differ
-            self.save()
         rows = self._schedule.batch(step)
         work = self._work(step, rows)
         self._ranks.sum_gradients(self._optimizer.trainable)
@@ -216,6 +237,16 @@ class TrainingLoop:
             **self._throughput.figures(tokens=tokens, seconds=step_s),
             "peak_memory_gib": self._throughput.peak_memory_gib(),
         }
+
+    def _agree(self) -> None:
+        """Between two steps hear from all ranks whether to stop, to write a checkpoint, and how far the last one is."""
+        is_due = time.monotonic() >= self._checkpoint_due
+        wishes = self._ranks.gather((self._run.stop_requested, is_due, self._uploads.word()))
+        self._uploads.hear([word for *_, word in wishes])
+        if any(stop for stop, *_ in wishes):
+            raise Interrupted
+        if wishes[0][1] and not self._uploads.is_running:  # clocks of ranks differ
+            self.save()
 
     def _work(self, step: int, rows: Sequence[int]) -> StepWork:
         """The step's gradients; when memory runs out, once more in pieces half as large, down to single rows."""
@@ -313,6 +344,7 @@ class TrainingLoop:
     def summary(self) -> dict[str, Any]:
         """How fast it went and how memory sufficed, for the record of the job; all ranks must call."""
         found = self._throughput.summary(self.state.counters)
+        found |= {"checkpoints": checkpoint_times(self.state.counters)}
         lora = self._parameters.lora
         found |= {"quantize_base": lora.quantize_base} if lora is not None and lora.quantize_base else {}
         found |= {} if self._memory is None else self._memory.summary()
@@ -359,8 +391,3 @@ class TrainingLoop:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return training_autocast(self._optimizer.trainable[0].device.type, self._parameters)
-
-
-def write_metrics(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

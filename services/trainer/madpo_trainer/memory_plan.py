@@ -56,6 +56,8 @@ class MemoryPlan:
     """In the memory of a host with all of these cards, while the model is loaded."""
     host_save: int
     """In the memory of such a host, for a checkpoint: each rank writes a file at a time."""
+    disk_save: int
+    """In the scratch directory of such a host, for a checkpoint until it is stored: there is one at a time."""
 
     @property
     def total(self) -> int:
@@ -85,9 +87,11 @@ def plan_memory(
 
     trained = [each for each in model.parameters() if each.requires_grad]
     base = [each for name, each in model.named_parameters() if "lora_" not in name]
-    is_moving = method is not None and method.reference_update() is not None
-    weights = part(model.parameters()) + (part(base) if is_moving else 0)
+    update = None if method is None else method.reference_update()
+    weights = part(model.parameters()) + (0 if update is None else part(base))
     loaded, remembered = sum(each.nbytes for each in base), sum(remembered_bytes(model, parameters.optimizer).values())
+    followed = 0 if update is None else loaded * (2 if update.extrapolation else 1)
+    saved = sum(each.nbytes for each in trained) + remembered + followed
     plan = MemoryPlan(
         weights=weights,
         gradients=part(trained),
@@ -96,7 +100,8 @@ def plan_memory(
         activations=0,
         head=0,
         host_load=loaded if ranks > 1 else gpus * loaded,
-        host_save=min(sum(each.nbytes for each in trained) + remembered, gpus * PART_BYTES),
+        host_save=min(saved, gpus * PART_BYTES),
+        disk_save=saved,
     )
     activations, head = _step(config, parameters, is_sharded=ranks > 1).activations_and_head
     return replace(plan, activations=activations, head=head)

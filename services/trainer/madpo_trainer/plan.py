@@ -54,10 +54,10 @@ class Row(NamedTuple):
 
 
 _COLUMNS = ("weights", "gradients", "optimizer", "gathered", "activations", "head", "total")
-_HOST_COLUMNS = ("host_load", "host_save")
+_HOST_COLUMNS = ("host_load", "host_save", "disk_save")
 HEADINGS = (
     *("training", "cards", "recomputed", "weights", "gradients", "optimizer", "gathered", "activations", "head"),
-    *("in all", "host, loading", "host, saving", "fits cards from"),
+    *("in all", "host, loading", "host, saving", "disk, saving", "fits cards from"),
 )
 
 

@@ -201,7 +201,7 @@ class TorchRanks(Ranks):
             while outcome is None:
                 outcome = self._broadcast(None)
             return outcome.unwrap()
-        running = _start(work)
+        running = in_thread(work)
         while not wait([running], timeout=_LONGEST_SILENCE_S).done:
             self._broadcast(None)
         error = running.exception()
@@ -231,7 +231,7 @@ class TorchRanks(Ranks):
 
     def apart(self, work: Callable[[], T]) -> T:
         """Each rank says every few seconds whether its work is done, until all are."""
-        running = _start(work)
+        running = in_thread(work)
         while not all(self.gather(bool(wait([running], timeout=_LONGEST_SILENCE_S).done))):
             pass
         return self.together(running.result)
@@ -280,8 +280,8 @@ class _Outcome(Generic[T]):
         return cast(T, self.value)
 
 
-def _start(work: Callable[[], T]) -> "Future[T]":
-    """Run in a thread that does not keep the process from ending."""
+def in_thread(work: Callable[[], T], *, name: str = "leader") -> "Future[T]":
+    """Do something in a thread of that name, which does not keep the process from ending; what it comes to."""
     future: Future[T] = Future()
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     context = contextvars.copy_context()
@@ -294,7 +294,7 @@ def _start(work: Callable[[], T]) -> "Future[T]":
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="leader", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return future
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
+from uuid import uuid4
 
 import structlog
 import torch
@@ -41,7 +42,7 @@ from madpo.worker.store import open_run_store
 from madpo.worker.tolerance import Tolerance
 from madpo.worker.workspace import Run, watch_lifeline
 from madpo_trainer.adam import require_libraries
-from madpo_trainer.artifacts import leave_artifacts, leave_metrics_so_far
+from madpo_trainer.artifacts import RecordSoFar, leave_artifacts
 from madpo_trainer.held_out import HeldOutEvaluation, describe_publication, take_weights
 from madpo_trainer.initial_model import InitialModel, prepare_initial
 from madpo_trainer.job_summary import summarise_job
@@ -123,7 +124,8 @@ class TrainingRun:
         self._model_kind = _model_kind(run.job.kind)
         self._spec = cast(TrainingSpec, parse_spec(run.job.kind, dict(run.job.spec)))
         self._parameters = self._spec.training
-        self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt)
+        holder = ranks.lead(lambda: uuid4().hex)
+        self._checkpoints = CheckpointStore(self._store, run.job.job_id, attempt=run.attempt, holder=holder)
         self._state = TrainingState(seed=self._parameters.seed)
         self._is_deterministic = settle_determinism(settings.threads, training_device(ranks), self._parameters)
         require_libraries(self._parameters)
@@ -151,17 +153,7 @@ class TrainingRun:
         lora, ends = self._parameters.lora is not None, self._ranks.lead(lambda: self._learnt_ends(inputs))
         save = partial(save_trained, inputs.runner.model, ranks=self._ranks, initial=initial, lora=lora, end_ids=ends)
 
-        def flush(step: int) -> list[str]:
-            inputs.ledger.flush(step)
-            leave_metrics_so_far(
-                self._run,
-                self._store,
-                step=step,
-                metrics=self._metrics,
-                calibration=self._state.calibration,
-            )
-            return list(inputs.ledger.parts)
-
+        record = RecordSoFar(self._run, self._store, inputs.ledger)
         held_out = HeldOutEvaluation(
             lambda: self._evaluate(objective),
             parameters=self._parameters,
@@ -181,7 +173,8 @@ class TrainingRun:
             held_out=held_out,
             checkpoints=self._checkpoints,
             save_model=partial(save, is_dealt=True),
-            flush=flush,
+            take_record=lambda step: record.take(step, metrics=self._metrics, calibration=self._state.calibration),
+            store_record=record.store,
             note_shortage=partial(note_shortage, self._store, self._run.job.job_id),
             checkpoint_every_s=self._settings.checkpoint_every_s,
         )

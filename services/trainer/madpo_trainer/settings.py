@@ -33,8 +33,9 @@ class TrainerSettings(WorkerSettings):
     """
 
     checkpoint_every_s: float = Field(default=600.0, gt=0)
-    """A checkpoint at least this often, in seconds, besides those after `training.checkpoint_every_steps`: no more work
-    than that is lost when a run is killed. Checkpoints by time take a twentieth of it at most."""
+    """A checkpoint this often, in seconds, besides those after `training.checkpoint_every_steps`: no more work than
+    that, and what a checkpoint takes to be stored, is lost when a run is killed. For checkpoints by time training
+    stands for a twentieth of it at most; one is begun when the one before is stored."""
 
     @model_validator(mode="after")
     def _hosts_agree(self) -> Self:

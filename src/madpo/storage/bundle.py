@@ -70,7 +70,7 @@ def publish(
     directory: Path,
     *,
     metadata: Mapping[str, Any],
-    others: Sequence[FileEntry] = (),
+    others: Callable[[], Sequence[FileEntry]] = tuple,
     guard: Callable[[], None] = lambda: None,
     transfer: Transfer = unwatched,
 ) -> Manifest:
@@ -84,7 +84,7 @@ def publish(
         prefix: Key prefix of the bundle.
         directory: The files; subdirectories are kept.
         metadata: Anything JSON can hold.
-        others: More files of the bundle, which `upload` has stored.
+        others: Gives more files of the bundle, once `upload` has stored them; called when those of `directory` are.
         guard: Called before the upload and right before and after the manifest is written; stops by raising.
         transfer: Told of it and of the bytes of each file that is stored; may end it by raising.
 
@@ -98,10 +98,12 @@ def publish(
     """
     guard()
     files = describe(directory)
-    every = tuple(sorted((*files, *others), key=lambda file: file.path))
-    if stored := find_whole(store, prefix):
+    stored = find_whole(store, prefix)
+    if stored is None:
+        _put_all(store, prefix, files, directory, transfer=transfer)
+    every = tuple(sorted((*files, *others()), key=lambda file: file.path))
+    if stored is not None:
         return _same(stored, every, prefix)
-    _put_all(store, prefix, files, directory, transfer=transfer)
     return seal(store, prefix, every, metadata=metadata, guard=guard)
 
 

@@ -17,7 +17,7 @@ import logging
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,21 @@ _KEY = re.compile(r".*/checkpoints/step-(\d{8,})/a(\d{5,})/(.+)")
 
 
 class CheckpointStore:
-    """Publishes, finds and fetches the checkpoints of one job, on behalf of one attempt at it."""
+    """Publishes, finds and fetches the checkpoints of one job, on behalf of one attempt at it.
 
-    def __init__(self, store: ObjectStore, job_id: str, *, attempt: int) -> None:
+    Args:
+        store: Where they are.
+        job_id: Of the job.
+        attempt: The fencing token.
+        holder: Which run of the attempt it is: the processes of one run share it. None for one of its own.
+    """
+
+    def __init__(self, store: ObjectStore, job_id: str, *, attempt: int, holder: str | None = None) -> None:
         self._store = store
         self._job_id = job_id
         self._attempt = attempt
         # A queue that was set back may give a number to two runs: of these the first is the attempt.
-        self._holder = uuid4().hex
+        self._holder = uuid4().hex if holder is None else holder
 
     def take_ownership(self) -> None:
         """Shut out every older attempt; call before `latest`. Again it changes nothing.
@@ -57,21 +64,26 @@ class CheckpointStore:
             latest = self.latest()
             self._swap_owner({self._attempt: latest.step if latest else _NOTHING})
 
-    def require_ownership(self) -> None:
-        """Raises StaleAttemptError: another attempt, or another run of this number, owns the job."""
-        self._check_owner()
-
     def upload(self, step: int, directory: Path) -> tuple[FileEntry, ...]:
-        """Store files of a checkpoint that somebody else will publish, who owns the job; what they are.
+        """Store files of a checkpoint that another process of this run will publish; what they are.
 
         Args:
             step: Optimizer steps done.
             directory: The files.
+
+        Raises:
+            StaleAttemptError: A newer attempt owns the job, or another run of this number.
         """
+        self._check_owner()
         return bundle.upload(self._store, keys.checkpoint(self._job_id, step=step, attempt=self._attempt), directory)
 
     def publish(
-        self, step: int, directory: Path, *, metadata: Mapping[str, Any], others: Sequence[FileEntry] = ()
+        self,
+        step: int,
+        directory: Path,
+        *,
+        metadata: Mapping[str, Any],
+        others: Callable[[], Sequence[FileEntry]] = tuple,
     ) -> Checkpoint:
         """Store a checkpoint; it is real once this returns.
 
@@ -79,7 +91,7 @@ class CheckpointStore:
             step: Optimizer steps done.
             directory: Its files.
             metadata: JSON that `fetch` gives back.
-            others: More of its files, which `upload` has stored.
+            others: Gives more of its files, once `upload` has stored them; called when those of `directory` are.
 
         Raises:
             StaleAttemptError: A newer attempt owns the job: stop.

@@ -70,6 +70,13 @@ class WorkerMetrics:
             ["kind", "phase"],
             registry=registry,
         )
+        self._checkpoint_seconds = Counter(
+            "madpo_training_checkpoint_seconds",
+            "Time of checkpoints, by phase: training stands while one is written (write) or the one before is not"
+            " stored yet (wait), and goes on while it is stored (upload)",
+            ["kind", "phase"],
+            registry=registry,
+        )
         for outcome in OUTCOMES:
             self._attempts.labels(queue_name, outcome)
         self._unanswered.labels(queue_name)
@@ -118,3 +125,6 @@ class WorkerMetrics:
         self._rows.labels(kind).inc(figures.get("interval/rows", 0.0))
         self._seconds.labels(kind, "margin_wait").inc(wait_s)
         self._seconds.labels(kind, "compute").inc(max(0.0, step_s - wait_s))
+        for phase in ("write", "wait", "upload"):
+            seconds = figures.get(f"interval/checkpoint_{phase}_s", 0.0)
+            self._checkpoint_seconds.labels(kind, phase).inc(seconds)

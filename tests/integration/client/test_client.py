@@ -474,7 +474,8 @@ def train(stack: EmbeddedStack, claimed: Claim, scratch: Path, *, steps: int) ->
     (scratch / "files" / "state.json").write_text("{}")
     for step in range(1, steps + 1):
         ledger.extend(step_rows(step))
-        ledger.flush(step)
+        ledger.cut(step)
+        ledger.store()
         checkpoints.publish(step, scratch / "files", metadata={LEDGER_PARTS: ledger.parts})
     return ledger
 
@@ -495,7 +496,8 @@ async def test_a_ledger_grows_with_the_checkpoints_of_its_job(
         running = await read()
         (tmp_path / "artifacts").mkdir()
         ledger.extend(step_rows(2))
-        ledger.flush(2)
+        ledger.cut(2)
+        ledger.store()
         ledger.join(tmp_path / "artifacts" / "ledger.parquet")
         publish_artifacts(LocalStore(stack.home / "store"), policy.id, tmp_path / "artifacts", attempt=1)
         await queue.succeed(claimed, JobResult())

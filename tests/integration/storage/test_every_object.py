@@ -182,7 +182,8 @@ def use_owner(store: LocalStore, path: Path) -> Any:
 def fill_ledger(store: LocalStore, path: Path) -> None:
     ledger = Ledger(store, job_id=JOB, attempt=1, parts=[])
     ledger.extend([LedgerRow("p", 1, 0, 1, 0.5, 1.0, 0.25, 0.7, 9)])
-    ledger.flush(1)
+    ledger.cut(1)
+    ledger.store()
     (path.parent / "parts").write_text(json.dumps(ledger.parts))
 
 

@@ -38,6 +38,35 @@ SMALL_PARTS = f"""
 
     CheckpointStore.upload = told
 """
+UNTIL_TRAINING_WENT_ON = """
+    import time
+    from madpo_trainer.loop import TrainingLoop
+
+    make_step = TrainingLoop._step
+
+    def waiting(self, step, directory):
+        deadline = time.monotonic() + 120
+        while not (directory.parent / "went-on").exists():
+            assert time.monotonic() < deadline, "training waits for the upload"
+            time.sleep(0.01)
+        return told(self, step, directory)
+
+    def going_on(self):
+        if self.state.step == 5:
+            (self._run.directory / "went-on").touch()
+        return make_step(self)
+
+    CheckpointStore.upload, TrainingLoop._step = waiting, going_on
+"""
+"""The second rank stores nothing of the checkpoint of step 3 before two more steps are made."""
+REFUSED = """
+    from madpo.errors import FailedPreconditionError
+
+    def refuse(self, step, directory):
+        raise FailedPreconditionError("the bucket is locked")
+
+    CheckpointStore.upload = refuse
+"""
 
 
 class Site:
@@ -59,7 +88,7 @@ class Site:
             **POLICY,
         }
 
-    def attempt(self, name, attempt, *, ranks, pause=False, parts=True):
+    def attempt(self, name, attempt, *, ranks, pause=False, parts=True, also=""):
         """Run an attempt at the job; its outcome."""
         job = Job(job_id(name), JobKind.POLICY_TRAINING, JobState.RUNNING, self.spec, attempt=attempt)
         workspace = Workspace(self.home / name, Claim(job, attempt=attempt, worker_id="test"))
@@ -68,7 +97,7 @@ class Site:
         program = textwrap.dedent(PROGRAM)
         if pause:  # the next attempt is another process group
             program = program.replace("if ranks.lead(lambda: go_on(workspace)):", "if False:")
-        (self.home / "program.py").write_text(textwrap.dedent(SMALL_PARTS) * parts + program)
+        (self.home / "program.py").write_text(textwrap.dedent(SMALL_PARTS) * parts + textwrap.dedent(also) + program)
         done = launch(self.home, [workspace], ranks=ranks)
         assert done.returncode == 0, done.stderr
         return workspace
@@ -170,3 +199,19 @@ def test_the_number_of_files_changes_no_weight(site, straight):
     directory = site.models.fetch(straight.outcome().result.model_id)
     assert len(list(directory.glob("model-*.safetensors"))) >= 3
     assert (directory / "model.safetensors.index.json").is_file()
+
+
+def test_ranks_train_while_one_of_them_stores_its_files(site, straight):
+    slow = site.attempt("slow", 1, ranks=2, also=UNTIL_TRAINING_WENT_ON)
+
+    assert slow.outcome().result.model_id == straight.outcome().result.model_id
+    assert [checkpoint.step for checkpoint in list_checkpoints(site.store, job_id("slow"))] == [6, 3]
+
+
+def test_files_that_one_rank_cannot_store_end_the_job_on_all_with_the_reason(site):
+    refused = site.attempt("refused", 1, ranks=2, also=REFUSED)
+
+    assert refused.outcome().kind == "failed"
+    assert refused.outcome().reason == "the bucket is locked"
+    assert [(refused.directory / f"refused-{rank}").read_text() for rank in (0, 1)] == ["the bucket is locked"] * 2
+    assert list_checkpoints(site.store, job_id("refused")) == []

@@ -29,6 +29,10 @@ from madpo_trainer.memory import note_shortage
 from tests.integration.trainer.training_site import LISTS, PAIRS, job_id
 from tests.model_directories import save_directory
 
+PATIENCE_S = 400
+"""For twenty jobs one after the other, on a machine that others use."""
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S + 60)
+
 POISONED = 13
 """A pair with the word whose embedding is not a number in one of the models."""
 
@@ -42,14 +46,18 @@ PROGRAM = """
     from dataclasses import replace
 
     from madpo.worker.workspace import Run
+    from madpo_trainer.checkpoint_uploads import CheckpointUploads
     from madpo_trainer.ranks import open_ranks, run_rank
     from madpo_trainer.run import TrainingRun
     from madpo_trainer.settings import RankEnvironment, TrainerSettings
 
-    def published(run, step):
-        if (run.directory / "pause").exists():
-            (run.directory / "pause").unlink()
-            (run.directory / "stop").write_text("drain")
+    begin = CheckpointUploads.begin
+
+    def begin_and_stop(uploads, step, directory, **options):
+        begin(uploads, step, directory, **options)
+        if uploads._ranks.is_leader and (directory.parent / "pause").exists():
+            (directory.parent / "pause").unlink()
+            (directory.parent / "stop").write_text("drain")
 
     def go_on(workspace):
         if not (workspace / "stop").exists():
@@ -58,7 +66,8 @@ PROGRAM = """
         (workspace / "outcome.json").rename(workspace / "paused.json")
         return True
 
-    Run.checkpoint_published = published
+    CheckpointUploads.begin = begin_and_stop
+
     def program():
         settings = load_settings(TrainerSettings)
         with open_ranks(RankEnvironment(), timeout_s=60) as ranks:
@@ -275,7 +284,7 @@ def launch(home, workspaces, *, ranks):
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [*torchrun, home / "program.py", *(workspace.directory for workspace in workspaces)]
-    return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")

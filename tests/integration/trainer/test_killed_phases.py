@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from madpo.storage import tokens
+from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.growing import GrowingBundle
+from madpo.types import Checkpoint
 from madpo.worker import phase
 from madpo.worker.phase import Phase
 from madpo_trainer.kinds import policy_training
@@ -54,14 +57,33 @@ def die_behind(owner: type, method: str, call: int, *, when: Callable[[Any], boo
 
 
 def is_second_evaluation(phase: Phase) -> bool:
-    """That behind step 2; the first is of the initial weights."""
-    return (phase._name, phase._step) == ("held-out evaluation", 2)
+    """That behind step 2, once the checkpoint of step 1 is stored; the first is of the initial weights."""
+    if (phase._name, phase._step) != ("held-out evaluation", 2):
+        return False
+    deadline = time.monotonic() + PATIENCE_S
+    while (phase._run.directory / "checkpoint-1").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return True
+
+
+def die_before_manifest(call: int) -> None:
+    """Have the process die in a publication of a checkpoint, counted from 1, whose files are stored."""
+    publish, calls = CheckpointStore.publish, iter(range(1, 1_000_000))
+
+    def dying(self: CheckpointStore, step: int, directory: Path, **options: Any) -> Checkpoint:
+        if next(calls) == call:
+            options["others"] = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        return publish(self, step, directory, **options)
+
+    setattr(CheckpointStore, "publish", dying)  # noqa: B010 - mypy takes an assignment for a mistake
 
 
 DEATHS = {
     "tokenizing": partial(die_behind, GrowingBundle, "add", 2),
     "reference log-probs": partial(die_behind, ReferenceStore, "_save", 2),
     "held-out evaluation": partial(die_behind, Phase, "advance", 2, when=is_second_evaluation),
+    "upload of a checkpoint": partial(die_before_manifest, 3),
 }
 
 
@@ -99,6 +121,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, make_toy_lm: Any, make_toy_t
         ("reference log-probs", ReferenceStore, "_save", 12, 2),
         # Of four steps the first has its checkpoint: that of a step comes behind its evaluation.
         ("held-out evaluation", PolicyObjective, "begin", 4, 1),
+        # Training is ahead of what is stored: it goes on from the second of the checkpoints.
+        ("upload of a checkpoint", PolicyObjective, "begin", 4, 2),
     ],
 )
 def test_a_training_killed_in_a_long_phase_keeps_what_it_had_done_and_ends_with_the_same_bytes(

@@ -3,8 +3,9 @@
 import json
 
 from madpo.storage.artifacts import list_artifacts, open_artifact
+from madpo.worker.workspace import Run
 from madpo_trainer import artifacts
-from tests.integration.trainer.training_site import PausingRun, job_id
+from tests.integration.trainer.training_site import job_id
 
 
 def spec(site):
@@ -14,14 +15,14 @@ def spec(site):
 
 def test_metrics_are_there_with_each_checkpoint_and_curves_at_the_end(site, monkeypatch):
     seen = {}
-    published = PausingRun.checkpoint_published
+    published = Run.checkpoint_published
 
     def look(run, step):
         published(run, step)
         with open_artifact(site.store, job_id("live"), "metrics.jsonl") as file:
             seen[step] = [json.loads(line)["step"] for line in file]
 
-    monkeypatch.setattr(PausingRun, "checkpoint_published", look)
+    monkeypatch.setattr(Run, "checkpoint_published", look)
 
     outcome = site.train("live", spec(site))
 

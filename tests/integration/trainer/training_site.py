@@ -3,10 +3,12 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
@@ -19,6 +21,7 @@ from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import DatasetKind, Job, JobKind, JobState, PreferencePair, ResponseList
 from madpo.worker.workspace import Outcome, Run, Workspace
+from madpo_trainer.checkpoint_uploads import CheckpointUploads
 from madpo_trainer.ranks import OneRank
 from madpo_trainer.run import TrainingRun
 from madpo_trainer.settings import TrainerSettings
@@ -64,15 +67,18 @@ def job_id(name: str) -> str:
     return f"job-{hashlib.md5(name.encode()).hexdigest()}"
 
 
-class PausingRun(Run):
-    """Asks itself to stop once a checkpoint is published."""
+@contextmanager
+def stopping(run: Run, *, at: int | None) -> Iterator[None]:
+    """A run that is asked to stop as soon as the checkpoint of a step is on its way."""
+    begin = CheckpointUploads.begin
 
-    pause_at: int | None = None
+    def begin_and_stop(uploads: CheckpointUploads, step: int, directory: Path, **options: Any) -> None:
+        begin(uploads, step, directory, **options)
+        if step == at:
+            (run.directory / "stop").write_text("drain")
 
-    def checkpoint_published(self, step: int) -> None:
-        super().checkpoint_published(step)
-        if step == self.pause_at:
-            (self.directory / "stop").write_text("drain")
+    with patch.object(CheckpointUploads, "begin", begin_and_stop):
+        yield
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Site:
         pause_at: int | None = None,
         first: int = 1,
     ) -> Outcome:
-        """Run a job to its end; with `pause_at` it stops after the checkpoint of that step and goes on anew."""
+        """Run a job to its end; with `pause_at` it stops at the checkpoint of that step and goes on anew."""
         settings = TrainerSettings(
             store_url=f"file://{self.home / 'store'}",
             redis_url="redis://127.0.0.1:1/0",
@@ -120,9 +126,9 @@ class Site:
             made = {"model": self.model, **spec}
             job = Job(job_id(name), kind, JobState.RUNNING, made, attempt=number)
             workspace = Workspace(self.home / name, Claim(job, attempt=number, worker_id="test"))
-            run = PausingRun.open(workspace.directory)
-            run.pause_at = pause_at
-            TrainingRun(run, settings, OneRank()).execute()
+            run = Run.open(workspace.directory)
+            with stopping(run, at=pause_at):
+                TrainingRun(run, settings, OneRank()).execute()
             outcome = workspace.outcome()
             assert outcome is not None
             return outcome

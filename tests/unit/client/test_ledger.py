@@ -43,9 +43,11 @@ def test_what_a_method_says_of_its_pairs_are_columns_behind_those_of_every_ledge
     ledger = Ledger(store, job_id=JOB, attempt=1, parts=[])
     ledger.extend([entry(1, figures={"beta_dpo/beta": 0.5, "kept": True})])
     ledger.extend([entry(2, figures={"beta_dpo/beta": 0.25, "kept": False}, reward_margin=None, neutral=True)])
-    ledger.flush(1)
+    ledger.cut(1)
+    ledger.store()
     ledger.extend([entry(1, step=2)])
-    ledger.flush(2)
+    ledger.cut(2)
+    ledger.store()
     ledger.join(tmp_path / "ledger.parquet")
 
     table = pq.read_table(tmp_path / "ledger.parquet")
@@ -67,7 +69,8 @@ def test_the_ledger_of_an_unfinished_job_is_what_its_newest_checkpoint_stands_on
     def publish(attempt: int, step: int, parts: list[str]) -> CheckpointStore:
         ledger = Ledger(store, job_id=JOB, attempt=attempt, parts=parts)
         ledger.extend([entry(attempt, step=step)])
-        ledger.flush(step)
+        ledger.cut(step)
+        ledger.store()
         (tmp_path / "files").mkdir(exist_ok=True)
         (tmp_path / "files" / "state.json").write_text("{}")
         checkpoints = attempts.setdefault(attempt, CheckpointStore(store, JOB, attempt=attempt))
@@ -138,7 +141,8 @@ def ledger(store: LocalStore) -> Any:
                     )
                 ]
             )
-    writer.flush(12)
+    writer.cut(12)
+    writer.store()
     return join_parts([store.get(writer.parts[0])])
 
 
@@ -370,8 +374,10 @@ def test_rows_that_are_not_all_say_how_far_they_reach() -> None:
 
 def test_the_parts_are_ordinary_parquet(store: LocalStore) -> None:
     writer = Ledger(store, job_id=JOB, attempt=1, parts=[])
-    writer.flush(1)
+    writer.cut(1)
+    writer.store()
     assert writer.parts == []
     writer.extend([entry(1)])
-    writer.flush(2)
+    writer.cut(2)
+    writer.store()
     assert pq.read_schema(io.BytesIO(store.get(writer.parts[0]))) == SCHEMA

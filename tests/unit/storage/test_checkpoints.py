@@ -18,7 +18,7 @@ from madpo.storage.checkpoints import CheckpointStore, list_checkpoints
 from madpo.storage.local import LocalStore
 from madpo.storage.results import delete_job, write_result, write_spec
 from madpo.storage.spared import spare
-from madpo.types import Checkpoint, Job, JobKind, JobState
+from madpo.types import Checkpoint, FileEntry, Job, JobKind, JobState
 
 JOB = "job-" + "0" * 32
 FORK = multiprocessing.get_context("fork")
@@ -78,21 +78,29 @@ def test_the_latest_is_the_newest_step_of_any_attempt(store: LocalStore, tmp_pat
 
 
 def test_several_store_the_files_of_one_checkpoint(store: LocalStore, tmp_path: Path) -> None:
-    leader, other = owner(store, 1), CheckpointStore(store, JOB, attempt=1)
+    leader, other = (CheckpointStore(store, JOB, attempt=1, holder="run") for _ in range(2))
+    stranger = CheckpointStore(store, JOB, attempt=1)
+    leader.take_ownership()
     part = tmp_path / "part"
     part.mkdir()
     (part / "optimizer-00002-of-00002.safetensors").write_text("moments")
+    prefix = keys.checkpoint(JOB, step=20, attempt=1)
 
-    files = other.upload(20, part)
-    assert found(store) == []
-    leader.require_ownership()
-    published = leader.publish(20, make_files(tmp_path / "source", "weights"), metadata={}, others=files)
+    def stored_meanwhile() -> tuple[FileEntry, ...]:
+        assert store.head(f"{prefix}/state.json") is not None
+        files = other.upload(20, part)
+        assert found(store) == []
+        return files
+
+    with pytest.raises(StaleAttemptError):
+        stranger.upload(20, part)
+    assert [*store.list(f"{prefix}/")] == []
+    published = leader.publish(20, make_files(tmp_path / "source", "weights"), metadata={}, others=stored_meanwhile)
 
     leader.fetch(published, tmp_path / "fetched")
     assert (tmp_path / "fetched" / "optimizer-00002-of-00002.safetensors").read_text() == "moments"
     assert (tmp_path / "fetched" / "state.json").read_text() == "{}"
-    with pytest.raises(StaleAttemptError):
-        other.require_ownership()
+    assert leader.publish(20, tmp_path / "source", metadata={}, others=lambda: other.upload(20, part)) == published
 
 
 def test_files_that_somebody_else_did_not_store_are_missed(store: LocalStore, tmp_path: Path) -> None:
@@ -104,7 +112,7 @@ def test_files_that_somebody_else_did_not_store_are_missed(store: LocalStore, tm
     store.delete(f"{keys.checkpoint(JOB, step=20, attempt=1)}/{files[0].path}")
 
     with pytest.raises(CorruptObjectError):
-        leader.publish(20, make_files(tmp_path / "source", "weights"), metadata={}, others=files)
+        leader.publish(20, make_files(tmp_path / "source", "weights"), metadata={}, others=lambda: files)
     assert found(store) == []
 
 

@@ -59,6 +59,8 @@ def test_what_is_split_over_cards_is_counted_by_its_part():
     assert four.gathered == blocks / SMALL.num_hidden_layers * (2 + 2 + 2 + 4) + head * (2 + 2)
     # Each rank reads its part.
     assert four.host_load == alone.host_load == alone.weights
+    # However many write a checkpoint, its files are on the disk of their host.
+    assert four.disk_save == alone.disk_save == 3 * alone.weights
 
 
 def test_other_forms_of_adamw_remember_less_on_the_card():
@@ -72,7 +74,7 @@ def test_other_forms_of_adamw_remember_less_on_the_card():
     assert plain.optimizer == 8 * weights
     assert in_8_bits.optimizer == pytest.approx(8 * embeddings + 2.03 * (weights - embeddings), rel=0.01)
     assert offloaded.optimizer == 8 * embeddings  # the largest, in one piece
-    assert offloaded.host_save == plain.host_save == 12 * weights
+    assert offloaded.host_save == plain.host_save == plain.disk_save == 12 * weights
 
 
 def test_a_reference_that_moves_is_a_second_model():
@@ -83,7 +85,7 @@ def test_a_reference_that_moves_is_a_second_model():
     fixed, moving = (plan_memory(SMALL, parameters, method=each) for each in (None, method))
 
     base = sum(each.nbytes for each in AutoModelForCausalLM.from_config(SMALL).parameters())
-    assert moving.weights - fixed.weights == base
+    assert moving.weights - fixed.weights == moving.disk_save - fixed.disk_save == base
 
 
 def test_named_shapes_have_the_weights_that_they_are_named_after():

@@ -10,12 +10,17 @@ KIND = {"kind": "policy_training"}
 def report(step: int, steps: int) -> JobProgress:
     """As runs report every so many steps."""
     interval = {"steps": steps, "rows": 8 * steps, "step_s": 2.0 * steps, "margin_wait_s": 0.5 * steps}
+    interval |= {"checkpoint_write_s": 0.25 * steps, "checkpoint_wait_s": 0, "checkpoint_upload_s": 1.5 * steps}
     figures = {"loss": 0.5, **{f"interval/{name}": float(value) for name, value in interval.items()}}
     return JobProgress(step=step, total_steps=50, metrics=figures, remaining_s=60.0, phase="training")
 
 
 def seconds(registry: CollectorRegistry, phase: str) -> float | None:
     return registry.get_sample_value("madpo_training_seconds_total", KIND | {"phase": phase})
+
+
+def checkpoint_seconds(registry: CollectorRegistry, phase: str) -> float | None:
+    return registry.get_sample_value("madpo_training_checkpoint_seconds_total", KIND | {"phase": phase})
 
 
 def test_a_run_shows_while_it_runs_and_leaves_only_counters() -> None:
@@ -43,6 +48,7 @@ def test_a_run_shows_while_it_runs_and_leaves_only_counters() -> None:
     assert registry.get_sample_value("madpo_training_steps_total", KIND) == 25
     assert registry.get_sample_value("madpo_training_rows_total", KIND) == 200
     assert (seconds(registry, "compute"), seconds(registry, "margin_wait")) == (37.5, 12.5)
+    assert [checkpoint_seconds(registry, phase) for phase in ("write", "wait", "upload")] == [6.25, 0, 37.5]
     assert registry.get_sample_value("madpo_queue_attempts_total", {"queue": "train", "outcome": "succeeded"}) == 1
 
 
