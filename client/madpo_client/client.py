@@ -12,10 +12,17 @@ from madpo_client.connection import read_connection
 from madpo_client.datasets import Datasets
 from madpo_client.jobs import Jobs
 from madpo_client.models import Models
+from madpo_client.references import ModelLike
 from madpo_client.retention import Retention
+from madpo_client.rows_to_score import PairScore, ResponseScores, RowsToScore
+from madpo_client.scoring import RowReading, Scored, Scoring, open_rows_to_score
 from madpo_client.session import Session
 from madpo_client.settings import ConnectionOptions, client_settings
+from madpo_client.sources import Source
 from madpo_client.store import Store
+
+ScoreSource = Source | RowsToScore
+"""Rows in whatever can be uploaded; or opened before."""
 
 
 class Client:
@@ -70,6 +77,7 @@ class Client:
         self.access = Access(self._session)
         self.retention = Retention(self._session)
         self.store = Store(self._session)
+        self._scoring = Scoring(self._session)
 
     @classmethod
     def from_environment(cls, **given: Unpack[ConnectionOptions]) -> Self:
@@ -98,6 +106,42 @@ class Client:
             plaintext=settings.plaintext,
         )
 
+    def score_pairs(
+        self, reward_model: ModelLike, rows: ScoreSource, **reading: Unpack[RowReading]
+    ) -> Scored[PairScore]:
+        """What a reward model says of preference pairs, live: rewards, margins, tokens.
+
+        Rows are read and sent as results are taken, some hundreds ahead. All scores are of one revision.
+
+        Args:
+            reward_model: A stored reward model, or a job that has left one.
+            rows: Pairs, in whatever can be uploaded; see `Datasets.upload`.
+            reading: `format`, `columns`, `lists`, `split`, `config` and `revision`, as of `Datasets.upload`.
+
+        Returns:
+            An iterator of one `PairScore` a pair, in order; its `reward_model` is there at once.
+
+        Raises:
+            InvalidArgumentError: It is no reward model; while iterating, a row cannot be used or scored; names it.
+            FailedPreconditionError: The job has not left its model, or the gateway knows no reward service.
+            RevisionMismatchError: While iterating: the reward service has changed the model.
+            UnavailableError: The gateway or its reward service cannot be reached; while iterating, it stayed away.
+        """
+        return self._scoring.pairs(reward_model, _opened(rows, reading))
+
+    def score_responses(
+        self, reward_model: ModelLike, rows: ScoreSource, **reading: Unpack[RowReading]
+    ) -> Scored[ResponseScores]:
+        """What a reward model says of single responses, live; arguments and errors as of `score_pairs`.
+
+        Args:
+            reward_model: A stored reward model, or a job that has left one.
+            rows: Prompts with a `completion` or `response`, or with a list of `responses`; and what else is uploaded as
+                completions or lists.
+            reading: As of `score_pairs`.
+        """
+        return self._scoring.responses(reward_model, _opened(rows, reading))
+
     def server_info(self) -> ServerInfo:
         """Version and clock of the gateway, and the time a call takes. Raises UnauthenticatedError."""
         return self._session.run(self._session.gateway.server_info())
@@ -114,6 +158,10 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client({self.server!r})"
+
+
+def _opened(rows: ScoreSource, reading: RowReading) -> RowsToScore:
+    return rows if isinstance(rows, RowsToScore) else open_rows_to_score(rows, **reading)
 
 
 def _client_tls(

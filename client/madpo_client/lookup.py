@@ -132,9 +132,9 @@ class References:
         shelves = [self._jobs(lambda _: True), self._models(ANY_MODEL), self._datasets(frozenset(DatasetKind))]
         return self._id(thing, "job, model or dataset", lambda: shelves)
 
-    def model(self, model: ModelLike) -> ModelReference:
-        """What a model argument refers to."""
-        return model_reference(self._model(model, ANY_MODEL) if isinstance(model, str) else model)
+    def model(self, model: ModelLike, *, kinds: frozenset[str] = ANY_MODEL) -> ModelReference:
+        """What a model argument refers to; text stands for a model of one of these kinds."""
+        return model_reference(self._model(model, kinds) if isinstance(model, str) else model)
 
     def in_spec(self, kind: JobKind, spec: Mapping[str, Any]) -> dict[str, Any]:
         """A spec with ids in place of what stands for them.

@@ -60,8 +60,11 @@ class Session:
                 except StopAsyncIteration:
                     return
         finally:
-            # Not waited for: a generator may be finalised while the interpreter shuts down.
-            asyncio.run_coroutine_threadsafe(_close(events), _background_loop())
+            self.let_run(_close(events))
+
+    def let_run(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Not waited for: a generator may be finalised while the interpreter shuts down."""
+        asyncio.run_coroutine_threadsafe(closing, _background_loop())
 
     def each(self, fetch: Callable[..., Coroutine[Any, Any, tuple[list[T], str]]]) -> Iterator[T]:
         """What a listing has, page after page as it is asked for."""

@@ -4,15 +4,22 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from madpo.data.columns import ColumnMap
-from madpo.data.file_formats import COMPRESSED_ENDINGS, format_of_name
+from madpo.data.file_formats import COMPRESSED_ENDINGS, format_of_name, parse_format
+from madpo.data.files.json_text import parse_json
+from madpo.data.files.limits import DEFAULT_LIMITS
 from madpo.data.forms.registry import KNOWN_COLUMNS
 from madpo.errors import InvalidArgumentError
 from madpo.spelling import did_you_mean
+from madpo_client.extras import needs_extra
 from madpo_client.frames import is_absent, is_nan, plain, table_rows
+
+if TYPE_CHECKING:
+    from madpo.data.files.reading import FileRows
 
 Source = Path | str | Iterable[Path | str] | Iterable[Mapping[str, Any]] | Any
 """A path, paths, or rows: an iterable of mappings, such as a `datasets.Dataset`, or a table (pandas, polars, Arrow)."""
@@ -37,11 +44,69 @@ def open_source(
         InvalidArgumentError: A directory is of no shape known here, there is no such split, `columns` names what is not
             read, or a row is no JSON object; names it, and the column.
     """
+    found = _paths_or_rows(source, split)
+    if isinstance(found, list):
+        yield found
+        return
+    with tempfile.TemporaryDirectory(prefix="madpo-") as directory:
+        path = Path(directory) / "rows.jsonl"
+        names = ColumnMap(columns or {}, known=KNOWN_COLUMNS)
+        with path.open("w", encoding="ascii") as file:
+            for number, row in enumerate(found, start=1):
+                file.write(_line(row, number, names))
+        yield [path]
+
+
+class MemoryRows:
+    """Rows in memory as a file would hold them, with their numbers from 1, one at a time as they are asked for."""
+
+    def __init__(self, rows: Iterable[Any], columns: Mapping[str, str]) -> None:
+        self._rows = enumerate(rows, start=1)
+        self._names = ColumnMap(columns, known=KNOWN_COLUMNS)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[int, Any]:
+        number, row = next(self._rows)
+        return number, parse_json(_line(row, number, self._names).encode(), number, DEFAULT_LIMITS)
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def explain(self, error: InvalidArgumentError) -> InvalidArgumentError:
+        """There is one source: its rows are named by their numbers."""
+        return error
+
+
+def open_rows(
+    source: Source,
+    *,
+    split: str | None = None,
+    format: str | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
+) -> "MemoryRows | FileRows":
+    """The rows of a source, read here: as the gateway reads them, in bounded memory. Close them.
+
+    Raises:
+        InvalidArgumentError: As `open_source`; there is no such file or format; or, while iterating, as `FileRows`.
+        MissingExtraError: Files cannot be read without the packages of the extra `data`.
+    """
+    found = _paths_or_rows(source, split)
+    if not isinstance(found, list):
+        return MemoryRows(found, columns or {})
+    if missing := [path for path in found if not path.is_file()]:
+        raise InvalidArgumentError(f"{missing[0]} is not a file")
+    with needs_extra("data", "reading a file of rows"):
+        from madpo.data.files.reading import DataFile, FileRows
+    return FileRows([DataFile(path, path.name, parse_format(format or "")) for path in found])
+
+
+def _paths_or_rows(source: Source, split: str | None) -> list[Path] | Iterator[Any]:
     source = _chosen(source, split)
     if isinstance(source, (Path, str)):
         path = Path(source).expanduser()
-        yield directory_files(path) if path.is_dir() else [path]
-        return
+        return directory_files(path) if path.is_dir() else [path]
     rows = table_rows(source)
     if rows is None and not isinstance(source, Iterable):
         raise InvalidArgumentError(
@@ -50,17 +115,8 @@ def open_source(
     items = iter(source if rows is None else rows)
     first = next(items, None)
     if isinstance(first, (Path, str)):
-        yield [Path(path).expanduser() for path in _paths(first, items)]
-        return
-    with tempfile.TemporaryDirectory(prefix="madpo-") as directory:
-        path = Path(directory) / "rows.jsonl"
-        names = ColumnMap(columns or {}, known=KNOWN_COLUMNS)
-        with path.open("w", encoding="ascii") as file:
-            if first is not None:
-                file.write(_line(first, 1, names))
-            for number, row in enumerate(items, start=2):
-                file.write(_line(row, number, names))
-        yield [path]
+        return [Path(path).expanduser() for path in _paths(first, items)]
+    return iter(()) if first is None else chain([first], items)
 
 
 def _chosen(source: Source, split: str | None) -> Source:

@@ -142,7 +142,19 @@ class ComputeSettings(ServiceSettings):
     comes on top."""
 
 
-class WorkerSettings(QueueSettings, CacheSettings, ComputeSettings):
+class ScorerSettings(ServiceSettings):
+    """Settings of services that ask the reward service."""
+
+    reward_target: str | None = None
+    """gRPC target of the reward service, e.g. `dns:///reward:50051`."""
+    reward_token: SecretStr | None = None
+    """Bearer token the reward service asks for."""
+    tls_ca: Path | None = None
+    """Authority the reward service's certificate is checked against; with it that channel is TLS, and this service's
+    own certificate is shown."""
+
+
+class WorkerSettings(QueueSettings, CacheSettings, ComputeSettings, ScorerSettings):
     """Settings of services that run jobs in a child process."""
 
     workspace: Path
@@ -159,13 +171,6 @@ class WorkerSettings(QueueSettings, CacheSettings, ComputeSettings):
     """How long an idle worker keeps a process ready that has imported what a run takes, in seconds; 0 keeps none. The
     next job then starts seconds earlier. It holds about 310 MiB, and is the first that the kernel ends where memory is
     short; after this long without a job it goes."""
-    reward_target: str | None = None
-    """gRPC target of the reward service, e.g. `dns:///reward:50051`."""
-    reward_token: SecretStr | None = None
-    """Bearer token the reward service asks for."""
-    tls_ca: Path | None = None
-    """Authority the reward service's certificate is checked against; with it that channel is TLS, and this service's
-    own certificate is shown."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads of a run; None leaves torch's own choice."""
 

@@ -24,6 +24,7 @@ from madpo_client.cli import (
     models,
     retention,
     run,
+    score,
     stack,
     store,
 )
@@ -43,6 +44,7 @@ app.add_typer(run.train, name="train")
 app.add_typer(run.app)
 app.add_typer(align.app)
 app.add_typer(calibrate.app)
+app.add_typer(score.app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(jobs.app, name="job")
 app.add_typer(ledger.app)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from madpo.data.file_formats import format_of_name
 from madpo.types import JobKind
 from madpo_client.cli.asked_job import AskedJob, Setting, asked_job
 from madpo_client.cli.context import open_client
 from madpo_client.cli.field_options import FieldOption, command_class
-from madpo_client.cli.forms import ColumnMapping, Lists, parse_columns
+from madpo_client.cli.forms import ColumnMapping, Lists, names_file, parse_columns
 from madpo_client.cli.output import AsJson, console
 from madpo_client.deprecation import renamed
 
@@ -73,7 +72,7 @@ def check_dataset(
     eval_dataset = renamed("--held-out", held_out, "--eval-dataset", eval_dataset)
     given = {"max_tokens": max_tokens, "overlong": overlong}
     limits = [setting for option in LIMITS for setting in option.settings(_KIND, given)]
-    if not _is_file(data):
+    if not names_file(data):
         if columns or lists:
             raise typer.BadParameter("--map and --lists say how to read a file; a stored dataset has been read")
         if model is None:
@@ -113,11 +112,6 @@ def check_dataset(
         raise typer.Exit(REFUSED)
     if report.verdict == "warnings" and strict:
         raise typer.Exit(WARNED)
-
-
-def _is_file(data: str) -> bool:
-    """Whether a file is meant rather than a dataset of the gateway: it is there, or has the name of one."""
-    return Path(data).exists() or "/" in data or format_of_name(data) is not None
 
 
 def _say_speed(report: "CheckReport", span_s: float) -> None:

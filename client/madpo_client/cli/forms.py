@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from madpo.data.file_formats import format_of_name
 from madpo.data.ranking import ListRule
 from madpo.types import Dataset
 from madpo_client.cli.output import console, show
@@ -18,6 +20,11 @@ Lists = Annotated[
     ListRule | None,
     typer.Option(help="What becomes of ranked responses; more than two are refused without it."),
 ]
+
+
+def names_file(data: str) -> bool:
+    """Whether a file is meant rather than a dataset of the gateway: it is there, or has the name of one."""
+    return Path(data).exists() or "/" in data or format_of_name(data) is not None
 
 
 def parse_columns(given: Sequence[str] | None) -> dict[str, str]:

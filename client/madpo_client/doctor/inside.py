@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from madpo.config import QueueSettings, StoreSettings, WorkerSettings
+from madpo.config import QueueSettings, ScorerSettings, StoreSettings
 from madpo.errors import InvalidArgumentError, MadpoError
 from madpo_client.doctor.findings import Finding, error, ok, under, warning
 from madpo_client.doctor.gpu import check_gpus
@@ -64,5 +64,5 @@ def check_service(service: Service) -> Iterator[Finding]:
         yield from check_store(service, settings)
     if isinstance(settings, QueueSettings):
         yield from check_queue(service, settings)
-    if isinstance(settings, WorkerSettings):
+    if isinstance(settings, ScorerSettings):
         yield from check_reward(service, settings)

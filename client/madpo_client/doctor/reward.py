@@ -1,9 +1,9 @@
-"""The reward service as a worker reaches it."""
+"""The reward service as those that ask it reach it."""
 
 import asyncio
 from collections.abc import Iterator
 
-from madpo.config import WorkerSettings
+from madpo.config import ScorerSettings, WorkerSettings
 from madpo.errors import FailedPreconditionError, MadpoError, NotFoundError, UnauthenticatedError
 from madpo.scoring.connection import connect_scorer
 from madpo_client.doctor.findings import Finding, error, ok, warning
@@ -13,13 +13,18 @@ _NO_MODEL = "model-" + "0" * 32
 _TIMEOUT_S = 10.0
 
 
-def check_reward(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
+def check_reward(service: Service, settings: ScorerSettings) -> Iterator[Finding]:
     """Ask for a model there is none of: a service that knows that much has taken the token."""
     target = settings.reward_target
     if target is None:
+        lacks = (
+            "methods that need margins cannot train here"
+            if isinstance(settings, WorkerSettings)
+            else "nothing is scored"
+        )
         yield warning(
             "reward",
-            "no reward service is named: methods that need margins cannot train here",
+            f"no reward service is named: {lacks}",
             f"set {service.variable('reward_target')}",
         )
         return
@@ -43,6 +48,6 @@ def check_reward(service: Service, settings: WorkerSettings) -> Iterator[Finding
         )
 
 
-async def _ask(settings: WorkerSettings) -> None:
+async def _ask(settings: ScorerSettings) -> None:
     async with connect_scorer(settings, load_timeout_s=_TIMEOUT_S) as client:
         await client.get_reward_model(_NO_MODEL)

@@ -147,19 +147,22 @@ class _Planner:
     def _gateway(self) -> ProcessSpec:
         token = read_secret(self._home, "client_token")
         scratch = self._home / "work" / GATEWAY
-        return self._service(GATEWAY, {**self._queue, "TOKEN": token, "SCRATCH": str(scratch)})
+        return self._service(GATEWAY, {**self._queue, **self._scorers(), "TOKEN": token, "SCRATCH": str(scratch)})
 
     def _worker(self, name: str) -> ProcessSpec:
-        reward_token = read_secret(self._home, "reward_token")
         threads = {"THREADS": str(self._options.threads)}
         if name.startswith("reward"):
             cache = self._home / "cache" / "reward"
-            return self._service(name, {**self._store, **threads, "TOKEN": reward_token, "CACHE": str(cache)})
+            token = read_secret(self._home, "reward_token")
+            return self._service(name, {**self._store, **threads, "TOKEN": token, "CACHE": str(cache)})
+        workspace = self._home / "work" / name
+        return self._service(name, {**self._queue, **self._scorers(), **threads, "WORKSPACE": str(workspace)})
+
+    def _scorers(self) -> dict[str, str]:
+        """Where the scorers are, for those that ask them."""
         scorers = [f"{HOST}:{port}" for process, port in self._ports.items() if process.startswith("reward")]
-        settings = {**self._queue, "WORKSPACE": str(self._home / "work" / name), "REWARD_TOKEN": reward_token}
-        if scorers:
-            settings["REWARD_TARGET"] = f"ipv4:{','.join(scorers)}"
-        return self._service(name, settings | threads)
+        target = {"REWARD_TARGET": f"ipv4:{','.join(scorers)}"} if scorers else {}
+        return {"REWARD_TOKEN": read_secret(self._home, "reward_token"), **target}
 
     def _service(self, name: str, settings: Mapping[str, str]) -> ProcessSpec:
         service = name.split("-")[0]

@@ -67,6 +67,8 @@ SUBMIT_METHODS = frozenset(
         "Unpin",
     }
 )
+COMPUTE_METHODS = frozenset({"ScorePairs", "ScoreResponses"})
+"""For who may submit, since they cost what jobs do; they change nothing."""
 ADMIN_READ_METHODS = frozenset({"ListTokens", "ListAuditRecords"})
 """For admins; so is all that is in no set, which counts as a change."""
 
@@ -74,7 +76,9 @@ ADMIN_READ_METHODS = frozenset({"ListTokens", "ListAuditRecords"})
 def role_of(method: str) -> Role:
     """The least role that may call a method, `/madpo.v1.JobService/CreateJob`."""
     name = method.rpartition("/")[2]
-    return Role.READ if name in READ_METHODS else Role.SUBMIT if name in SUBMIT_METHODS else Role.ADMIN
+    if name in READ_METHODS:
+        return Role.READ
+    return Role.SUBMIT if name in SUBMIT_METHODS | COMPUTE_METHODS else Role.ADMIN
 
 
 class GatewayAccess:
@@ -168,13 +172,13 @@ class GatewayAccess:
         rate = self._bytes.setdefault(caller.name, _Rate(per_day, _DAY_S, self._clock()))
         if rate.take(count, self._clock()) > 0:
             raise OverloadedError(
-                f"the token {caller.name!r} may bring {per_day} bytes a day here, by uploads and imports, and has:"
-                " they come free again evenly over the day"
+                f"the token {caller.name!r} may bring {per_day} bytes a day here, by uploads, imports and what is"
+                " to be scored, and has: they come free again evenly over the day"
             )
 
     def is_noted(self, method: str) -> bool:
         """What changes something."""
-        return method.rpartition("/")[2] not in READ_METHODS | ADMIN_READ_METHODS
+        return method.rpartition("/")[2] not in READ_METHODS | COMPUTE_METHODS | ADMIN_READ_METHODS
 
     async def note(self, record: AuditRecord) -> None:
         """See `Access`."""

@@ -4,10 +4,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 CONTENTS = ("dataset", "model")
 """What clients upload."""
+SCORED = ("pairs", "responses")
+"""What clients have scored."""
 
 
 class GatewayMetrics:
-    """What came in, who watches, and what the housekeeping had to mend."""
+    """What came in, who watches, what was scored, and what the housekeeping had to mend."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.upload_bytes = Counter(
@@ -29,6 +31,12 @@ class GatewayMetrics:
         self.audit_failures = Counter(
             "madpo_gateway_audit_failures", "Calls that could not be noted in the audit log", registry=registry
         )
+        self.scored = Counter(
+            "madpo_gateway_scored", "Pairs and single responses scored for clients", ["of"], registry=registry
+        )
+        self.scorings = Gauge("madpo_gateway_scoring_streams", "Clients having texts scored now", registry=registry)
+        for of in SCORED:
+            self.scored.labels(of)
         for content in CONTENTS:
             self.upload_bytes.labels(content)
             self.stored.labels(content)

@@ -15,6 +15,8 @@ from madpo.queue.metrics import QueueCollector
 from madpo.queue.queue import open_queue
 from madpo.queue.reaper import Reaper
 from madpo.rpc.access import current_caller
+from madpo.rpc.reward_client import RewardClient
+from madpo.scoring.connection import connect_scorer
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.storage.open import open_store
@@ -25,6 +27,7 @@ from madpo.v1 import (
     job_service_pb2,
     model_service_pb2,
     retention_service_pb2,
+    scoring_service_pb2,
     store_service_pb2,
 )
 from madpo.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
@@ -32,6 +35,7 @@ from madpo.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_serv
 from madpo.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from madpo.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from madpo.v1.retention_service_pb2_grpc import add_RetentionServiceServicer_to_server
+from madpo.v1.scoring_service_pb2_grpc import add_ScoringServiceServicer_to_server
 from madpo.v1.store_service_pb2_grpc import add_StoreServiceServicer_to_server
 from madpo_gateway.access import GatewayAccess
 from madpo_gateway.checks.references import Shelves
@@ -45,6 +49,7 @@ from madpo_gateway.servicers.datasets import DatasetServicer
 from madpo_gateway.servicers.jobs import JobServicer
 from madpo_gateway.servicers.models import ModelServicer
 from madpo_gateway.servicers.retention import RetentionServicer
+from madpo_gateway.servicers.scoring import ScoringServicer
 from madpo_gateway.servicers.store import StoreServicer
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.turns import TurnsBySize
@@ -57,6 +62,8 @@ _CHECKED_AT_ONCE = 2
 _MOST_WAITING = 500
 _LARGE_BYTES = 64 << 20
 """Files of rows that take minutes to check."""
+_SCORING_TIMEOUT_S, _SCORER_OUTAGE_S = 300.0, 10.0
+"""A slow model may take minutes for a request; whoever waits is told soon where nobody answers at all."""
 
 
 CONTRACTS = (
@@ -66,6 +73,7 @@ CONTRACTS = (
     access_service_pb2,
     retention_service_pb2,
     store_service_pb2,
+    scoring_service_pb2,
 )
 
 
@@ -122,6 +130,7 @@ class GatewayService:
             note=self.access.note,
         )
         self._recovery = Recovery(self._store)
+        self._scorer: RewardClient | None = None
         self._collector: QueueCollector | None = None
         self._tasks: list[EssentialTask] = []
         self._stopping = asyncio.Event()
@@ -169,6 +178,15 @@ class GatewayService:
         )
         add_RetentionServiceServicer_to_server(retention, server)  # type: ignore[no-untyped-call]
         add_StoreServiceServicer_to_server(StoreServicer(self._store), server)  # type: ignore[no-untyped-call]
+        if self._settings.reward_target is not None:
+            self._scorer = connect_scorer(
+                self._settings,
+                requests_in_flight=self._settings.scoring_requests,
+                timeout_s=_SCORING_TIMEOUT_S,
+                outage_s=_SCORER_OUTAGE_S,
+            )
+        scoring = ScoringServicer(self._settings, scorer=self._scorer, shelves=shelves, metrics=self._metrics)
+        add_ScoringServiceServicer_to_server(scoring, server)  # type: ignore[no-untyped-call]
         return tuple(
             service.full_name for contract in CONTRACTS for service in contract.DESCRIPTOR.services_by_name.values()
         )
@@ -188,6 +206,8 @@ class GatewayService:
         await EssentialTask.end_all(self._tasks, self._stopping.set)
         if self._collector is not None:
             self._registry.unregister(self._collector)
+        if self._scorer is not None:
+            await self._scorer.close()
         await self._queue.close()
 
     def _keep_house(self) -> EssentialTask:

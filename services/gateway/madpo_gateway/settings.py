@@ -7,14 +7,14 @@ from typing import Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from madpo.config import QueueSettings
+from madpo.config import QueueSettings, ScorerSettings
 from madpo.data.files.limits import DEFAULT_LIMITS, ReadLimits
 from madpo.rpc.channel import is_loopback_host
 from madpo_gateway.retention_policy import RetentionPolicy
 
 
-class GatewaySettings(QueueSettings):
-    """What the gateway needs besides the object store and the queue."""
+class GatewaySettings(QueueSettings, ScorerSettings):
+    """What the gateway needs besides the object store and the queue. Without a reward service nothing is scored."""
 
     model_config = SettingsConfigDict(env_prefix="MADPO_GATEWAY_")
 
@@ -58,6 +58,14 @@ class GatewaySettings(QueueSettings):
     """Most imports from the hub at once; a few more wait, the rest are refused with a time to wait."""
     import_timeout_s: float = Field(default=1_500.0, gt=0)
     """Longest time for the hub to give what is imported, in seconds."""
+
+    scoring_requests: int = Field(default=2, ge=1)
+    """Most requests on their way to the reward service at once, of all scoring streams together. More keep more
+    replicas busy; trainings, which ask the same replicas, then wait longer."""
+    max_scorings: int = Field(default=16, ge=1)
+    """Most scoring streams at once; more are asked to come back later. Each holds up to some 20 MB."""
+    max_scorings_per_token: int = Field(default=8, ge=1)
+    """Most of them of one token."""
 
     @property
     def read_limits(self) -> ReadLimits:

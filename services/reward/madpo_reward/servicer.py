@@ -109,7 +109,7 @@ def _pair_texts(request: reward.ScorePairsRequest) -> tuple[list[str], list[Text
     for index, message in enumerate(request.pairs):
         field = f"pairs[{index}]"
         pair = convert.pair_from_proto(message, field=field)
-        pair_id = _checked_id(f"{field}.pair_id", message.pair_id, expected=pair.pair_id)
+        pair_id = convert.checked_id(message.pair_id, pair.pair_id, field=f"{field}.pair_id")
         _check_not_empty(f"{field}.chosen", pair.chosen, owner_id=pair_id)
         _check_not_empty(f"{field}.rejected", pair.rejected, owner_id=pair_id)
         ids.append(pair_id)
@@ -123,7 +123,7 @@ def _response_texts(request: reward.ScoreResponsesRequest) -> list[Text]:
         field = f"responses[{index}]"
         prompt, response, options = convert.response_from_proto(message, field=field)
         expected = content_digest(prompt, response, options=options)
-        response_id = _checked_id(f"{field}.response_id", message.response_id, expected=expected)
+        response_id = convert.checked_id(message.response_id, expected, field=f"{field}.response_id")
         # Empty is fine here: a policy may say nothing, and that has a score too.
         texts.append(Text(response_id, prompt, response, options))
     return texts
@@ -133,12 +133,6 @@ def _check_model_id(model_id: str) -> None:
     # The id becomes part of an object key, so nothing else may pass.
     if not re.fullmatch(MODEL_ID_PATTERN, model_id):
         raise _invalid("model_id", f"expected model- and 32 hex digits, got {model_id[:80]!r}")
-
-
-def _checked_id(field: str, given: str, *, expected: str) -> str:
-    if given and given != expected:
-        raise _invalid(field, f"is {given[:80]!r}, the digest of the content is {expected} (leave it empty if unsure)")
-    return expected
 
 
 def _check_not_empty(field: str, response: Content, *, owner_id: str) -> None:

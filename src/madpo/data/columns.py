@@ -58,7 +58,7 @@ class ColumnMap:
         nulls: set[str] = set()
         unread: list[str] = []
         for given, part in value.items():
-            ours = self._name(given)
+            ours = self.name(given)
             if ours is None:
                 unread.append(str(given))
                 continue
@@ -75,7 +75,7 @@ class ColumnMap:
 
     def reads(self, given: str) -> bool:
         """Whether a column of the file is read."""
-        return self._name(given) is not None
+        return self.name(given) is not None
 
     def check_seen(self) -> None:
         """Raises InvalidArgumentError when a column that was to be read under another name is in no row."""
@@ -83,7 +83,7 @@ class ColumnMap:
             given = min(self._unseen)
             self._refuse(self._ours[given], f"is to be read from {given!r:.60}, a column that no row has")
 
-    def _name(self, given: Any) -> str | None:
+    def name(self, given: Any) -> str | None:
         """Our name for a column of the file; None when it is not read."""
         if not isinstance(given, str):
             return None

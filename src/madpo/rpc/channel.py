@@ -19,6 +19,9 @@ CHUNK_BYTES = 512 * 1024
 MAX_READ_ROWS = 50_000
 """Most rows of a dataset that one call reads."""
 
+MAX_SCORED_ITEMS, MAX_SCORED_BYTES = 256, 4 * 1024 * 1024
+"""Most pairs or responses, and most bytes of them, in one message of a scoring stream."""
+
 VERSION_KEY, TIME_KEY = "madpo-version", "madpo-time"
 """Trailing metadata of a reply: the server's version, and its clock as the call came in, in seconds since the epoch."""
 

@@ -63,6 +63,7 @@ class RewardClient:
         tls: What to trust and to show; None talks in plain text.
         timeout_s: Deadline of each request, retries included.
         load_timeout_s: Deadline of `get_reward_model`, which may have to load the model.
+        outage_s: How long nobody may answer before a request is given up; None: until its deadline.
         requests_in_flight: Most requests on their way at once, over all calls.
     """
 
@@ -74,10 +75,11 @@ class RewardClient:
         tls: ClientTls | None = None,
         timeout_s: float = 60.0,
         load_timeout_s: float = 600.0,
+        outage_s: float | None = None,
         requests_in_flight: int = 64,
     ) -> None:
         self._target, self._token = target, token
-        self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
+        self._timeout_s, self._load_timeout_s, self._outage_s = timeout_s, load_timeout_s, outage_s
         self._batch_items = _BATCH_ITEMS
         self._gate = asyncio.Semaphore(requests_in_flight)
         self._channel = open_channel(target, tls=tls, retries=False)  # retried here, where overload is known too
@@ -206,6 +208,7 @@ class RewardClient:
     async def _retry(self, ask: Callable[[float], Awaitable[T]], timeout_s: float) -> T:
         """Repeat while that can help and time remains; then raise why it failed."""
         deadline = time.monotonic() + timeout_s
+        outage = _Outage(self._outage_s)
         failure: MadpoError | None = None
         for attempt in itertools.count():
             try:
@@ -216,7 +219,7 @@ class RewardClient:
             except MadpoError as error:
                 failure = error
             delay_s = _retry_delay_s(failure, attempt)
-            if delay_s is None or time.monotonic() + delay_s >= deadline:
+            if delay_s is None or time.monotonic() + delay_s >= min(deadline, outage.end(failure)):
                 raise failure
             await asyncio.sleep(delay_s)
         raise AssertionError("unreachable")
@@ -235,6 +238,21 @@ class RewardClient:
                     f"reward service at {self._target} gave no answer within {limit_s:.1f} s"
                 ) from rpc_error
             raise error from rpc_error
+
+
+class _Outage:
+    """The time since which nobody answers, if so."""
+
+    def __init__(self, longest_s: float | None) -> None:
+        self._longest_s, self._end = longest_s, math.inf
+
+    def end(self, failure: MadpoError) -> float:
+        """When to give up, by the monotonic clock, now that a request has failed."""
+        if not isinstance(failure, UnavailableError):
+            self._end = math.inf
+        elif self._longest_s is not None:
+            self._end = min(self._end, time.monotonic() + self._longest_s)
+        return self._end
 
 
 def _retry_delay_s(error: MadpoError, attempt: int) -> float | None:

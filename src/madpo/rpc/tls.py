@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from madpo.config import ServiceSettings, WorkerSettings
+from madpo.config import ScorerSettings, ServiceSettings
 from madpo.errors import FailedPreconditionError
 
 
@@ -40,8 +40,8 @@ class ClientTls:
         )
 
 
-def client_tls(settings: WorkerSettings) -> ClientTls | None:
-    """How a worker talks to the reward service; None: in plain text."""
+def client_tls(settings: ScorerSettings) -> ClientTls | None:
+    """How a service talks to the reward service; None: in plain text."""
     return ClientTls(settings.tls_ca, settings.tls_cert, settings.tls_key) if settings.tls_ca else None
 
 
@@ -71,7 +71,7 @@ def check_files(settings: ServiceSettings) -> None:
     """
     if settings.tls_cert is not None and settings.tls_key is not None:
         certificate_names(settings.tls_cert, settings.tls_key, client_ca=settings.tls_client_ca)
-    if isinstance(settings, WorkerSettings) and settings.tls_ca is not None:
+    if isinstance(settings, ScorerSettings) and settings.tls_ca is not None:
         _check_authority(settings.tls_ca)
 
 

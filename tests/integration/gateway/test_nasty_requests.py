@@ -33,7 +33,7 @@ from tests.integration.gateway.service import (
     make_material,
     refusal,
 )
-from tests.integration.gateway.test_access import REQUESTS
+from tests.integration.gateway.test_access import REQUESTS, to_the_end
 
 OURS = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 """Codes that say that the gateway is at fault."""
@@ -102,7 +102,9 @@ def every_request(ids: Material) -> Iterator[tuple[str, Any, str, list[Any]]]:
 async def code_of(channel: grpc.aio.Channel, service: str, method: Any, *requests: bytes) -> str:
     path, options = f"/{service}/{method.name}", {"metadata": call_metadata(TOKEN), "timeout": 60}
     try:
-        if method.client_streaming:
+        if method.client_streaming and method.server_streaming:
+            await to_the_end(channel.stream_stream(path)(list(requests), **options))
+        elif method.client_streaming:
             await channel.stream_unary(path)(list(requests), **options)
         elif method.server_streaming:
             call = channel.unary_stream(path)(requests[0], **options)

@@ -38,8 +38,8 @@ async def test_an_upload_beyond_what_is_left_is_refused_where_it_stands(gateway:
     refused = await refusal(gateway.ask(upload, parts(50, upload_id=UPLOAD), token))
     assert (refused.code, refused.message) == (
         "RESOURCE_EXHAUSTED",
-        "the token 'ana' may bring 10000 bytes a day here, by uploads and imports, and has: they come free again evenly"
-        " over the day",
+        "the token 'ana' may bring 10000 bytes a day here, by uploads, imports and what is to be scored, and has: they"
+        " come free again evenly over the day",
     )
     files = {"config.json": b"{}", "model.safetensors": safetensors(1)}
     assert (await refusal(gateway.ask(gateway.models.UploadModel, model_parts(files), token))).code == refused.code

@@ -51,6 +51,9 @@ def test_processes_start_queue_first_and_workers_last(tmp_path: Path) -> None:
     )
     assert trainer["MADPO_TRAINER_STORE_URL"] == (tmp_path / "store").as_uri()
     assert trainer["MADPO_TRAINER_THREADS"] == trainer["OMP_NUM_THREADS"] == "3"
+    gateway = specs["gateway"].environment
+    assert gateway["MADPO_GATEWAY_REWARD_TARGET"] == trainer["MADPO_TRAINER_REWARD_TARGET"]
+    assert gateway["MADPO_GATEWAY_REWARD_TOKEN"] == specs["reward-1"].environment["MADPO_REWARD_TOKEN"]
     assert trainer["MADPO_TRAINER_REWARD_TOKEN"] == specs["reward-2"].environment["MADPO_REWARD_TOKEN"]
 
 

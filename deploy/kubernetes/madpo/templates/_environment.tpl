@@ -47,6 +47,9 @@
 {{- end }}
 - {name: MADPO_GATEWAY_ALLOW_PLAINTEXT, value: "true"}
 {{- end }}
+{{- if include "madpo.asksReward" . }}
+{{- include "madpo.rewardClient.env" . }}
+{{- end }}
 {{- end -}}
 
 {{- define "madpo.reward.env" }}
@@ -57,12 +60,19 @@
 {{- $prefix := printf "MADPO_%s" (upper .component) }}
 - {name: {{ $prefix }}_WORKSPACE, value: /scratch}
 - {name: {{ $prefix }}_STOP_GRACE_S, value: {{ (index .root.Values .component).stopGraceSeconds | quote }}}
-- {name: {{ $prefix }}_REWARD_TARGET, value: "dns:///{{ include "madpo.rewardHost" .root }}:50051"}
+{{- include "madpo.rewardClient.env" . }}
 {{- if .root.Values.reward.tls.secretName }}
-- {name: {{ $prefix }}_TLS_CA, value: /run/reward-ca/ca.crt}
 {{- if and .root.Values.reward.tls.requireClientCertificate (not (include "madpo.hasTls" .)) }}
 {{- fail (printf "%s.tls.secretName is required: reward.tls.requireClientCertificate lets in only clients with a certificate" .component) }}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "madpo.rewardClient.env" }}
+{{- $prefix := printf "MADPO_%s" (upper .component) }}
+- {name: {{ $prefix }}_REWARD_TARGET, value: "dns:///{{ include "madpo.rewardHost" .root }}:50051"}
+{{- if .root.Values.reward.tls.secretName }}
+- {name: {{ $prefix }}_TLS_CA, value: /run/reward-ca/ca.crt}
 {{- end }}
 {{- end -}}
 
@@ -92,6 +102,9 @@
 {{- $file := printf "madpo_%s" .component -}}
 {{- if eq .component "gateway" }}
 - {key: client_token, path: madpo_gateway_token}
+{{- if include "madpo.asksReward" . }}
+- {key: reward_token, path: madpo_gateway_reward_token}
+{{- end }}
 {{- else if eq .component "reward" }}
 - {key: reward_token, path: madpo_reward_token}
 {{- else }}

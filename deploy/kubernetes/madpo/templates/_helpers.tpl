@@ -53,6 +53,12 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if has .component (list "trainer" "evaluator") }}true{{ end -}}
 {{- end -}}
 
+{{/* Who calls the reward service. A gateway without a certificate cannot where one is asked for, and scores nothing. */}}
+{{- define "madpo.asksReward" -}}
+{{- $isShut := and .root.Values.reward.tls.requireClientCertificate (not (include "madpo.hasTls" .)) -}}
+{{- if or (include "madpo.isWorker" .) (and (eq .component "gateway") (not $isShut)) }}true{{ end -}}
+{{- end -}}
+
 {{/* A pod must outlive its preStop sleep, the drain of its calls and the checkpoint of its run, and then some. */}}
 {{- define "madpo.terminationGracePeriodSeconds" -}}
 {{- add .root.Values.drainSeconds (default 0 (index .root.Values .component).stopGraceSeconds) 15 -}}

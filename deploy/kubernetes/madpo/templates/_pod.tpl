@@ -122,7 +122,7 @@ spec:
 {{- end -}}
 
 {{- define "madpo.needsRewardCa" -}}
-{{- if and (include "madpo.isWorker" .) .root.Values.reward.tls.secretName }}true{{ end -}}
+{{- if and (include "madpo.asksReward" .) .root.Values.reward.tls.secretName }}true{{ end -}}
 {{- end -}}
 
 {{- define "madpo.resources" -}}

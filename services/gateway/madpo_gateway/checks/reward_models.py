@@ -13,13 +13,18 @@ from madpo_gateway.checks.origin import model_config, origin_model
 from madpo_gateway.checks.references import Shelves
 
 
+async def unfit_reward_model(reference: ModelReference, *, shelves: Shelves) -> str:
+    """Why the model that a reference leads to can be no reward model, and what to do; "" where it may be one."""
+    model = await origin_model(reference, shelves)
+    return "" if model is None else await asyncio.to_thread(_problem, model, shelves)
+
+
 async def unfit_reward_models(spec: Spec, *, shelves: Shelves) -> AsyncIterator[tuple[str, str]]:
     """Fields whose model can be no reward model, which it is to be, and what to do about each."""
     leaves_reward_model = kind_of(spec).leaves_model in REWARD
     for reference in references(spec):
         if isinstance(reference.need, NeedsModel) and (reference.need.kinds == REWARD or leaves_reward_model):
-            model = await origin_model(cast(ModelReference, reference.target), shelves)
-            problem = "" if model is None else await asyncio.to_thread(_problem, model, shelves)
+            problem = await unfit_reward_model(cast(ModelReference, reference.target), shelves=shelves)
             if problem:
                 yield reference.path, problem
 

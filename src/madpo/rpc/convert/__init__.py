@@ -20,6 +20,8 @@ from madpo.rpc.convert.jobs import (
     event_to_proto,
     job_from_proto,
     job_to_proto,
+    model_reference_from_proto,
+    model_reference_to_proto,
     progress_from_proto,
     progress_to_proto,
     spec_from_proto,
@@ -36,6 +38,7 @@ from madpo.rpc.convert.models import (
     model_to_proto,
 )
 from madpo.rpc.convert.preference import (
+    checked_id,
     content_from_proto,
     content_to_proto,
     options_from_proto,
@@ -66,6 +69,7 @@ from madpo.rpc.convert.times import duration, seconds, span_s, timestamp
 __all__ = [
     "audit_record_from_proto",
     "audit_record_to_proto",
+    "checked_id",
     "checkpoint_from_proto",
     "checkpoint_to_proto",
     "content_from_proto",
@@ -85,6 +89,8 @@ __all__ = [
     "job_to_proto",
     "limits_to_proto",
     "model_from_proto",
+    "model_reference_from_proto",
+    "model_reference_to_proto",
     "model_to_proto",
     "options_from_proto",
     "options_to_proto",

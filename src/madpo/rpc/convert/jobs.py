@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from madpo import types
 from madpo.errors import FieldViolation, InvalidArgumentError
-from madpo.jobs.base import Spec
+from madpo.jobs.base import ModelReference, Spec, validate
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.rpc.convert.times import duration, seconds, span_s, timestamp
 from madpo.v1 import job_service_pb2 as jobs
@@ -126,6 +126,16 @@ def progress_from_proto(progress: jobs.JobProgress) -> types.JobProgress:
         phase_total=progress.phase_total,
         phase_unit=progress.phase_unit,
     )
+
+
+def model_reference_to_proto(reference: ModelReference) -> jobs.ModelReference:
+    """All fields."""
+    return jobs.ModelReference(**reference.model_dump(exclude_none=True))
+
+
+def model_reference_from_proto(reference: jobs.ModelReference, *, field: str) -> ModelReference:
+    """Raises InvalidArgumentError where it names nothing, or what is no id."""
+    return validate(ModelReference, MessageToDict(reference, preserving_proto_field_name=True), path=field)
 
 
 def job_to_proto(job: types.Job) -> jobs.Job:

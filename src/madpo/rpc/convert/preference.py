@@ -81,6 +81,14 @@ def _checked_json(text: str, sort: type, *, field: str) -> str:
     raise InvalidArgumentError.in_field(field, f"must be JSON text of {'a list' if sort is list else 'an object'}")
 
 
+def checked_id(given: str, expected: str, *, field: str) -> str:
+    """The id of a content; one that is given must be it. Raises InvalidArgumentError."""
+    if given and given != expected:
+        description = f"is {given[:80]!r}, the digest of the content is {expected} (leave it empty if unsure)"
+        raise InvalidArgumentError.in_field(field, description)
+    return expected
+
+
 def pair_to_proto(pair: types.PreferencePair) -> preference.PreferencePair:
     """A pair with its id."""
     message = preference.PreferencePair(pair_id=pair.pair_id, options=options_to_proto(pair.options))

@@ -82,7 +82,7 @@ class GatewayCalls:
 
     async def upload(self, call: Any, parts: AsyncGenerator[Any]) -> Any:
         """Send the parts, each within `timeout_s`; then wait for the gateway to store them."""
-        ending = _Ending(call)
+        ending = Ending(call)
         try:
             with self.domain_errors():
                 try:
@@ -148,7 +148,7 @@ class GatewayCalls:
         return UnavailableError(f"lost the gateway at {self.target}: {domain}")
 
 
-class _Ending:
+class Ending:
     """The status that the server ended a call with.
 
     A write that fails because the server has ended the call replaces the status by an internal error of gRPC's own,

@@ -2,12 +2,15 @@
 
 from tests.unit.deploy.chart.rendering import (
     MULTI_NODE,
+    VALUES,
     Document,
     component,
     container,
     environment,
+    merge,
     of_kind,
     pod,
+    render,
     rendered,
     secret_files,
     selects,
@@ -89,13 +92,29 @@ def test_every_pod_is_closed_both_ways_and_ports_open_for_named_peers_only(docum
 def test_who_may_call_whom() -> None:
     policies = {component(policy): policy["spec"] for policy in of_kind(rendered("defaults"), "NetworkPolicy")}
     assert callers(policies["gateway"], "grpc") == [{"podSelector": {}}]
-    assert [peer_component(peer) for peer in callers(policies["reward"], "grpc")] == ["trainer", "evaluator"]
+    assert [peer_component(peer) for peer in callers(policies["reward"], "grpc")] == ["gateway", "trainer", "evaluator"]
     assert callers(policies["trainer"], "grpc") == callers(policies["evaluator"], "grpc") == []
-    assert {port for rule in policies["gateway"]["egress"] for port in ports(rule)} == {53, 443, 6379}
+    assert {port for rule in policies["gateway"]["egress"] for port in ports(rule)} == {53, 443, 6379, "grpc"}
     sentinels = {component(policy): policy["spec"] for policy in of_kind(rendered("behind sentinels"), "NetworkPolicy")}
     assert {26379, 26380, 6379} < {port for rule in sentinels["trainer"]["egress"] for port in ports(rule)}
     assert {port for rule in policies["reward"]["egress"] for port in ports(rule)} == {53, 443}
     assert {port for rule in policies["trainer"]["egress"] for port in ports(rule)} == {53, 443, 6379, "grpc"}
+
+
+def test_a_gateway_without_a_certificate_asks_no_reward_service_that_wants_one() -> None:
+    tls = {"secretName": "tls", "requireClientCertificate": True}
+    values = {
+        "reward": {"tls": tls},
+        "trainer": {"tls": {"secretName": "trainer-tls"}},
+        "evaluator": {"tls": {"secretName": "evaluator-tls"}},
+        "gateway": {"allowPlaintext": True, "tls": {"secretName": ""}},
+    }
+    documents = tuple(render(merge(VALUES["defaults"], values)))
+    policies = {component(policy): policy["spec"] for policy in of_kind(documents, "NetworkPolicy")}
+    assert [peer_component(peer) for peer in callers(policies["reward"], "grpc")] == ["trainer", "evaluator"]
+    (gateway,) = [workload for workload in workloads(documents) if component(workload) == "gateway"]
+    assert "MADPO_GATEWAY_REWARD_TARGET" not in environment(gateway)
+    assert "madpo_gateway_reward_token" not in secret_files(gateway).values()
 
 
 def test_nodes_of_a_trainer_may_talk_over_any_port_and_nobody_else_may() -> None:
