@@ -39,7 +39,7 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
 
 @pytest.fixture(autouse=True)
 def limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limited, "LIMITS", Limits(text_cpu_s=1, row_cpu_s=0))
+    monkeypatch.setattr(limited, "LIMITS", Limits(text_cpu_s=1, row_cpu_s=0, wall_per_cpu=100))
 
 
 @pytest.fixture

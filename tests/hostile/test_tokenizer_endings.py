@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from madpo.data.tokenizer_process import Limits, TokenizerProcess
@@ -68,9 +69,23 @@ def test_a_panic_of_the_library_is_told_and_costs_no_process(process: TokenizerP
 def test_nobody_notices_that_an_idle_process_was_killed(process: TokenizerProcess) -> None:
     before = process.call(endings.pid, cpu_s=5)
     os.kill(before, signal.SIGKILL)
-    os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
+    psutil.Process(before).wait(timeout=60)
 
     assert process.call(endings.pid, cpu_s=5) != before
+
+
+def test_what_forks_the_processes_may_be_ended_from_outside(process: TokenizerProcess, directory: Path) -> None:
+    before = process.call(endings.pid, cpu_s=5)
+    forking = psutil.Process(before).parent()
+    assert forking is not None
+    forking.kill()
+    forking.wait(timeout=60)
+    other = TokenizerProcess(directory)
+
+    assert process.call(endings.pid, cpu_s=5) == before
+    assert other.call(endings.pid, cpu_s=5) != before
+    for each in (process, other):
+        each.close()
 
 
 def test_a_process_that_takes_no_time_is_given_up_without_blame(directory: Path) -> None:

@@ -1,42 +1,53 @@
-"""A process that works with a tokenizer: `python -m madpo.data.encode_worker DIRECTORY [BASE CPU_SECONDS BYTES]`.
+"""Processes that work with a tokenizer, forked from this program: `madpo.data.forking` starts it, and asks for them.
 
 Functions and their arguments come in on standard input, what they answer goes out on standard output, both pickled: the
-pipe is between two processes of ours. Started afresh rather than forked, so that no thread or lock of the parent is in
-it. The limits are those of the process, and the processor time that of loading; each call brings its own.
+pipe is between two processes of ours. The limits are those of the process, and the processor time that of loading; each
+call brings its own.
 """
 
+import contextlib
 import math
 import os
 import pickle
 import resource
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-OUT_OF_MEMORY = 71
-"""Exit code of a process that has no memory left to answer with."""
+from madpo.data.forking import serve
+from madpo.data.tokenizer_process import OUT_OF_MEMORY
+from madpo.imports import lasting
 
 _LONGEST_MESSAGE = 4000
 
 
-def main(directory: Path, base_directory: Path | None = None, cpu_s: int | None = None, memory_bytes: int = 0) -> None:
-    """Work until the input ends."""
-    if cpu_s is not None:
-        _limit(resource.RLIMIT_AS, memory_bytes)
-        _limit(resource.RLIMIT_CORE, 0)
-        _allow(cpu_s)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not get between the answers
+def main(control: socket.socket) -> None:
+    """Fork such processes until `control` closes; and in each, work until its input ends."""
     # The parallelism is that of several workers; and the tokenizer would bring torch along where it is installed, some
-    # seconds and hundreds of megabytes for each of them.
+    # seconds and hundreds of megabytes.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     sys.modules["torch"] = None  # type: ignore[assignment]
+    with lasting():
+        from transformers import AutoConfig, AutoTokenizer  # noqa: F401
+
+        from madpo.data import encode, tokenizer  # noqa: F401
+    if (asked := serve(control)) is None:
+        return
+    directory, base_directory, cpu_s, memory_bytes = asked
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(Path(directory).name)  # the start of it is what `ps` then calls the process
+    _limit(resource.RLIMIT_AS, int(memory_bytes))
+    _limit(resource.RLIMIT_CORE, 0)
+    _allow(int(cpu_s))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not get between the answers
     try:
-        _work(directory, base_directory, answers)
+        _work(Path(directory), Path(base_directory) if base_directory else None, answers)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # to end in order would take memory
 
@@ -52,8 +63,7 @@ def _work(directory: Path, base_directory: Path | None, answers: BinaryIO) -> No
             function, arguments, cpu_s = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
         except EOFError:
             return
-        if cpu_s is not None:
-            _allow(cpu_s)
+        _allow(cpu_s)
         if isinstance(tokenizer, MadpoError) and is_told:
             tokenizer = _outcome(load)  # what could not be read once may be another time
         is_told = True
@@ -102,9 +112,4 @@ def _shortened(error: Any) -> Any:
 
 
 if __name__ == "__main__":
-    _, directory, *more = sys.argv
-    if more:
-        base, cpu, memory = more
-        main(Path(directory), Path(base) if base else None, int(cpu), int(memory))
-    else:
-        main(Path(directory))
+    main(socket.socket(fileno=int(sys.argv[1])))

@@ -4,21 +4,21 @@ A template is a program, and a tokenizer's patterns can take for ever; both come
 goes too far ends the process, which is replaced when next it is needed: nobody waits for it but who asked.
 """
 
-import contextlib
+import os
 import pickle
-import select
 import signal
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from madpo.data.encode_worker import OUT_OF_MEMORY
+from madpo.data.forking import Forked, Forker, has_something
 from madpo.errors import InvalidArgumentError, MadpoError, UnavailableError
+
+OUT_OF_MEMORY = 71
+"""Exit code of a process that has no memory left to answer with."""
 
 _EXIT_S = 5.0
 """That a process which has closed its pipes is given to be gone."""
@@ -26,6 +26,7 @@ _CRASHES = {
     -signum for signum in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS)
 }
 """How a process ends by what it does itself; other signals come from outside."""
+_forker = Forker("madpo.data.encode_worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Limits:
     """What the process may take; more ends it."""
 
     load_cpu_s: int = 60
-    """Processor time to start and load the tokenizer."""
+    """Processor time to load the tokenizer."""
     text_cpu_s: int = 20
     """To render and tokenize the texts of a call; an honest text of 16 MiB takes less."""
     row_cpu_s: int = 2
@@ -59,7 +60,7 @@ class TokenizerProcess:
     def __init__(self, directory: Path, *, base_directory: Path | None = None, limits: Limits | None = None) -> None:
         self._directory, self._base, self.limits = directory, base_directory, limits or Limits()
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, cpu_s: int) -> Any:
         """The function's answer, given the tokenizer and the arguments.
@@ -108,16 +109,14 @@ class TokenizerProcess:
                 self._end()
 
     def _ask(self, function: Callable[..., Any], arguments: tuple[Any, ...], cpu_s: int) -> Any:
-        if self._process is not None and self._process.poll() is not None:
-            self._end()  # while nothing was asked of it
+        if self._process is not None and has_something(self._process.stdout, within_s=0.0):
+            self._end()  # it ended while nothing was asked of it
         allowed_s = cpu_s if self._process else cpu_s + self.limits.load_cpu_s
         process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
             pickle.dump((function, arguments, cpu_s), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
             process.stdin.flush()
-            if not _has_something(process.stdout, within_s=allowed_s * self.limits.wall_per_cpu):
+            if not has_something(process.stdout, within_s=allowed_s * self.limits.wall_per_cpu):
                 raise TimeoutError
             return pickle.load(process.stdout)  # noqa: S301 - of a process of our own
         except TimeoutError as error:
@@ -149,33 +148,27 @@ class TokenizerProcess:
             "try again; if this machine is short of memory, give it more"
         )
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        limits = (str(self.limits.load_cpu_s), str(self.limits.memory_bytes))
-        command = [
-            sys.executable,
-            "-m",
-            "madpo.data.encode_worker",
-            str(self._directory),
-            str(self._base or ""),
-            *limits,
-        ]
+    def _start(self) -> Forked:
+        # That in which it is forked may work in another folder.
+        directories = [os.path.abspath(self._directory), os.path.abspath(self._base) if self._base else ""]
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._process = _forker.start([*directories, str(self.limits.load_cpu_s), str(self.limits.memory_bytes)])
         except OSError as error:  # no process, file or memory left
             raise UnavailableError(f"no process to tokenize for {self._directory.name} in: {error}") from error
         # Nobody need close what is dropped with the model it belongs to.
-        self._finalizer = weakref.finalize(self, _kill, self._process)
+        self._finalizer = weakref.finalize(self, self._process.close)
         return self._process
 
     def _end(self) -> int:
         """Be rid of the process; its exit code, as `subprocess` gives it."""
         process, self._process = self._process, None
         assert process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if process.stdout is not None and _has_something(process.stdout, within_s=0.0):
-                process.wait(_EXIT_S)  # it closed its end: the code is its own, not that of being killed
+        if has_something(process.stdout, within_s=0.0):
+            process.wait(_EXIT_S)  # it closed its end: the code is its own, not that of being killed
         self._finalizer()
-        return process.returncode
+        code = process.wait()
+        assert code is not None
+        return code
 
 
 def _nothing(_: Any) -> None:
@@ -186,24 +179,8 @@ class _CrashError(Exception):
     """The process ended by a fault of its own, and which."""
 
 
-def _has_something(pipe: IO[bytes], *, within_s: float) -> bool:
-    """Whether there is something to read, if only the end."""
-    poll = select.poll()  # `select.select` knows no file beyond the first thousand
-    poll.register(pipe, select.POLLIN)
-    return bool(poll.poll(within_s * 1000))
-
-
 def _name(code: int) -> str:
     try:
         return signal.Signals(-code).name if code < 0 else f"code {code}, its standard error says why"
     except ValueError:
         return f"signal {-code}"
-
-
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # what could not be written any more
-                pipe.close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from prometheus_client import CollectorRegistry
 from transformers import LlamaConfig
 
@@ -90,9 +91,8 @@ async def until(condition: Callable[[], bool]) -> None:
 def tokenizing_pids(model_id: str) -> list[int]:
     """Of the processes of ours that tokenize for a model."""
     found = []
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            with contextlib.suppress(OSError):
-                if model_id.encode() in Path("/proc", pid, "cmdline").read_bytes():
-                    found.append(int(pid))
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if model_id.startswith(process.name()):
+                found.append(process.pid)
     return found

@@ -239,7 +239,7 @@ def hostile(models: Models, tmp_path: Path, template: str) -> str:
 
 @pytest.fixture
 def hasty_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    limited = partial(TokenizerProcess, limits=Limits(text_cpu_s=1))
+    limited = partial(TokenizerProcess, limits=Limits(text_cpu_s=1, wall_per_cpu=100))
     monkeypatch.setattr("madpo_reward.scorer.TokenizerProcess", limited)
 
 
