@@ -21,6 +21,10 @@ _HELD_OUT_NAMES = {"rewards/accuracy": ("accuracy",), "reward_margin/mean": ("ma
 """What a reward model's held-out figures are called beside the names of training."""
 
 _COLUMNS = 3
+_WIDTH, _HEIGHT = 4.6, 3.2
+"""Of a panel, in inches."""
+_MARGINS = (0.85, 0.15, 0.5, 0.5)
+"""Left, right, below and above its axes, for the labels."""
 
 
 def write_curves(path: Path, rows: Sequence[Mapping[str, Any]], *, initial_eval: Mapping[str, float]) -> None:
@@ -39,20 +43,35 @@ def write_curves(path: Path, rows: Sequence[Mapping[str, Any]], *, initial_eval:
     panels = {label: names for label, names in _PANELS.items() if any(_points(rows, name) for name in names)}
     if not panels:
         return
-    lines = -(-len(panels) // _COLUMNS)
-    figure = Figure(figsize=(4.6 * min(_COLUMNS, len(panels)), 3.1 * lines), layout="constrained")
-    axes = figure.subplots(lines, min(_COLUMNS, len(panels)), squeeze=False).flat
-    for (label, names), axis in zip(panels.items(), axes, strict=False):
+    columns = min(_COLUMNS, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * lines))
+    for place, (label, names) in enumerate(panels.items()):
+        axis = figure.add_axes(_box(*divmod(place, columns), lines=lines, columns=columns))
         for name in names:
             _draw(axis, rows, name, alone=len(names) == 1)
-        axis.set_title(label, fontsize=10)
+        axis.set_title(label, fontsize=10, y=1.0, pad=15)  # above the power of ten that an axis may begin with
         axis.set_xlabel("step")
+        axis.tick_params(labelsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         if len(axis.lines) > 1:
             axis.legend(frameon=False, fontsize=8)
-    for axis in list(axes)[len(panels) :]:
-        axis.set_visible(False)
     figure.savefig(path, dpi=110)
+
+
+def _box(line: int, column: int, *, lines: int, columns: int) -> tuple[float, float, float, float]:
+    """Of a panel's axes in the figure: left, bottom, width, height, as shares of it.
+
+    Given, since a layout that fits the labels draws everything twice more to find them.
+    """
+    left, right, bottom, top = _MARGINS
+    width, height = _WIDTH * columns, _HEIGHT * lines
+    return (
+        (column * _WIDTH + left) / width,
+        ((lines - 1 - line) * _HEIGHT + bottom) / height,
+        (_WIDTH - left - right) / width,
+        (_HEIGHT - bottom - top) / height,
+    )
 
 
 def _draw(axis: Any, rows: Sequence[Mapping[str, Any]], name: str, *, alone: bool) -> None:
