@@ -1,16 +1,19 @@
 """Datasets of a gateway."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from madpo.data.check.report import CheckReport
 from madpo.data.ranking import ListRule
-from madpo.errors import InvalidArgumentError
+from madpo.data.written import row_to_json
+from madpo.errors import AlreadyExistsError, InvalidArgumentError
 from madpo.types import Dataset, DatasetRow, StoreFinding
 from madpo_client.check import writing
 from madpo_client.deprecation import renamed
 from madpo_client.hub import PREFIX, is_on_hub, open_dataset, say_commit
+from madpo_client.job import JobHandle
 from madpo_client.lookup import References, say_kept_name, say_unreadable
 from madpo_client.progress import row_progress, transfer
 from madpo_client.session import Session
@@ -182,6 +185,32 @@ class Datasets:
         return self._session.run(
             self._session.gateway.read_dataset_rows(self._references.dataset_id(dataset_id), numbers)
         )
+
+    def rows(self, dataset: Dataset | JobHandle | str) -> Iterator[DatasetRow]:
+        """All rows of a dataset, in order, as they arrive. Raises NotFoundError, CorruptObjectError."""
+        return self._session.iterate(self._session.gateway.download_dataset(self._references.dataset_id(dataset)))
+
+    def download(self, dataset: Dataset | JobHandle | str, path: Path | str) -> Path:
+        """Write a dataset as JSON Lines, which can be uploaded again as the same dataset.
+
+        Args:
+            dataset: Which; also the job that leaves it.
+            path: The file; it has its name once it is whole.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            AlreadyExistsError: There is a file of that name.
+        """
+        path = Path(path)
+        if path.exists():
+            raise AlreadyExistsError(f"{path} is there already: give another name, or remove it")
+        rows = self.rows(dataset)  # raises before there is a file
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row_to_json(row), ensure_ascii=False) + "\n")
+        partial.replace(path)
+        return path
 
     def list(self, *, on_unreadable: Callable[[StoreFinding], object] = say_unreadable) -> list[Dataset]:
         """All datasets, the one stored last first.

@@ -105,11 +105,17 @@ class References:
             return job.id
         return self._id(job, _noun(kinds, "job"), lambda: [self._jobs(lambda each: each.kind in kinds)])
 
-    def dataset_id(self, dataset: Dataset | str) -> str:
-        """The id of a stored dataset."""
+    def dataset_id(self, dataset: Dataset | JobHandle | str) -> str:
+        """The id of a stored dataset, which may be named by the job that has left it."""
         if isinstance(dataset, Dataset):
             return dataset.dataset_id
-        return self._id(dataset, "dataset", lambda: [self._datasets(frozenset(DatasetKind))])
+        found = dataset.id if isinstance(dataset, JobHandle) else self._dataset(dataset, frozenset(DatasetKind))
+        if not found.startswith("job-"):
+            return found
+        job = self._session.run(self._session.gateway.get_job(found))
+        if job.result is None or job.result.dataset_id is None:
+            raise NotFoundError(f"{found} is {job.state} and has left no dataset")
+        return job.result.dataset_id
 
     def model_id(self, model: Model | str) -> str:
         """The id of a stored model, which may be named by the job that has made it."""

@@ -110,6 +110,17 @@ def show_dataset(context: typer.Context, dataset: DatasetArgument, as_json: AsJs
         show_forms(client.datasets.get(dataset), as_json=as_json)
 
 
+@app.command("download")
+def download_dataset(
+    context: typer.Context,
+    dataset: DatasetArgument,
+    file: Annotated[Path, typer.Argument(help="Where to write the rows, as JSON Lines.")],
+) -> None:
+    """Write a dataset to a file, which can be uploaded again as the same dataset."""
+    with open_client(context) as client:
+        print(client.datasets.download(dataset, file))
+
+
 app.command("check", cls=CheckCommand)(check_dataset)
 
 

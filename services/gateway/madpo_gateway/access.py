@@ -36,6 +36,7 @@ READ_METHODS = frozenset(
         "ListDatasets",
         "CheckDataset",
         "ReadDatasetRows",
+        "DownloadDataset",
         "GetModel",
         "ListModels",
         "ListCheckpoints",

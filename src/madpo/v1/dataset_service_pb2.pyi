@@ -218,6 +218,18 @@ class ReadDatasetRowsRequest(_message.Message):
     rows: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, dataset_id: _Optional[str] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class DownloadDatasetRequest(_message.Message):
+    __slots__ = ("dataset_id",)
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    def __init__(self, dataset_id: _Optional[str] = ...) -> None: ...
+
+class DownloadDatasetResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[DatasetRow]
+    def __init__(self, rows: _Optional[_Iterable[_Union[DatasetRow, _Mapping]]] = ...) -> None: ...
+
 class ReadDatasetRowsResponse(_message.Message):
     __slots__ = ("rows",)
     ROWS_FIELD_NUMBER: _ClassVar[int]

@@ -75,6 +75,11 @@ class DatasetServiceStub:
                 request_serializer=madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsRequest.SerializeToString,
                 response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsResponse.FromString,
                 _registered_method=True)
+        self.DownloadDataset = channel.unary_stream(
+                '/madpo.v1.DatasetService/DownloadDataset',
+                request_serializer=madpo_dot_v1_dot_dataset__service__pb2.DownloadDatasetRequest.SerializeToString,
+                response_deserializer=madpo_dot_v1_dot_dataset__service__pb2.DownloadDatasetResponse.FromString,
+                _registered_method=True)
 
 
 class DatasetServiceServicer:
@@ -138,6 +143,13 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadDataset(self, request, context):
+        """Streams all rows, in their order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -180,6 +192,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ReadDatasetRows,
                     request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsRequest.FromString,
                     response_serializer=madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsResponse.SerializeToString,
+            ),
+            'DownloadDataset': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadDataset,
+                    request_deserializer=madpo_dot_v1_dot_dataset__service__pb2.DownloadDatasetRequest.FromString,
+                    response_serializer=madpo_dot_v1_dot_dataset__service__pb2.DownloadDatasetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -399,6 +416,33 @@ class DatasetService:
             '/madpo.v1.DatasetService/ReadDatasetRows',
             madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsRequest.SerializeToString,
             madpo_dot_v1_dot_dataset__service__pb2.ReadDatasetRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/madpo.v1.DatasetService/DownloadDataset',
+            madpo_dot_v1_dot_dataset__service__pb2.DownloadDatasetRequest.SerializeToString,
+            madpo_dot_v1_dot_dataset__service__pb2.DownloadDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -16,6 +16,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from madpo.errors import (
+    AlreadyExistsError,
     DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
@@ -190,6 +191,21 @@ def test_ranked_responses_become_what_was_chosen(client: Client) -> None:
     assert [(pair.row, pair.chosen, pair.rejected) for pair in found] == [(2, "a", "b"), (2, "a", "c"), (2, "b", "c")]
     assert client.datasets.upload(rows, lists="keep").kind is DatasetKind.LIST
     assert client.datasets.upload(rows, lists="best_worst").rows == 2
+
+
+def test_a_dataset_is_downloaded_as_a_file_that_makes_it_again(client: Client, tmp_path: Path) -> None:
+    rows = [row | {"margin": 0.5, "chosen_reward": 1.5, "rejected_reward": 1.0, "weight": 2.0} for row in PAIRS]
+    dataset = client.datasets.upload(rows)
+
+    path = client.datasets.download(dataset, tmp_path / "rows.jsonl")
+
+    assert client.datasets.upload(path).dataset_id == dataset.dataset_id
+    assert [row.row for row in client.datasets.rows(dataset)] == list(range(1, len(rows) + 1))
+    with pytest.raises(AlreadyExistsError, match="is there already"):
+        client.datasets.download(dataset, path)
+    with pytest.raises(NotFoundError):
+        client.datasets.download("no-such-dataset", tmp_path / "other.jsonl")
+    assert [file.name for file in tmp_path.glob("*.jsonl*")] == ["rows.jsonl"]
 
 
 def test_a_check_reports_on_the_rows(client: Client) -> None:

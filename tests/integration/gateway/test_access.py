@@ -30,6 +30,7 @@ REQUESTS: dict[str, Message] = {
     "DeleteDataset": dataset_service_pb2.DeleteDatasetRequest(dataset_id=NO_DATASET),
     "CheckDataset": dataset_service_pb2.CheckDatasetRequest(dataset_id=NO_DATASET),
     "ReadDatasetRows": dataset_service_pb2.ReadDatasetRowsRequest(dataset_id=NO_DATASET, rows=[1]),
+    "DownloadDataset": dataset_service_pb2.DownloadDatasetRequest(dataset_id=NO_DATASET),
     "UploadModel": model_header(),
     "ImportModel": model_service_pb2.ImportModelRequest(hub_id="no/such/id"),
     "GetModel": model_service_pb2.GetModelRequest(model_id=NO_MODEL),

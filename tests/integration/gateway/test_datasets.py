@@ -157,6 +157,11 @@ async def test_some_rows_are_read_in_their_order_whatever_their_size(gateway: Ga
     read = [convert.dataset_row_from_proto(row) for message in messages for row in message.rows]
     assert read == [PreferencePair(rows[n - 1]["prompt"], "a", "b", row=n) for n in (2, 3, 5, 7, 8)]
     assert await gateway.collect(gateway.datasets.ReadDatasetRows, request(dataset_id=dataset_id)) == []
+    whole = await gateway.collect(
+        gateway.datasets.DownloadDataset, dataset_service_pb2.DownloadDatasetRequest(dataset_id=dataset_id)
+    )
+    assert len(whole) > 1
+    assert [row.row for message in whole for row in message.rows] == list(range(1, 9))
 
 
 async def test_rows_that_cannot_be_read_are_refused(gateway: Gateway) -> None:

@@ -207,6 +207,13 @@ class DatasetCalls(GatewayCalls):
                 rows += map(convert.dataset_row_from_proto, message.rows)
         return rows
 
+    async def download_dataset(self, dataset_id: str) -> AsyncGenerator[types.DatasetRow]:
+        """All rows, in order. Raises NotFoundError, CorruptObjectError."""
+        request = datasets.DownloadDatasetRequest(dataset_id=dataset_id)
+        async for message in self.received(self._datasets.DownloadDataset(request, metadata=self.metadata)):
+            for row in message.rows:
+                yield convert.dataset_row_from_proto(row)
+
 
 def _progress(on_bytes: OnBytes | None) -> Callable[[int], None]:
     """Takes how far a transfer is, and tells of what is new in it."""
