@@ -1,6 +1,8 @@
 """The engine that draws an evaluation's responses, as the settings say."""
 
+import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -15,6 +17,11 @@ from madpo.sampling.transformers import TransformersEngine
 from madpo.storage.references import ResolvedModel
 from madpo_evaluator.models import Models
 from madpo_evaluator.settings import EvaluatorSettings
+
+
+def engine_version(settings: EvaluatorSettings) -> str:
+    """The engine that is asked for, with the version of what it runs on: as part of a key."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{settings.engine}-{version(settings.engine)}")
 
 
 def sampling_engine(

@@ -14,7 +14,7 @@ from madpo.evaluation.report import EvaluationReport
 from madpo.jobs.evaluation import REWARD_METRIC
 from madpo.jobs.sampling import SamplingParameters
 from madpo.ports import ObjectStore
-from madpo.storage import documents, keys
+from madpo.storage import bundle, documents, keys
 from madpo.storage.artifacts import open_artifact
 from madpo.storage.growing import GrowingBundle
 from madpo.types import NO_OPTIONS, ChatOptions, Content, Message, PromptOnly, content_from_json, content_to_json
@@ -118,11 +118,13 @@ class KeptGenerations:
     Args:
         store: Where to.
         job_id: Whose they are.
+        engine: What draws them, with its version: another one draws others, and an evaluation is of one alone.
         scratch: Local directory for files on their way.
     """
 
-    def __init__(self, store: ObjectStore, job_id: str, *, scratch: Path) -> None:
-        self._parts = GrowingBundle(store, keys.generations(job_id), suffix="jsonl")
+    def __init__(self, store: ObjectStore, job_id: str, *, engine: str, scratch: Path) -> None:
+        self._store, self._job_id = store, job_id
+        self._parts = GrowingBundle(store, keys.generations_by(job_id, engine=engine), suffix="jsonl")
         self._path = scratch / "generations-part.jsonl"
 
     def read(self) -> list[Generation]:
@@ -139,8 +141,8 @@ class KeptGenerations:
         self._parts.add(self._path)
 
     def remove(self) -> None:
-        """They are part of a finished evaluation."""
-        self._parts.remove()
+        """They are part of a finished evaluation; what other engines drew is of no more use."""
+        bundle.delete(self._store, keys.generations(self._job_id))
 
 
 def read_evaluation(store: ObjectStore, job_id: str) -> Evaluation:

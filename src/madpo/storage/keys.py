@@ -14,7 +14,7 @@
     jobs/{job_id}/memory_shortage.json               what a sharded run that ran out of memory tells the next attempt
     jobs/{job_id}/logs/a00002-{sha256}.log           the end of what an attempt printed
     jobs/{job_id}/last_evaluation/a00002.json        an attempt has begun the evaluation after the last step
-    jobs/{job_id}/generations/part-00003-{sha256}.jsonl          responses a job has drawn; removed when it ends
+    jobs/{job_id}/generations/{engine}/part-00003-{sha256}.jsonl responses a job has drawn; removed when it ends
     jobs/{job_id}/rewards/part-00003-{sha256}.json               rewards of rows by number; removed when the job ends
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
@@ -168,6 +168,11 @@ def last_evaluation(job_id: str, *, attempt: int) -> str:
 def generations(job_id: str) -> str:
     """Key prefix of the responses that an evaluation on its way has drawn."""
     return f"jobs/{job_id}/generations"
+
+
+def generations_by(job_id: str, *, engine: str) -> str:
+    """Key prefix of those that one version of an engine has drawn."""
+    return f"{generations(job_id)}/{check_path(engine)}"
 
 
 def rewards(job_id: str) -> str:

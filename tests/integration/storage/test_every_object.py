@@ -58,6 +58,7 @@ SPEC = Job(JOB, JobKind.EVALUATION, JobState.PENDING, {"model": {"model_id": "m"
 PAIRS = [PreferencePair(f"film {n}", "good", "bad", row=n + 1) for n in range(4)]
 NO_KEYS = {"check_path", "bundle_of", "is_growing", "artifacts_order"}
 ROOTS = {
+    "generations": "generations_by",
     "dataset_tokens": "tokens",
     "reference_logps": "reference_logps_chunk",
     "logs": "log",
@@ -234,6 +235,7 @@ def use_withdrawal(store: LocalStore, path: Path) -> Any:
 RECORD = AuditRecord(
     time=1e9, caller="ana", role=Role.READ, method="Pin", subjects=(JOB,), code="OK", request_id="r", peer="p"
 )
+DRAWN = keys.generations_by(JOB, engine="vllm-0.11.0")
 CASES: Mapping[str, Case] = {
     "dataset": Case(fill_dataset, use_dataset),
     "model": Case(fill_model, use_model),
@@ -256,7 +258,7 @@ CASES: Mapping[str, Case] = {
         lambda store, path: note_begin(store, JOB, attempt=1),
         lambda store, path: min(2, note_begin(store, JOB, attempt=2)) and None,  # how many there are says it all
     ),
-    "generations": Case(add_growing(keys.generations(JOB)), use_growing(keys.generations(JOB))),
+    "generations_by": Case(add_growing(DRAWN), use_growing(DRAWN)),
     "rewards": Case(add_growing(keys.rewards(JOB)), use_growing(keys.rewards(JOB))),
     "checkpoint": Case(fill_checkpoint, use_checkpoint),
     "margin_journal_part": Case(
@@ -328,7 +330,7 @@ def test_damage_is_met_at_use_and_found_by_the_check(name: str, tmp_path: Path, 
                 assert after in (before, None), (key, damage)
 
 
-@pytest.mark.parametrize("name", ["reference_logps_chunk", "generations", "rewards", "checkpoint", "tokens"])
+@pytest.mark.parametrize("name", ["reference_logps_chunk", "generations_by", "rewards", "checkpoint", "tokens"])
 def test_repair_removes_what_is_made_again(name: str, tmp_path: Path, request: Any) -> None:
     case = request.getfixturevalue("tokens_case") if name == "tokens" else CASES[name]
     store = LocalStore(tmp_path / "store")

@@ -27,6 +27,7 @@ from madpo.types import Dataset, JobKind, JobResult, PreferencePair, PromptOnly
 from madpo.worker.phase import Phase
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
 from madpo_evaluator.drawing import Drawing, fit_prompts, read_prompts
+from madpo_evaluator.engines import engine_version
 from madpo_evaluator.generations import (
     GENERATIONS,
     REPORT,
@@ -57,7 +58,12 @@ class EvaluationRun:
         self._inputs, self._run, self._store = inputs, inputs.run, inputs.store
         self._spec = validate(EvaluationSpec, inputs.run.job.spec, path="spec.evaluation")
         self._truncated = 0
-        self._kept = KeptGenerations(inputs.store, inputs.run.job.job_id, scratch=inputs.run.directory)
+        self._kept = KeptGenerations(
+            inputs.store,
+            inputs.run.job.job_id,
+            engine=engine_version(inputs.settings),
+            scratch=inputs.run.directory,
+        )
 
     def execute(self) -> JobResult:
         """Generate, measure, compare, publish; returns the key figures."""

@@ -28,6 +28,7 @@ from madpo.storage.references import resolve_model, resolve_model_id
 from madpo.types import DatasetKind, JobKind, JobResult, PreferencePair, PromptOnly
 from madpo.worker.phase import Phase
 from madpo_evaluator.drawing import Drawing, fit_prompts, read_prompts
+from madpo_evaluator.engines import engine_version
 from madpo_evaluator.generations import GENERATIONS, Generation, KeptGenerations, write_generations
 from madpo_evaluator.kinds.base import NAMED_ROWS, EvaluatorKind, JobInputs
 from madpo_evaluator.models import load_models
@@ -47,7 +48,12 @@ class SamplingRun:
         self._spec = validate(SamplingSpec, inputs.run.job.spec, path=_PATH)
         self._rule = get_rule(self._spec.pairing.name, path=f"{_PATH}.pairing")
         self._params = parse_rule_params(self._rule.name, self._spec.pairing.params, path=f"{_PATH}.pairing")
-        self._kept = KeptGenerations(inputs.store, inputs.run.job.job_id, scratch=inputs.run.directory)
+        self._kept = KeptGenerations(
+            inputs.store,
+            inputs.run.job.job_id,
+            engine=engine_version(inputs.settings),
+            scratch=inputs.run.directory,
+        )
         self._left_out = LeftOut()
         self._without_pair = 0
 
