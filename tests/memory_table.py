@@ -10,7 +10,9 @@ _BEGIN, _END = "<!-- memory: written by `make docs` -->\n", "<!-- end of memory 
 _ASKED = (
     ("8B", "--model-shape llama-8b"),
     ("8B", "--model-shape llama-8b --gpus 8"),
+    ("8B", "--model-shape llama-8b --quantize-base nf4"),
     ("70B", "--model-shape llama-70b --gpus 1 --lora 16"),
+    ("70B", "--model-shape llama-70b --quantize-base nf4"),
     ("70B", "--model-shape llama-70b --gpus 8"),
 )
 

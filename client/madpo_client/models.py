@@ -132,7 +132,8 @@ class Models:
             directory: Must not exist, or be empty.
             step: With a job: that checkpoint.
             weights: False leaves them out: the tokenizer and the configuration alone.
-            merged: Make of an adapter the whole model that it is with its base. That runs here, and needs torch.
+            merged: Make of an adapter the whole model that it is with its base. That runs here, and needs torch. The
+                base is taken as it is stored, also where the adapter was trained on it in four bits (`quantize_base`).
             merged_dtype: `exact` keeps in float32 what would not be exact in the base's dtype; `base` rounds it.
             progress: Count the bytes on a terminal.
 

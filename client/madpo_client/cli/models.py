@@ -153,7 +153,7 @@ def download_model(
     directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
     merged: Annotated[
         bool,
-        typer.Option("--merged", help="Merge an adapter into its base, here (needs torch)."),
+        typer.Option("--merged", help="Merge an adapter into its base as that is stored, here (needs torch)."),
     ] = False,
     dtype: Annotated[
         MergedDtype,

@@ -29,6 +29,7 @@ from madpo_trainer.adam import remembered_bytes, visiting_bytes
 from madpo_trainer.adapters import with_adapters
 from madpo_trainer.blocks import prepare_blocks, transformer_blocks
 from madpo_trainer.live_memory import LiveMemory
+from madpo_trainer.planned_base import loaded_more, plan_four_bits
 from madpo_trainer.precision import training_autocast
 from madpo_trainer.sharding import outer_modules
 
@@ -89,7 +90,8 @@ def plan_memory(
     base = [each for name, each in model.named_parameters() if "lora_" not in name]
     update = None if method is None else method.reference_update()
     weights = part(model.parameters()) + (0 if update is None else part(base))
-    loaded, remembered = sum(each.nbytes for each in base), sum(remembered_bytes(model, parameters.optimizer).values())
+    loaded = sum(each.nbytes for each in base) + loaded_more(model)
+    remembered = sum(remembered_bytes(model, parameters.optimizer).values())
     followed = 0 if update is None else loaded * (2 if update.extrapolation else 1)
     saved = sum(each.nbytes for each in trained) + remembered + followed
     plan = MemoryPlan(
@@ -118,6 +120,8 @@ def _without_numbers(config: PreTrainedConfig, parameters: TrainingParameters) -
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if parameters.lora is not None:
             model = with_adapters(model, parameters.lora, TaskType.CAUSAL_LM)
+            if parameters.lora.quantize_base is not None:
+                plan_four_bits(model, parameters)
     prepare_layout(model, needs_head=True)
     prepare_blocks(model, parameters)
     return model.train()

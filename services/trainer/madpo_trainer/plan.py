@@ -84,6 +84,10 @@ def ways(arguments: argparse.Namespace) -> list[TrainingParameters]:
         "optimizer": {"name": arguments.optimizer, "offload": arguments.offload},
     }
     loras = [None, LoraParameters()] if arguments.lora is None else [_lora(arguments.lora)]
+    if arguments.quantize_base is not None:
+        loras = [each.model_copy(update={"quantize_base": arguments.quantize_base}) for each in loras if each]
+        if not loras:
+            raise InvalidArgumentError("--quantize-base is for adapters: give them a --lora RANK")
     recompute = {"both": [False, True], "on": [True], "off": [False]}[arguments.activation_checkpointing]
     try:
         return [
@@ -99,7 +103,10 @@ def _lora(rank: int) -> LoraParameters | None:
 
 
 def _named(parameters: TrainingParameters) -> str:
-    return "all weights" if parameters.lora is None else f"LoRA, rank {parameters.lora.rank}"
+    lora = parameters.lora
+    if lora is None:
+        return "all weights"
+    return f"LoRA, rank {lora.rank}" + (f", base in {lora.quantize_base}" if lora.quantize_base else "")
 
 
 def arguments_of(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -111,6 +118,7 @@ def arguments_of(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gpus", type=_positive, default=1, help="cards of one host; the model is split over several")
     parser.add_argument("--method", default="dpo", help="of preference optimisation; some run a second model")
     parser.add_argument("--lora", type=int, metavar="RANK", help="rank of adapters, 0 trains all weights; else both")
+    parser.add_argument("--quantize-base", choices=["nf4"], help="adapters on a base in four bits; of one card")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16", help="training.precision")
     parser.add_argument("--optimizer", choices=["adamw", "adamw_8bit"], default="adamw")
     parser.add_argument("--offload", action="store_true", help="what AdamW remembers is on the host")

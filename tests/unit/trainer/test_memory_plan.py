@@ -33,6 +33,34 @@ def test_a_step_takes_what_was_planned(lora, recompute, precision):
     )
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_on_a_base_in_four_bits_takes_what_was_planned(recompute, precision):
+    pytest.importorskip("bitsandbytes")
+    lora = LoraParameters(quantize_base="nf4")
+    parameters = TrainingParameters(
+        lora=lora, activation_checkpointing=recompute, precision=precision, max_tokens=256, micro_batch_tokens=768
+    )
+
+    planned = plan_memory(SMALL, parameters)
+
+    taken = most_taken(parameters, list(memory_plan._groups(parameters)))
+    assert planned.activations + planned.head == pytest.approx(taken, rel=0.1)
+
+
+def test_a_base_in_four_bits_takes_four_and_a_half_and_is_whole_while_it_is_loaded():
+    whole, small = (
+        plan_memory(SMALL, TrainingParameters(lora=LoraParameters(**fields), micro_batch_tokens=100, max_tokens=50))
+        for fields in ({}, {"quantize_base": "nf4"})
+    )
+    model = AutoModelForCausalLM.from_config(SMALL)
+    linear = sum(each.numel() for each in model.model.layers.parameters() if each.dim() == 2)
+
+    assert whole.weights - small.weights == linear * (32 - 4.5) / 8
+    assert small.host_load == whole.host_load
+    assert (small.gradients, small.optimizer, small.disk_save) == (whole.gradients, whole.optimizer, whole.disk_save)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_many_like_blocks_are_told_by_few(recompute, monkeypatch):
     parameters = TrainingParameters(
