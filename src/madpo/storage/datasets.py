@@ -84,6 +84,7 @@ class DatasetStore:
                 "columns": [name for name in OPTIONAL if content.present[name] == content.rows],
                 "first_rows": content.first_rows,
                 "first_chats": content.first_chats,
+                "first_text": content.first_text,
                 "forms": [asdict(form) for form in forms()],
             }
             manifest, created = store_again(self._store, prefix, Path(directory), metadata=description)
@@ -109,6 +110,18 @@ class DatasetStore:
             _note_chat(next(self._read(dataset_id, manifest, 0)), first_chats)
         number: int | None = first_chats.get(_WITH_TOOLS if tools else _PLAIN)
         return number
+
+    def first_text(self, dataset_id: str) -> int | None:
+        """Number of the first row that is of text; None where there is none. Raises what `first_chat` does.
+
+        Of what was stored before this was noted only the first row is known.
+        """
+        manifest = self._manifest(dataset_id)
+        if "first_text" in manifest.metadata:
+            number: int | None = manifest.metadata["first_text"]
+            return number
+        first = next(self._read(dataset_id, manifest, 0))
+        return first.row if isinstance(first.prompt, str) else None
 
     def last_stored(self, dataset_id: str) -> float:
         """When the same rows were uploaded last, in seconds since the epoch. Raises NotFoundError."""
@@ -241,6 +254,8 @@ class _Content:
     """Number of the first row of each part."""
     first_chats: dict[str, int] = field(default_factory=dict)
     """Numbers of the first row of messages with tools, and of the first without, where there are any."""
+    first_text: int | None = None
+    """Number of the first row of text."""
     digest: Any = field(default_factory=hashlib.sha256)
 
 
@@ -261,6 +276,8 @@ def _write_parts(rows: Iterable[DatasetRow], kind: DatasetKind, directory: Path)
             columns = encode_row(row)
             content.rows += 1
             _note_chat(row, content.first_chats)
+            if content.first_text is None and isinstance(row.prompt, str):
+                content.first_text = row.row
             content.present.update(name for name in OPTIONAL if columns.get(name) is not None)
             identity = {name: value for name, value in columns.items() if name != "row"}
             content.digest.update(documents.encode([kind.value, identity]) + b"\n")

@@ -88,6 +88,47 @@ async def test_no_job_asks_for_a_tokenizer_or_a_template_that_its_model_does_not
         assert f"has no chat template, and rows of {messages} are messages" in said
 
 
+async def test_rows_of_text_ask_for_a_tokenizer_that_ends_them(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    chat = [{"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}]}]
+    messages = (await gateway.upload_dataset(chat)).dataset.dataset_id
+    mixed = (await gateway.upload_dataset([*chat, {"prompt": "hi", "completion": "ho"}])).dataset.dataset_id
+
+    async def model(number: int, config: dict[str, Any], **files: bytes) -> dict[str, str]:
+        given = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": safetensors(number)}
+        given |= {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ messages }}"}
+        given |= {name.replace("__", "."): data for name, data in files.items()}
+        given["tokenizer_config.json"] = json.dumps(config).encode()
+        return {"model_id": (await gateway.ask(gateway.models.UploadModel, model_parts(given))).model.model_id}
+
+    def training(model: dict[str, str], dataset: str) -> dict[str, Any]:
+        return {"supervised_training": {"model": model, "dataset": ref(dataset)}}
+
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    endless, null = await model(1, plain), await model(2, plain | {"eos_token": None})
+    for number, (without, dataset) in enumerate(
+        [(endless, ids.completions), (null, ids.completions), (endless, mixed)]
+    ):
+        refused = await refusal(gateway.create(training(without, dataset), f"refused-{number}"))
+        (said,) = refused.violations.values()
+        row = 2 if dataset == mixed else 1
+        assert "a tokenizer without an EOS token, which ends every text" in said
+        assert f"rows of {dataset} are text (row {row} is the first): name one of its tokens" in said
+    evaluation = {"model": endless, "prompt_dataset": ref(ids.prompts)}
+    assert "without an EOS" in str((await refusal(gateway.create({"evaluation": evaluation}, "prompts"))).violations)
+
+    fit = [
+        await model(3, plain | {"eos_token": "</s>"}),
+        await model(4, plain | {"sep_token": {"content": "[SEP]"}}),
+        await model(5, plain, special_tokens_map__json=b'{"eos_token": "</s>"}'),
+        await model(6, {"tokenizer_class": "GPT2Tokenizer"}),
+        await model(7, {}),
+    ]
+    for number, ends in enumerate(fit):
+        await gateway.create(training(ends, ids.completions), f"fit-{number}")
+    await gateway.create(training(endless, messages), "messages")
+
+
 async def test_a_template_is_asked_for_by_any_row_and_must_be_one_that_such_rows_use(gateway: Gateway) -> None:
     async def model(number: int, **files: bytes) -> dict[str, str]:
         given = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": safetensors(number)}

@@ -15,11 +15,14 @@ from madpo.jobs.base import ModelReference, NeedsModel, Spec, references
 from madpo.jobs.registry import kind_of
 from madpo.jobs.training import LoraParameters, is_pattern
 from madpo.model_files.chat_templates import renders, template_names
+from madpo.model_files.end_of_text import lacks_end_token
 from madpo.types import Dataset, Model
 from madpo_gateway.checks.origin import origin_model
 from madpo_gateway.checks.references import Shelves
 
 _TOKENIZER = re.compile(r"tokenizer[^/]*|vocab[^/]*|[^/]+\.(model|spm)")
+_NO_END = "a tokenizer without an EOS token"
+_NAME_END = 'name one of its tokens as "eos_token" in tokenizer_config.json and upload it again, or give messages'
 _HEADS = {"causal_lm": frozenset({"lm_head", "embed_out"}), "reward": frozenset({"score", "classifier"})}
 """By kind of model, layers that may have no tensors of their own: tied to the embeddings, or made by the training."""
 
@@ -49,6 +52,7 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
             if model is not None:
                 found[reference.path] = model
     chats = await asyncio.to_thread(_chats, datasets, shelves) if found else []
+    texts = await asyncio.to_thread(_texts, datasets, shelves) if found else ""
     for path, model in found.items():
         owner = await asyncio.to_thread(tokenizer_owner, model, shelves)
         if owner is None:
@@ -57,6 +61,8 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
             yield path, f"{owner.model_id} has no tokenizer that can be loaded: {NO_FAST_FORM}; upload it again then"
         elif chats and (chat := _unrendered(chats, await asyncio.to_thread(_template_names, owner, shelves))):
             yield path, f"{model.model_id} has no {chat}"
+        elif texts and await asyncio.to_thread(_lacks_end_token, owner, shelves):
+            yield path, f"{model.model_id} has {_NO_END}, {texts}: {_NAME_END}"
     training = getattr(spec, "training", None)
     lora = getattr(training, "lora", None)
     if lora is not None and "model" in found:
@@ -87,11 +93,31 @@ def _chats(datasets: dict[str, Dataset], shelves: Shelves) -> list[_Chat]:
     return found
 
 
+def _texts(datasets: dict[str, Dataset], shelves: Shelves) -> str:
+    """Which rows end with EOS, since they are text; "" where there are none."""
+    for dataset_id in dict.fromkeys(dataset.dataset_id for dataset in datasets.values()):
+        with suppress(NotFoundError, CorruptObjectError):
+            row = shelves.datasets.first_text(dataset_id)
+            if row is not None:
+                return f"which ends every text, and rows of {dataset_id} are text (row {row} is the first)"
+    return ""
+
+
+def _lacks_end_token(model: Model, shelves: Shelves) -> bool:
+    files = (_object(model, name, shelves) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    return lacks_end_token(*files)
+
+
 def _template_names(model: Model, shelves: Shelves) -> frozenset[str]:
-    config: Any = None
-    with suppress(NotFoundError, ValueError), shelves.models.open_file(model.model_id, "tokenizer_config.json") as file:
-        config = json.load(file)
-    return template_names([file.path for file in model.files], config if isinstance(config, dict) else {})
+    return template_names([file.path for file in model.files], _object(model, "tokenizer_config.json", shelves))
+
+
+def _object(model: Model, name: str, shelves: Shelves) -> dict[str, Any]:
+    """What a JSON file of a model holds; empty where there is none that can be read."""
+    value: Any = None
+    with suppress(NotFoundError, ValueError), shelves.models.open_file(model.model_id, name) as file:
+        value = json.load(file)
+    return value if isinstance(value, dict) else {}
 
 
 def _unrendered(chats: Sequence[_Chat], names: frozenset[str]) -> str:
