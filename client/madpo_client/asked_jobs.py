@@ -12,6 +12,12 @@ from madpo.types import JobKind
 from madpo_client.deprecation import renamed, warn_renamed
 from madpo_client.job import JobHandle
 from madpo_client.references import DatasetLike, ModelLike, dataset_reference, model_reference
+from madpo_client.written import arguments
+
+_OF_METHODS = {"method.name": "method", "method.params": "params"}
+_OF_PROMPTS = {"prompt_dataset": "prompts", "baseline_job_ids": "baselines"}
+_OF_PAIRS = {**_OF_PROMPTS, "pairing.params": "params", "pairing.name": "rule", "pairing": "rule"}
+_OF_MARGINS = {"margin.reward_model": "reward_model"}
 
 
 class AskedJobs:
@@ -102,7 +108,8 @@ class AskedJobs:
             spec["margin"] = given(margin)
             if reward_model is not None:
                 spec["margin"]["reward_model"] = _model(reward_model)
-        return self.create(JobKind.POLICY_TRAINING, spec, name=name, depends_on=depends_on)
+        with arguments(_OF_METHODS if reward_model is None else _OF_METHODS | _OF_MARGINS):
+            return self.create(JobKind.POLICY_TRAINING, spec, name=name, depends_on=depends_on)
 
     def evaluate(
         self,
@@ -155,7 +162,8 @@ class AskedJobs:
             "max_prompts": max_prompts,
             "generation_batch_size": renamed("batch_size", batch_size, "generation_batch_size", generation_batch_size),
         }
-        return self.create(JobKind.EVALUATION, spec, name=name, depends_on=depends_on)
+        with arguments(_OF_PROMPTS):
+            return self.create(JobKind.EVALUATION, spec, name=name, depends_on=depends_on)
 
     def sample(
         self,
@@ -219,7 +227,8 @@ class AskedJobs:
             "max_prompts": max_prompts,
             "generation_batch_size": generation_batch_size,
         }
-        return self.create(JobKind.SAMPLING, spec, name=name, depends_on=depends_on)
+        with arguments(_OF_PAIRS):
+            return self.create(JobKind.SAMPLING, spec, name=name, depends_on=depends_on)
 
     def score(
         self,
@@ -286,7 +295,8 @@ class AskedJobs:
             "method": {"name": method, "params": dict(params or {})},
             "dataset": _dataset(dataset),
         }
-        return self.create(JobKind.CALIBRATION, spec, name=name, depends_on=depends_on)
+        with arguments(_OF_METHODS):
+            return self.create(JobKind.CALIBRATION, spec, name=name, depends_on=depends_on)
 
     def check_dataset(
         self,

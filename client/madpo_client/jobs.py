@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 from madpo_client.job import JobHandle
 from madpo_client.lookup import References
 from madpo_client.references import ModelLike
+from madpo_client.written import fields_of_spec
 
 _WITH_LEDGER = frozenset({JobKind.POLICY_TRAINING})
 
@@ -59,15 +60,16 @@ class Jobs(AskedJobs):
         """
         kind = kind_named(kind).name
         spec = {field: value for field, value in spec.items() if value is not None}
-        checked = parse_spec(kind, self._references.in_spec(kind, spec))
-        call = self._session.gateway.create_job(
-            kind,
-            given(checked),
-            request_id=request_id or uuid.uuid4().hex,
-            display_name=name,
-            depends_on=[self._references.job_id(job) for job in depends_on],
-        )
-        return JobHandle(self._session, self._session.run(call))
+        with fields_of_spec(kind):
+            checked = parse_spec(kind, self._references.in_spec(kind, spec))
+            call = self._session.gateway.create_job(
+                kind,
+                given(checked),
+                request_id=request_id or uuid.uuid4().hex,
+                display_name=name,
+                depends_on=[self._references.job_id(job) for job in depends_on],
+            )
+            return JobHandle(self._session, self._session.run(call))
 
     def get(self, job_id: str) -> JobHandle:
         """A job by its id, or what stands for one. Raises NotFoundError."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
-from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.errors import InvalidArgumentError
 from madpo.spelling import did_you_mean
 from madpo.types import JobKind
+from madpo_client.written import WHOLE_SPEC, as_written
 
 if TYPE_CHECKING:
     from madpo.jobs.base import Spec
@@ -56,9 +57,9 @@ class AskedJob:
             raise typer.BadParameter(f"give {' and '.join(missing)}, or --spec")
         given = {name: value for name, value in self.spec.items() if value is not None}
         try:
-            return replace(self, spec=checked_spec(spec_type, given, path=self._path))
+            return replace(self, spec=checked_spec(spec_type, given))
         except InvalidArgumentError as error:
-            raise self._as_written(error) from error
+            raise as_written(error, self._written) from error
 
     def create(self, client: "Client", *, name: str, after: Sequence[str]) -> "JobHandle":
         """Create it.
@@ -69,27 +70,15 @@ class AskedJob:
         try:
             return client.jobs.create(self.kind, self.spec, name=name, depends_on=after)
         except InvalidArgumentError as error:
-            if not error.violations:
-                raise
-            raise self._as_written(error) from error
-
-    @property
-    def _path(self) -> str:
-        """Where its spec stands in a request."""
-        return f"spec.{self.kind.value}"
-
-    def _as_written(self, error: InvalidArgumentError) -> InvalidArgumentError:
-        return InvalidArgumentError.of(
-            [FieldViolation(self._written(each.field), each.description) for each in error.violations]
-        )
+            raise as_written(error, self._written) from error
 
     def _written(self, path: str) -> str:
         """A field of the spec as the user knows it: by the option, or with the line of the file, that gives it."""
         from madpo_client.cli.spec_values import place_in
 
-        if not f"{path}.".startswith(f"{self._path}."):
-            return path
-        name = path.removeprefix(self._path).removeprefix(".")
+        name = "" if path == WHOLE_SPEC else path
+        if name and name.partition(".")[0] not in spec_of(self.kind).model_fields:
+            return path  # of the request, not of the spec
         around = [setting for setting in self.settings if f"{name}.".startswith(f"{setting.field}.")]
         if around:
             nearest = max(around, key=lambda setting: len(setting.field))

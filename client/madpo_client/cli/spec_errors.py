@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo_client.written import WHOLE_SPEC
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -16,13 +17,13 @@ _OURS = "Value error, "
 """How pydantic begins the messages that are the specs' own."""
 
 
-def checked_spec(spec: "type[Spec]", given: Mapping[str, Any], *, path: str) -> dict[str, Any]:
+def checked_spec(spec: "type[Spec]", given: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON form of a spec in its own words: new names, and references that are no text.
 
     References that only the gateway knows the ids of stay as they were written.
 
     Raises:
-        InvalidArgumentError: With one violation per wrong field, under `path`.
+        InvalidArgumentError: With one violation per wrong field.
     """
     from pydantic import ValidationError
 
@@ -36,7 +37,7 @@ def checked_spec(spec: "type[Spec]", given: Mapping[str, Any], *, path: str) -> 
         # A reference that is given as text may be wrong in several of its parts.
         found = dict.fromkeys(_violations(spec, given, error))
         raise InvalidArgumentError.of(
-            [FieldViolation(f"{path}.{each.field}".removesuffix("."), each.description) for each in found]
+            [FieldViolation(each.field or WHOLE_SPEC, each.description) for each in found]
         ) from error
 
 

@@ -1,12 +1,14 @@
 """What the SDK makes of its arguments, and what it shows of a job's events."""
 
 import pickle
+from collections.abc import Callable
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from madpo.errors import InvalidArgumentError
+from madpo.errors import FieldViolation, InvalidArgumentError
 from madpo.jobs.base import ModelReference, Spec
 from madpo.jobs.calibration import CalibrationSpec
 from madpo.jobs.reward_training import RewardTrainingSpec
@@ -161,10 +163,51 @@ def test_a_wrong_field_is_refused_by_name_before_anything_is_sent(jobs: Jobs, se
     with pytest.raises(InvalidArgumentError) as refused:
         jobs.train_reward(model=MODEL_ID, dataset=DATASET_ID, training={"max_steps": 0, "epoch": 1})
     assert {violation.field for violation in refused.value.violations} == {
-        "spec.reward_training.training.max_steps",
-        "spec.reward_training.training.epoch",
+        "training.max_steps",
+        "training.epoch",
     }
     assert session.gateway.requests == []
+
+
+def test_a_wrong_argument_is_called_as_its_caller_wrote_it(
+    jobs: Jobs, session: RecordingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_the_gateway: list[str] = []
+
+    def refuse(kind: JobKind, *_: Any, **__: Any) -> Any:
+        raise InvalidArgumentError.of([FieldViolation(name.format(kind.value), "is wrong") for name in at_the_gateway])
+
+    monkeypatch.setattr(session.gateway, "create_job", refuse)
+
+    def named(call: Callable[..., Any], *fields: str, **given: Any) -> list[str]:
+        at_the_gateway[:] = fields
+        with pytest.raises(InvalidArgumentError) as refused:
+            call(**given)
+        assert str(refused.value).startswith(f"{refused.value.violations[0].field}: ")
+        return [violation.field for violation in refused.value.violations]
+
+    given = {"model": MODEL_ID, "dataset": DATASET_ID}
+    of_margins = ("spec.{}.margin.reward_model.model_id", "spec.{}.margin.temperature")
+    of_methods = ("spec.{}.method.name", "spec.{}.method.params.tau", "spec.{}.method")
+    lora = named(jobs.train_supervised, "spec.{}.training.lora.rank", "display_name", "depends_on.0", **given)
+    policy = named(jobs.train_policy, *of_methods, *of_margins, reward_model=MODEL_ID, **given)
+    margin = named(jobs.train_policy, *of_margins, margin={"reward_model": MODEL_ID}, **given)
+    prompts = ("spec.{}.prompt_dataset.dataset_id", "spec.{}.baseline_job_ids.0", "spec.{}.sampling.seed")
+    evaluation = named(jobs.evaluate, *prompts, model=MODEL_ID, prompts=DATASET_ID)
+    calibration = named(jobs.calibrate, *of_methods, eval_dataset=DATASET_ID)
+    pairs = ("spec.{}.pairing.name", "spec.{}.pairing.params.margin", "spec.{}.prompt_dataset")
+    sampling = named(jobs.sample, *pairs, model=MODEL_ID, prompts=DATASET_ID, reward_model=MODEL_ID)
+    whole = named(
+        jobs.create, "spec.{}", "spec.{}.method.name", kind="policy_training", spec=given | {"method": {"name": "dpo"}}
+    )
+
+    assert lora == ["training.lora.rank", "name", "depends_on.0"]
+    assert policy == ["method", "params.tau", "method", "reward_model.model_id", "margin.temperature"]
+    assert margin == ["margin.reward_model.model_id", "margin.temperature"]
+    assert evaluation == ["prompts.dataset_id", "baselines.0", "sampling.seed"]
+    assert calibration == ["method", "params.tau", "method"]
+    assert sampling == ["rule", "params.margin", "prompts"]
+    assert whole == ["spec", "method.name"]
 
 
 def test_the_failure_of_a_job_survives_pickling() -> None:
