@@ -50,6 +50,15 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         return parse_header(file, size_bytes=path.stat().st_size, name=path.name)
 
 
+def read_spans(path: Path) -> dict[str, tuple[int, int]]:
+    """Where in a safetensors file, one that `read_header` reads, the bytes of each tensor begin and end."""
+    with path.open("rb") as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(start - 8))
+    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: (start + begin, start + end) for name, (begin, end) in spans.items()}
+
+
 def parse_header(file: BinaryIO, *, size_bytes: int, name: str) -> dict[str, TensorInfo]:
     """The tensors of a safetensors file from its beginning.
 

@@ -8,6 +8,10 @@ def _classes(pairs: str) -> dict[str, str]:
     return dict(pair.split(":") for pair in pairs.split())
 
 
+def _families(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
 LANGUAGE_MODELS = _classes(
     """
     afmoe:AfmoeForCausalLM apertus:ApertusForCausalLM arcee:ArceeForCausalLM aria_text:AriaTextForCausalLM
@@ -132,6 +136,31 @@ CLASSIFIERS = _classes(
     """
 )
 """Loaded by `AutoModelForSequenceClassification`."""
+
+OWN_HEAD = _families(
+    """
+    afmoe apertus arcee aria_text axk1 axk2 bamba beam bitnet codegen cwm dbrx deepseek_v2 deepseek_v3 deepseek_v32
+    deepseek_v4 diffllama doge dots1 dots3_note dots3_note_text emu3 exaone4 exaone_moe falcon_h1 flex_olmo flint fuyu
+    glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_oss gptj granite granitemoe granitemoe_swa granitemoehybrid
+    granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax internlm3 iquestcoder jais2
+    jamba kolibri1 laguna llama llama4 llama4_text longcat_flash mamba2 mellum mimo_v2_flash minimax minimax_m2
+    minimax_m3_vl_text ministral ministral3 mistral mixtral nanochat nemotron olmo olmo2 olmo3 olmo_hybrid olmoe
+    persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text
+    qwen3_moe qwen3_next qwen4_exp qwen4_exp_text seed_oss solar_open stablelm
+    """
+)
+"""Language models whose `lm_head` is their embeddings only where the configuration says so."""
+
+SHARED_HEAD = _families(
+    """
+    bart blenderbot blenderbot-small bloom cohere cohere2 cohere2_moe cohere_compass_text ctrl ernie4_5 ernie4_5_moe
+    falcon falcon_mamba gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified
+    gemma4_unified_assistant gemma4_unified_text got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo granite_swa jetmoe lfm2
+    lfm2_moe lfm3 mamba marian mbart minicpm3 moss_transcribe_diarize mpt mvp openai-gpt opt pegasus plbart prophetnet
+    recurrent_gemma smollm3 starcoder2 vaultgemma xglm youtu zamba zamba2 zaya
+    """
+)
+"""Those whose head is their embeddings unless the configuration says otherwise."""
 
 WITHOUT_CLASSIFIER = LANGUAGE_MODELS.keys() - CLASSIFIERS.keys()
 """Families that cannot be reward models."""

@@ -7,10 +7,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from madpo.errors import FieldViolation, InvalidArgumentError
-from madpo.model_files.configs import MODEL_SUFFIXES, check_config, check_settings, model_kind
+from madpo.model_files.configs import (
+    MODEL_SUFFIXES,
+    check_config,
+    check_settings,
+    is_adapter,
+    model_kind,
+    read_config,
+)
 from madpo.model_files.shards import weights_faults
 from madpo.model_files.sizes import check_sizes
 from madpo.model_files.tensors import read_header
+from madpo.model_files.weights_needed import missing_parts
 
 _SKIPPED = (
     # of the hub
@@ -69,7 +77,7 @@ def files_to_upload(directory: Path) -> UploadFiles:
     _require_weights(directory, taken)
     check_settings(directory)
     check_sizes(directory, weights=[directory / path for path in taken if path.endswith(".safetensors")])
-    model_kind(directory)
+    _require_parts(directory, taken)
     return UploadFiles(tuple(sorted(taken)), tuple(sorted(skipped)))
 
 
@@ -89,6 +97,7 @@ def check_files(directory: Path) -> None:
     _require_weights(directory, names)
     check_config(directory)
     check_sizes(directory)
+    _require_parts(directory, names)
 
 
 def _refuse_faults(faults: Iterable[tuple[str, str]]) -> None:
@@ -102,6 +111,16 @@ def _require_weights(directory: Path, paths: Sequence[str]) -> None:
         fault = FieldViolation("files", "no .safetensors file: save the weights in that format")
         raise InvalidArgumentError.of([fault], what="the model cannot be taken")
     _refuse_faults(weights_faults(directory, paths))
+
+
+def _require_parts(directory: Path, paths: Sequence[str]) -> None:
+    kind, _ = model_kind(directory)
+    if is_adapter(directory):
+        return  # whose base tells what it must have
+    weights = [path for path in paths if path.endswith(".safetensors")]
+    names = {name for path in weights for name in read_header(directory / path)}
+    faults = missing_parts(read_config(directory / "config.json"), names, kind=kind)
+    _refuse_faults((weights[0] if len(weights) == 1 else "*.safetensors", fault) for fault in faults)
 
 
 def _fault(path: Path) -> str:

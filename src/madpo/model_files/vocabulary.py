@@ -9,6 +9,7 @@ from madpo.errors import InvalidArgumentError
 from madpo.model_files.companions import end_token_ids
 from madpo.model_files.configs import is_adapter, read_config
 from madpo.model_files.own_code import own_code_warnings
+from madpo.model_files.tied_heads import head_warnings
 from madpo.spelling import number_of
 
 _MAX_TOKENIZER_BYTES = 256 << 20
@@ -26,6 +27,7 @@ def model_warnings(directory: Path) -> Iterator[str]:
     yield from own_code_warnings(config)
     yield from _padding_without_embedding(config)
     yield from _tokens_without_embedding(directory, config)
+    yield from head_warnings(directory, config)
     architecture = "".join(map(str, config.get("architectures") or ()))
     if architecture.endswith("ForSequenceClassification") and config.get("pad_token_id") in end_token_ids(config):
         yield (

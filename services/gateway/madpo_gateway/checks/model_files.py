@@ -61,7 +61,7 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
             yield path, f"{owner.model_id} has no tokenizer that can be loaded: {NO_FAST_FORM}; upload it again then"
         elif chats and (chat := _unrendered(chats, await asyncio.to_thread(_template_names, owner, shelves))):
             yield path, f"{model.model_id} has no {chat}"
-        elif texts and await asyncio.to_thread(_lacks_end_token, owner, shelves):
+        elif texts != "" and await asyncio.to_thread(_lacks_end_token, owner, shelves):
             yield path, f"{model.model_id} has {_NO_END}, {texts}: {_NAME_END}"
     training = getattr(spec, "training", None)
     lora = getattr(training, "lora", None)

@@ -1,0 +1,94 @@
+"""Whether the weights of a whole model have the parts that its configuration tells of, by their names alone.
+
+Transformers makes up what is missing, and only says so: a head, a layer, a scoring head of random numbers.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from madpo.model_files.transformers_classes import CLASSIFIERS, OWN_HEAD, SHARED_HEAD
+from madpo.spelling import number_of
+
+HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|w|embed_in|word_embeddings|tokens_embed|embeddings)\.weight$")
+"""What transformers and others call the two ends of a language model."""
+_LAYER = re.compile(r"(^|\.)(layers|h)\.(\d+)\.")
+_SCORING = frozenset(["score", "classifier", "classification_head", "logits_proj", "sequence_summary"])
+"""What transformers calls the scoring head, or the layer it begins with."""
+_OTHERS = frozenset(["perceiver"])
+"""Families whose scoring head has none of these names."""
+_FEWER_LAYERS = frozenset(["hrm_text", "longcat_flash"])
+"""Families that store fewer layers than their configuration tells of."""
+_TEXT = re.compile(r"(^|\.)language_model\.")
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def missing_parts(config: Mapping[str, Any], names: Collection[str], *, kind: str) -> Iterator[str]:
+    """What a model lacks, and what to do about it; nothing where all is there, or the names are of an unknown sort.
+
+    Args:
+        config: Its `config.json`.
+        names: Of its weights.
+        kind: `causal_lm` or `reward`.
+    """
+    family = config.get("model_type")
+    layers = _layers(names)
+    has_embeddings = any(map(EMBEDDINGS.search, names))
+    if not layers and not has_embeddings:
+        return
+    if kind == "reward":
+        if family in CLASSIFIERS.keys() - _OTHERS and not any(
+            not _SCORING.isdisjoint(name.split(".")) for name in names
+        ):
+            yield (
+                "has no scoring head (score.weight or classifier.weight): its scores would be random; train a reward "
+                "model from its language model"
+            )
+    elif family in OWN_HEAD | SHARED_HEAD:
+        yield from _missing_ends(config, has_embeddings=has_embeddings, has_head=any(map(HEAD.search, names)))
+    if family in (OWN_HEAD | SHARED_HEAD) - _FEWER_LAYERS and layers:
+        yield from _missing_layers(config, layers)
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether a language model's head is its embeddings, by its configuration or what its family does else."""
+    said = [part["tie_word_embeddings"] for part in _parts(config) if part.get("tie_word_embeddings") is not None]
+    return any(said) if said else config.get("model_type") in SHARED_HEAD
+
+
+def _missing_ends(config: Mapping[str, Any], *, has_embeddings: bool, has_head: bool) -> Iterator[str]:
+    if is_tied(config):
+        if not has_embeddings and not has_head:
+            yield "has no embeddings: was it copied whole?"
+        return
+    if not has_embeddings:
+        yield "has no embeddings: was it copied whole?"
+    if not has_head:
+        yield (
+            "has no lm_head.weight, and by config.json the head is not tied to the embeddings (tie_word_embeddings is "
+            'false): save it with its head, or write "tie_word_embeddings": true where it was trained so'
+        )
+
+
+def _missing_layers(config: Mapping[str, Any], layers: set[int]) -> Iterator[str]:
+    count = next((part[key] for part in _parts(config) for key in _LAYER_COUNTS if isinstance(part.get(key), int)), 0)
+    # No longer than the weights are many: a number in a file is anything.
+    absent = sorted(set(range(min(count, max(layers) + 2))) - layers)
+    if absent:
+        yield (
+            f"has {number_of(len(layers), 'layer')}, and config.json tells of {count} (layer {absent[0]} is the first "
+            "that is missing): was it copied whole?"
+        )
+
+
+def _layers(names: Iterable[str]) -> set[int]:
+    """Numbers of the layers that text goes through."""
+    of_text = [name for name in names if _TEXT.search(name)] or names
+    return {int(found[3]) for name in of_text if (found := _LAYER.search(name)) and len(found[3]) < 6}
+
+
+def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The configuration, and what in it is of text alone."""
+    text = config.get("text_config")
+    return [config, text] if isinstance(text, Mapping) else [config]
