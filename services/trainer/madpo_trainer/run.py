@@ -21,6 +21,7 @@ from transformers import logging as transformers_logging
 
 from madpo.config import load_settings
 from madpo.data.limited import load_limited
+from madpo.data.other_cut import TAKE_THE_FILE, cut_otherwise
 from madpo.data.tokenize import template_sha256
 from madpo.errors import RETRYABLE, MadpoError
 from madpo.jobs.registry import KINDS, parse_spec
@@ -254,6 +255,8 @@ class TrainingRun:
     def _inputs(self, initial: InitialModel, checkpoint: Path | None) -> TrainingInputs:
         """What the objective is built from: the model, and readers of rows with their tokens."""
         tokenizer = self._ranks.together(lambda: load_limited(initial.directory))
+        if self._ranks.is_leader and (others := cut_otherwise(tokenizer, initial.directory)):
+            logger.warning("%s: %s", others, TAKE_THE_FILE)
         runner = self._ranks.together(lambda: self._placing.runner(initial, checkpoint))
         dataset_id = resolve_dataset_id(self._spec.dataset, store=self._store)
         held_out = self._spec.eval_dataset

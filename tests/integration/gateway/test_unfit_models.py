@@ -177,6 +177,7 @@ async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(ga
     ids = await make_material(gateway)
     weights = tensors(
         {
+            "model.embed_tokens.weight": (4, 2),
             "model.layers.0.self_attn.qkv_proj.weight": (3, 2),
             "model.layers.0.self_attn.o_proj.weight": (2, 2),
             "model.layers.0.input_layernorm.weight": (2,),
@@ -203,9 +204,15 @@ async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(ga
     assert field == "spec.supervised_training.training.lora.target_modules"
     assert "the model has no layer q_proj that an adapter can go on" in said
     ((_, said_of_vectors),) = vectors.violations.items()
-    assert "no layer input_layernorm that an adapter can go on; it has lm_head, o_proj, qkv_proj" in said_of_vectors
+    assert (
+        "no layer input_layernorm that an adapter can go on; it has embed_tokens, lm_head, o_proj, qkv_proj"
+        in said_of_vectors
+    )
     assert "the model has no layer score that" in score.message
-    assert "the model has no layer lm_head that an adapter can go on; it has o_proj, qkv_proj (" in head.message
+    assert (
+        "the model has no layer lm_head that an adapter can go on; it has embed_tokens, o_proj, qkv_proj ("
+        in head.message
+    )
     assert "it has lm_head, o_proj, qkv_proj" in said
 
 

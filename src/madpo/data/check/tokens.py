@@ -15,6 +15,7 @@ from madpo.data.encode import EncodedRow
 from madpo.data.encoding import RowEncoder
 from madpo.data.limited import load_limited
 from madpo.data.loss_mask import spans
+from madpo.data.other_cut import TAKE_THE_FILE, cut_otherwise
 from madpo.data.overlong import POLICIES, fit, keep_whole, length
 from madpo.data.tokenize import Encoded, shared_length, template_sha256, tokenizer_sha256
 from madpo.data.unembedded import ADVICE, UnembeddedTokens
@@ -72,7 +73,7 @@ class TokenCheck:
         overlong: Overlong = "error",
         workers: int | None = None,
     ) -> None:
-        self.tokenizer = load_limited(directory)
+        self._directory, self.tokenizer = directory, load_limited(directory)
         self._ends = generation_ends(directory)
         self._encoder = RowEncoder(directory, self.tokenizer, examine=examine, workers=workers)
         self._findings, self._model, self._overlong = findings, model, overlong
@@ -122,6 +123,8 @@ class TokenCheck:
                 title="the rows are plain text, so the model's chat template is not used",
                 advice="a chat model expects messages; give prompt and responses as messages to train it as one",
             )
+        if others := cut_otherwise(self.tokenizer, self._directory):
+            self._findings.note("other_cut", severity="warning", title=others, advice=TAKE_THE_FILE)
         if self._limit is not None and self._max_tokens > self._limit:
             self._findings.note(
                 "context_limit",

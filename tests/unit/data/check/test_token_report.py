@@ -71,6 +71,18 @@ def test_a_sound_template_and_short_rows_are_clean(tokenizer_directory: Save) ->
     assert tokens.length_bias.longer_chosen_ratio == 0
 
 
+def test_a_tokenizer_class_that_cuts_text_otherwise_than_its_file_is_a_warning(tokenizer_directory: Save) -> None:
+    directory = tokenizer_directory()
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "BertTokenizer"}))
+
+    (finding,) = [each for each in check(directory, pair()).findings if each.code == "other_cut"]
+
+    assert finding.severity == "warning"
+    assert "transformers reads the tokenizer as BertTokenizer, which cuts " in finding.title
+    assert '"tokenizer_class": "PreTrainedTokenizerFast"' in finding.advice
+
+
 BROKEN = {
     "two BOS": ("{{ bos_token }} {{ bos_token }}" + MARKS + OPENS, "doubled_bos", "one BOS"),
     "two EOS": (
