@@ -213,7 +213,7 @@ async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(ga
         "the model has no layer lm_head that an adapter can go on; it has embed_tokens, o_proj, qkv_proj ("
         in head.message
     )
-    assert "it has lm_head, o_proj, qkv_proj" in said
+    assert "it has embed_tokens, lm_head, o_proj, qkv_proj" in said
 
 
 async def test_a_reference_has_the_tokens_of_the_policy(gateway: Gateway) -> None:

@@ -86,11 +86,11 @@ def said(directory: Path, tokenizer: Tokenizer, name: str, **config: object) -> 
         (llama_3, "PreTrainedTokenizerFast"),
     ],
 )
-def test_a_class_that_keeps_to_the_file_is_not_told_of(
+def test_a_class_that_keeps_to_its_file_is_not_told_of(
     make: Callable[[], Tokenizer], name: str, tmp_path: Path
 ) -> None:
     assert said(tmp_path, make(), name) == ""
-    assert said(tmp_path, make(), name, add_bos_token=True, add_prefix_space=None) == ""
+    assert said(tmp_path, make(), name, add_bos_token=True) == ""
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ class _Probe:
     def _opens_a_turn(self) -> TemplateCheck:
         # Some templates need no opening, for what a user says ends with a mark (Mistral); some put an EOS behind a
         # prompt that nobody answers (Phi). Then the answer itself must be what stands next.
-        opening = self._opened[shared_length(self._opened, self._closed) :]
+        opened, closed = self._ids(self._opened), self._ids(self._closed)
+        opening = self._tokenizer.decode(opened[shared_length(opened, closed) :])
         is_next = _between(self._whole, self._opened, None).lstrip().startswith(_LAST.content)
         passed = is_next or (self._opened.startswith(self._closed) and bool(opening))
         detail = f"{opening!r} behind a prompt" if opening else "none is needed: the answer stands next"
