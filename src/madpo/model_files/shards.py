@@ -1,6 +1,6 @@
 """Whether a model's weights are all there, as transformers looks for them: one file, or an index with its shards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from madpo.errors import InvalidArgumentError
@@ -35,6 +35,12 @@ def weights_faults(directory: Path, names: Sequence[str]) -> Iterator[tuple[str,
             yield name, f"is named in {_INDEX} and not there: {_SAVED}"
         elif absent := sorted(tensors - read_header(directory / name).keys()):
             yield name, f"lacks {number_of(len(absent), 'weight')} that {_INDEX} places in it ({absent[0]}): {_SAVED}"
+
+
+def weights_files(names: Iterable[str]) -> list[str]:
+    """Those of a whole model's files whose weights are read: the one file, even where there are shards beside it."""
+    weights = [name for name in names if name.endswith(".safetensors")]
+    return [_WEIGHTS] if _WEIGHTS in weights else weights
 
 
 def _shards(index: Path) -> dict[str, set[str]]:

@@ -15,7 +15,7 @@ from madpo.model_files.configs import (
     model_kind,
     read_config,
 )
-from madpo.model_files.shards import weights_faults
+from madpo.model_files.shards import weights_faults, weights_files
 from madpo.model_files.sizes import check_sizes
 from madpo.model_files.tensors import read_header
 from madpo.model_files.weights_needed import missing_parts
@@ -117,9 +117,9 @@ def _require_parts(directory: Path, paths: Sequence[str]) -> None:
     kind, _ = model_kind(directory)
     if is_adapter(directory):
         return  # whose base tells what it must have
-    weights = [path for path in paths if path.endswith(".safetensors")]
-    names = {name for path in weights for name in read_header(directory / path)}
-    faults = missing_parts(read_config(directory / "config.json"), names, kind=kind)
+    weights = weights_files(paths)
+    tensors = {name: tensor for path in weights for name, tensor in read_header(directory / path).items()}
+    faults = missing_parts(read_config(directory / "config.json"), tensors, kind=kind)
     _refuse_faults((weights[0] if len(weights) == 1 else "*.safetensors", fault) for fault in faults)
 
 

@@ -4,16 +4,17 @@ Transformers makes up what is missing, and only says so: a head, a layer, a scor
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from madpo.model_files.tensors import TensorInfo
 from madpo.model_files.transformers_classes import CLASSIFIERS, OWN_HEAD, SHARED_HEAD
 from madpo.spelling import number_of
 
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
-EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|w|embed_in|word_embeddings|tokens_embed|embeddings)\.weight$")
+EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|w|embed_in|word_embeddings|tokens_embed|embeddings?|shared)\.weight$")
 """What transformers and others call the two ends of a language model."""
-_LAYER = re.compile(r"(^|\.)(layers|h)\.(\d+)\.")
+_LAYER = re.compile(r"(^|\.)(layers?|h|blocks?)\.(\d+)\.")
 _SCORING = frozenset(["score", "classifier", "classification_head", "logits_proj", "sequence_summary"])
 """What transformers calls the scoring head, or the layer it begins with."""
 _OTHERS = frozenset(["perceiver"])
@@ -24,12 +25,12 @@ _TEXT = re.compile(r"(^|\.)language_model\.")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def missing_parts(config: Mapping[str, Any], names: Collection[str], *, kind: str) -> Iterator[str]:
+def missing_parts(config: Mapping[str, Any], names: Mapping[str, TensorInfo], *, kind: str) -> Iterator[str]:
     """What a model lacks, and what to do about it; nothing where all is there, or the names are of an unknown sort.
 
     Args:
         config: Its `config.json`.
-        names: Of its weights.
+        names: Of its weights, with their shapes.
         kind: `causal_lm` or `reward`.
     """
     family = config.get("model_type")
@@ -47,7 +48,9 @@ def missing_parts(config: Mapping[str, Any], names: Collection[str], *, kind: st
             )
     elif family in OWN_HEAD | SHARED_HEAD:
         yield from _missing_ends(config, has_embeddings=has_embeddings, has_head=any(map(HEAD.search, names)))
-    if family in (OWN_HEAD | SHARED_HEAD) - _FEWER_LAYERS and layers:
+    if family in OWN_HEAD | SHARED_HEAD:
+        yield from _other_vocabulary(config, names)
+    if family in (OWN_HEAD | SHARED_HEAD) - _FEWER_LAYERS:
         yield from _missing_layers(config, layers)
 
 
@@ -74,11 +77,23 @@ def _missing_ends(config: Mapping[str, Any], *, has_embeddings: bool, has_head: 
 def _missing_layers(config: Mapping[str, Any], layers: set[int]) -> Iterator[str]:
     count = next((part[key] for part in _parts(config) for key in _LAYER_COUNTS if isinstance(part.get(key), int)), 0)
     # No longer than the weights are many: a number in a file is anything.
-    absent = sorted(set(range(min(count, max(layers) + 2))) - layers)
+    absent = sorted(set(range(min(count, max(layers, default=-1) + 2))) - layers)
     if absent:
         yield (
             f"has {number_of(len(layers), 'layer')}, and config.json tells of {count} (layer {absent[0]} is the first "
             "that is missing): was it copied whole?"
+        )
+
+
+def _other_vocabulary(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
+    count = next(
+        (part["vocab_size"] for part in reversed(_parts(config)) if isinstance(part.get("vocab_size"), int)), None
+    )
+    found = [tensor.shape for name, tensor in tensors.items() if EMBEDDINGS.search(name) and len(tensor.shape) == 2]
+    if count is not None and len(found) == 1 and found[0][0] != count:
+        yield (
+            f"has embeddings of {found[0][0]:,} tokens, and vocab_size in config.json is {count:,}: give the "
+            "configuration of these weights"
         )
 
 

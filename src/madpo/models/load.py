@@ -114,7 +114,7 @@ def _load(
         # Whatever the file says: SDPA where the architecture has it, else eager.
         config._attn_implementation = None
         files = {"pretrained_model_name_or_path": directory, "use_safetensors": True, "output_loading_info": True}
-        files |= {"dtype": dtype, **_LOCAL}
+        files |= {"dtype": dtype, "ignore_mismatched_sizes": True, **_LOCAL}  # refused below, by name
         found = None if divide is None else load_parts(auto_class, config=config, divide=divide, **files)
         model, info = found or auto_class.from_pretrained(config=config, **files)
     except Exception as error:  # whatever the files made of the libraries
@@ -125,7 +125,10 @@ def _load(
             what = (
                 f"transformers has no {auto_class.__name__.removeprefix('AutoModelFor')} of {config.model_type} models"
             )
+        if isinstance(error, KeyError):
+            what = f"its configuration names {what}, which this version of transformers does not know"
         raise InvalidArgumentError(f"cannot load the model in {directory.name}: {what}") from error
+    _refuse_other_shapes(directory, info["mismatched_keys"])
     if getattr(config, AUTO_MAP, None):
         _refuse_unread(directory, model, info["unexpected_keys"])
     # An embedding gives its padding token no gradient, which is wrong when EOS pads; padding has none anyway.
@@ -163,6 +166,17 @@ def _refuse_missing(directory: Path, missing: set[str]) -> None:
         raise FailedPreconditionError(
             f"{directory.name} lacks {number_of(len(missing), 'weight')} of its architecture ({names}): it is another"
             " kind of model, or not whole"
+        )
+
+
+def _refuse_other_shapes(directory: Path, mismatched: Iterable[tuple[str, Iterable[int], Iterable[int]]]) -> None:
+    """Weights that do not fit the model that the configuration describes, which transformers would draw anew."""
+    found = sorted((name, [*stored], [*expected]) for name, stored, expected in mismatched)
+    if found:
+        name, stored, expected = found[0]
+        raise InvalidArgumentError(
+            f"{directory.name} has {number_of(len(found), 'weight')} of other shapes than its config.json says "
+            f"({name}: stored {stored}, described {expected}): give the configuration of these weights"
         )
 
 

@@ -68,6 +68,30 @@ def test_a_language_model_without_one_of_its_parts_is_refused_before_anything_is
         load_causal_lm(model)
 
 
+def test_shards_beside_a_whole_file_count_for_nothing(tmp_path: Path) -> None:
+    model = directory(tmp_path / "model")
+    (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+    weights = load_file(model / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    files_to_upload(model)
+
+    save_file({name: weights[name] for name in (HEAD, EMBEDDINGS)}, model / "model.safetensors")
+    with pytest.raises(FailedPreconditionError, match=r"lacks .* of its architecture"):
+        load_causal_lm(model)
+    with pytest.raises(InvalidArgumentError, match=r"has 0 layers, and config\.json tells of 3"):
+        files_to_upload(model)
+
+
+def test_embeddings_of_another_vocabulary_are_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    model = directory(tmp_path / "model")
+    rewrite(model, vocab_size=20)
+    with pytest.raises(InvalidArgumentError, match=r"embeddings of 16 tokens, and vocab_size in config\.json is 20:"):
+        files_to_upload(model)
+    with pytest.raises(InvalidArgumentError, match="cannot load the model"):
+        load_causal_lm(model)
+
+
 def test_a_family_that_says_nothing_of_its_head_does_as_transformers_does(tmp_path: Path) -> None:
     model = directory(tmp_path / "model")
     rewrite(model, without="lm_head", tie_word_embeddings=None)

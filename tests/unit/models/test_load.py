@@ -192,6 +192,21 @@ def test_torn_weights_are_named_not_traced(policy: Path) -> None:
         load_causal_lm(policy)
 
 
+def test_weights_that_the_configuration_does_not_fit_are_named_with_both_shapes(policy: Path) -> None:
+    config = json.loads((policy / "config.json").read_text())
+    (policy / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] + 1}))
+    with pytest.raises(InvalidArgumentError, match=r"of other shapes .*mlp\..*weight: stored \[.*\], described \["):
+        load_causal_lm(policy)
+
+
+def test_a_name_of_the_configuration_that_transformers_does_not_know_is_said(policy: Path) -> None:
+    config = json.loads((policy / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (policy / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "made_up", "factor": 2.0}}))
+    with pytest.raises(InvalidArgumentError, match="its configuration names 'made_up', which this version of"):
+        load_causal_lm(policy)
+
+
 def test_a_directory_without_tokenizer_is_refused(policy: Path) -> None:
     for path in policy.glob("tokenizer*"):
         path.unlink()
