@@ -41,8 +41,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     with EmbeddedStack(out / "state") as stack, stack.client() as client:
-        runs = run(client, console, arguments.scale, arguments.perturb, arguments.perturbations)
-    (out / "robustness.json").write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
+        runs = run(client, console, arguments.scale, arguments.perturb, arguments.perturbations, out)
     console.print(table(runs))
     worst = max(abs(each[name]["kl"] / runs[0][name]["kl"] - 1) for each in runs[1:] for name in POLICIES)
     console.print(f"The largest change of a KL is {worst:.1%}; allowed are {arguments.tolerance:.0%}.")
@@ -50,9 +49,9 @@ def main() -> int:
 
 
 def run(
-    client: Client, console: Console, scale: str, perturb: Literal["supervised", "base"], perturbations: int
+    client: Client, console: Console, scale: str, perturb: Literal["supervised", "base"], perturbations: int, out: Path
 ) -> list[dict[str, Any]]:
-    """Figures of each policy, unperturbed first."""
+    """Figures of each policy, unperturbed first; written after each run, since one takes minutes."""
     settings, rng = SCALES[scale], random.Random(SCALES[scale].seed)  # noqa: S311 - as the demo does
     data = upload(client, settings, rng)
     state = rng.getstate()
@@ -69,6 +68,7 @@ def run(
         rng.setstate(state)
         _, jobs = compare_policies(client, settings, data, start, Stages(console), rng)
         runs.append({name: _figures(handle) for name, handle in jobs.evaluations.items()})
+        (out / "robustness.json").write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
     return runs
 
 
