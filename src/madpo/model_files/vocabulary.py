@@ -1,7 +1,7 @@
 """Whether a tokenizer's tokens all have embeddings, from the files alone."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,29 @@ def _tokens_without_embedding(directory: Path, config: dict[str, Any]) -> Iterat
             f"tokenizer.json has {number_of(len(beyond), 'token')} without an embedding: the largest id is"
             f" {max(beyond)}, vocab_size in config.json {embeddings} (is it the tokenizer of another model?)"
         )
+    yield from _ends_of_no_vocabulary(
+        directory, {*added.values(), *vocabulary} if isinstance(vocabulary, dict) else set()
+    )
     unembedded = [content for token, content in sorted(added.items()) if token >= embeddings]
     if unembedded:
         yield (
             f"{number_of(len(unembedded), 'added token')} without an embedding (vocab_size is {embeddings}): rows with "
             f"{', '.join(unembedded[:5])} cannot be used; resize the model's embeddings where they are wanted"
         )
+
+
+def _ends_of_no_vocabulary(directory: Path, tokens: Set[str]) -> Iterator[str]:
+    """BOS and EOS that the tokenizer's settings name and its vocabulary lacks; nothing where that is no mapping."""
+    path = directory / "tokenizer_config.json"
+    config = read_config(path) if tokens and path.is_file() else {}
+    decoder = config.get("added_tokens_decoder")
+    more = decoder.values() if isinstance(decoder, dict) else ()
+    known = tokens | {str(token.get("content")) for token in more if isinstance(token, dict)}
+    for name in ("bos_token", "eos_token"):
+        named = config.get(name)
+        token = named.get("content") if isinstance(named, dict) else named
+        if isinstance(token, str) and token not in known:
+            yield (
+                f"{name} {token!r} in tokenizer_config.json is not in tokenizer.json: transformers adds it, and the "
+                "model has no embedding for it, or one that nothing has trained; name one of the tokenizer's own tokens"
+            )

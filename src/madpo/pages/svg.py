@@ -8,7 +8,7 @@ from typing import Self
 
 from madpo.data.check.report import Distribution
 
-_WIDTH, _HEIGHT, _BASE, _TOP = 420, 150, 122, 8
+_WIDTH, _HEIGHT, _BASE, _TOP = 420, 154, 122, 8
 _LABEL_WIDTH, _VALUE_WIDTH, _BAR_HEIGHT = 150, 140, 22
 _SCATTER_HEIGHT = 260
 _CHAR_WIDTH = 6.2

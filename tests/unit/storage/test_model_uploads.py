@@ -295,6 +295,23 @@ def test_added_tokens_without_embedding_are_counted(directory: Path) -> None:
     ]
 
 
+def test_an_end_of_text_that_the_vocabulary_lacks_is_told(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "</s>"}]})
+    )
+
+    def told(**config: Any) -> list[str]:
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+        return list(model_warnings(directory))
+
+    assert told(eos_token="</s>", bos_token={"content": "a"}, pad_token="<new>") == []
+    assert told(eos_token="<new>", added_tokens_decoder={"3": {"content": "<new>"}}) == []
+    (warning,) = told(eos_token={"content": "<new>"}, bos_token=None)
+    assert warning.startswith(
+        "eos_token '<new>' in tokenizer_config.json is not in tokenizer.json: transformers adds it"
+    )
+
+
 def test_a_padding_token_without_embedding_is_told(directory: Path) -> None:
     for padding, warnings in ((3, 0), (4, 1)):
         (directory / "config.json").write_text(json.dumps({"vocab_size": 4, "pad_token_id": padding}))

@@ -136,7 +136,8 @@ def _unread(missing: Iterable[str], row: RawRow) -> str:
     if not found:
         return f"; not read: {columns:.500}; map one of them, if it is meant"
     mapped = " ".join(f"--map {ours}={given}" for ours, given in found.items())
-    return f"; not read: {columns:.500}; did you mean {' and '.join(found.values())}? ({mapped:.500})"
+    meant = f"{'is' if len(found) == 1 else 'are'} {' and '.join(found.values())} meant"
+    return f"; not read: {columns:.500}; {meant}? ({mapped:.500})"
 
 
 def _listed(forms: Iterable[Form]) -> str:
