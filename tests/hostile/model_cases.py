@@ -119,6 +119,7 @@ def weight_cases() -> Iterator[ModelCase]:
         "a shape beyond its bytes": ({"a": ("F32", [10**9], 0, 4)}, "shape of a does not fit its bytes"),
         "a negative shape": ({"a": ("F32", [-1, -1], 0, 4)}, "shape of a does not fit its bytes"),
         "an unknown dtype": ({"a": ("X1", [10**9], 0, 4)}, "shape of a does not fit its bytes"),
+        "a shape without end": ({"a": ("F32", [float("inf")], 0, 4)}, "header cannot be read"),
         "an overlap": ({"a": ("F32", [1], 0, 4), "b": ("F32", [1], 2, 6)}, "a gap or an overlap"),
         "a gap": ({"a": ("F32", [1], 4, 8)}, "a gap or an overlap"),
     }
@@ -151,6 +152,7 @@ def template_cases() -> Iterator[ModelCase]:
         "no jinja": (b"{% if %}", "no jinja"),
         "of 300 kB": (b"x" * 300_000, "has 300000 characters"),
         "of 20 MB": (b"x" * 20_000_000, "more than 1048576 bytes"),
+        "a number of 5000 digits": (b"{{ " + b"9" * 5000 + b" }}", "no jinja"),
         "nested deeply": (b"{{" + b"(" * 50_000, "nested too deeply|no jinja"),
     }
     for what, (content, reason) in cases.items():
@@ -174,7 +176,9 @@ def tokenizer_cases() -> Iterator[ModelCase]:
     yield ModelCase(
         "tokenizer: tokens beyond the embeddings", beyond, "tokenizer.json has 1 token without an embedding"
     )
-    for tokenizer_class in ("LlamaTokenizer", "XTokenizer", None):
+    endless = written(name, b'{"added_tokens": [{"id": 1e999, "content": "a"}]}')
+    yield ModelCase("tokenizer: an id without end", endless, "tokenizer.json cannot be read")
+    for tokenizer_class in ("LlamaTokenizer", "XTokenizer", ["X"], None):
         settings = {"auto_map": {"AutoTokenizer": ["x.Y", None]}, "tokenizer_class": tokenizer_class}
         code = partial(edit, **settings)
         yield ModelCase(
@@ -188,6 +192,13 @@ def adapter_cases() -> Iterator[ModelCase]:
     """Adapters whose numbers do not fit their weights."""
     for what, values in {"rank": {"r": 10**9}, "a rank": {"r": 8, "rank_pattern": {"q_proj": 10**9}}}.items():
         yield ModelCase(f"adapter: {what}", partial(make_adapter, values), "is 10{9}, its weights have room for")
+    bomb = "(([a-z_.0-9]+)+)+!"
+    for field, value in {"rank_pattern": {bomb: 8}, "alpha_pattern": {bomb: 8}, "layers_pattern": [bomb]}.items():
+        yield ModelCase(f"adapter: an exploding {field}", partial(make_adapter, {field: value}), f"{field} must be")
+    saved = partial(make_adapter, {"modules_to_save": [bomb]})
+    yield ModelCase("adapter: an exploding modules_to_save", saved, "modules_to_save must be names of layers")
+    again = partial(make_adapter, {"layer_replication": [[0, 10**7]]})
+    yield ModelCase("adapter: layers again and again", again, "layer_replication is not read")
     yield ModelCase("adapter: no LoRA", partial(make_adapter, {"peft_type": "X"}), "peft_type must be LORA")
 
 

@@ -16,6 +16,7 @@ responses."""
 
 ALL_LINEAR = "all-linear"
 """In the place of names of layers: every linear one but the head; peft's word."""
+_MAX_PATTERN_CHARS = 10_000
 _IN_PATTERNS = re.compile(r"[*+?()\[\]{}|^$\\]")
 """What no layer's name has, but patterns of names."""
 
@@ -114,10 +115,13 @@ class LoraParameters(Spec):
     @field_validator("target_modules", "exclude_modules")
     @classmethod
     def _patterns_can_be_read(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in filter(is_pattern, value):
+        patterns = [name for name in value if is_pattern(name)]
+        if sum(map(len, patterns)) > _MAX_PATTERN_CHARS:
+            raise ValueError(f"regular expressions have at most {_MAX_PATTERN_CHARS} characters together")
+        for name in patterns:
             try:
                 re.compile(name)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"{name} is no regular expression: {error}") from error
         return value
 

@@ -115,4 +115,6 @@ def _fault(template: Any) -> str:
         return f"the chat template is no jinja: {error.message} (line {error.lineno}: {line:.80})"
     except RecursionError:
         return "the chat template is nested too deeply"
+    except ValueError as error:
+        return f"the chat template is no jinja: {error}"
     return ""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ _TEXT_CAN_BE_SAVED = frozenset(["dots3_note", "emu3", "llama4", "mllama", "qwen3
 _HOW_TO_SAVE_IT = """ (no weight may be reported as missing):
 AutoModelForCausalLM.from_pretrained(DIR, dtype="auto").save_pretrained(OUT)
 AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT)"""
+_PATTERN_FIELDS = ("rank_pattern", "alpha_pattern", "layers_pattern", "modules_to_save")
+_REPETITION = re.compile(r"[*+?{]")
+_MAX_PATTERN_CHARS = 1000
 _ADAPTER_KINDS = {"SEQ_CLS": "reward", "CAUSAL_LM": "causal_lm"}
 _HEAD = re.compile(r"(base_model\.model\.)?(score|classifier)\.((dense|out_proj)\.)?(modules_to_save\.)?weight")
 
@@ -64,6 +67,7 @@ def check_settings(directory: Path) -> None:
         if config.get("peft_type") != "LORA":
             raise InvalidArgumentError(f"adapter_config.json: peft_type must be LORA, got {config.get('peft_type')!r}")
         _adapter_kind(config)
+        _check_patterns(config)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -133,6 +137,18 @@ def _adapter_kind(config: Mapping[str, Any]) -> str | None:
             f"task_type in adapter_config.json must be CAUSAL_LM or SEQ_CLS, or null for that of its base, got {task!r}"
         )
     return _ADAPTER_KINDS[task]
+
+
+def _check_patterns(config: Mapping[str, Any]) -> None:
+    """Refuse expressions that could take for ever: peft matches these with every layer, and nothing runs meanwhile."""
+    for field in _PATTERN_FIELDS:
+        value = config.get(field) or ()
+        for pattern in map(str, [value] if isinstance(value, str) or not isinstance(value, Iterable) else value):
+            if len(_REPETITION.findall(pattern)) > 1 or len(pattern) > _MAX_PATTERN_CHARS:
+                raise InvalidArgumentError(
+                    f"adapter_config.json: {field} must be names of layers, or expressions that repeat one thing at"
+                    f" most, got {pattern[:200]!r}"
+                )
 
 
 def label_count(config: Mapping[str, Any]) -> int:

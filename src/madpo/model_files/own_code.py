@@ -36,7 +36,7 @@ def own_code_problem(name: str, config: Mapping[str, Any]) -> str:
         return "" if native_class(config) else _without_class(config)
     if name == "tokenizer_config.json":
         found = config.get("tokenizer_class")
-        return "" if found in _READ_AS_THEY_ARE else _without_tokenizer_class(found)
+        return "" if isinstance(found, str | None) and found in _READ_AS_THEY_ARE else _without_tokenizer_class(found)
     return "remove it"
 
 

@@ -88,6 +88,8 @@ def _adapter_faults(config: Mapping[str, Any], limit: int) -> Iterator[str]:
     for name, rank in named.items():
         if rank is not None:
             yield from _size_fault(name, rank, limit)
+    if config.get("layer_replication"):
+        yield "layer_replication is not read: merge the adapter into its base, and upload that"
 
 
 def _total_fault(config: Mapping[str, Any], stored: int) -> Iterator[str]:

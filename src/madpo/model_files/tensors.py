@@ -81,7 +81,7 @@ def parse_header(file: BinaryIO, *, size_bytes: int, name: str) -> dict[str, Ten
             for key, entry in entries.items()
         }
         lies = [key for key, tensor in tensors.items() if not _fills(tensor, *entries[key]["data_offsets"])]
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise _torn(name, "safetensors header cannot be read") from None
     if lies:
         raise _torn(name, f"safetensors shape of {lies[0][:80]} does not fit its bytes")

@@ -75,7 +75,7 @@ def _tokens_without_embedding(directory: Path, config: dict[str, Any]) -> Iterat
         vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
         beyond = [token for token in ids if token >= embeddings and token not in added]
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"tokenizer.json cannot be read: {error} (was it copied whole?)") from error
     if beyond:
         raise InvalidArgumentError(

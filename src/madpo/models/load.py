@@ -15,6 +15,7 @@ from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.model_files.configs import check_config, label_count, read_config
 from madpo.model_files.own_code import AUTO_MAP
 from madpo.model_files.sizes import check_sizes
+from madpo.models.adapter_layers import name_layers
 from madpo.models.memory import is_out_of_memory
 from madpo.models.padding import closing_ids, padding_id
 from madpo.models.parts import Divide, load_parts
@@ -217,6 +218,7 @@ def _with_adapter(model: "PreTrainedModel", directory: Path, *, trainable: bool)
         config = PeftConfig.from_pretrained(directory)
         if config.task_type is None and any(key.startswith(_ADAPTER_HEADS) for key in _adapter_keys(directory)):
             config.task_type = TaskType.SEQ_CLS  # without it peft leaves the head out
+        name_layers(config, (name for name, _ in model.named_modules()))
         adapted = PeftModel.from_pretrained(model, directory, config=config, is_trainable=trainable)
     except Exception as error:
         if is_out_of_memory(error):

@@ -2,13 +2,14 @@
 
 import pytest
 from google.protobuf.descriptor import Descriptor
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import DatasetReference, ModelReference, _warn_once, awaited_job_ids, validate
 from madpo.jobs.policy_training import PolicyTrainingSpec
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.jobs.sampling import SamplingParameters
+from madpo.jobs.training import LoraParameters
 from madpo.rpc import convert
 from madpo.types import Job, JobKind, JobState
 from madpo.v1 import job_service_pb2
@@ -236,3 +237,16 @@ def test_a_field_that_there_is_not_is_named_with_those_there_are(training, field
     (violation,) = caught.value.violations
     assert violation.field == f"spec.policy_training.{field}"
     assert violation.description.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("[a-z]*" * 2000, "at most 10000 characters together"),
+        ("(" * 4000 + ")" * 4000, "is no regular expression"),
+        ("a{" + "9" * 30 + "}", "is no regular expression"),
+    ],
+)
+def test_an_expression_of_layers_is_bounded(pattern: str, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        LoraParameters(target_modules=(pattern,))
