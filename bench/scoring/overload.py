@@ -4,6 +4,9 @@ Capacity is what a few callers get who wait for each answer; it is measured befo
 each load is compared with the two around it, since the machine may be shared. Open: requests come at a multiple of
 capacity whatever becomes of them, and whoever is refused does not come again. Closed: so many clients, each with one
 request at a time, that come again as they are told. No score is kept, so that every answer costs a forward pass.
+
+Who sends the load is busy with it: a call costs it more CPU than a refusal costs the service. So how long refusals
+take is also measured by a bystander, a process with one call at a time.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from typing import Any
 import grpc
 
 from bench.meters import conditions
+from bench.scoring.bystander import Bystander
 from bench.scoring.pairs import make_pairs
 from bench.scoring.replicas import TOKEN, Replica, publish_model, replicas
 from madpo.errors import MadpoError
@@ -169,11 +173,23 @@ async def _callers(call: Callable[[int], Awaitable[None]], callers: int, seconds
     return time.perf_counter() - start
 
 
-async def measure(load: Load, replica: Replica, *, seconds: float) -> dict[str, Any]:
+async def measure(load: Load, replica: Replica, bystander: Bystander, *, seconds: float) -> dict[str, Any]:
     async def metered(figures: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-        cpu_s, start = replica.cpu_s(), time.perf_counter()
+        cpu_s, own_s, start = replica.cpu_s(), time.process_time(), time.perf_counter()
+        bystander.begin()
         value = await figures
-        return value | {"server_cores": (replica.cpu_s() - cpu_s) / (time.perf_counter() - start)}
+        took_s = time.perf_counter() - start
+        value |= {
+            "server_cores": (replica.cpu_s() - cpu_s) / took_s,
+            "load_cores": (time.process_time() - own_s) / took_s,
+        }
+        for code, latencies in (await asyncio.to_thread(bystander.end)).items():
+            value |= {
+                f"bystander_{code.lower()}": len(latencies),
+                f"bystander_{code.lower()}_p50_s": quantile(latencies, 0.5),
+                f"bystander_{code.lower()}_p99_s": quantile(latencies, 0.99),
+            }
+        return value
 
     await load.capacity(2.0)
     calm = [await metered(load.capacity(seconds))]
@@ -205,7 +221,9 @@ def main() -> None:
         store_url, model_id = publish_model(root, arguments.size)
         with replicas(root, store_url, model_id, cores=[None], max_queue_s=QUEUE_S) as (replica,):
             load = Load(replica, model_id, pairs, arguments.pairs)
-            results = asyncio.run(measure(load, replica, seconds=arguments.seconds))
+            bystander = Bystander(load.target, model_id, TOKEN)
+            results = asyncio.run(measure(load, replica, bystander, seconds=arguments.seconds))
+            bystander.close()
             results["peak_rss_bytes"] = replica.peak_rss_bytes()
     for name, figures in results["loads"].items():
         print(name, {key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()})

@@ -1,12 +1,13 @@
 """What nobody waits for ends the process, or is done again."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
@@ -117,3 +118,40 @@ def test_a_thread_that_waits_for_the_end_brings_it_also_when_it_fails(wait: str)
     )
     assert done.returncode == 75
     assert ("the end failed" in done.stderr) == ("1 / 0" in wait)
+
+
+@pytest.mark.parametrize("ends_first", [False, True])
+@pytest.mark.parametrize("wait", [lambda future: future, asyncio.shield, lambda future: asyncio.wait([future])])
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_timeout_that_meets_the_end_of_what_it_bounds_cancels_nothing_after_it(
+    ends_first: bool, wait: Callable[[asyncio.Future[None]], Awaitable[object]], turns: int
+) -> None:
+    """A cancellation that stayed behind would end an essential task, and the process with it."""
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+
+    async def bounded() -> int:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as bound:
+                loop.call_soon(meet, bound)
+                await wait(over)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        current = asyncio.current_task()
+        assert current is not None
+        return current.cancelling()
+
+    def meet(bound: asyncio.Timeout) -> None:
+        acts = [lambda: over.set_result(None), lambda: bound.reschedule(loop.time())]
+        first, second = acts if ends_first else acts[::-1]
+        first()
+        after(turns, second)
+
+    def after(count: int, act: Callable[[], object]) -> None:
+        if not count:
+            with contextlib.suppress(RuntimeError, asyncio.InvalidStateError):  # the bound is over, the wait cancelled
+                act()
+        else:
+            loop.call_soon(after, count - 1, act)
+
+    assert await asyncio.create_task(bounded()) == 0
