@@ -20,6 +20,7 @@ from madpo_client.embedded.plan import REDIS, read_secret
 PERIOD_S = 5.0
 SUPERVISOR = "supervisor"
 _MIB = 1 << 20
+_CLAIM_KEPT_S = 600
 _RESULT_KEPT_S = 660.0
 """Of an upload: what the gateway promises, and the time until it looks again."""
 
@@ -169,8 +170,13 @@ class Sampler(threading.Thread):
         for directory in (*(home / "work").iterdir(), *(home / "cache").iterdir()):
             yield f"{directory.name}: local files", sum(not _has_its_time(path) for path in _files(directory))
         with redis.Redis(port=redis_port, password=read_secret(home, "redis_password")) as client:
-            yield "queue: keys", client.dbsize()
+            yield "queue: keys", client.dbsize() - sum(_ends_soon(client, key) for key in client.scan_iter("*:claim:*"))
             yield "queue: server memory", client.info("memory")["used_memory"] / _MIB
+
+
+def _ends_soon(client: "redis.Redis", key: bytes) -> bool:
+    """Whether it is what a claim was answered, kept for minutes for a worker that did not hear of it."""
+    return 0 < client.ttl(key) <= _CLAIM_KEPT_S
 
 
 def _has_its_time(path: Path) -> bool:

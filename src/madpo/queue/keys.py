@@ -10,7 +10,7 @@
     leases                      zset    -           claim, renew, endings  leases, reap: running jobs by their renewal
     reserved                    hash    -           reserve, and what       reserve: by job about to be created or
                                                     uses it up             resumed, until when (ms of Redis TIME), whose
-    claim:{token}               hash    1 h         claim                  claim: a repeated call gets the same job
+    claim:{token}               hash    10 min      claim                  claim: a repeated call gets the same job
     queue:{name}                stream  -           scripts that make a    claim: a bell that wakes waiting workers
                                                     job pending
     queue:{name}:pending        zset    -           the same, and claim    claim, status: job ids by order of creation
