@@ -23,8 +23,8 @@ from madpo_client.embedded import EmbeddedStack
 
 _CACHE_BYTES = 1_000_000
 """The base model and little more: what a host keeps at most is reached within a round."""
-_WARM_UP = 0.15
-"""Of the whole time, after the last kill of a service, before the part that is judged."""
+_WARM_UP_S = 270.0
+"""After the last kill of a service, before the part that is judged: so long one takes to come to its level."""
 
 
 def main() -> int:
@@ -69,9 +69,9 @@ def _run(work: Path, *, span_s: float, seed: int) -> tuple[Load, Sampler, float]
         sampler.start()
         time.sleep(span_s / 2)
         load.end_kills()
-        time.sleep(span_s * _WARM_UP)
+        time.sleep(_WARM_UP_S)
         judged_from, rounds = time.monotonic(), load.rounds
-        time.sleep(span_s * (0.5 - _WARM_UP))
+        time.sleep(max(0.0, span_s / 2 - _WARM_UP_S))
         deadline = time.monotonic() + span_s
         # The round that was on its way when the judgement began, and the one that is when it ends, are cut off.
         while load.rounds - rounds < FEWEST_ROUNDS + 1 and time.monotonic() < deadline and not load.failures:
