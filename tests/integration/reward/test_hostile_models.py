@@ -50,7 +50,7 @@ async def test_a_tokenizing_process_is_replaced_though_the_cache_is_full(
 
 async def test_copies_of_models_that_are_not_resident_make_room(start: Start, models: Models, tmp_path: Path) -> None:
     def copies() -> set[str]:
-        return {path.name for path in (tmp_path / "cache/models").iterdir() if path.is_dir()}
+        return {path.name for path in (tmp_path / "cache").glob("models/*") if path.is_dir()}
 
     async with start(cache=tmp_path / "cache", max_cache_bytes=0, max_resident_models=1) as replica:
         await replica.client.get_reward_model(models.good)
