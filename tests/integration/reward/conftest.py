@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -35,6 +36,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, make_toy_tokenizer: Callabl
         if pretend is not None:
             path = root / name / "config.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [pretend], "num_labels": 1}))
+            with patch("madpo.storage.models.check_files"):  # as it was stored before uploads were looked at for it
+                return store.publish(root / name, display_name=name, kind=kind)[0].model_id
         return store.publish(root / name, display_name=name, kind=kind)[0].model_id
 
     def reward_model(seed: int, labels: int = 1) -> Any:
