@@ -6,10 +6,12 @@ same jobs, so that a run that was broken off goes on where it was, and a changed
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import DatasetReference, ModelReference, Spec, awaited_job_ids, job_id_of
 from madpo.jobs.registry import parse_spec
 from madpo.losses.registry import get_method, parse_params
@@ -138,7 +140,9 @@ class _Maker:
                 for seed in policy.seeds:
                     against = [start] + [each.evaluations[-1] for each in policies[:1]]
                     policies.append(self._policy(policy, beta, seed, against))
-        return Chain(tuple(preparing), start, tuple(policies), reward_model=reward)
+        made = Chain(tuple(preparing), start, tuple(policies), reward_model=reward)
+        _require_names(made)
+        return made
 
     def _policy(self, policy: Policy, beta: float | None, seed: int, against: list[Step]) -> Trained:
         name = policy.label
@@ -227,6 +231,15 @@ class _Maker:
     def _step(self, name: str, kind: JobKind, spec: Mapping[str, Any]) -> Step:
         given = {field: value for field, value in spec.items() if value is not None}
         return Step(name, kind, parse_spec(kind, given, path=f"{self._recipe.name}: {name}"))
+
+
+def _require_names(chain: Chain) -> None:
+    """Raise InvalidArgumentError where two jobs or two policies have one name: one would be read as the other."""
+    for names in (["start", *(policy.name for policy in chain.policies)], [step.name for step in chain.steps()]):
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+            raise InvalidArgumentError.in_field(
+                "policies", f"{twice!r} would be the name of two: give other names, and each beta and seed once"
+            )
 
 
 def _json(part: Spec) -> dict[str, Any]:

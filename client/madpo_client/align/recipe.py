@@ -49,7 +49,7 @@ class Policy(Spec):
     """The method's parameters; those not given take its defaults."""
     betas: tuple[float, ...] = ()
     """Values of the parameter `beta`, one policy each."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Values of `training.seed`, one policy each."""
     rounds: int = Field(default=0, ge=0, le=100)
     """How often pairs are sampled from the policy as it then is and trained on; 0 trains on the given pairs."""

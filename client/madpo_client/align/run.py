@@ -58,12 +58,12 @@ def find(client: Client, recipe: Recipe, *, directory: Path, progress: bool = Fa
                 return dataset_reference(
                     client.datasets.upload(paths if len(paths) > 1 else paths[0], progress=progress)
                 )
-            assert isinstance(given, str)
-            if given.startswith("hub:"):
-                return dataset_reference(client.datasets.upload(given, progress=progress))
-            return dataset_reference(client.datasets.get(given))
+            stored = given if isinstance(given, str) else given[0]
+            if stored.startswith("hub:"):
+                return dataset_reference(client.datasets.upload(stored, progress=progress))
+            return dataset_reference(client.datasets.get(stored))
         except (NotFoundError, InvalidArgumentError) as error:
-            raise InvalidArgumentError.in_field(f"data.{field}", str(error)) from error
+            raise InvalidArgumentError.in_field(field, str(error)) from error
 
     def model(field: str, given: str) -> ModelReference:
         try:
@@ -74,15 +74,15 @@ def find(client: Client, recipe: Recipe, *, directory: Path, progress: bool = Fa
             raise InvalidArgumentError.in_field(field, str(error)) from error
 
     data = recipe.data
-    pairs = dataset("pairs", data.pairs)
-    held_out = None if data.held_out is None else dataset("held_out", data.held_out)
+    pairs = dataset("data.pairs", data.pairs)
+    held_out = None if data.held_out is None else dataset("data.held_out", data.held_out)
     return Found(
         base=model("base", recipe.base),
         pairs=pairs,
         held_out=held_out,
-        prompts=(held_out or pairs) if data.prompts is None else dataset("prompts", data.prompts),
-        fresh_prompts=pairs if recipe.fresh.prompts is None else dataset("prompts", recipe.fresh.prompts),
-        completions=None if data.completions is None else dataset("completions", data.completions),
+        prompts=(held_out or pairs) if data.prompts is None else dataset("data.prompts", data.prompts),
+        fresh_prompts=pairs if recipe.fresh.prompts is None else dataset("fresh.prompts", recipe.fresh.prompts),
+        completions=None if data.completions is None else dataset("data.completions", data.completions),
         reward_model=None if recipe.reward_model.use is None else model("reward_model.use", recipe.reward_model.use),
     )
 
@@ -95,6 +95,8 @@ def _paths(given: Sequence[str], directory: Path) -> list[Path]:
     """
     paths = [directory / Path(text).expanduser() for text in given]
     there = [path.exists() for path in paths]
+    if not given:
+        raise InvalidArgumentError("it names no file")
     if all(there):
         return paths
     missing = next(text for text, is_there in zip(given, there, strict=True) if not is_there)

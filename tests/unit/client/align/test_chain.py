@@ -1,17 +1,18 @@
 """From recipes to jobs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from madpo.errors import InvalidArgumentError
+from madpo.errors import InvalidArgumentError, NotFoundError
 from madpo.jobs.base import DatasetReference, ModelReference
 from madpo.types import JobKind
 from madpo_client.align.chain import Chain, Found, make_chain
 from madpo_client.align.recipe import Recipe, read_recipe
-from madpo_client.align.run import planned
+from madpo_client.align.run import find, planned
 from madpo_client.cli.spec_values import read_spec
+from madpo_client.client import Client
 
 RECIPES = Path(__file__).parents[4] / "recipes"
 FOUND = Found(
@@ -141,3 +142,42 @@ def test_a_base_is_fine_tuned_first_where_there_are_completions() -> None:
 def test_what_is_wrong_in_a_recipe_is_named_before_anything_is_asked_for(parts: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidArgumentError, match=said):
         planned(recipe(**parts))
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [
+        [{"method": "madpo", "seeds": [0, 0]}],
+        [{"method": "madpo", "betas": [0.1, 0.10000001]}],
+        [{"method": "madpo", "seeds": [0, 1]}, {"name": "madpo, seed 1"}],
+        [{"name": "start"}],
+        [{"name": "start", "rounds": 2}],
+        [{"name": "reward model"}],
+    ],
+    ids=["a seed twice", "betas that read alike", "a name for another's seed", "start", "start in rounds", "a job"],
+)
+def test_no_two_policies_or_jobs_have_one_name(policies: list[Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match="would be the name of two"):
+        make_chain(recipe(policies=policies), FOUND)
+
+
+def test_a_policy_without_seeds_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="seeds"):
+        recipe(policies=[{"method": "dpo"}, {"method": "madpo", "seeds": []}])
+
+
+class _Stored:
+    """Datasets and models of which none is there."""
+
+    def get(self, given: str) -> Any:
+        raise NotFoundError(f"there is no {given}")
+
+
+class _Nothing:
+    datasets = models = _Stored()
+
+
+@pytest.mark.parametrize("given", [["nowhere"], []], ids=["a name in a list", "an empty list"])
+def test_data_that_is_not_there_is_named_by_its_field(tmp_path: Path, given: list[str]) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"data\.pairs"):
+        find(cast(Client, _Nothing()), recipe(data={"pairs": given}), directory=tmp_path)
