@@ -1,5 +1,6 @@
 """`madpo dataset`."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -115,10 +116,12 @@ def download_dataset(
     context: typer.Context,
     dataset: DatasetArgument,
     file: Annotated[Path, typer.Argument(help="Where to write the rows, as JSON Lines.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write a dataset to a file, which can be uploaded again as the same dataset."""
     with open_client(context) as client:
-        print(client.datasets.download(dataset, file))
+        path = client.datasets.download(dataset, file)
+    print(json.dumps({"file": str(path)}) if as_json else path)
 
 
 app.command("check", cls=CheckCommand)(check_dataset)
