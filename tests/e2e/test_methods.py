@@ -128,6 +128,6 @@ def test_a_method_whose_input_is_missing_is_refused_at_the_door(client: Client, 
     plain = client.datasets.upload(
         [{"prompt": "the plot", "chosen": "is good .", "rejected": "is dull ."}], name="plain"
     )
-    assert "add a column gold" in refused("tpo", plain)["spec.policy_training.dataset"]
+    assert "add a column gold" in refused("tpo", plain)["dataset"]
     margins = refused("madpo", lists, margin={"source": "dataset"})
-    assert "has a margin; give reward_model" in margins["spec.policy_training.margin.source"]
+    assert "has a margin; give reward_model" in margins["margin.source"]

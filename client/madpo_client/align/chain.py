@@ -1,7 +1,8 @@
 """The jobs of a recipe, each with the jobs that it waits for; nothing here asks a gateway.
 
-A job's id is a function of its spec, and so of everything it builds on: the same recipe over the same data makes the
-same jobs, so that a run that was broken off goes on where it was, and a changed recipe does again only what changed.
+A job's id is a function of its spec, defaults included, and so of everything it builds on: the same recipe over the
+same data makes the same jobs, so that a run that was broken off goes on where it was, and a changed recipe does again
+only what changed.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ class Step:
     @property
     def request_id(self) -> str:
         """Of the request that makes it."""
-        text = json.dumps([self.kind.value, self.spec.model_dump(mode="json", exclude_unset=True)], sort_keys=True)
+        text = json.dumps([self.kind.value, self.spec.model_dump(mode="json")], sort_keys=True)
         return f"align-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     @property
@@ -158,9 +159,9 @@ class _Maker:
         for number in range(1, max(1, policy.rounds) + 1):
             of_round = f"{name}, round {number}" if policy.rounds else name
             if policy.rounds:
-                samplings.append(self._sampling(f"{of_round}: pairs", model, seed=seed * 1000 + number))
+                samplings.append(self._sampling(f"{of_round}: pairs", model, seed=(seed * 1000 + number) % 2**31))
                 pairs = {"job_id": samplings[-1].job_id}
-            trainings.append(self._training(of_round, policy.method, params, model, pairs, seed=seed, path=path))
+            trainings.append(self._training(of_round, policy.method, whole, model, pairs, seed=seed, path=path))
             model = trainings[-1].model
             evaluations.append(self._evaluation(of_round, model, baselines=against))
         return Trained(name, policy.method, whole, seed, tuple(trainings), tuple(samplings), tuple(evaluations))
@@ -192,7 +193,7 @@ class _Maker:
 
     def _sampling(self, name: str, model: Mapping[str, Any], *, seed: int) -> Step:
         fresh, found = self._recipe.fresh, self._found
-        parse_rule_params(fresh.pairing.name, fresh.pairing.params, path="fresh.pairing")
+        rule = parse_rule_params(fresh.pairing.name, fresh.pairing.params, path="fresh.pairing")
         spec: dict[str, Any] = {
             "model": model,
             "prompt_dataset": _json(found.fresh_prompts),
@@ -201,6 +202,7 @@ class _Maker:
         }
         for ours in ("prompts", "labelled_pairs"):
             spec.pop(ours, None)
+        spec["pairing"] = {"name": fresh.pairing.name, "params": rule.model_dump(mode="json")}
         spec["sampling"] = fresh.sampling.model_dump(mode="json") | {"seed": seed}
         if fresh.labelled_pairs:
             spec |= {"mixed_dataset": _json(found.pairs), "mixed_pairs": fresh.labelled_pairs}

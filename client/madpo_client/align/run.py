@@ -218,13 +218,14 @@ def _text(prompt: Any) -> str:
 
 
 def _cost(chain: Chain, handles: Mapping[str, JobHandle], measured: Sequence[Measured]) -> Cost:
-    jobs = [handle.job for handle in handles.values()]
-    samplings = [_result(handles[step.name]).summary for policy in chain.policies for step in policy.samplings]
+    by_id = {handle.id: handle for handle in handles.values()}  # of equal policies one job
+    sampled = {handles[step.name].id for policy in chain.policies for step in policy.samplings}
+    samplings = [_result(by_id[job_id]).summary for job_id in sampled]
     evaluated = {each.evaluation_job_id: each.response_tokens.mean for each in measured}
-    responses = {handle.id: handle.report() for handle in handles.values() if handle.id in evaluated}
+    responses = {job_id: by_id[job_id].report() for job_id in evaluated}
     return Cost(
-        job_seconds=sum((job.finish_time or 0.0) - (job.start_time or 0.0) for job in jobs),
-        training_seconds=sum(_result(handle).summary.get("train_seconds", 0.0) for handle in handles.values()),
+        job_seconds=sum((each.job.finish_time or 0.0) - (each.job.start_time or 0.0) for each in by_id.values()),
+        training_seconds=sum(_result(each).summary.get("train_seconds", 0.0) for each in by_id.values()),
         sampled_tokens=round(
             sum(each["responses"] * each["response_tokens"] for each in samplings)
             + sum(report.prompts * report.samples_per_prompt * evaluated[job] for job, report in responses.items())

@@ -157,7 +157,7 @@ def doubts(name: str, steps: Sequence[Measured]) -> list[str]:
             )
         if after.kl is not None and after.kl.mean > FAR_NATS:
             found.append(
-                f"{where} it is {after.kl.mean:.3g} nats from its reference: the reward model has hardly seen such "
+                f"{where} it is {after.kl.mean:.3g} nats from the start: the reward model has hardly seen such "
                 "responses; raise beta or train less"
             )
     return found

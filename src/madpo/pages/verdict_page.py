@@ -27,7 +27,8 @@ def render_verdict(verdict: Verdict) -> str:
             f"<h1>{escape(verdict.name)}</h1>",
             f'<section id="verdict">{"".join(map(_line, verdict.sentences))}</section>',
             f'<p class="soft">Rewards are logits of the reward model {escape(verdict.reward_model)}: higher is '
-            "better for it, not always for people. Intervals are 95 %, bootstrapped over prompts.</p>",
+            "better for it, not always for people. Intervals are 95 %, bootstrapped over prompts; each "
+            "stands alone, so that of many policies some look ahead by chance.</p>",
             _warnings(verdict.warnings),
             _table(verdict),
             _plots(verdict),

@@ -84,7 +84,7 @@ def test_the_best_is_named_first_with_what_it_is_compared_to() -> None:
         (measured(reward=2.0), []),
         (measured(reward=2.0, finished=0.7), ["finished responses fell from 90% to 70%"]),
         (measured(reward=2.0, accuracy=accuracy(0.6)), ["fell from 70.0% to 60.0%"]),
-        (measured(reward=2.0, kl=30.0), ["30 nats from its reference"]),
+        (measured(reward=2.0, kl=30.0), ["30 nats from the start"]),
         (measured(reward=0.9, finished=0.6, accuracy=accuracy(0.5), kl=30.0), []),
         (measured(reward=0.9, finished=0.2), ["80% of its responses are cut off"]),
     ],

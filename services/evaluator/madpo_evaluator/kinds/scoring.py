@@ -2,6 +2,7 @@
 
 import json
 import logging
+from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -82,7 +83,7 @@ class ScoringRun:
         self._inputs, self._run = inputs, inputs.run
         self._spec = validate(ScoringSpec, inputs.run.job.spec, path=_PATH)
         self._truncated = self._rows = self._all_alike = 0
-        self._margins: list[float] = []
+        self._margins = array("d")
 
     def execute(self) -> JobResult:
         """Score and store; returns the figures and the dataset."""

@@ -83,7 +83,7 @@ def test_a_round_samples_from_the_policy_before_it_and_trains_on_its_own_pairs()
     assert (first["sampling"]["seed"], second["sampling"]["seed"]) == (4001, 4002)
     assert first["mixed_pairs"] == 7
     assert first["mixed_dataset"] == {"dataset_id": FOUND.pairs.dataset_id}
-    assert first["pairing"] == {"name": "random_pair"}
+    assert first["pairing"] == {"name": "random_pair", "params": {"pairs": 1}}
     last = said[policy.trainings[1].name]
     assert last["model"] == {"job_id": policy.trainings[0].job_id}
     assert last["dataset"] == {"job_id": policy.samplings[1].job_id}
