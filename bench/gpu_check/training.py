@@ -218,16 +218,17 @@ def _weights(setting: Setting, task: Task, rows: list[PolicyRow], *, split: bool
 
 def _keep_checkpoint(loop: TrainingLoop, directory: Path) -> None:
     """Have the loop leave its first checkpoint here, and stop."""
-    publish: Callable[..., None] = loop._publish
+    uploads = loop._uploads
+    begin: Callable[..., None] = uploads.begin
 
-    def keep(written: Path, others: Any) -> None:
+    def keep(step: int, written: Path, **options: Any) -> None:
         if not directory.exists():
             shutil.copytree(written, directory)
             torch.save(loop._objective.model.state_dict(), directory / "weights.pt")
             save_state(directory, state=loop.state, metrics=loop.metrics)
-        publish(written, others)
+        begin(step, written, **options)
 
-    loop._publish = keep  # type: ignore[method-assign]
+    uploads.begin = keep  # type: ignore[method-assign]
 
 
 def trl(setting: Setting) -> Figures:
