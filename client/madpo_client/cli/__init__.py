@@ -60,8 +60,8 @@ app.add_typer(doctor.app)
 
 def main() -> None:
     """Entry point: errors of ours become one line on standard error and exit code 1, 2 for a missing package."""
-    # Before gRPC is imported: what it says itself, of a handshake or of its own end, would stand around that line.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Before gRPC is imported: its own account of a failed handshake would stand around that line.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         app()
     except MadpoError as error:
