@@ -381,17 +381,15 @@ def test_an_artifact_that_is_not_there_is_named(job: JobHandle) -> None:
 
 
 def test_an_interrupted_command_exits_with_130_and_leaves_the_job(stack: EmbeddedStack, job: JobHandle) -> None:
-    command = [sys.executable, "-m", "madpo_client.cli", "job", "watch", job.id, "--json"]
-    environment = {**os.environ, "MADPO_HOME": str(stack.home)}
-    watching = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # As at a terminal: a suite that runs in the background inherits an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    # As at a terminal: a suite that runs in the background inherits an ignored SIGINT. Set there and not by a function
+    # before the program is loaded, for which this process would be forked, gRPC's threads and all.
+    watch = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from madpo_client.cli import main; main()"
     )
+    command = [sys.executable, "-c", watch, "job", "watch", job.id, "--json"]
+    environment = {**os.environ, "MADPO_HOME": str(stack.home)}
+    watching = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert watching.stdout is not None
     assert json.loads(watching.stdout.readline())["kind"] == "StateChange"
     watching.send_signal(signal.SIGINT)
