@@ -1,14 +1,16 @@
 """Building of models within what their files can fill, whatever their configurations say.
 
-A model is built by the numbers of its configuration before any weight is read, first on the meta device, where a tensor
-takes no memory; there are numbers that no list of names knows. What is built is counted tensor by tensor.
+A model is built by the numbers of its configuration before any weight is read; there are numbers that no list of names
+knows. So it is built without memory first (on the meta device), and what is built is counted tensor by tensor.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -21,6 +23,21 @@ _NUMBERS_OF_STORED = 8
 _SMALL_TENSORS = 1 << 16
 _TENSORS_OF_STORED = 64
 """Each weight is made, filled and looked at several times."""
+
+
+def bounded_class(auto_class: Any, config: Any, directory: Path) -> Any:
+    """The class of the model that a configuration describes, once it is known to fit the weights beside it.
+
+    Args:
+        auto_class: Of the automatic classes of transformers.
+        config: The model's configuration.
+        directory: Of the model.
+
+    Raises:
+        InvalidArgumentError: It takes far more numbers or tensors than the files hold.
+    """
+    with BoundedBuilding(directory), torch.device("meta"):
+        return type(auto_class.from_config(deepcopy(config)))
 
 
 class BoundedBuilding(TorchFunctionMode):

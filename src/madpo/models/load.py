@@ -16,7 +16,7 @@ from madpo.model_files.configs import check_config, label_count, read_config
 from madpo.model_files.own_code import AUTO_MAP
 from madpo.model_files.sizes import check_sizes
 from madpo.models.adapter_layers import name_layers
-from madpo.models.bounded_building import BoundedBuilding
+from madpo.models.bounded_building import bounded_class
 from madpo.models.memory import is_out_of_memory
 from madpo.models.padding import closing_ids, padding_id
 from madpo.models.parts import Divide, load_parts
@@ -117,9 +117,9 @@ def _load(
         config._attn_implementation = None
         files = {"pretrained_model_name_or_path": directory, "use_safetensors": True, "output_loading_info": True}
         files |= {"dtype": dtype, "ignore_mismatched_sizes": True, **_LOCAL}  # refused below, by name
-        with BoundedBuilding(directory):
-            found = None if divide is None else load_parts(auto_class, config=config, divide=divide, **files)
-            model, info = found or auto_class.from_pretrained(config=config, **files)
+        model_class = bounded_class(auto_class, config, directory)
+        found = None if divide is None else load_parts(model_class, config=config, divide=divide, **files)
+        model, info = found or auto_class.from_pretrained(config=config, **files)
     except Exception as error:  # whatever the files made of the libraries
         if is_out_of_memory(error):
             raise  # says more of the machine than of the model

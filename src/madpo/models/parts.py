@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -24,12 +23,12 @@ Divide = Callable[[nn.Module], None]
 
 
 def load_parts(
-    auto_class: Any, *, config: Any, divide: Divide, **options: Any
+    model_class: Any, *, config: Any, divide: Divide, **options: Any
 ) -> "tuple[PreTrainedModel, dict[str, Any]] | None":
-    """What `from_pretrained` of an automatic class gives, with DTensors for parameters; all ranks must call.
+    """What `from_pretrained` of a model's class gives, with DTensors for parameters; all ranks must call.
 
     Args:
-        auto_class: Of the automatic classes of transformers.
+        model_class: Of transformers.
         config: The model's configuration.
         divide: Chooses what is divided.
         options: For `from_pretrained`; with the directory, and asking for the loading info.
@@ -38,8 +37,6 @@ def load_parts(
         The model and the loading info. None, and the reason is logged, where the files cannot be read so.
     """
     try:
-        with torch.device("meta"):
-            model_class = type(auto_class.from_config(config))
         model, info = _divided(model_class, divide).from_pretrained(config=config, **options)
         model.__class__ = model_class
         reason = _refusal(model)
