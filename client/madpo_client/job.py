@@ -96,6 +96,11 @@ class JobHandle:
                 return
             time.sleep(_REVISIT_S)
 
+    def events(self, cursor: str = "") -> list[JobEvent]:
+        """What has happened so far, after the cursor; of a long job the oldest are gone."""
+        events = self._session.gateway.watch_job(self.id, cursor=cursor, past_only=True)
+        return list(self._session.iterate(events))
+
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Job:
         """Wait until the job has succeeded.
 

@@ -42,6 +42,7 @@ class Jobs(AskedJobs):
         name: str = "",
         depends_on: Sequence[JobHandle | str] = (),
         request_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> JobHandle:
         """Create a job from the JSON form of its spec; what is None or not given takes its default.
 
@@ -54,6 +55,8 @@ class Jobs(AskedJobs):
             depends_on: More jobs that must succeed first.
             request_id: Letters, digits, `_` and `-`, at most 128: asking again under it gives the job that it made. By
                 default a new one.
+            metadata: Notes of your own, which come back with the job: at most 16, of names of 64 and values of 512
+                characters.
 
         Raises:
             InvalidArgumentError: With one violation per wrong field, or there is no such kind.
@@ -68,6 +71,7 @@ class Jobs(AskedJobs):
                 request_id=request_id or uuid.uuid4().hex,
                 display_name=name,
                 depends_on=[self._references.job_id(job) for job in depends_on],
+                metadata=metadata,
             )
             return JobHandle(self._session, self._session.run(call))
 

@@ -5,7 +5,7 @@ Every implementation of a port passes one contract suite under `tests/contract`.
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -115,6 +115,7 @@ class JobRequest:
     max_attempts: int = 3
     submitted_by: str = ""
     """Name of the caller; no part of what makes two requests the same."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,8 +369,8 @@ class JobQueue(Protocol):
         """Changes with every start of the server, which may have lost its last changes."""
         ...
 
-    def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:
-        """Events after the cursor, then live ones; ends after the terminal state change."""
+    def watch(self, job_id: str, *, cursor: str = "", past_only: bool = False) -> AsyncIterator[JobEvent]:
+        """Events after the cursor, then live ones unless `past_only`; ends after the terminal state change."""
         ...
 
 

@@ -2,15 +2,12 @@
 
 import asyncio
 from collections import deque
-from contextlib import aclosing
 
 from madpo.errors import NotFoundError
 from madpo.ports import JobQueue, ObjectStore
 from madpo.storage.logs import read_log
 from madpo.types import Job, JobState, LogLine, StateChange
 
-_SILENCE_S = 1.0
-"""A stream that says nothing for so long has said all it has for now; longer than a round trip to the queue."""
 _LINES = 10_000
 
 
@@ -36,16 +33,11 @@ async def _said_so_far(job: Job, attempt: int, queue: JobQueue) -> tuple[deque[s
     """The log lines among the events of an attempt, and the cursor of the last event."""
     lines: deque[str] = deque(maxlen=_LINES)
     at, cursor = 0, ""
-    async with aclosing(queue.watch(job.job_id)) as events:  # type: ignore[type-var]
-        try:
-            while True:
-                async with asyncio.timeout(_SILENCE_S):
-                    event = await anext(events)
-                cursor = event.cursor
-                match event.event:
-                    case StateChange(JobState.RUNNING, number):
-                        at = number
-                    case LogLine(line) if at == attempt:
-                        lines.append(line)
-        except (TimeoutError, StopAsyncIteration):
-            return lines, cursor
+    async for event in queue.watch(job.job_id, past_only=True):
+        cursor = event.cursor
+        match event.event:
+            case StateChange(JobState.RUNNING, number):
+                at = number
+            case LogLine(line) if at == attempt:
+                lines.append(line)
+    return lines, cursor

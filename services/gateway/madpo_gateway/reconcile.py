@@ -200,6 +200,7 @@ async def _restore(job: Job, outcome: JobOutcome | None, resumes: int, *, store:
         display_name=job.display_name,
         depends_on=job.depends_on,
         submitted_by=job.submitted_by,
+        metadata=job.metadata,
     )
     return await queue.restore(
         request,

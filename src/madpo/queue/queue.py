@@ -240,12 +240,12 @@ class RedisJobQueue:
         _, *announcements = await self._run("announced", queue)
         return tuple(frozenset(json.loads(names)) for names in announcements)
 
-    def watch(self, job_id: str, *, cursor: str = "") -> AsyncIterator[JobEvent]:
+    def watch(self, job_id: str, *, cursor: str = "", past_only: bool = False) -> AsyncIterator[JobEvent]:
         """See `JobQueue.watch`. Events older than the stream keeps are gone; the terminal change always comes.
 
         Raises NotFoundError, and InvalidArgumentError for a cursor that is not of this queue.
         """
-        return self._watches.watch(job_id, cursor=cursor)
+        return self._watches.watch(job_id, cursor=cursor, past_only=past_only)
 
     # ---- workers
 

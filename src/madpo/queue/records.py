@@ -100,6 +100,7 @@ def _job(fields: Mapping[str, str]) -> Job:
         progress=_EVENTS["progress"].validate_python(json.loads(progress)) if progress else None,
         resumes=int(fields.get("resumes", 0)),
         submitted_by=fields.get("submitted_by", ""),
+        metadata=json.loads(fields.get("metadata", "{}")),
     )
 
 
@@ -120,6 +121,7 @@ def request_record(request: JobRequest, job_id: str) -> dict[str, Any]:
         "depends_on_json": json.dumps(depends_on),
         "max_attempts": request.max_attempts,
         "submitted_by": request.submitted_by,
+        "metadata_json": json.dumps(dict(request.metadata)),
         "needs_json": json.dumps(sorted(set(KINDS[request.kind].needed_abilities(request.spec)))),
         "attempt": 0,
         "resumes": 0,

@@ -55,7 +55,7 @@ class Watches:
         self._looking = asyncio.Semaphore(_LOOKING_AT_ONCE)
         self._feeds = _Feeds(self._read)
 
-    async def watch(self, job_id: str, *, cursor: str) -> AsyncIterator[JobEvent]:
+    async def watch(self, job_id: str, *, cursor: str, past_only: bool) -> AsyncIterator[JobEvent]:
         """See `JobQueue.watch`."""
         position = parse_cursor(cursor)
         while True:
@@ -73,6 +73,8 @@ class Watches:
             elif JobState(fields["state"]).is_terminal:
                 if parse_cursor(fields["final_cursor"]) > position:
                     yield final_event(job_from_hash(fields), cursor=fields["final_cursor"])
+                return
+            elif past_only:
                 return
             else:
                 with self._feeds.joined(job_id, position) as feed:

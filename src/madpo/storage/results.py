@@ -76,6 +76,7 @@ def _spec(job: Job) -> dict[str, Any]:
         "depends_on": list(job.depends_on),
         "create_time": job.create_time,
         "submitted_by": job.submitted_by,
+        **({"metadata": dict(job.metadata)} if job.metadata else {}),
     }
 
 
@@ -114,6 +115,7 @@ def _job(body: Mapping[str, Any]) -> Job:
         depends_on=tuple(body["depends_on"]),
         create_time=body["create_time"],
         submitted_by=body.get("submitted_by", ""),
+        metadata=body.get("metadata", {}),
     )
 
 

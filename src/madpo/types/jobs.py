@@ -90,6 +90,8 @@ class Job:
     """How often it was taken up again after it had failed or was cancelled."""
     submitted_by: str = ""
     """Name of the caller that asked for it; "" of jobs from before callers had names."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Notes of the caller's own, which nothing here reads."""
 
 
 @dataclass(frozen=True, slots=True)

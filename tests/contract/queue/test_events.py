@@ -44,6 +44,19 @@ async def test_a_watch_resumes_after_any_cursor_without_gap_or_repeat(queue: Red
         assert await events(queue, job.job_id, cursor=event.cursor) == whole[position + 1 :]
 
 
+async def test_what_is_past_is_given_while_the_job_goes_on(queue: RedisJobQueue) -> None:
+    job = await queue.create(request("r"))
+    claimed = await claim(queue)
+    await queue.publish(claimed, [LogLine(str(i)) for i in range(20)])
+
+    past = [event async for event in queue.watch(job.job_id, past_only=True)]
+
+    assert [event.event for event in past[2:]] == [LogLine(str(i)) for i in range(20)]
+    assert [event async for event in queue.watch(job.job_id, cursor=past[-1].cursor, past_only=True)] == []
+    await queue.succeed(claimed, JobResult())
+    assert len([event async for event in queue.watch(job.job_id, past_only=True)]) == len(past) + 1
+
+
 @pytest.mark.promise("J7")
 async def test_a_live_watch_broken_off_again_and_again_misses_nothing(queue: RedisJobQueue) -> None:
     job = await queue.create(request("r"))

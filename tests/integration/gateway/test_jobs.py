@@ -73,6 +73,24 @@ async def test_jobs_are_created_and_wait_for_what_they_use(gateway: Gateway) -> 
     assert got.job == policy
 
 
+async def test_notes_of_the_caller_come_back_with_the_job_and_outlive_the_queue(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+    spec = {"supervised_training": {"model": {"model_id": ids.policy}, "dataset": ref(ids.completions)}}
+    notes = {"ticket": "é-17", "team": ""}
+
+    job = await gateway.create(spec, "noted", metadata=notes)
+
+    assert dict(job.metadata) == notes
+    assert read_spec(gateway.store, job.job_id).metadata == notes
+    for wrong, said in (
+        ({str(number): "" for number in range(17)}, "at most 16 entries, got 17"),
+        ({"": "x"}, "names of 1 to 64"),
+        ({"x": "y" * 513}, "values of at most 512"),
+    ):
+        refused = await refusal(gateway.create(spec, "refused", metadata=wrong))
+        assert (refused.code, said in refused.message) == ("INVALID_ARGUMENT", True)
+
+
 async def test_rules_for_scales_are_kept_in_the_job_and_a_calibration_waits_for_its_reward_model(
     gateway: Gateway,
 ) -> None:

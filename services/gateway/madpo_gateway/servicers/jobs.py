@@ -45,7 +45,7 @@ from madpo_gateway.job_log import job_log
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.names import default_name
 from madpo_gateway.reconcile import record_outcome, restore_job
-from madpo_gateway.requests import page_size, require_display_name, require_match
+from madpo_gateway.requests import page_size, require_display_name, require_match, require_metadata
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import stream_chunks
 
@@ -87,6 +87,7 @@ class JobServicer(JobServiceServicer):
             display_name=request.display_name or await default_name(spec, self._shelves),
             depends_on=all_dependencies(spec, request.depends_on),
             submitted_by=current_caller().name,
+            metadata=require_metadata(request.metadata),
         )
         is_new = not await self._is_known(job_id_of(wanted.request_id))
         if is_new:
@@ -146,9 +147,10 @@ class JobServicer(JobServiceServicer):
         return pb.DeleteJobResponse()
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:  # noqa: N802
-        """Events behind the cursor, then live ones, until the job is over."""
+        """Events behind the cursor, then live ones, until the job is over; or those there are now."""
         with self._admitted():
-            async for event in self._queue.watch(_job_id(request.job_id), cursor=request.cursor):
+            job_id = _job_id(request.job_id)
+            async for event in self._queue.watch(job_id, cursor=request.cursor, past_only=request.past_only):
                 yield pb.WatchJobResponse(event=convert.event_to_proto(event))
 
     async def ListArtifacts(self, request: pb.ListArtifactsRequest, context: Any) -> pb.ListArtifactsResponse:  # noqa: N802
@@ -258,6 +260,7 @@ class JobServicer(JobServiceServicer):
             depends_on=request.depends_on,
             create_time=time.time(),
             submitted_by=request.submitted_by,
+            metadata=request.metadata,
         )
         # Sent twice at once: the queue then compares the two and keeps one.
         with suppress(AlreadyExistsError):

@@ -200,7 +200,7 @@ local function insert(request, waiting)
     'queue', request.queue, 'spec', request.spec, 'digest', request.digest, 'display_name', request.display_name,
     'depends_on', request.depends_on_json, 'waiting_for', #waiting, 'attempt', request.attempt, 'crashes', 0,
     'max_attempts', request.max_attempts, 'create_time', create_time, 'order', order, 'resumes', request.resumes,
-    'submitted_by', request.submitted_by, 'needs', request.needs_json, 'format', request.format)
+    'submitted_by', request.submitted_by, 'metadata', request.metadata_json, 'needs', request.needs_json, 'format', request.format)
   redis.call('HDEL', reserved, id)
   redis.call('ZADD', jobs, order, id)
   wait_or_start(id, waiting, '')

@@ -154,6 +154,7 @@ def job_to_proto(job: types.Job) -> jobs.Job:
         cancel_requested=job.cancel_requested,
         resumes=job.resumes,
         submitted_by=job.submitted_by,
+        metadata=job.metadata,
     )
     if job.progress is not None:
         message.progress.CopyFrom(progress_to_proto(job.progress))
@@ -191,6 +192,7 @@ def job_from_proto(job: jobs.Job) -> types.Job:
         progress=progress_from_proto(job.progress) if job.HasField("progress") else None,
         resumes=job.resumes,
         submitted_by=job.submitted_by,
+        metadata=dict(job.metadata),
     )
 
 

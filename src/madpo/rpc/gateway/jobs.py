@@ -50,6 +50,7 @@ class JobCalls(GatewayCalls):
         request_id: str,
         display_name: str = "",
         depends_on: Sequence[str] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> types.Job:
         """Create a job; tried again under the same `request_id` while the gateway cannot be reached.
 
@@ -64,6 +65,7 @@ class JobCalls(GatewayCalls):
             spec=convert.spec_to_proto(kind, spec),
             display_name=display_name,
             depends_on=depends_on,
+            metadata=metadata,
         )
         failure: UnavailableError | None = None
         for delay_s in _CREATE_DELAYS_S:
@@ -100,10 +102,12 @@ class JobCalls(GatewayCalls):
         """Remove a job that is over, and what it left. Raises NotFoundError, FailedPreconditionError."""
         await self.call(self._jobs.DeleteJob, jobs.DeleteJobRequest(job_id=job_id), timeout_s=self.commit_timeout_s)
 
-    async def watch_job(self, job_id: str, *, cursor: str = "") -> AsyncGenerator[types.JobEvent]:
+    async def watch_job(
+        self, job_id: str, *, cursor: str = "", past_only: bool = False
+    ) -> AsyncGenerator[types.JobEvent]:
         """Events after the cursor, then live ones; goes on at its place when the connection is lost.
 
-        Ends once the job is over.
+        Ends once the job is over; with `past_only`, with the newest event there is.
 
         Raises:
             NotFoundError: No such job.
@@ -113,7 +117,7 @@ class JobCalls(GatewayCalls):
         clock = asyncio.get_running_loop().time
         lost_at: float | None = None
         while True:
-            request = jobs.WatchJobRequest(job_id=job_id, cursor=cursor)
+            request = jobs.WatchJobRequest(job_id=job_id, cursor=cursor, past_only=past_only)
             stream = self._jobs.WatchJob(request, metadata=self.metadata, timeout=_WATCH_STREAM_S)
             try:
                 with self.domain_errors():
