@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from madpo.errors import InvalidArgumentError
+from madpo.expressions import matching
 from madpo.jobs.training import ALL_LINEAR, is_pattern
 from madpo.spelling import did_you_mean
 
@@ -14,13 +15,6 @@ _LANGUAGE_MODEL = re.compile(r"(^|\.)language_model\.")
 _HEADS = ("lm_head.weight", "score.weight")
 _STATE_SPACE = (".A_log", ".D")
 """What the parameters of a state-space mixer (Mamba) are called, and those of nothing else."""
-
-
-def is_named(layer: str, name: str) -> bool:
-    """Whether a name of `target_modules` means a layer, as in peft: its name, its end from a dot on, or a pattern."""
-    if is_pattern(name):
-        return re.fullmatch(name, layer) is not None
-    return layer == name or layer.endswith(f".{name}")
 
 
 def layers_of_tensors(shapes: Mapping[str, Sequence[int]]) -> set[str]:
@@ -53,8 +47,8 @@ def read_by_kernels(layers: Iterable[str], parameters: Iterable[str]) -> set[str
     return {layer for layer, parent, last in parts if parent in mixers and not last.startswith("in_proj")}
 
 
-def require_layers(names: Sequence[str], layers: Iterable[str], *, field: str) -> None:
-    """Refuse names that no layer has, of those that may get an adapter.
+def require_layers(names: Sequence[str], layers: Iterable[str], *, field: str) -> frozenset[str]:
+    """The layers that names mean, of those that may get an adapter; each name must mean one.
 
     Args:
         names: Of `target_modules` or `exclude_modules`.
@@ -62,16 +56,30 @@ def require_layers(names: Sequence[str], layers: Iterable[str], *, field: str) -
         field: Of the spec, for the error.
 
     Raises:
-        InvalidArgumentError: Names those that are not there, and those that are.
+        InvalidArgumentError: Names those that are not there, and those that are; or see `matching`.
     """
     known = list(layers)
-    absent = [name for name in names if name != ALL_LINEAR and not any(is_named(layer, name) for layer in known)]
+    try:
+        meant = _meant([name for name in dict.fromkeys(names) if name != ALL_LINEAR], known)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError.in_field(field, str(error)) from error
+    absent = [name for name, found in meant.items() if not found]
     if not absent:
-        return
+        return frozenset().union(*meant.values())
     there = sorted({layer.rpartition(".")[2] for layer in known} - {""})
-    meant = did_you_mean(absent[0], there)
+    suggestion = did_you_mean(absent[0], there)
     raise InvalidArgumentError.in_field(
         field,
-        f"the model has no layer {', '.join(absent)} that an adapter can go on{meant or ';'} it has "
+        f"the model has no layer {', '.join(absent)} that an adapter can go on{suggestion or ';'} it has "
         f"{', '.join(there)} ({ALL_LINEAR} takes every linear one but the head)",
     )
+
+
+def _meant(names: Sequence[str], layers: Sequence[str]) -> dict[str, frozenset[str]]:
+    """By name the layers that it means, as in peft: by its name, by its end from a dot on, or by a pattern."""
+    patterns = [name for name in names if is_pattern(name)]
+    found = dict(zip(patterns, matching(patterns, layers), strict=True))
+    for name in names:
+        if name not in found:
+            found[name] = [layer for layer in layers if layer == name or layer.endswith(f".{name}")]
+    return {name: frozenset(found[name]) for name in names}

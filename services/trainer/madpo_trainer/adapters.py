@@ -8,7 +8,7 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from madpo.adapter_targets import is_named, read_by_kernels, require_layers
+from madpo.adapter_targets import read_by_kernels, require_layers
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.training import ALL_LINEAR, LoraParameters
 from madpo.models.text_part import outside_text
@@ -24,7 +24,8 @@ def with_adapters(model: Any, lora: LoraParameters, task: TaskType) -> Any:
     """A model whose layers have new adapters, drawn from torch's generator; only they, and a reward head, are trained.
 
     Raises:
-        InvalidArgumentError: A layer that is named is not there, or can get no adapter; names those that can.
+        InvalidArgumentError: A layer that is named is not there, or can get no adapter; names those that can. Or an
+            expression for names takes for ever.
     """
     config = LoraConfig(
         r=lora.rank,
@@ -53,15 +54,15 @@ def target_layers(model: Any, lora: LoraParameters) -> list[str]:
     """
     every = linear_layers(model) | _embeddings(model)
     candidates = every - _outside_text(model) - read_by_kernels(every, dict(model.named_parameters()))
-    require_layers(lora.target_modules, sorted(candidates), field=f"{_FIELD}.target_modules")
-    require_layers(lora.exclude_modules, sorted(candidates), field=f"{_FIELD}.exclude_modules")
+    named = require_layers(lora.target_modules, sorted(candidates), field=f"{_FIELD}.target_modules")
+    excluded = require_layers(lora.exclude_modules, sorted(candidates), field=f"{_FIELD}.exclude_modules")
     of_experts = _names_of_experts(model, {_leaf(layer) for layer in candidates})
     if lora.target_modules == (ALL_LINEAR,):
         chosen = (linear_layers(model) & candidates) - _special(model)
         chosen = {layer for layer in chosen if _leaf(layer) not in of_experts}
     else:
-        chosen = {layer for layer in candidates if any(is_named(layer, name) for name in lora.target_modules)}
-    chosen = {layer for layer in chosen if not any(is_named(layer, name) for name in lora.exclude_modules)}
+        chosen = set(named)
+    chosen -= excluded
     if not chosen:
         raise InvalidArgumentError.in_field(_FIELD, "no layer is left to train: exclude_modules takes all of them")
     leaves = {_leaf(layer) for layer in chosen}

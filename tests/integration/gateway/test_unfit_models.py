@@ -1,8 +1,12 @@
 """Jobs whose model cannot do what they ask of it: known from its files, and refused by field."""
 
+import asyncio
 import json
 from typing import Any
 
+import pytest
+
+from madpo_gateway.checks import adapter_layers
 from tests.integration.gateway.messages import model_parts, ref, safetensors, tensors
 from tests.integration.gateway.service import POLICY_CONFIG, Gateway, Material, make_material, refusal
 
@@ -214,6 +218,39 @@ async def test_no_adapter_is_asked_for_on_layers_that_the_weights_do_not_have(ga
         in head.message
     )
     assert "it has embed_tokens, lm_head, o_proj, qkv_proj" in said
+
+
+async def test_an_expression_of_layers_without_end_is_refused_and_keeps_nobody_waiting(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await make_material(gateway)
+    weights = tensors(
+        {
+            "model.embed_tokens.weight": (4, 2),
+            "model.layers.0.self_attn.q_proj.weight": (2, 2),
+            "lm_head.weight": (4, 2),
+        }
+    )
+    files = {"config.json": json.dumps(POLICY_CONFIG).encode(), "model.safetensors": weights, "tokenizer.json": b"{}"}
+    model = {"model_id": (await gateway.ask(gateway.models.UploadModel, model_parts(files))).model.model_id}
+
+    def spec(**lora: list[str]) -> dict[str, Any]:
+        training = {"lora": {"rank": 2, **lora}}
+        return {"supervised_training": {"model": model, "dataset": ref(ids.completions), "training": training}}
+
+    fields = ("target_modules", "exclude_modules")
+    for field in fields:
+        await gateway.create(spec(**{field: [r".*(q|v)_proj"]}), f"fine-{field}")
+    monkeypatch.setattr(adapter_layers, "_MATCHED_WITHIN_S", 1.0)
+    asked = [
+        asyncio.create_task(refusal(gateway.create(spec(**{field: ["(([a-z_.0-9]+)+)+!"]}), field)))
+        for field in fields * 4
+    ]
+    await gateway.create(spec(target_modules=["q_proj"]), "beside-them")
+    for field, refused in zip(fields * 4, await asyncio.gather(*asked), strict=True):
+        ((place, said),) = refused.violations.items()
+        assert place == f"spec.supervised_training.training.lora.{field}"
+        assert "came to nothing in 1 s: give names of layers" in said
 
 
 async def test_a_reference_has_the_tokens_of_the_policy(gateway: Gateway) -> None:

@@ -8,6 +8,7 @@ import transformers
 from peft import TaskType
 from pydantic import ValidationError
 
+from madpo import expressions
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.training import LoraParameters
 from madpo_trainer.adapters import target_layers, with_adapters
@@ -205,6 +206,17 @@ def test_patterns_are_of_whole_names():
         target_layers(causal_lm("llama"), LoraParameters(target_modules="(q|v)_proj"))
     with pytest.raises(ValidationError, match="is no regular expression: missing"):
         LoraParameters(target_modules="(q_proj")
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
+def test_a_pattern_without_end_is_given_up_and_named(field: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(expressions, "_WITHIN_S", 1.0)
+    lora = LoraParameters.model_validate({field: ("(([a-z_.0-9]+)+)+!",)})
+
+    with pytest.raises(InvalidArgumentError, match="came to nothing in 1 s") as caught:
+        target_layers(causal_lm("llama"), lora)
+
+    assert caught.value.violations[0].field == f"training.lora.{field}"
 
 
 def test_all_linear_may_be_written_as_text_and_stands_alone():

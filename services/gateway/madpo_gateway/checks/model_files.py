@@ -8,23 +8,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from madpo.adapter_targets import layers_of_tensors, require_layers
 from madpo.data.tokenizer import NO_FAST_FORM, READ_AS_THEY_ARE
-from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError
+from madpo.errors import CorruptObjectError, NotFoundError
 from madpo.jobs.base import ModelReference, NeedsModel, Spec, references
 from madpo.jobs.registry import kind_of
-from madpo.jobs.training import LoraParameters, is_pattern
 from madpo.model_files.chat_templates import renders, template_names
 from madpo.model_files.end_of_text import lacks_end_token
 from madpo.types import Dataset, Model
+from madpo_gateway.checks.adapter_layers import unfit_layers
 from madpo_gateway.checks.origin import origin_model
 from madpo_gateway.checks.references import Shelves
 
 _TOKENIZER = re.compile(r"tokenizer[^/]*|vocab[^/]*|[^/]+\.(model|spm)")
 _NO_END = "a tokenizer without an EOS token"
 _NAME_END = 'name one of its tokens as "eos_token" in tokenizer_config.json and upload it again, or give messages'
-_HEADS = {"causal_lm": frozenset({"lm_head", "embed_out"}), "reward": frozenset({"score", "classifier"})}
-"""By kind of model, layers that may have no tensors of their own: tied to the embeddings, or made by the training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ async def unfit_models(spec: Spec, *, datasets: dict[str, Dataset], shelves: She
     lora = getattr(training, "lora", None)
     if lora is not None and "model" in found:
         kind = kind_of(spec).leaves_model or "causal_lm"
-        for name, problem in await asyncio.to_thread(_absent_layers, lora, found["model"], kind, shelves):
+        async for name, problem in unfit_layers(lora, found["model"], kind=kind, shelves=shelves):
             yield name, problem
 
 
@@ -131,24 +128,3 @@ def _unrendered(chats: Sequence[_Chat], names: frozenset[str]) -> str:
                 "give rows of text, or a model whose tokenizer was saved with a template"
             )
     return ""
-
-
-def _absent_layers(lora: LoraParameters, model: Model, kind: str, shelves: Shelves) -> list[tuple[str, str]]:
-    """Names of layers that are not there, or can carry no adapter: the spec's field, and which may be named."""
-    tensors = shelves.models.tensors(model.base_model_id or model.model_id)
-    layers = layers_of_tensors({name: tensor.shape for name, tensor in tensors.items()})
-    if kind == "reward":  # which has a head of its own instead
-        layers = {layer for layer in layers if layer.rpartition(".")[2] not in _HEADS["causal_lm"]}
-    problems: list[tuple[str, str]] = []
-    for field in ("target_modules", "exclude_modules"):
-        # Paths of layers in memory may differ from those in the files; their last names do not.
-        names = [
-            last
-            for name in getattr(lora, field)
-            if (last := name.rpartition(".")[2]) not in _HEADS[kind] and not is_pattern(name)
-        ]
-        try:
-            require_layers(names, layers, field=f"training.lora.{field}")
-        except InvalidArgumentError as error:
-            problems += [(violation.field, violation.description) for violation in error.violations]
-    return problems
