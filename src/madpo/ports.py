@@ -271,14 +271,14 @@ class JobQueue(Protocol):
         ...
 
     async def retire(self, job_id: str) -> Job:
-        """Take a job that is over out of use, before what it left is removed.
+        """Take a job that is over out of use, before what it left is removed: `scan` alone still has it.
 
-        Nobody can get it, wait for it or resume it; lists still have it.
-
-        Raises:
-            NotFoundError: There is no such job.
-            FailedPreconditionError: It is not over, or one that is not over depends on it.
+        Raises NotFoundError; and FailedPreconditionError where it is not over, or one that is not over depends on it.
         """
+        ...
+
+    async def retired(self) -> Mapping[str, str]:
+        """Ids of retired jobs, each with a mark that changes whenever it is retired again."""
         ...
 
     async def reinstate(self, job_id: str) -> None:

@@ -7,11 +7,12 @@ least one notices the other. What is needed is then put back as it was.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 
-from madpo.errors import FailedPreconditionError, NotFoundError, UnknownFormatError
+from madpo.errors import FailedPreconditionError, NotFoundError, UnavailableError, UnknownFormatError
 from madpo.ports import JobQueue, ObjectStore
 from madpo.storage import bundle, keys
 from madpo.storage.checkpoints import checkpoint_prefixes
@@ -25,6 +26,10 @@ from madpo_gateway.spool import run_blocking
 from madpo_gateway.usage import Usage
 
 logger = logging.getLogger(__name__)
+
+_LOOKED_WITHIN_S = 30.0
+_ABANDONED_S = 120.0
+"""After so long a job that is neither deleted nor put back is one whose deletion was broken off."""
 
 Guard = Callable[[Usage], Awaitable[None]]
 """Raises FailedPreconditionError where there is a further reason to keep a thing; asked whenever jobs are looked at."""
@@ -57,7 +62,7 @@ class Deletion:
         """Of jobs whose checkpoints are adapters, by id: the spec of a job decides, so that they never change."""
 
     async def job(self, job_id: str, *, guard: Guard = _no_further_reason) -> None:
-        """Take a job out of use, remove what it left, then forget it: broken off, it can be asked for again.
+        """Take a job out of use, remove what it left, then forget it. See `BrokenOffDeletions`.
 
         One that cannot be read may be removed as well.
         """
@@ -69,8 +74,11 @@ class Deletion:
         async with self._turn:
             await look(Usage(await self._reconciler.all_jobs(but_for=job_id)))
             await self._retire(job_id)
+            retired = time.monotonic()
             try:
                 await look(await Usage.of(self._queue))
+                if time.monotonic() - retired > _LOOKED_WITHIN_S:
+                    raise UnavailableError(f"looking who needs {job_id} took too long: delete it again")
             except BaseException:  # also where the caller went away
                 await self._queue.reinstate(job_id)
                 raise
@@ -195,6 +203,46 @@ class Deletion:
             # One whose request cannot be read never came back to a queue that had lost it.
             if await asyncio.to_thread(lambda: next(self._store.list(f"{keys.job(job_id)}/"), None)) is None:
                 raise
+
+
+class BrokenOffDeletions:
+    """Jobs out of use whose remover died: the rest is removed of one whose request is gone, any other is put back.
+
+    Args:
+        store: Where their files are.
+        queue: Which has them.
+        abandoned_s: How long one must stay as it is until then, in seconds.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ObjectStore,
+        queue: JobQueue,
+        abandoned_s: float = _ABANDONED_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._queue, self._abandoned_s, self._clock = store, queue, abandoned_s, clock
+        self._seen: dict[tuple[str, str], float] = {}
+
+    async def go_on(self) -> None:
+        """Look at all; call it now and then."""
+        now, before = self._clock(), self._seen
+        self._seen = {mark: before.get(mark, now) for mark in (await self._queue.retired()).items()}
+        for (job_id, _), since in self._seen.items():
+            if now - since < self._abandoned_s:
+                continue
+            is_kept = await asyncio.to_thread(self._store.head, keys.job_spec(job_id)) is not None
+            if is_kept:
+                await self._queue.reinstate(job_id)
+            else:
+                await run_blocking(delete_job, self._store, job_id)
+                await self._queue.forget(job_id)
+            outcome = "put back" if is_kept else "removed"
+            logger.warning(
+                "a deletion that was broken off was gone on with", extra={"job_id": job_id, "outcome": outcome}
+            )
 
 
 def _last_stored(store: ObjectStore, prefix: str) -> float | None:

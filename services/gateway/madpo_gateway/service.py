@@ -39,7 +39,7 @@ from madpo.v1.scoring_service_pb2_grpc import add_ScoringServiceServicer_to_serv
 from madpo.v1.store_service_pb2_grpc import add_StoreServiceServicer_to_server
 from madpo_gateway.access import GatewayAccess
 from madpo_gateway.checks.references import Shelves
-from madpo_gateway.deletion import Deletion
+from madpo_gateway.deletion import BrokenOffDeletions, Deletion
 from madpo_gateway.imports import HubImports
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.reconcile import Reconciler, reap
@@ -130,6 +130,7 @@ class GatewayService:
             note=self.access.note,
         )
         self._recovery = Recovery(self._store)
+        self._broken_off = BrokenOffDeletions(store=self._store, queue=self._queue)
         self._scorer: RewardClient | None = None
         self._collector: QueueCollector | None = None
         self._tasks: list[EssentialTask] = []
@@ -212,7 +213,7 @@ class GatewayService:
 
     def _keep_house(self) -> EssentialTask:
         """Every third of a lease; a queue or a store that is away for a while is no reason to end."""
-        works = (self._expire_uploads, self._reap, self._restore_lost, self._recover)
+        works = (self._expire_uploads, self._reap, self._restore_lost, self._recover, self._broken_off.go_on)
         every_s = self._settings.lease_s / 3
         return EssentialTask(
             repeat(*works, every_s=every_s, stop=self._stopping, name="housekeeping"), name="the housekeeping"

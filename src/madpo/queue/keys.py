@@ -10,6 +10,8 @@
     leases                      zset    -           claim, renew, endings  leases, reap: running jobs by their renewal
     reserved                    hash    -           reserve, and what       reserve: by job about to be created or
                                                     uses it up             resumed, until when (ms of Redis TIME), whose
+    retired                     hash    -           retire, reinstate,     retired: by job that is about to be deleted,
+                                                    forget                 since when (Redis TIME)
     claim:{token}               hash    10 min      claim                  claim: a repeated call gets the same job
     queue:{name}                stream  -           scripts that make a    claim: a bell that wakes waiting workers
                                                     job pending

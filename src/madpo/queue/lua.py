@@ -22,6 +22,7 @@ _SCRIPTS = (
     "restore",
     "resume",
     "retire",
+    "retired",
     "status",
 )
 

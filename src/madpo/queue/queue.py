@@ -184,7 +184,7 @@ class RedisJobQueue:
         if page_token and not re.fullmatch(r"[0-9]{1,16}", page_token):
             raise InvalidArgumentError(f"page_token is not one this service gave: {page_token!r:.80}")
         hashes, token = await self._page(page_size, page_token)
-        return readable_jobs(hashes), token
+        return readable_jobs(fields for fields in hashes if "retired" not in fields), token
 
     async def scan(self) -> AsyncIterator[Job | UnreadableJob]:
         """See `JobQueue.scan`."""
@@ -211,6 +211,11 @@ class RedisJobQueue:
     async def retire(self, job_id: str) -> Job:
         """See `JobQueue.retire`."""
         return accepted(await self._run("retire", job_id, *QUEUES), job_id)
+
+    async def retired(self) -> Mapping[str, str]:
+        """See `JobQueue.retired`."""
+        _, *flat = await self._run("retired")
+        return pairs(flat)
 
     async def reinstate(self, job_id: str) -> None:
         """See `JobQueue.reinstate`."""

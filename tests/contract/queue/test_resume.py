@@ -184,12 +184,31 @@ async def test_a_retired_job_cannot_be_waited_for(queue: RedisJobQueue) -> None:
         await queue.create(request("next", depends_on=(job.job_id,)))
 
 
-async def test_a_retired_job_is_not_found_until_it_is_reinstated(queue: RedisJobQueue) -> None:
+async def test_a_retired_job_is_known_by_a_mark_until_it_is_gone_or_reinstated(queue: RedisJobQueue) -> None:
+    jobs = [await queue.create(request(name)) for name in ("one", "other")]
+    for job in jobs:
+        await queue.fail(await claim(queue), "boom")
+        await queue.retire(job.job_id)
+    one, other = (job.job_id for job in jobs)
+    marks = await queue.retired()
+    assert marks.keys() == {one, other}
+    await queue.retire(one)
+    again = await queue.retired()
+    assert again[one] != marks[one]
+    assert again[other] == marks[other]
+    await queue.reinstate(one)
+    await queue.forget(other)
+    assert await queue.retired() == {}
+
+
+async def test_a_retired_job_is_neither_found_nor_listed_until_it_is_reinstated(queue: RedisJobQueue) -> None:
     job = await queue.create(request("r"))
     await queue.fail(await claim(queue), "boom")
     await queue.retire(job.job_id)
     with pytest.raises(NotFoundError, match=job.job_id):
         await queue.get(job.job_id)
+    assert await queue.list(page_size=10) == ([], "")
+    assert [each.job_id async for each in queue.scan()] == [job.job_id]
     for _ in range(2):
         await queue.reinstate(job.job_id)
     await queue.forget(job.job_id)  # not retired any more: nothing happens

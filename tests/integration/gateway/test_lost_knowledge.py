@@ -1,7 +1,9 @@
 """Where it cannot be told what is needed, nothing is deleted: jobs that cannot be read, and a queue that lost some."""
 
+import asyncio
 import logging
 from contextlib import aclosing
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from madpo.storage.results import write_result
 from madpo.types import JobResult, JobState
 from madpo.v1 import job_service_pb2
 from madpo.v1 import retention_service_pb2 as pb
+from madpo_gateway.deletion import BrokenOffDeletions
 from madpo_gateway.settings import GatewaySettings
 from tests.integration.gateway.messages import ref
 from tests.integration.gateway.service import Gateway, Material, make_material, refusal, running
@@ -200,3 +203,52 @@ async def test_what_a_queue_lost_is_not_taken_for_a_base_that_nobody_needs(own_s
 
         assert refused.code == "FAILED_PRECONDITION"
         assert ModelStore(gateway.store, gateway.settings.scratch).get(left)
+
+
+async def test_a_deletion_that_was_broken_off_is_gone_on_with(gateway: Gateway) -> None:
+    """Of the first nothing was removed when its remover died; of the second the request was."""
+    ids = await make_material(gateway)
+    whole, begun = [await ended_job(gateway, supervised(ids), name) for name in ("whole", "begun")]
+    for job_id in (whole, begun):
+        write_result(gateway.store, job_id, JobState.SUCCEEDED, JobResult(), "")
+        await gateway.queue.retire(job_id)
+    gateway.store.delete(keys.job_spec(begun))
+    now = 0.0
+    deletions = BrokenOffDeletions(store=gateway.store, queue=gateway.queue, abandoned_s=60, clock=lambda: now)
+
+    async def listed() -> set[str]:
+        jobs = await gateway.ask(gateway.jobs.ListJobs, job_service_pb2.ListJobsRequest())
+        for job in jobs.jobs:
+            assert (await gateway.queue.get(job.job_id)).state is JobState.SUCCEEDED
+        return {job.job_id for job in jobs.jobs}
+
+    await deletions.go_on()
+    now = 59.0
+    await gateway.queue.retire(whole)  # somebody deletes it again
+    await deletions.go_on()
+    assert await listed() == set()
+    now = 61.0
+    await deletions.go_on()
+    assert await listed() == set()
+    assert [job.job_id async for job in gateway.queue.scan()] == [whole]
+    assert not list(gateway.store.list(f"{keys.job(begun)}/"))
+    now = 119.0
+    await deletions.go_on()
+
+    assert await listed() == {whole}
+    assert await gateway.queue.retired() == {}
+    await delete_job(gateway, whole)
+    assert not [key for key in gateway.stored() if key.startswith("jobs/")]
+
+
+async def test_a_gateway_looks_after_deletions_that_were_broken_off(
+    settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BrokenOffDeletions, "__init__", partialmethod(BrokenOffDeletions.__init__, abandoned_s=0.0))
+    async with running(settings) as gateway:
+        job_id = await ended_job(gateway, supervised(await make_material(gateway)), "job")
+        await gateway.queue.retire(job_id)
+        async with asyncio.timeout(60):
+            while await gateway.queue.retired():
+                await asyncio.sleep(0.05)
+        assert (await gateway.queue.get(job_id)).state is JobState.SUCCEEDED

@@ -7,6 +7,7 @@ local root = KEYS[1]
 local jobs = root .. ':jobs'
 local leases = root .. ':leases'
 local reserved = root .. ':reserved'
+local retired = root .. ':retired'
 local EVENTS_KEPT = 10000
 local EVENTS_TTL_S = 30 * 24 * 3600
 local DEAD_LETTERS_KEPT = 10000

@@ -22,4 +22,5 @@ for i = 2, #ARGV do
 end
 if user then return { 'in_use', user, field(user, 'state') } end
 redis.call('HSET', job_key(id), 'retired', '1')
+redis.call('HSET', retired, id, now_s)
 return job_reply(id)
