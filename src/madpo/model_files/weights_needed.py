@@ -21,6 +21,16 @@ _OTHERS = frozenset(["perceiver"])
 """Families whose scoring head has none of these names."""
 _FEWER_LAYERS = frozenset(["hrm_text", "longcat_flash"])
 """Families that store fewer layers than their configuration tells of."""
+_PREDICTS_FURTHER = re.compile(r"(^|\.)(eh_proj|enorm|hnorm|shared_head|mtp\w*|nextn\w*|token_layernorm)(\.|$)")
+"""What layers have, or stand below, that predict the tokens behind the next one (DeepSeek-V3, GLM-4.5, Qwen3-Next):
+such come with a model, and transformers leaves them out."""
+_FURTHER_COUNTS = (
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "mtp_num_hidden_layers",
+    "mtp_num_layers",
+    "n_mtp_layers",
+)
 _TEXT = re.compile(r"(^|\.)language_model\.")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -52,6 +62,7 @@ def missing_parts(config: Mapping[str, Any], names: Mapping[str, TensorInfo], *,
         yield from _other_vocabulary(config, names)
     if family in (OWN_HEAD | SHARED_HEAD) - _FEWER_LAYERS:
         yield from _missing_layers(config, layers)
+        yield from _left_out(config, names, layers=layers)
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
@@ -74,8 +85,41 @@ def _missing_ends(config: Mapping[str, Any], *, has_embeddings: bool, has_head: 
         )
 
 
+def layers_left_out(config: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+    """Numbers of layers beyond those that a model's configuration counts; without layers that predict further tokens.
+
+    Args:
+        config: The model's `config.json`.
+        names: Of weights.
+    """
+    count = _layer_count(config)
+    if not count or "encoder_layers" in config:  # which may be what is counted
+        return []
+    names = list(names)
+    predicts_further = [name for name in names if _PREDICTS_FURTHER.search(name)]
+    count += max((_count(config, key) for key in _FURTHER_COUNTS), default=0)
+    return sorted(layer for layer in _layers(names) - _layers(predicts_further) if layer >= count)
+
+
+def _left_out(config: Mapping[str, Any], names: Iterable[str], *, layers: set[int]) -> Iterator[str]:
+    if beyond := layers_left_out(config, names):
+        yield (
+            f"has {number_of(len(layers), 'layer')}, and config.json tells of {_layer_count(config)}: layer "
+            f"{beyond[0]} and those behind it would be left out without a word; give the configuration of these "
+            "weights, or save the model without them"
+        )
+
+
+def _layer_count(config: Mapping[str, Any]) -> int:
+    return next((count for key in _LAYER_COUNTS if (count := _count(config, key))), 0)
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    return next((part[key] for part in _parts(config) if isinstance(part.get(key), int)), 0)
+
+
 def _missing_layers(config: Mapping[str, Any], layers: set[int]) -> Iterator[str]:
-    count = next((part[key] for part in _parts(config) for key in _LAYER_COUNTS if isinstance(part.get(key), int)), 0)
+    count = _layer_count(config)
     # No longer than the weights are many: a number in a file is anything.
     absent = sorted(set(range(min(count, max(layers, default=-1) + 2))) - layers)
     if absent:

@@ -15,6 +15,7 @@ from madpo.errors import FailedPreconditionError, InvalidArgumentError
 from madpo.model_files.configs import check_config, label_count, read_config
 from madpo.model_files.own_code import AUTO_MAP
 from madpo.model_files.sizes import check_sizes
+from madpo.model_files.weights_needed import layers_left_out
 from madpo.models.adapter_layers import name_layers
 from madpo.models.bounded_building import bounded_class
 from madpo.models.memory import is_out_of_memory
@@ -132,6 +133,7 @@ def _load(
             what = f"its configuration names {what}, which this version of transformers does not know"
         raise InvalidArgumentError(f"cannot load the model in {directory.name}: {what}") from error
     _refuse_other_shapes(directory, info["mismatched_keys"])
+    _refuse_left_out(directory, info["unexpected_keys"])
     if getattr(config, AUTO_MAP, None):
         _refuse_unread(directory, model, info["unexpected_keys"])
     # An embedding gives its padding token no gradient, which is wrong when EOS pads; padding has none anyway.
@@ -180,6 +182,15 @@ def _refuse_other_shapes(directory: Path, mismatched: Iterable[tuple[str, Iterab
         raise InvalidArgumentError(
             f"{directory.name} has {number_of(len(found), 'weight')} of other shapes than its config.json says "
             f"({name}: stored {stored}, described {expected}): give the configuration of these weights"
+        )
+
+
+def _refuse_left_out(directory: Path, keys: Iterable[str]) -> None:
+    """Layers that are stored and that the configuration does not count: without them it is another model."""
+    if beyond := layers_left_out(read_config(directory / "config.json"), keys):
+        raise InvalidArgumentError(
+            f"{directory.name} has layers that its config.json does not count (layer {beyond[0]} is the first), and "
+            "that would be left out: give the configuration of these weights, or save the model without them"
         )
 
 

@@ -68,6 +68,39 @@ def test_a_language_model_without_one_of_its_parts_is_refused_before_anything_is
         load_causal_lm(model)
 
 
+def test_a_model_whose_configuration_counts_fewer_layers_is_refused(tmp_path: Path) -> None:
+    model = directory(tmp_path / "model")
+    rewrite(model, num_hidden_layers=2)
+
+    for check in (files_to_upload, check_files):
+        with pytest.raises(InvalidArgumentError, match=r"has 3 layers, and config\.json tells of 2: layer 2 and those"):
+            check(model)
+    with pytest.raises(InvalidArgumentError, match=r"layers that its config\.json does not count \(layer 2 is"):
+        load_causal_lm(model)
+
+
+@pytest.mark.parametrize(
+    ("added", "config"),
+    [
+        ({"model.layers.3.eh_proj.weight": (8, 16), "model.layers.3.mlp.up_proj.weight": (8, 8)}, {}),
+        ({"model.layers.3.mlp.up_proj.weight": (8, 8)}, {"num_nextn_predict_layers": 1}),
+        ({"mtp.layers.7.mlp.up_proj.weight": (8, 8), "mtp.fc.weight": (8, 16)}, {}),
+    ],
+    ids=["by their names, as of DeepSeek-V3", "counted apart, as of GLM-4.5", "beside the model, as of Qwen3-Next"],
+)
+def test_layers_that_predict_further_tokens_may_come_with_a_model(
+    tmp_path: Path, added: dict[str, tuple[int, ...]], config: dict[str, Any]
+) -> None:
+    model = directory(tmp_path / "model")
+    rewrite(model, **config)
+    file = model / "model.safetensors"
+    save_file(load_file(file) | {name: torch.ones(shape) for name, shape in added.items()}, file, {"format": "pt"})
+
+    files_to_upload(model)
+    check_files(model)
+    load_causal_lm(model)
+
+
 def test_shards_beside_a_whole_file_count_for_nothing(tmp_path: Path) -> None:
     model = directory(tmp_path / "model")
     (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
