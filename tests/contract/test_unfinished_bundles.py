@@ -49,7 +49,7 @@ def test_what_was_given_up_is_told_from_what_is_finished(object_store: ObjectSto
     }
 
 
-def test_what_grows_from_attempt_to_attempt_was_not_given_up(object_store: ObjectStore) -> None:
+def test_what_grows_from_attempt_to_attempt_of_a_job_was_not_given_up(object_store: ObjectStore) -> None:
     files = [
         "jobs/job-1/artifacts/a00001/report.json",
         "jobs/job-1/checkpoints/step-00000001/a00001/model/weights",
@@ -61,6 +61,8 @@ def test_what_grows_from_attempt_to_attempt_was_not_given_up(object_store: Objec
         "reference_logps/1/00000/part",
         "reference_logps/1/00001/part",
         "tokens/dataset-1/1/part",
+        "tokens/dataset-1/2/manifest.json",
+        "tokens/dataset-1/2/part",
     ]
     for key in files:
         object_store.put(key, b"1")
@@ -70,7 +72,7 @@ def test_what_grows_from_attempt_to_attempt_was_not_given_up(object_store: Objec
     assert found == [
         ["jobs/job-1/artifacts/a00001", "jobs/job-1/checkpoints/step-00000001/a00001"],
         ["reference_logps/1/00001"],
-        [],
+        ["tokens/dataset-1/1"],
     ]
 
 

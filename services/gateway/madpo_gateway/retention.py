@@ -199,12 +199,13 @@ class Retention:
     async def _apply_to_unfinished(self, kept: Sequence[Job], dry_run: bool) -> AsyncIterator[Removal]:
         """What nobody can find, and whoever stores the same at this moment stores anew.
 
-        Of checkpoints and artifacts those of jobs that are over: another attempt writes under a number of its own. Log-
-        probs are written without a look at what is removed, so theirs go while nobody works.
+        Of checkpoints and artifacts those of jobs that are over: another attempt writes under a number of its own. Who
+        goes on with token ids holds them first. Log-probs are written without a look at what is removed, so theirs go
+        while nobody works.
         """
         rule = self._policy.unfinished
         over = {job.job_id for job in kept if job.state.is_terminal}
-        for root in (keys.MODELS, keys.DATASETS, keys.JOBS, keys.REFERENCE_LOGPS):
+        for root in (keys.MODELS, keys.DATASETS, keys.JOBS, keys.TOKENS, keys.REFERENCE_LOGPS):
             found = await asyncio.to_thread(list_unfinished, self._store, root)
             by_age = sorted((max(info.modified_time for info in infos), prefix) for prefix, infos in found.items())
             for newer, (written_time, prefix) in enumerate(reversed(by_age)):

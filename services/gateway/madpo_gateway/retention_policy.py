@@ -36,8 +36,8 @@ class RetentionPolicy(BaseModel):
     derived: Rule = Rule()
     """Token ids and reference log-probs, which can be made again, from when they were made."""
     unfinished: Rule = Rule(days=1)
-    """Files whose storing was given up, of models, datasets, reference log-probs, and of jobs that are over, from when
-    the last of them was written."""
+    """Files whose storing was given up, of models, datasets, token ids, reference log-probs, and of jobs that are over,
+    from when the last of them was written."""
     audit: Rule = Rule()
     """Days of the audit log."""
 

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import TaskType
 
@@ -17,6 +17,9 @@ from madpo.models.text_part import freeze_outside_text
 from madpo.storage.models import ModelStore
 from madpo.storage.references import ResolvedModel
 from madpo_trainer.adapters import with_adapters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ def load_trainable(
     lora: LoraParameters | None,
     checkpoint: Path | None,
     divide: Divide | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> Any:
     """The model to train: fresh from the initial one, or from a checkpoint's `model/` directory.
 
@@ -78,6 +82,7 @@ def load_trainable(
         lora: Adapter shape, or None for full fine-tuning.
         checkpoint: The checkpoint's model directory, or None at the start.
         divide: See `load_causal_lm`.
+        tokenizer: The initial model's, where it is loaded already.
     """
     new_head = kind == "reward" and initial.kind == "causal_lm"
     if lora is None:
@@ -85,7 +90,8 @@ def load_trainable(
         if kind == "causal_lm":
             model = load_causal_lm(directory, divide=divide)
         else:
-            model = load_reward_model(directory, new_head=new_head and checkpoint is None, divide=divide)
+            fresh = new_head and checkpoint is None
+            model = load_reward_model(directory, new_head=fresh, divide=divide, tokenizer=tokenizer)
         freeze_outside_text(model)
         return model
     if kind == "causal_lm":
@@ -93,6 +99,7 @@ def load_trainable(
             return load_causal_lm(checkpoint, base_directory=initial.directory, trainable=True, divide=divide)
         return with_adapters(load_causal_lm(initial.directory, divide=divide), lora, TaskType.CAUSAL_LM)
     if checkpoint is not None:
-        return load_reward_model(checkpoint, base_directory=initial.directory, trainable=True, divide=divide)
-    body = load_reward_model(initial.directory, new_head=new_head, divide=divide)
+        base = initial.directory
+        return load_reward_model(checkpoint, base_directory=base, trainable=True, divide=divide, tokenizer=tokenizer)
+    body = load_reward_model(initial.directory, new_head=new_head, divide=divide, tokenizer=tokenizer)
     return with_adapters(body, lora, TaskType.SEQ_CLS)

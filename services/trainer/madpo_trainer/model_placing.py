@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from madpo_trainer.model_runner import ModelRunner, choose_layout
 from madpo_trainer.quantized_base import quantize_base
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.sharding import divide, shard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def training_device(ranks: Ranks) -> torch.device:
@@ -29,10 +32,14 @@ class ModelPlacing:
         parameters: Of the job.
         ranks: All of them; whether they must keep in step is written down there.
         kind: Of the model that is trained, `causal_lm` or `reward`.
+
+    Attributes:
+        tokenizer: Of the initial model, where it is loaded already.
     """
 
     def __init__(self, parameters: TrainingParameters, ranks: Ranks, *, kind: str) -> None:
         self._parameters, self._ranks, self._kind = parameters, ranks, kind
+        self.tokenizer: PreTrainedTokenizerBase | None = None
         self._device = training_device(ranks)
 
     def runner(self, initial: InitialModel, checkpoint: Path | None) -> ModelRunner:
@@ -68,7 +75,9 @@ class ModelPlacing:
         """The model to train, as it begins or as a checkpoint has it, on the CPU: whole, or this rank's part."""
         directory = checkpoint / "model" if checkpoint else None
         kind, lora = self._kind, self._parameters.lora
-        model = load_trainable(initial, kind=kind, lora=lora, checkpoint=directory, divide=self._divide)
+        model = load_trainable(
+            initial, kind=kind, lora=lora, checkpoint=directory, divide=self._divide, tokenizer=self.tokenizer
+        )
         if lora is not None and lora.quantize_base:
             quantize_base(model, self._parameters, self._device)
         return model

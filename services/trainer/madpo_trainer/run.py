@@ -257,6 +257,7 @@ class TrainingRun:
         tokenizer = self._ranks.together(lambda: load_limited(initial.directory))
         if self._ranks.is_leader and (others := cut_otherwise(tokenizer, initial.directory)):
             logger.warning("%s: %s", others, TAKE_THE_FILE)
+        self._placing.tokenizer = tokenizer
         runner = self._ranks.together(lambda: self._placing.runner(initial, checkpoint))
         dataset_id = resolve_dataset_id(self._spec.dataset, store=self._store)
         held_out = self._spec.eval_dataset

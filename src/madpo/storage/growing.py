@@ -12,10 +12,25 @@ from typing import Any
 
 from madpo.errors import AlreadyExistsError
 from madpo.ports import ObjectStore
-from madpo.storage import bundle
+from madpo.storage import bundle, keys
+from madpo.storage.withdrawals import settle
 from madpo.types import FileEntry
 
 _NAME = re.compile(r"part-(\d{5,})-([0-9a-f]{64})\.\w+")
+
+
+def hold(store: ObjectStore, prefix: str) -> None:
+    """Keep what was left half made from being removed as given up, before it is gone on with; nothing where nothing is.
+
+    Who removes it leaves a note before he looks how new it is, and this looks for a note after it has renewed it: so
+    either it stays, or all of it is gone once this returns.
+
+    Raises:
+        UnavailableError: It is being removed without end.
+    """
+    if next(store.list(f"{prefix}/"), None) is not None:
+        store.put(keys.held(prefix), b"")
+        settle(store, prefix)
 
 
 class GrowingBundle:

@@ -4,6 +4,7 @@
     datasets/{dataset_id}/manifest.json              written last: without it there is no dataset
     tokens/{dataset_id}/{digest}/part-00000.parquet ...          token ids of a dataset by one tokenizer and template
     tokens/{dataset_id}/{digest}/manifest.json       written last
+    tokens/{dataset_id}/{digest}/held                somebody goes on with the files that are there, since its time
     models/{model_id}/...                            safetensors, tokenizer, config
     models/{model_id}/manifest.json                  written last
     reference_logps/{digest}/00000/part-00000-{sha256}.safetensors    of (model, dataset, tokens, rows)
@@ -98,6 +99,11 @@ def dataset(dataset_id: str) -> str:
 def dataset_tokens(dataset_id: str) -> str:
     """Prefix of all token ids made of a dataset."""
     return f"tokens/{dataset_id}"
+
+
+def held(prefix: str) -> str:
+    """Says that somebody goes on with a bundle that was left half made."""
+    return f"{prefix}/held"
 
 
 def tokens(dataset_id: str, digest: str) -> str:

@@ -87,13 +87,13 @@ def pass_over(finding: StoreFinding) -> None:
 def list_unfinished(store: ObjectStore, root: str) -> dict[str, list[ObjectInfo]]:
     """By key prefix of their bundle, the files below a prefix that belong to no manifest: being stored, or given up.
 
-    Without what is kept from one attempt to the next before it is whole.
+    Without what a job keeps from one attempt to the next before it is whole.
     """
     found: dict[str, list[ObjectInfo]] = {}
     finished = set()
     for info in store.list(f"{root}/"):
         prefix = keys.bundle_of(info.key)
-        if prefix is None or keys.is_growing(prefix):
+        if prefix is None or (keys.is_growing(prefix) and root == keys.JOBS):
             continue
         found.setdefault(prefix, []).append(info)
         if info.key == f"{prefix}/{keys.MANIFEST}":

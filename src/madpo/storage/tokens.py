@@ -21,11 +21,11 @@ import pyarrow as pa
 
 from madpo.data.encode import EncodedRow
 from madpo.data.tokenize import template_sha256, tokenizer_sha256
-from madpo.errors import NotFoundError
+from madpo.errors import NotFoundError, UnavailableError
 from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.files import Transfer, unwatched
-from madpo.storage.growing import GrowingBundle
+from madpo.storage.growing import GrowingBundle, hold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +56,11 @@ class TokenStore:
         return bundle.find_intact(self._store, token_prefix(dataset_id, tokenizer)) is not None
 
     def rows_kept(self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> int:
-        """Rows that whoever was stopped while writing had stored; of the last part perhaps fewer than that."""
+        """Rows that whoever was stopped while writing had stored; of the last part perhaps fewer than that.
+
+        They stay for whoever goes on with them now. Raises UnavailableError where they are being removed without end.
+        """
+        hold(self._store, token_prefix(dataset_id, tokenizer))
         return len(self._growing(dataset_id, tokenizer).files) * _PART_ROWS
 
     def write(
@@ -77,9 +81,15 @@ class TokenStore:
                 stored by then is kept for the next writer.
             scratch: Local directory for the files; emptied again.
             first: Rows that are not in `rows`, as `rows_kept` said.
+
+        Raises:
+            UnavailableError: Those are not there any more.
         """
         scratch.mkdir(parents=True, exist_ok=True)
+        hold(self._store, token_prefix(dataset_id, tokenizer))
         source, parts = iter(rows), self._growing(dataset_id, tokenizer)
+        if len(parts.files) * _PART_ROWS < first:
+            raise UnavailableError(f"token ids of {dataset_id} that were kept are gone: make all of them")
         del parts.files[-(-first // _PART_ROWS) :]
         count = first
         with tempfile.TemporaryDirectory(dir=scratch) as directory:
@@ -95,6 +105,7 @@ class TokenStore:
                 "rows": count,
             }
         )
+        self._store.delete(keys.held(token_prefix(dataset_id, tokenizer)))
 
     def delete(self, dataset_id: str, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Remove the ids, to be made again; absent is fine."""

@@ -56,7 +56,7 @@ from tests.damage import DAMAGES
 JOB = "job-" + "1" * 32
 SPEC = Job(JOB, JobKind.EVALUATION, JobState.PENDING, {"model": {"model_id": "m"}}, create_time=12.5)
 PAIRS = [PreferencePair(f"film {n}", "good", "bad", row=n + 1) for n in range(4)]
-NO_KEYS = {"check_path", "bundle_of", "is_growing", "artifacts_order"}
+NO_KEYS = {"check_path", "bundle_of", "is_growing", "artifacts_order", "held"}
 ROOTS = {
     "generations": "generations_by",
     "dataset_tokens": "tokens",
