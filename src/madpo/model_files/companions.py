@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from madpo.model_files.configs import read_config
+from madpo.model_files.generation_settings import GENERATION_CONFIG
 
-GENERATION_CONFIG = "generation_config.json"
 MODEL_RECORD = "madpo.json"
 """What a saved adapter says of its base: `base_model_id`, the stored model it belongs to."""
 

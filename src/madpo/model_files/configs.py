@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from madpo.errors import InvalidArgumentError
+from madpo.model_files.generation_settings import GENERATION_CONFIG, check_generation
 from madpo.model_files.own_code import AUTO_MAP, own_code_problem
 from madpo.model_files.tensors import TensorInfo, read_tensors
 
@@ -15,7 +16,7 @@ MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".md", *_TOKENIZER_SUFFIXES
 """Kinds of files a model directory may hold; every pickle format stays out."""
 
 _MAX_CONFIG_BYTES = 16 << 20
-_CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json", "generation_config.json")
+_CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json", GENERATION_CONFIG)
 _CODE_KEYS = frozenset({AUTO_MAP, "custom_pipelines", "trust_remote_code", "megatron_config"})
 _KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "_attn_implementation_internal"})
 # Any other value names a kernel repository, whose code would be fetched and run.
@@ -56,12 +57,15 @@ def check_settings(directory: Path) -> None:
     """Refuse configurations that cannot do without code, of quantised weights, or of an adapter that is not LoRA.
 
     Raises:
-        InvalidArgumentError: Names the file and what is wrong; also where there is no configuration.
+        InvalidArgumentError: Names the file and what is wrong; also where there is no configuration. See also
+            `check_generation`.
     """
     _require_config(directory)
     for name in _CONFIGS:
         if (directory / name).is_file():
             _check_keys(name, read_config(directory / name))
+    if (directory / GENERATION_CONFIG).is_file():
+        check_generation(read_config(directory / GENERATION_CONFIG))
     if (directory / "adapter_config.json").is_file():
         config = read_config(directory / "adapter_config.json")
         if config.get("peft_type") != "LORA":

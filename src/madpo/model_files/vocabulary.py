@@ -8,6 +8,7 @@ from typing import Any
 from madpo.errors import InvalidArgumentError
 from madpo.model_files.companions import end_token_ids
 from madpo.model_files.configs import is_adapter, read_config
+from madpo.model_files.generation_settings import GENERATION_CONFIG, generation_warnings
 from madpo.model_files.own_code import own_code_warnings
 from madpo.model_files.tied_heads import head_warnings
 from madpo.spelling import number_of
@@ -21,6 +22,8 @@ def model_warnings(directory: Path) -> Iterator[str]:
     Raises:
         InvalidArgumentError: The tokenizer is that of another model: tokens of its vocabulary have no embedding.
     """
+    if (directory / GENERATION_CONFIG).is_file():
+        yield from generation_warnings(read_config(directory / GENERATION_CONFIG))
     if is_adapter(directory):
         return
     config = read_config(directory / "config.json")

@@ -100,6 +100,8 @@ def _explain(given: frozenset[str], row: RawRow) -> NoReturn:
     """Refuse a row, naming what is missing or too much."""
     if not given:
         row.refuse("", f"has no column that says what it is: {_NEEDED}{_unread(_MEANT, row)}")
+    if "completions" in given and "prompt" in row:
+        row.refuse("completions", _meant_by_completions(row))
     nulls = sorted(_PROMPTS & row.nulls)
     implicit = [form for form in FORMS.values() if form.is_implicit and form.requires <= given and form.accepts(row)]
     if nulls and implicit:
@@ -120,6 +122,19 @@ def _explain(given: frozenset[str], row: RawRow) -> NoReturn:
     if len(whole) == 1 and left:
         row.refuse(left[0], f"is left over by {_listed(whole)}: leave it unread, or say which columns are meant")
     row.refuse("", f"could be {_listed(whole)}: say which columns are meant (map them, or leave some unread)")
+
+
+def _meant_by_completions(row: RawRow) -> str:
+    """Of a column that is read beside `context` alone, in a row with a prompt."""
+    value, given, prompt = row["completions"], row.name("completions"), row.name("prompt")
+    if isinstance(value, str):
+        return f"is one text: is it the completion? (--map completion={given})"
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+        return f"goes with a column context, as nemo-rl has them: is {prompt} that one? (--map context={prompt})"
+    return (
+        f"goes with a column context, as nemo-rl has them; several responses to a prompt are {{prompt, responses, "
+        f"scores}}: with a column of scores --map responses={given}; without, give chosen and rejected"
+    )
 
 
 def _unread(missing: Iterable[str], row: RawRow) -> str:

@@ -52,6 +52,18 @@ def refusal(row: dict[str, Any], **how: Any) -> tuple[str, str]:
             "; not read: chosn, n; is chosn meant?",
         ),
         ({"prompt": "q", "answers": []}, ".answers", "must be 2 to 64 responses, got 0"),
+        ({"prompt": "q", "completions": "a"}, ".completions", "is it the completion? (--map completion=completions)"),
+        (
+            {"prompt": "q", "completions": ["a", "b"], "scores": [1, 2]},
+            ".completions",
+            "with a column of scores --map responses=completions",
+        ),
+        ({"prompt": "q", "completions": ["a", "b"]}, ".completions", "without, give chosen and rejected"),
+        (
+            {"prompt": "q", "completions": [{"completion": "a", "rank": 0}, {"completion": "b", "rank": 1}]},
+            ".completions",
+            "as nemo-rl has them: is prompt that one? (--map context=prompt)",
+        ),
         ({"messages": [USER], "chosen": GOOD}, ".rejected", "is missing for sharegpt-messages"),
         ({"messages": [USER]}, ".messages", "has no turn of an assistant: there is nothing to learn"),
         ({"messages": [GOOD, USER, GOOD]}, ".messages[0]", "is an assistant's turn"),
