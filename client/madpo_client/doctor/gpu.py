@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from madpo_client.doctor.collectives import check_collectives
 from madpo_client.doctor.findings import Finding, error, ok, warning
 
 _PROBE = (sys.executable, "-m", "madpo_client.doctor.cuda_probe")
@@ -17,14 +18,19 @@ _DRIVER_SIGNS = ("driver on your system is too old", "insufficient for CUDA runt
 
 
 def check_gpus(
-    *, probe: Sequence[str] = _PROBE, timeout_s: float = _TIMEOUT_S, devices: Path = Path("/dev")
+    *,
+    probe: Sequence[str] = _PROBE,
+    timeout_s: float = _TIMEOUT_S,
+    devices: Path = Path("/dev"),
+    check_together: Callable[[int], Finding] = check_collectives,
 ) -> list[Finding]:
-    """Let torch compute on every GPU, in a child process.
+    """Let torch compute on every GPU, in a child process; and add up over all, where there are several.
 
     Args:
         probe: The child's command; see `madpo_client.doctor.cuda_probe` for what it prints.
         timeout_s: How long it may take.
         devices: Where the driver puts its device files.
+        check_together: Of so many GPUs that compute; see `check_collectives`.
     """
     if find_spec("torch") is None:
         return [
@@ -45,7 +51,11 @@ def check_gpus(
         last = (done.stderr.strip().splitlines() or [f"it printed nothing, exit code {done.returncode}"])[-1]
         return [error("gpu", f"torch cannot be used: {last}", "run `python -c 'import torch'` for the whole message")]
     nodes = [node.name for pattern in ("nvidia[0-9]*", "dxg", "kfd") for node in devices.glob(pattern)]
-    return list(judge(json.loads(done.stdout.splitlines()[-1]), nodes))
+    report = json.loads(done.stdout.splitlines()[-1])
+    found = list(judge(report, nodes))
+    if len(report["devices"]) > 1 and not any(device["failure"] for device in report["devices"]):
+        found.append(check_together(len(report["devices"])))
+    return found
 
 
 def judge(report: Mapping[str, Any], nodes: Sequence[str]) -> Iterator[Finding]:
