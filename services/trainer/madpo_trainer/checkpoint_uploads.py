@@ -2,7 +2,8 @@
 
 A checkpoint is real once the leader has written its manifest, for which the files of all ranks must be stored. The
 threads make no calls to ranks: how far they are travels with what ranks gather between steps anyway, so that all know
-the same at the same step, also of an error.
+the same at the same step, also of an error. What a rank has stored it tells the store as well: where a run ends by an
+error, of one rank or of all, that checkpoint is still published.
 """
 
 import logging
@@ -10,11 +11,13 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from madpo.errors import MadpoError
 from madpo.storage.checkpoints import CheckpointStore
 from madpo.storage.ledger import LEDGER_PARTS
 from madpo.types import FileEntry
@@ -23,6 +26,9 @@ from madpo_trainer.ranks import Ranks, in_thread
 
 logger = logging.getLogger(__name__)
 
+_ASKED_EVERY_S = 1.0
+_SETTLED_WITHIN_S = 120.0
+"""How long a run that ends by an error waits for the files of other ranks, which may be gone."""
 _LONGEST_SILENCE_S = 5.0
 """While a rank waits for its thread, the others hear from it this often, so that no collective of theirs times out."""
 
@@ -137,9 +143,20 @@ class CheckpointUploads:
         return waited_s
 
     def settle(self) -> None:
-        """Before a run ends by an error: have published what needs no other rank for it."""
-        if self.is_running and self._ranks.is_leader and self._others.done():
-            wait([self._work])
+        """Before a run ends by an error: have the checkpoint published that is on its way, if its files come in time.
+
+        Calls no ranks: they may be at other places, or gone. Those that do not lead wait for the leader, too: where one
+        process of a run ends the others are ended.
+        """
+        if not self.is_running:
+            return
+        deadline = time.monotonic() + _SETTLED_WITHIN_S
+        is_alone = not self._ranks.is_leader or self._others.done()
+        wait([self._work], None if is_alone else _SETTLED_WITHIN_S)
+        if self._ranks.is_leader or self._work.exception() is not None:
+            return
+        while time.monotonic() < deadline and not self._checkpoints.is_published(self._step):
+            time.sleep(_ASKED_EVERY_S)
 
     def _wait(self) -> None:
         """For what only this rank can finish; each rank waits for the others in the collective that follows."""
@@ -154,6 +171,8 @@ class CheckpointUploads:
     def _upload(self, step: int, directory: Path, *, is_empty: bool) -> tuple[FileEntry, ...]:
         files = () if is_empty else self._checkpoints.upload(step, directory)
         shutil.rmtree(directory)
+        if not is_empty:
+            self._checkpoints.parts.leave(step, self._ranks.rank, files)
         return files
 
     def _publish(
@@ -162,16 +181,23 @@ class CheckpointUploads:
         start = time.monotonic()
         self._beside()
         metadata = {"step": step, LEDGER_PARTS: [*ledger_parts]}
-        self._checkpoints.publish(step, directory, metadata=metadata, others=self._files_of_others)
+        self._checkpoints.publish(step, directory, metadata=metadata, others=partial(self._files_of_others, step))
         shutil.rmtree(directory)
+        self._checkpoints.parts.remove(step)
         self._checkpoints.prune(self._keep, spared=spared)
         self._run.checkpoint_published(step)
         self._upload_s = time.monotonic() - start
         logger.info("checkpoint published", extra={"step": step, "upload_s": round(self._upload_s, 3)})
         return ()
 
-    def _files_of_others(self) -> tuple[FileEntry, ...]:
+    def _files_of_others(self, step: int) -> tuple[FileEntry, ...]:
+        """As they say at the next step, or have left in the store, where that step never comes."""
         self._stored.set_result(None)
+        while not wait([self._others], _ASKED_EVERY_S).done:
+            with suppress(MadpoError):  # what they say then counts
+                parts = self._checkpoints.parts.found(step)
+                if len(parts) == self._ranks.size - 1:
+                    return tuple(file for files in parts.values() for file in files)
         return self._others.result()
 
 

@@ -26,6 +26,7 @@ from uuid import uuid4
 from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError, StaleAttemptError, UnknownFormatError
 from madpo.ports import ObjectInfo, ObjectStore
 from madpo.storage import bundle, documents, keys
+from madpo.storage.checkpoint_parts import CheckpointParts
 from madpo.storage.files import Transfer, unwatched
 from madpo.storage.spared import spared_steps
 from madpo.types import Checkpoint, FileEntry
@@ -44,6 +45,9 @@ class CheckpointStore:
         job_id: Of the job.
         attempt: The fencing token.
         holder: Which run of the attempt it is: the processes of one run share it. None for one of its own.
+
+    Attributes:
+        parts: What other processes of the run have stored with `upload`.
     """
 
     def __init__(self, store: ObjectStore, job_id: str, *, attempt: int, holder: str | None = None) -> None:
@@ -52,6 +56,7 @@ class CheckpointStore:
         self._attempt = attempt
         # A queue that was set back may give a number to two runs: of these the first is the attempt.
         self._holder = uuid4().hex if holder is None else holder
+        self.parts = CheckpointParts(store, job_id, attempt=attempt, holder=self._holder)
 
     def take_ownership(self) -> None:
         """Shut out every older attempt; call before `latest`. Again it changes nothing.
@@ -101,6 +106,11 @@ class CheckpointStore:
         guard = self._check_owner
         manifest = bundle.publish(self._store, prefix, directory, metadata=metadata, others=others, guard=guard)
         return Checkpoint(self._job_id, step, self._attempt, manifest.create_time, manifest.size_bytes)
+
+    def is_published(self, step: int) -> bool:
+        """Whether this attempt's checkpoint of a step is real."""
+        prefix = keys.checkpoint(self._job_id, step=step, attempt=self._attempt)
+        return self._store.head(f"{prefix}/{keys.MANIFEST}") is not None
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint of any attempt, or None."""

@@ -19,6 +19,7 @@
     jobs/{job_id}/rewards/part-00003-{sha256}.json               rewards of rows by number; removed when the job ends
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
+    jobs/{job_id}/checkpoint_parts/step-00001000-a00002-rank-00001.json  what a rank has stored of one; until it is real
     jobs/{job_id}/spared/step-00001000-{user's job_id}.json      another job names that checkpoint: it is not pruned
     jobs/{job_id}/margins/a00002-000017-{sha256}.jsonl           margins as they were learned, before they were used
     jobs/{job_id}/ledger/step-00001000-a00002-{sha256}.parquet   ledger rows of the steps up to this one
@@ -194,6 +195,16 @@ def checkpoints(job_id: str) -> str:
 def checkpoint(job_id: str, *, step: int, attempt: int) -> str:
     """Prefix of one checkpoint."""
     return f"jobs/{job_id}/checkpoints/step-{step:08d}/a{attempt:05d}"
+
+
+def checkpoint_parts(job_id: str) -> str:
+    """Prefix of what ranks that do not lead have stored of checkpoints that are on their way."""
+    return f"jobs/{job_id}/checkpoint_parts"
+
+
+def checkpoint_part(job_id: str, *, step: int, attempt: int, rank: int) -> str:
+    """What a rank has stored of one."""
+    return f"{checkpoint_parts(job_id)}/step-{step:08d}-a{attempt:05d}-rank-{rank:05d}.json"
 
 
 def spared_checkpoints(job_id: str) -> str:

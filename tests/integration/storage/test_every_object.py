@@ -35,6 +35,7 @@ from madpo.types import (
     AccessToken,
     AuditRecord,
     DatasetKind,
+    FileEntry,
     Job,
     JobKind,
     JobResult,
@@ -64,6 +65,7 @@ ROOTS = {
     "logs": "log",
     "last_evaluations": "last_evaluation",
     "checkpoints": "checkpoint",
+    "checkpoint_parts": "checkpoint_part",
     "spared_checkpoints": "spared_checkpoint",
     "margin_journal": "margin_journal_part",
     "all_artifacts": "artifacts",
@@ -235,6 +237,7 @@ def use_withdrawal(store: LocalStore, path: Path) -> Any:
 RECORD = AuditRecord(
     time=1e9, caller="ana", role=Role.READ, method="Pin", subjects=(JOB,), code="OK", request_id="r", peer="p"
 )
+FILE = FileEntry("model/model.safetensors", 3, "a" * 64)
 DRAWN = keys.generations_by(JOB, engine="vllm-0.11.0")
 CASES: Mapping[str, Case] = {
     "dataset": Case(fill_dataset, use_dataset),
@@ -261,6 +264,10 @@ CASES: Mapping[str, Case] = {
     "generations_by": Case(add_growing(DRAWN), use_growing(DRAWN)),
     "rewards": Case(add_growing(keys.rewards(JOB)), use_growing(keys.rewards(JOB))),
     "checkpoint": Case(fill_checkpoint, use_checkpoint),
+    "checkpoint_part": Case(
+        lambda store, path: CheckpointStore(store, JOB, attempt=1, holder="h").parts.leave(3, 1, [FILE]),
+        lambda store, path: CheckpointStore(store, JOB, attempt=1, holder="h").parts.found(3) or None,
+    ),
     "margin_journal_part": Case(
         lambda store, path: MarginJournal(store, job_id=JOB, attempt=1).append(0, {"p": 0.5, "q": None}, "r1"),
         use_margins,

@@ -13,6 +13,7 @@ from madpo.storage.bundle import read_manifest
 from madpo.storage.checkpoints import CheckpointStore, list_checkpoints
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.keys import checkpoint as checkpoint_key
+from madpo.storage.keys import checkpoint_parts
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore
 from madpo.types import DatasetKind, Job, JobKind, JobState
@@ -67,6 +68,29 @@ REFUSED = """
 
     CheckpointStore.upload = refuse
 """
+FAILING = """
+    import time
+    from madpo.errors import FailedPreconditionError
+    from madpo_trainer.loop import TrainingLoop
+
+    make_step = TrainingLoop._step
+
+    def waiting(self, step, directory):
+        deadline = time.monotonic() + 120
+        while not (directory.parent / "failing").exists():
+            assert time.monotonic() < deadline, "no rank fails"
+            time.sleep(0.01)
+        return told(self, step, directory)
+
+    def failing(self):
+        if self.state.step == 4 and self._ranks.rank in RANKS:
+            (self._run.directory / "failing").touch()
+            raise ERROR
+        return make_step(self)
+
+    CheckpointStore.upload, TrainingLoop._step = waiting, failing
+"""
+"""The second rank stores nothing of the checkpoint of step 3 before the next step but one fails."""
 
 
 class Site:
@@ -88,7 +112,7 @@ class Site:
             **POLICY,
         }
 
-    def attempt(self, name, attempt, *, ranks, pause=False, parts=True, also=""):
+    def attempt(self, name, attempt, *, ranks, pause=False, parts=True, also="", returns=0):
         """Run an attempt at the job; its outcome."""
         job = Job(job_id(name), JobKind.POLICY_TRAINING, JobState.RUNNING, self.spec, attempt=attempt)
         workspace = Workspace(self.home / name, Claim(job, attempt=attempt, worker_id="test"))
@@ -99,7 +123,7 @@ class Site:
             program = program.replace("if ranks.lead(lambda: go_on(workspace)):", "if False:")
         (self.home / "program.py").write_text(textwrap.dedent(SMALL_PARTS) * parts + textwrap.dedent(also) + program)
         done = launch(self.home, [workspace], ranks=ranks)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == returns, done.stderr
         return workspace
 
     def weights(self, workspace):
@@ -215,3 +239,28 @@ def test_files_that_one_rank_cannot_store_end_the_job_on_all_with_the_reason(sit
     assert refused.outcome().reason == "the bucket is locked"
     assert [(refused.directory / f"refused-{rank}").read_text() for rank in (0, 1)] == ["the bucket is locked"] * 2
     assert list_checkpoints(site.store, job_id("refused")) == []
+
+
+@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)])
+def test_a_step_that_fails_does_not_cost_the_checkpoint_of_which_ranks_store_parts(site, ranks):
+    """On one rank, whose end the other does not hear of; or on all, with a reason."""
+    name = f"fails-on-{ranks}"
+    error = "RuntimeError('boom')" if len(ranks) == 1 else "FailedPreconditionError('no more')"
+    failing = FAILING.replace("RANKS", str(ranks)).replace("ERROR", error)
+
+    failed = site.attempt(name, 1, ranks=2, also=failing, returns=int(len(ranks) == 1))
+
+    assert [checkpoint.step for checkpoint in list_checkpoints(site.store, job_id(name))] == [3]
+    assert not list(site.store.list(f"{checkpoint_parts(job_id(name))}/"))
+    if len(ranks) > 1:
+        assert failed.outcome().reason == "no more"
+
+
+def test_ranks_whose_files_never_come_are_not_waited_for_without_end(site):
+    """The second rank fails and cannot store its files either."""
+    failing = FAILING.replace("RANKS", "(1,)").replace("ERROR", "RuntimeError('boom')")
+    failing = failing.replace("return told(self, step, directory)", "raise OSError('the disk is gone')")
+
+    site.attempt("gone", 1, ranks=2, also=failing, returns=1)
+
+    assert list_checkpoints(site.store, job_id("gone")) == []
