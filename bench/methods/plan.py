@@ -23,6 +23,20 @@ class ToyJob:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopJob:
+    """Train one policy on the toy reviews in rounds, or by a control of that, and measure it."""
+
+    tier: Tier
+    form: RewardForm
+    seed: int
+    reward_model: str
+    arm: str
+    beta: float
+    learning_rate: float
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
 class RewardModelJob:
     """Describe one reward model of a toy world."""
 
@@ -45,7 +59,7 @@ class BanditJob:
     steps: int
 
 
-Job = ToyJob | RewardModelJob | BanditJob
+Job = ToyJob | LoopJob | RewardModelJob | BanditJob
 
 SEEDS = range(101, 109)
 """None of them was looked at before betas, learning rates and analysis were fixed."""
@@ -79,6 +93,14 @@ UNBOUNDED_BETAS = {
     "rm_soft": (0.1, 0.2, 0.4),
     "posterior_0.25": (0.2, 0.4, 0.8),
 }
+
+LOOP_SEEDS = range(201, 217)
+"""Worlds of iterated training; nothing was measured in them before its measures were fixed."""
+LOOP_BETAS = (0.15, 0.25, 0.4)
+RLOO_BETAS = (0.2, 0.28, 0.4)
+"""At 0.4 it stands where the others stand, at 0.2 farther away."""
+ROUNDS = 4
+POOR_REWARD_MODEL = "llama-1024"
 
 _BANDIT_BETAS = (0.06, 0.12, 0.25, 0.5, 1.0)
 BANDIT_BETAS = {
@@ -139,6 +161,15 @@ def _unbounded() -> Iterator[Job]:
         yield from _sweep("high", "unbounded", seed, "words", UNBOUNDED_BETAS)
 
 
+def _loop(tier: Tier, reward_model: str, arms: Sequence[str]) -> Iterator[Job]:
+    """World by world, so that what is there whenever it is stopped is paired."""
+    for seed in LOOP_SEEDS:
+        yield RewardModelJob(tier, "bounded", seed, reward_model)
+        for arm in arms:
+            for beta in RLOO_BETAS if arm == "rloo" else LOOP_BETAS:
+                yield LoopJob(tier, "bounded", seed, reward_model, arm, beta, RATE, ROUNDS)
+
+
 def _sweep(
     tier: Tier,
     form: RewardForm,
@@ -179,5 +210,13 @@ PARTS: Mapping[str, Callable[[], Iterator[Job]]] = {
     "second-rate-high": lambda: _main("high", SECOND_RATE),
     "second-rate-medium": lambda: _main("medium", SECOND_RATE),
     "second-rate-low": lambda: _main("low", SECOND_RATE),
+    "loop-high": lambda: _loop("high", "words", ("rm_soft", "iterated")),
+    "loop-high-rloo": lambda: _loop("high", "words", ("rloo",)),
+    "loop-high-poor": lambda: _loop("high", POOR_REWARD_MODEL, ("rm_soft", "iterated")),
+    "loop-high-fresh": lambda: _loop("high", "words", ("fresh",)),
+    "loop-low": lambda: _loop("low", "words", ("rm_soft", "iterated")),
+    "loop-medium": lambda: _loop("medium", "words", ("rm_soft", "iterated")),
+    "loop-high-mixed": lambda: _loop("high", "words", ("mixed",)),
+    "loop-high-relabel": lambda: _loop("high", "words", ("relabel_unsure", "relabel_random")),
 }
-"""In order of importance."""
+"""In order of importance, those of iterated training behind the others."""

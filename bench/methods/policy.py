@@ -73,6 +73,38 @@ def pair_loss(
     return output.total(len(logps))
 
 
+class Training:
+    """The optimisation of all weights of a world's supervised policy, a batch at a time."""
+
+    def __init__(self, world: World, method: Method, config: MethodConfig, *, learning_rate: float, steps: int) -> None:
+        self.weights = llama.copy(world.reference)
+        self._world, self._method, self._config = world, method, config
+        self._optimizer = Optimizer(self.weights, learning_rate=learning_rate, steps=steps)
+        self._state: dict[str, Tensor] = {}
+        self._step = 0
+
+    def step(self, pairs: Pairs, margins: Tensor) -> bool:
+        """Descend on a batch; False when its loss is not finite."""
+        logps = llama.grouped_response_logps(
+            self.weights,
+            pairs.rows.flatten(0, 1),
+            pairs.lengths.flatten(),
+            self._world.shape,
+            prompt_tokens=PROMPT_TOKENS,
+        ).view(-1, 2)
+        generator = torch.Generator().manual_seed(noise_seed(self._world.seed, 7) + (self._step << 32))
+        tokens = pairs.lengths - PROMPT_TOKENS
+        loss = pair_loss(
+            self._method, self._config, logps, pairs.reference_logps, tokens, margins, self._state, generator
+        )
+        self._step += 1
+        return math.isfinite(self._optimizer.step(loss))
+
+    def policy(self) -> Weights:
+        """Its weights, to be measured."""
+        return {name: value.detach() for name, value in self.weights.items()}
+
+
 def train(
     world: World,
     pairs: Pairs,
@@ -83,38 +115,17 @@ def train(
     learning_rate: float,
     epochs: int,
 ) -> Weights | None:
-    """Fine-tune all weights of the world's supervised policy; None when the loss stops being finite.
+    """Train on given pairs; None when the loss stops being finite.
 
     The order of pairs depends on the world alone.
     """
     schedule = Schedule.plan(rows=len(pairs.rows), batch_size=BATCH, seed=world.seed, epochs=epochs, max_steps=None)
-    weights = llama.copy(world.reference)
-    optimizer = Optimizer(weights, learning_rate=learning_rate, steps=schedule.total_steps)
-    state: dict[str, Tensor] = {}
-    response_tokens = pairs.lengths - PROMPT_TOKENS
+    training = Training(world, method, config, learning_rate=learning_rate, steps=schedule.total_steps)
     for step in range(schedule.total_steps):
         members = torch.tensor(schedule.batch(step))
-        logps = llama.grouped_response_logps(
-            weights,
-            pairs.rows[members].flatten(0, 1),
-            pairs.lengths[members].flatten(),
-            world.shape,
-            prompt_tokens=PROMPT_TOKENS,
-        ).view(-1, 2)
-        generator = torch.Generator().manual_seed(noise_seed(world.seed, 7) + (step << 32))
-        loss = pair_loss(
-            method,
-            config,
-            logps,
-            pairs.reference_logps[members],
-            response_tokens[members],
-            margins[members],
-            state,
-            generator,
-        )
-        if not math.isfinite(optimizer.step(loss)):
+        if not training.step(pairs[members], margins[members]):
             return None
-    return {name: value.detach() for name, value in weights.items()}
+    return training.policy()
 
 
 def measure(weights: Weights, world: World, form: RewardForm) -> dict[str, float]:

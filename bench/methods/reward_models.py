@@ -4,6 +4,8 @@
 `llama-N` is the supervised policy's body with a score on its last token, as the reward service uses, on N pairs.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,9 @@ from madpo.calibration.measure import measure
 from madpo.data.order import Schedule
 from madpo.losses.registry import get_method, parse_params
 
+Score = Callable[[Tensor, Tensor], Tensor]
+"""Rewards [B] of right-padded rows [B, T] of so many tokens, [B]."""
+
 _RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0)
 _EPOCHS = {256: 8, 1024: 4, 4096: 2}
 """By number of pairs: enough to overfit the few, so that the validation pairs choose where to stop."""
@@ -54,24 +59,41 @@ def split(made: World, tier: Tier, form: RewardForm) -> tuple[Pairs, Pairs, Pair
 def margins(
     seed: int, tier: Tier, form: RewardForm, name: str, *, cache_directory: Path, size: Size = FULL
 ) -> tuple[Tensor, Tensor]:
-    """Reward margins of a reward model on the training pairs [N] and the held-out pairs [M]; trained once."""
+    """Reward margins of a reward model on the training pairs [N] and the held-out pairs [M]; made once."""
     path = cache_directory / f"margins-{size.hidden}-{seed}-{tier}-{form}-{name}.safetensors"
     with locked(path):
         if not path.exists():
-            made = world(seed, cache_directory, size)
-            validation, held_out, training = split(made, tier, form)
-            if name == "words":
-                score = _fit_words(training, validation)
-            else:
-                wanted = int(name.removeprefix("llama-"))
-                pairs = training[:wanted]
-                if wanted > len(training.rows):
-                    more = extra_candidates(seed, cache_directory, size)
-                    pairs = _joined(training, _label_extra(more, tier, form, seed))[:wanted]
-                score = _train_llama(made, pairs, validation)
-            save_atomically({"training": score(training), "held_out": score(held_out)}, path)
+            score = scorer(seed, tier, form, name, cache_directory=cache_directory, size=size)
+            _, held_out, training = split(world(seed, cache_directory, size), tier, form)
+            save_atomically({"training": _margins(score, training), "held_out": _margins(score, held_out)}, path)
     tensors = load_file(path)
     return tensors["training"], tensors["held_out"]
+
+
+def scorer(seed: int, tier: Tier, form: RewardForm, name: str, *, cache_directory: Path, size: Size = FULL) -> Score:
+    """A reward model; trained once. `words-N` and `llama-N` see N pairs, `words` all training pairs."""
+    path = cache_directory / f"reward-model-{size.hidden}-{seed}-{tier}-{form}-{name}.safetensors"
+    made = world(seed, cache_directory, size)
+    kind, _, wanted = name.partition("-")
+    with locked(path):
+        if not path.exists():
+            validation, _, training = split(made, tier, form)
+            pairs = training[: int(wanted)] if wanted else training
+            if wanted and int(wanted) > len(training.rows):
+                more = extra_candidates(seed, cache_directory, size)
+                pairs = joined(training, _label_extra(more, tier, form, seed))[: int(wanted)]
+            if kind == "words":
+                weights = {"words": fit_words(pairs, validation)}
+            else:
+                weights = _train_llama(made, pairs, validation)
+            save_atomically(weights, path)
+    weights = load_file(path)
+    return words_score(weights["words"]) if kind == "words" else partial(_llama_scores, weights, made.shape)
+
+
+def _margins(score: Score, pairs: Pairs) -> Tensor:
+    chosen, rejected = score(pairs.rows.flatten(0, 1), pairs.lengths.flatten()).view(-1, 2).unbind(1)
+    return (chosen - rejected).float()
 
 
 def describe(
@@ -118,24 +140,33 @@ def _label_extra(more: Candidates, tier: Tier, form: RewardForm, seed: int) -> P
     return label(more, tier, form, seed=seed, offset=1)
 
 
-def _joined(one: Pairs, other: Pairs) -> Pairs:
+def joined(one: Pairs, other: Pairs) -> Pairs:
+    """Pairs of both."""
     return Pairs(*(torch.cat([getattr(one, name), getattr(other, name)]) for name in Pairs.__slots__))
 
 
-def _word_counts(pairs: Pairs) -> Tensor:
-    """Chosen minus rejected counts of each token, [N, V]."""
+def _word_counts(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Counts of each token in each row, [B, V]."""
     _, words = tokenizer()
-    inside = torch.arange(pairs.rows.shape[-1]) < pairs.lengths[..., None]
-    counts = (one_hot(pairs.rows, len(words)) * inside[..., None]).sum(-2).double()
-    return counts[:, 0] - counts[:, 1]
+    inside = torch.arange(rows.shape[-1]) < lengths[:, None]
+    return (one_hot(rows, len(words)) * inside[..., None]).sum(-2).double()
 
 
-def _fit_words(training: Pairs, validation: Pairs):
+def words_score(fit: Tensor) -> Score:
+    """The reward model of a weight for each word, [V]."""
+    return lambda rows, lengths: _word_counts(rows, lengths) @ fit
+
+
+def fit_words(training: Pairs, validation: Pairs) -> Tensor:
     """Ridge-penalised Bradley-Terry by Newton's method; the ridge is the one of least loss on the validation pairs."""
-    features, held = _word_counts(training), _word_counts(validation)
-    fits = [_newton(features, ridge) for ridge in _RIDGES]
-    best = min(fits, key=lambda fit: float(softplus(-(held @ fit)).mean()))
-    return lambda pairs: (_word_counts(pairs) @ best).float()
+
+    def features(pairs: Pairs) -> Tensor:
+        counts = _word_counts(pairs.rows.flatten(0, 1), pairs.lengths.flatten())
+        return counts[0::2] - counts[1::2]
+
+    held = features(validation)
+    fits = [_newton(features(training), ridge) for ridge in _RIDGES]
+    return min(fits, key=lambda fit: float(softplus(-(held @ fit)).mean()))
 
 
 def _newton(features: Tensor, ridge: float) -> Tensor:
@@ -149,7 +180,7 @@ def _newton(features: Tensor, ridge: float) -> Tensor:
     return weights
 
 
-def _train_llama(made: World, pairs: Pairs, validation: Pairs):
+def _train_llama(made: World, pairs: Pairs, validation: Pairs) -> Weights:
     """AdamW; the weights of the epoch with the least loss on the validation pairs."""
     weights = llama.copy(made.reference)
     weights["score"] = torch.zeros_like(made.reference["norm"]).requires_grad_()
@@ -168,21 +199,25 @@ def _train_llama(made: World, pairs: Pairs, validation: Pairs):
                 loss = float(softplus(-_llama_margins(weights, validation, made.shape)).mean())
             if loss < best:
                 best, kept = loss, {name: value.detach().clone() for name, value in weights.items()}
-
-    def score(others: Pairs) -> Tensor:
-        with torch.no_grad():
-            return _llama_margins(kept, others, made.shape)
-
-    return score
+    return kept
 
 
 def _llama_margins(weights: Weights, pairs: Pairs, shape: Shape, *, group: int = 64) -> Tensor:
-    rows, lengths = pairs.rows.flatten(0, 1), pairs.lengths.flatten()
+    scores = _grouped_scores(weights, shape, pairs.rows.flatten(0, 1), pairs.lengths.flatten(), group)
+    chosen, rejected = scores.view(-1, 2).unbind(1)
+    return chosen - rejected
+
+
+@torch.no_grad()
+def _llama_scores(weights: Weights, shape: Shape, rows: Tensor, lengths: Tensor) -> Tensor:
+    return _grouped_scores(weights, shape, rows, lengths, 64)
+
+
+def _grouped_scores(weights: Weights, shape: Shape, rows: Tensor, lengths: Tensor, group: int) -> Tensor:
     order = lengths.argsort(stable=True)
     scores = []
     for members in order.split(group):
         ends = lengths[members]
         hidden = llama.hidden_states(weights, rows[members, : int(ends.max())], shape)
         scores.append(hidden[torch.arange(len(ends)), ends - 1] @ (weights["norm"] * weights["score"]))
-    chosen, rejected = torch.cat(scores)[order.argsort()].view(-1, 2).unbind(1)
-    return chosen - rejected
+    return torch.cat(scores)[order.argsort()]

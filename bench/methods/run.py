@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench.methods import bandit, policy, reward_models, toy
+from bench.methods import bandit, loop, policy, reward_models, rloo, toy
 from bench.methods.arms import ARMS
 from bench.methods.plan import (
     BANDIT_BETAS,
@@ -21,6 +21,7 @@ from bench.methods.plan import (
     PARTS,
     BanditJob,
     Job,
+    LoopJob,
     RewardModelJob,
     ToyJob,
     jobs,
@@ -37,6 +38,8 @@ def execute(job: Job, cache_directory: Path, size: toy.Size = toy.FULL) -> dict[
     torch.set_num_threads(1)
     if isinstance(job, ToyJob):
         return _toy(job, cache_directory, size)
+    if isinstance(job, LoopJob):
+        return _loop(job, cache_directory, size)
     if isinstance(job, RewardModelJob):
         return reward_models.describe(
             job.seed, job.tier, job.form, job.reward_model, cache_directory=cache_directory, size=size
@@ -52,6 +55,31 @@ def _toy(job: ToyJob, cache_directory: Path, size: toy.Size) -> dict[str, Any]:
     )
     method, config = ARMS[job.arm].at(job.beta)
     weights = policy.train(world, training, margins, method, config, learning_rate=job.learning_rate, epochs=job.epochs)
+    if weights is None:
+        return {"diverged": True}
+    return policy.measure(weights, world, job.form) | policy.implicit_accuracy(weights, held_out, world.shape)
+
+
+def _loop(job: LoopJob, cache_directory: Path, size: toy.Size) -> dict[str, Any]:
+    setting = loop.Setting(job.seed, job.tier, job.form, job.reward_model, cache_directory, size)
+    world, (_, held_out, labelled) = setting.world, setting.pairs()
+    method, config = ARMS["rm_soft"].at(job.beta)
+    if job.arm == "rm_soft":
+        margins, _ = reward_models.margins(
+            job.seed, job.tier, job.form, job.reward_model, cache_directory=cache_directory, size=size
+        )
+        weights = policy.train(
+            world, labelled, margins, method, config, learning_rate=job.learning_rate, epochs=job.rounds
+        )
+    elif job.arm == "rloo":
+        prompts = labelled.rows[:, 0, : toy.PROMPT_TOKENS]
+        weights = rloo.train(
+            world, prompts, setting.scorer(), beta=job.beta, learning_rate=job.learning_rate, epochs=job.rounds
+        )
+    else:
+        weights = loop.train(
+            setting, loop.LOOPS[job.arm], method, config, learning_rate=job.learning_rate, rounds=job.rounds
+        )
     if weights is None:
         return {"diverged": True}
     return policy.measure(weights, world, job.form) | policy.implicit_accuracy(weights, held_out, world.shape)
