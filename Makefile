@@ -46,7 +46,7 @@ lint: install  ## Style, types, layers, generated code
 unit: install $(TRANSFORMERS_4)  ## All tests, in WORKERS=2 processes
 	$(PYTEST)
 
-bench-methods: install  ## Compare methods at equal KL over paired seeds (3 CPU-hours, resumable): docs/benchmark.md
+bench-methods: install  ## Compare methods at equal KL over paired seeds (5 CPU-hours, resumable): docs/benchmark.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.methods.run
 	$(BIN)/python -m bench.methods.report
 

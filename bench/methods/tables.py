@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.methods import loop_tables, markdown
 from bench.methods.analysis import (
     Estimate,
     Points,
@@ -61,6 +62,7 @@ def tables(records: Sequence[Record]) -> Mapping[str, str]:
     """Every table by its name in the document."""
     return {
         "progress": progress(records),
+        **loop_tables.tables(records),
         "verdict": verdict(records),
         **{f"main-{tier}": main(records, tier) for tier in TIERS},
         **{f"frontier-{tier}": frontier(records, tier) for tier in TIERS},
@@ -80,7 +82,7 @@ def progress(records: Sequence[Record]) -> str:
     for part in PARTS:
         wanted = [key(identity(job)) for job in jobs(part)]
         rows.append((f"`{part}`", len(wanted), sum(each in finished for each in wanted)))
-    return _table(("part", "jobs planned", "jobs in these results"), rows)
+    return markdown.table(("part", "jobs planned", "jobs in these results"), rows)
 
 
 def main(records: Sequence[Record], tier: Tier) -> str:
@@ -95,9 +97,9 @@ def main(records: Sequence[Record], tier: Tier) -> str:
             own = select(at_rate, **ARM_OF.get(arm, {"arm": arm, "beta": MAIN_BETA}))
             rewards = by_seed(own, "reward")
             if rewards:
-                difference = "0" if arm == "dpo" else _interval(paired(rewards, baseline))
+                difference = "0" if arm == "dpo" else markdown.interval(paired(rewards, baseline))
                 shares = [
-                    _number(Estimate.of(by_seed(own, name).values()).mean, places)
+                    markdown.number(Estimate.of(by_seed(own, name).values()).mean, places)
                     for name, places in (("kl", 2), ("grammatical", 2))
                 ]
                 published = PAPER.get(arm, {}).get(tier)
@@ -106,14 +108,14 @@ def main(records: Sequence[Record], tier: Tier) -> str:
                         f"{rate:g}",
                         arm,
                         len(rewards),
-                        _number(Estimate.of(rewards.values()).mean, 3),
+                        markdown.number(Estimate.of(rewards.values()).mean, 3),
                         difference,
                         *shares,
                         "" if published is None else f"{published:.2f}",
                     )
                 )
     header = ("lr", "method", "seeds", "reward", "minus DPO, 95 % interval", "KL", "grammatical", "paper")
-    return _table(header, rows)
+    return markdown.table(header, rows)
 
 
 def frontier(records: Sequence[Record], tier: Tier) -> str:
@@ -129,7 +131,7 @@ def unbounded(records: Sequence[Record]) -> str:
 def bandit(records: Sequence[Record], tier: Tier, form: RewardForm) -> str:
     """Differences at equal exact KL in the bandit."""
     arms = bandit_arms(records, tier, form).get(BANDIT_OWN)
-    return _frontier(arms, BANDIT_LEVELS) if arms else _NOT_RUN
+    return _frontier(arms, BANDIT_LEVELS) if arms else markdown.NOT_RUN
 
 
 def bandit_arms(records: Sequence[Record], tier: Tier, form: RewardForm) -> Mapping[str, Mapping[str, Points]]:
@@ -203,7 +205,7 @@ def verdict(records: Sequence[Record]) -> str:
             estimates = {each: mean_over(arms[arm], levels)(arms[each]) for each in BASELINES if each != arm}
             if all(estimate.seeds < 2 for estimate in estimates.values()):
                 continue
-            cells = [_errors(estimates[each]) if each in estimates else "" for each in BASELINES]
+            cells = [markdown.errors(estimates[each]) if each in estimates else "" for each in BASELINES]
             if arm in BASELINES:
                 rows.append((name, arm, *cells, ""))
                 continue
@@ -211,7 +213,7 @@ def verdict(records: Sequence[Record]) -> str:
             ahead_at = [f"{level:g}" for level in levels if _leads(arms, arm, level)]
             rows.append((name, arm, *cells, f"{whole}; at KL {', '.join(ahead_at)}" if ahead_at else whole))
     header = ("setting", "method", "minus DPO", "minus MADPO", "minus rm_soft", "ahead of all three")
-    return _table(header, rows)
+    return markdown.table(header, rows)
 
 
 def _leads(arms: Mapping[str, Points], arm: str, level: float) -> bool:
@@ -235,14 +237,16 @@ def reward_models(records: Sequence[Record]) -> str:
         if not described:
             continue
         figures = [
-            _number(Estimate.of(by_seed(described, value).values()).mean, places)
+            markdown.number(Estimate.of(by_seed(described, value).values()).mean, places)
             for value, places in (
                 *(("accuracy", 3), ("ece", 3), ("temperature", 2), ("contradicted", 2)),
                 *(("noiseless_accuracy", 3), ("correlation", 2)),
             )
         ]
         arms = reward_model_points(records, name)
-        gains = [_errors(mean_over(arms[arm], LEVELS)(arms["dpo"])) if arm in arms else "" for arm in MARGIN_ARMS]
+        gains = [
+            markdown.errors(mean_over(arms[arm], LEVELS)(arms["dpo"])) if arm in arms else "" for arm in MARGIN_ARMS
+        ]
         rows.append((name, len(described), *figures, *gains))
     own = _implicit(records)
     if own:
@@ -252,9 +256,9 @@ def reward_models(records: Sequence[Record]) -> str:
             (
                 "DPO's own implicit reward, at its best beta",
                 accuracy.seeds,
-                _number(accuracy.mean, 3),
+                markdown.number(accuracy.mean, 3),
                 *blank[:3],
-                _number(noiseless.mean, 3),
+                markdown.number(noiseless.mean, 3),
                 *blank[3:],
             )
         )
@@ -262,7 +266,7 @@ def reward_models(records: Sequence[Record]) -> str:
         *("reward model", "seeds", "accuracy", "ECE", "temperature", "contradicted", "accuracy, no noise"),
         *("correlation", *(f"{arm} minus DPO" for arm in MARGIN_ARMS)),
     )
-    return _table(header, rows)
+    return markdown.table(header, rows)
 
 
 def bandit_reward_models(records: Sequence[Record]) -> str:
@@ -275,22 +279,24 @@ def bandit_reward_models(records: Sequence[Record]) -> str:
     for name, arms in bandit_arms(records, "high", "bounded").items():
         figures = found[name]["reward_model"]
         described = [
-            _number(figures.get(value, math.nan), places)
+            markdown.number(figures.get(value, math.nan), places)
             for value, places in (
                 *(("accuracy", 3), ("ece", 3), ("temperature", 2), ("contradicted", 2)),
                 ("noiseless_accuracy", 3),
             )
         ]
-        gains = [_errors(mean_over(arms[arm], BANDIT_LEVELS)(arms["dpo"])) for arm in BANDIT_MARGIN_ARMS]
+        gains = [markdown.errors(mean_over(arms[arm], BANDIT_LEVELS)(arms["dpo"])) for arm in BANDIT_MARGIN_ARMS]
         rows.append((name, *described, *gains))
     own = dpo_implicit_accuracy(records)
     if own is not None:
-        rows.append(("DPO's own implicit reward, at its best beta", _number(own, 3), *[""] * (len(rows[0]) - 2)))
+        rows.append(
+            ("DPO's own implicit reward, at its best beta", markdown.number(own, 3), *[""] * (len(rows[0]) - 2))
+        )
     header = (
         *("reward model", "accuracy", "ECE", "temperature", "contradicted", "accuracy, no noise"),
         *(f"{arm} minus DPO" for arm in BANDIT_MARGIN_ARMS),
     )
-    return _table(header, rows)
+    return markdown.table(header, rows)
 
 
 def dpo_implicit_accuracy(records: Sequence[Record]) -> float | None:
@@ -323,7 +329,7 @@ def _implicit(records: Sequence[Record]) -> tuple[Estimate, Estimate] | None:
 
 def _frontier(arms: Mapping[str, Points], levels: Sequence[float]) -> str:
     if "dpo" not in arms:
-        return _NOT_RUN
+        return markdown.NOT_RUN
     rows = []
     for arm, curves in arms.items():
         if arm == "dpo":
@@ -331,15 +337,16 @@ def _frontier(arms: Mapping[str, Points], levels: Sequence[float]) -> str:
             continue
         at_levels = [paired(rewards_at(curves, level), rewards_at(arms["dpo"], level)) for level in levels]
         means = [
-            _errors(mean_over(curves, levels)(arms[each])) if each != arm and each in arms else "" for each in BASELINES
+            markdown.errors(mean_over(curves, levels)(arms[each])) if each != arm and each in arms else ""
+            for each in BASELINES
         ]
-        rows.append((arm, *(_counted(each) for each in at_levels), *means, _best(curves)))
+        rows.append((arm, *(markdown.counted(each) for each in at_levels), *means, _best(curves)))
     header = (
         "method",
         *(f"minus DPO at KL {level:g}" for level in levels),
         *("mean, minus DPO", "mean, minus MADPO", "mean, minus rm_soft", "highest reward (KL)"),
     )
-    return _table(header, rows)
+    return markdown.table(header, rows)
 
 
 def _best(curves: Points) -> str:
@@ -348,40 +355,3 @@ def _best(curves: Points) -> str:
     means = [np.mean([curve[beta] for curve in curves.values()], axis=0) for beta in betas]
     kl, reward = max(means, key=lambda at: at[1])
     return f"{reward:.2f} ({kl:.1f})"
-
-
-_NOT_RUN = "*Not run yet.*"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    if not rows:
-        return _NOT_RUN
-    lines = [" | ".join(header), " | ".join("---" for _ in header)]
-    lines += [" | ".join(map(str, row)) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def _number(value: float, places: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{places}f}"
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.seeds < 2:
-        return f"{estimate.mean:+.3f}" if estimate.seeds else "-"
-    return f"{estimate.mean:+.3f} ± {estimate.half_width:.3f}"
-
-
-def _counted(estimate: Estimate) -> str:
-    """With its standard error, and the seeds that reach the level."""
-    if not estimate.seeds:
-        return "-"
-    error = "" if estimate.seeds < 2 else f" ± {estimate.standard_error:.2f}"
-    return f"{estimate.mean:+.2f}{error} ({estimate.seeds})"
-
-
-def _errors(estimate: Estimate) -> str:
-    """With its distance from 0 in standard errors."""
-    if estimate.seeds < 2:
-        return _counted(estimate)
-    away = f"{estimate.mean / estimate.standard_error:+.1f}" if estimate.standard_error > 0 else "-"
-    return f"{estimate.mean:+.3f} ± {estimate.standard_error:.3f} ({away} s.e., {estimate.seeds})"

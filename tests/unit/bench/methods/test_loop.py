@@ -5,9 +5,11 @@ from random import Random
 import pytest
 import torch
 
-from bench.methods import loop, policy, rloo, toy
+from bench.methods import loop, loop_tables, policy, rloo, toy
 from bench.methods.arms import ARMS
+from bench.methods.loop_tables import Policy, best_grammatical, best_grammatical_between
 from bench.methods.plan import PARTS, LoopJob, ToyJob, jobs
+from bench.methods.results import identity
 from bench.methods.run import execute
 from madpo.pairing.label import labelled_pairs
 from madpo.types import PromptOnly
@@ -18,23 +20,34 @@ def loop_job(arm: str, **changes) -> LoopJob:
     return LoopJob(arm=arm, learning_rate=1e-3, rounds=2, **(fields | changes))
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Of the one world of these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def setting(tmp_path):
-    return loop.Setting(0, "high", "bounded", "words", tmp_path, toy.TINY)
+def setting(cache):
+    return loop.Setting(0, "high", "bounded", "words", cache, toy.TINY)
 
 
-def test_the_baseline_is_the_same_training_as_in_the_other_tables(tmp_path):
+def test_the_baseline_is_the_same_training_as_in_the_other_tables(cache):
     job = ToyJob("high", "bounded", 0, "words", "rm_soft", 0.1, 1e-3, 2)
-    assert execute(loop_job("rm_soft"), tmp_path, toy.TINY) == execute(job, tmp_path, toy.TINY)
+    assert execute(loop_job("rm_soft"), cache, toy.TINY) == execute(job, cache, toy.TINY)
 
 
 @pytest.mark.parametrize("arm", [*loop.LOOPS, "rloo"])
-def test_every_arm_trains_measures_and_repeats_itself(tmp_path, arm):
-    first = execute(loop_job(arm), tmp_path, toy.TINY)
-    assert {"reward", "kl", "grammatical", "implicit_accuracy"} <= set(first)
-    assert first["kl"] > 0
+def test_every_arm_trains_and_measures(cache, arm):
+    measured = execute(loop_job(arm), cache, toy.TINY)
+    assert {"reward", "kl", "grammatical", "implicit_accuracy"} <= set(measured)
+    assert measured["kl"] > 0
+
+
+@pytest.mark.parametrize("arm", ["relabel_unsure", "rloo"])
+def test_training_repeats_itself(cache, arm):
+    first = execute(loop_job(arm), cache, toy.TINY)
     loop._drawn_supervised.cache_clear()
-    assert execute(loop_job(arm), tmp_path, toy.TINY) == first
+    assert execute(loop_job(arm), cache, toy.TINY) == first
 
 
 def test_every_arm_of_the_plan_is_known():
@@ -120,3 +133,40 @@ def test_a_response_leads_by_what_it_is_worth_over_the_others():
     advantages = rloo.leave_one_out(torch.tensor([[3.0, 1.0], [0.0, 0.0]]))
     assert advantages.tolist() == [[2.0, -2.0], [0.0, 0.0]]
     assert rloo.leave_one_out(torch.tensor([[4.0, 1.0, 1.0]])).tolist() == [[3.0, -1.5, -1.5]]
+
+
+def test_the_best_reward_counts_only_where_responses_are_grammatical():
+    curve = {0.1: Policy(9.0, 3.0, 0.8), 0.2: Policy(4.0, 2.0, 0.92), 0.4: Policy(1.0, 1.0, 0.95)}
+    assert best_grammatical(curve) == 2.0
+    # 0.9 is a sixth of the way from 0.92 to 0.8.
+    assert best_grammatical_between(curve) == pytest.approx(2 + 1 / 6)
+    assert best_grammatical({0.1: curve[0.1]}) is None
+    assert best_grammatical_between({0.1: curve[0.1]}) is None
+
+
+def made_up(lead: float, grammatical: float, worlds: int) -> list[dict]:
+    """Records of a high tier in which `iterated` leads at every KL, and of an arm that no world has whole."""
+    records = []
+    for job in jobs("loop-high"):
+        if isinstance(job, LoopJob) and job.seed < 201 + worlds:
+            ahead = job.arm == "iterated"
+            noise = Random(f"{job.arm} {job.seed} {job.beta}").gauss(0, 0.01)
+            reward = 1 / job.beta**0.5 + lead * ahead + noise
+            values = {"kl": 1 / job.beta, "reward": reward, "grammatical": grammatical if ahead else 0.95}
+            records.append({"job": identity(job), "values": values})
+    cut = LoopJob("high", "bounded", 201, "words", "fresh", 0.25, 5e-4, 4)
+    return [*records, {"job": identity(cut), "values": {"kl": 4.0, "reward": 9.0, "grammatical": 1.0}}]
+
+
+@pytest.mark.parametrize(
+    ("lead", "grammatical", "expected"),
+    [(0.1, 0.95, "(a) and (b)"), (0.1, 0.85, "(a)"), (0.0, 0.95, "no"), (-0.1, 0.95, "no")],
+)
+def test_the_verdict_names_the_measures_by_which_an_arm_is_ahead(lead, grammatical, expected):
+    header, _, *rows = loop_tables.verdict(made_up(lead, grammatical, worlds=6)).splitlines()
+    assert header.startswith("| setting | arm | worlds |")
+    assert len(rows) == 1  # `fresh` has not all its betas
+    cells = rows[0].strip("| ").split(" | ")
+    assert cells[:3] == ["high", "iterated", "6"]
+    assert cells[-1] == expected
+    assert cells[4].endswith("6 left out") == (grammatical < 0.9)
