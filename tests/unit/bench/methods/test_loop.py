@@ -163,10 +163,15 @@ def made_up(lead: float, grammatical: float, worlds: int) -> list[dict]:
     [(0.1, 0.95, "(a) and (b)"), (0.1, 0.85, "(a)"), (0.0, 0.95, "no"), (-0.1, 0.95, "no")],
 )
 def test_the_verdict_names_the_measures_by_which_an_arm_is_ahead(lead, grammatical, expected):
-    header, _, *rows = loop_tables.verdict(made_up(lead, grammatical, worlds=6)).splitlines()
+    header, _, *rows = loop_tables.verdict(made_up(lead, grammatical, worlds=16)).splitlines()
     assert header.startswith("| setting | arm | worlds |")
     assert len(rows) == 1  # `fresh` has not all its betas
     cells = rows[0].strip("| ").split(" | ")
-    assert cells[:3] == ["high", "iterated", "6"]
+    assert cells[:3] == ["high", "iterated", "16"]
     assert cells[-1] == expected
-    assert cells[4].endswith("6 left out") == (grammatical < 0.9)
+    assert cells[4].endswith("16 left out") == (grammatical < 0.9)
+
+
+def test_nothing_is_decided_before_all_worlds_are_there():
+    row = loop_tables.verdict(made_up(0.1, 0.95, worlds=15)).splitlines()[2]
+    assert row.endswith("| open |")
