@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.gpu_check import engines, kernels, sharded, training
+from bench.gpu_check import engines, kernels, losses, sharded, training
 from bench.gpu_check.check import Check, CheckFailed, Setting, Skipped
 
-CHECKS: tuple[Check, ...] = (*kernels.CHECKS, *training.CHECKS, *engines.CHECKS, *sharded.CHECKS)
+CHECKS: tuple[Check, ...] = (*kernels.CHECKS, *losses.CHECKS, *training.CHECKS, *engines.CHECKS, *sharded.CHECKS)
 _STYLES = {"passed": "green", "failed": "red", "skipped": "yellow"}
 _CPU_PATIENCE = 3
 """Slow machines run the small checks too."""

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from bench.gpu_check import kernels, run
+from bench.gpu_check import kernels, losses, run
 from bench.gpu_check.check import Check, CheckFailed, Setting
 from bench.gpu_check.run import CHECKS
 
@@ -37,6 +37,23 @@ def test_a_wrong_kernel_is_found(monkeypatch):
 
     with pytest.raises(CheckFailed, match="attention is off"):
         kernels.attention_over_rows(CPU)
+
+
+def test_a_loss_that_is_off_on_the_device_is_found(monkeypatch):
+    seen = set()
+    steps = losses._steps
+
+    def off(method, device):
+        found = steps(method, device)
+        if method.name == "dpo" and method.name in seen:
+            found[1] = found[1] * (1 + 1e-4)
+        seen.add(method.name)
+        return found
+
+    monkeypatch.setattr(losses, "_steps", off)
+
+    with pytest.raises(CheckFailed, match="the loss of dpo is off"):
+        losses.losses(CPU)
 
 
 @pytest.mark.parametrize(
