@@ -5,17 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from madpo.errors import FailedPreconditionError
 from madpo.jobs.training import OptimizerParameters, TrainingParameters
+from madpo_trainer.sharding import local, part_of
 
 SLICE = 1 << 26
 """Numbers of a parameter whose moments are on the GPU at one time, where they are kept on the host: 256 MiB of each."""
 _LEAST_IN_8_BITS = 4096
-"""Smaller tensors are remembered in float32, as are embeddings, whose gradients differ most in size."""
+"""Smaller tensors are remembered in float32."""
 _BLOCK = 256
-"""Numbers in eight bits that share a scale."""
+"""Numbers in eight bits that share a scale. Weights whose rows are no multiple of it are remembered in float32."""
 
 
 def make_adam(model: nn.Module, groups: Iterable[dict[str, Any]], parameters: OptimizerParameters) -> Any:
@@ -26,7 +28,7 @@ def make_adam(model: nn.Module, groups: Iterable[dict[str, Any]], parameters: Op
         "eps": parameters.eps,
     }
     if parameters.name == "adamw_8bit":
-        return _in_8_bits(model, groups, options)
+        return AdamWIn8Bits(model, groups, options)
     # One pass over memory: nine times less CPU than one operation after the other.
     kind = HostAdamW if parameters.offload else torch.optim.AdamW
     adam = kind(list(groups), fused=True, **options)
@@ -46,7 +48,8 @@ def _remembered(parameter: Tensor, *, on_host: bool) -> dict[str, Tensor]:
             "exp_avg_sq": torch.empty_like(parameter, memory_format=torch.preserve_format).zero_(),
         }
     pinned = parameter.device.type == "cuda"
-    moments = {name: torch.zeros(parameter.shape, pin_memory=pinned) for name in ("exp_avg", "exp_avg_sq")}
+    names = ("exp_avg", "exp_avg_sq")  # of a sharded weight sharded as well
+    moments = {name: torch.zeros_like(parameter.detach(), device="cpu", pin_memory=pinned) for name in names}
     return {"step": torch.zeros(()), **moments}
 
 
@@ -65,9 +68,10 @@ class HostAdamW(torch.optim.AdamW):
 
     def _step_of(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, device = self.state[parameter], parameter.device
-        weights, gradients = (tensor.reshape(-1) for tensor in (parameter.detach(), gradient))
-        assert weights.data_ptr() == parameter.data_ptr(), "weights lie in one piece"
-        on_host = [state[name].view(-1) for name in ("exp_avg", "exp_avg_sq")]
+        mine = local(parameter.detach())
+        weights, gradients = mine.reshape(-1), local(gradient).reshape(-1)
+        assert weights.data_ptr() == mine.data_ptr(), "weights lie in one piece"
+        on_host = [local(state[name]).view(-1) for name in ("exp_avg", "exp_avg_sq")]
         for start in range(0, len(weights), SLICE):
             piece = slice(start, start + SLICE)
             first, second = (moment[piece].to(device, non_blocking=True, copy=True) for moment in on_host)
@@ -92,20 +96,79 @@ class HostAdamW(torch.optim.AdamW):
         state["step"] += 1
 
 
-def _in_8_bits(model: nn.Module, groups: Iterable[dict[str, Any]], options: dict[str, Any]) -> Any:
-    bitsandbytes = require_bitsandbytes("training.optimizer.name: adamw_8bit")
-    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
-    manager.initialize()  # it is one for all optimizers of a process, and may know of another's
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            manager.register_module_override(module, "weight", {"optim_bits": 32})
-    adam = bitsandbytes.optim.AdamW8bit(list(groups), min_8bit_size=_LEAST_IN_8_BITS, **options)
-    adam.check_overrides()
-    adam.initialized = True
-    for number, group in enumerate(adam.param_groups):
-        for place, parameter in enumerate(group["params"]):
-            adam.init_state(group, parameter, number, place)
-    return adam
+class AdamWIn8Bits:
+    """bitsandbytes' AdamW, of a sharded model over what this rank has of each weight.
+
+    Ranks have whole rows, and blocks in eight bits lie within rows, so that each is one of the whole weight: what is
+    remembered does not depend on the number of ranks.
+
+    Args:
+        model: What is trained of it is in the groups.
+        groups: Parameters, and how they decay.
+        options: For bitsandbytes.
+
+    Attributes:
+        state: What is remembered by parameter, sharded as that is; scales by row.
+    """
+
+    def __init__(self, model: nn.Module, groups: Iterable[dict[str, Any]], options: dict[str, Any]) -> None:
+        bitsandbytes = require_bitsandbytes("training.optimizer.name: adamw_8bit")
+        manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+        manager.initialize()  # it is one for all optimizers of a process, and may know of another's
+        groups, embeddings = list(groups), _embeddings(model)
+        self._parts = {each: nn.Parameter(local(each.detach())) for group in groups for each in group["params"]}
+        for parameter, part in self._parts.items():
+            is_small = id(parameter) in embeddings or not _goes_in_8_bits(parameter)
+            manager.override_config(part, "optim_bits", 32 if is_small else 8)
+        parts = [{**group, "params": [self._parts[each] for each in group["params"]]} for group in groups]
+        self._adam = bitsandbytes.optim.AdamW8bit(parts, min_8bit_size=0, **options)
+        self._adam.initialized = True
+        self.param_groups = self._adam.param_groups
+        for number, group in enumerate(self.param_groups):
+            for place, part in enumerate(group["params"]):
+                self._adam.init_state(group, part, number, place)
+        self.state = {each: self._remembered(each, self._adam.state[part]) for each, part in self._parts.items()}
+
+    def step(self) -> None:
+        """Move the weights."""
+        for parameter, part in self._parts.items():
+            if parameter.grad is None:
+                continue
+            steps = self.state[parameter]["step"]
+            self._adam.state[part]["step"] = int(steps)  # one more than that is taken
+            steps += 1
+            part.data = local(parameter.detach())
+            # A rank may have no row of a weight.
+            part.grad = local(parameter.grad) if part.numel() else None
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+
+    def zero_grad(self, *, set_to_none: bool) -> None:
+        """Forget gradients."""
+        assert set_to_none
+        for parameter in self._parts:
+            parameter.grad = None
+
+    def _remembered(self, parameter: nn.Parameter, state: dict[str, Any]) -> dict[str, Tensor]:
+        """Of one parameter, in the memory that bitsandbytes writes."""
+        found = {"step": torch.zeros((), dtype=torch.int64)}
+        for slot, value in state.items():
+            if slot.startswith("absmax"):
+                value = value.view(len(self._parts[parameter]), parameter.shape[1:].numel() // _BLOCK)
+            if slot.startswith(("state", "absmax")) and isinstance(parameter, DTensor):
+                value = part_of(value, parameter)
+            if slot != "step":
+                found[slot] = value
+        return found
+
+
+def _embeddings(model: nn.Module) -> set[int]:
+    """Ids of their weights, which stay in float32: their gradients differ most in size."""
+    return {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+
+
+def _goes_in_8_bits(parameter: Tensor) -> bool:
+    return parameter.numel() >= _LEAST_IN_8_BITS and parameter.shape[1:].numel() % _BLOCK == 0
 
 
 def require_libraries(parameters: TrainingParameters) -> None:
@@ -137,18 +200,18 @@ def require_bitsandbytes(asked: str) -> Any:
 
 
 def remembered_bytes(model: nn.Module, parameters: OptimizerParameters) -> dict[int, int]:
-    """What is remembered of each trained parameter, wherever it lies, by the parameter's id."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    """What is remembered of each trained parameter, wherever it lies and on all ranks, by the parameter's id."""
+    embeddings = _embeddings(model)
 
     def size(parameter: Tensor) -> int:
         numbers = parameter.numel()
-        if parameters.name == "adamw" or id(parameter) in embeddings or numbers < _LEAST_IN_8_BITS:
+        if parameters.name == "adamw" or id(parameter) in embeddings or not _goes_in_8_bits(parameter):
             return 8 * numbers
-        return 2 * numbers + 8 * -(-numbers // _BLOCK)
+        return 2 * numbers + 8 * (numbers // _BLOCK)
 
     return {id(each): size(each) for each in model.parameters() if each.requires_grad}
 
 
-def visiting_bytes(parameters: Iterable[Tensor]) -> int:
-    """Of moments on the host the most that is on the GPU at one time."""
-    return 8 * min(SLICE, max((parameter.numel() for parameter in parameters), default=0))
+def most_visiting(numbers: Iterable[int]) -> int:
+    """Bytes of moments on the host that are on the GPU at one time, by the numbers of each parameter on it."""
+    return 8 * min(SLICE, max(numbers, default=0))

@@ -25,7 +25,7 @@ from madpo.models.packed.layout import PackedRow, pack
 from madpo.models.packed.logps import hidden_states
 from madpo.models.save import PART_BYTES
 from madpo.models.scores import inner_model
-from madpo_trainer.adam import remembered_bytes, visiting_bytes
+from madpo_trainer.adam import most_visiting, remembered_bytes
 from madpo_trainer.adapters import with_adapters
 from madpo_trainer.blocks import prepare_blocks, transformer_blocks
 from madpo_trainer.live_memory import LiveMemory
@@ -91,13 +91,17 @@ def plan_memory(
     update = None if method is None else method.reference_update()
     weights = part(model.parameters()) + (0 if update is None else part(base))
     loaded = sum(each.nbytes for each in base) + loaded_more(model)
-    remembered = sum(remembered_bytes(model, parameters.optimizer).values())
+    remembered = remembered_bytes(model, parameters.optimizer)
     followed = 0 if update is None else loaded * (2 if update.extrapolation else 1)
-    saved = sum(each.nbytes for each in trained) + remembered + followed
+    saved = sum(each.nbytes for each in trained) + sum(remembered.values()) + followed
     plan = MemoryPlan(
         weights=weights,
         gradients=part(trained),
-        optimizer=_optimizer(trained, remembered, parameters) if ranks == 1 else 2 * part(trained),
+        optimizer=(
+            most_visiting(-(-each.numel() // ranks) if id(each) in split else each.numel() for each in trained)
+            if parameters.optimizer.offload
+            else sum(-(-size // ranks) if number in split else size for number, size in remembered.items())
+        ),
         gathered=_gathered(model, parameters) if ranks > 1 else 0,
         activations=0,
         head=0,
@@ -107,11 +111,6 @@ def plan_memory(
     )
     activations, head = _step(config, parameters, is_sharded=ranks > 1).activations_and_head
     return replace(plan, activations=activations, head=head)
-
-
-def _optimizer(trained: Iterable[nn.Parameter], remembered: int, parameters: TrainingParameters) -> int:
-    """Of a model that is whole on the card."""
-    return visiting_bytes(trained) if parameters.optimizer.offload else remembered
 
 
 def _without_numbers(config: PreTrainedConfig, parameters: TrainingParameters) -> Any:

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -15,7 +14,7 @@ from madpo.jobs.training import OptimizerParameters
 from madpo.models.memory import is_out_of_memory
 from madpo_trainer.adam import make_adam, remembered_bytes
 from madpo_trainer.learning_rate import learning_rate
-from madpo_trainer.sharding import by_layout, clip_grad_norm, read_part
+from madpo_trainer.sharding import by_layout, clip_grad_norm, local, read_part
 
 
 class Optimizer:
@@ -69,7 +68,7 @@ class Optimizer:
     def tensors(self) -> dict[str, Tensor]:
         """What is remembered from step to step, as `{parameter}/{exp_avg|exp_avg_sq|step}`, sharded like parameters."""
         named = {
-            f"{name}/{slot}": torch.as_tensor(value).detach()
+            f"{name}/{slot}": value.detach()
             for name, parameter in trainable_parameters(self._model)
             for slot, value in self._adam.state.get(parameter, {}).items()
         }
@@ -106,12 +105,8 @@ class Optimizer:
             )
         for slot, value in state.items():
             file, key = files[slot], f"{name}/{slot}"
-            if not isinstance(value, Tensor):  # bitsandbytes counts steps in Python
-                state[slot] = int(file.get_tensor(key))
-            elif isinstance(value, DTensor):
-                state[slot] = read_part(file, key, value)
-            else:
-                value.copy_(file.get_tensor(key))
+            is_sharded = isinstance(value, DTensor)
+            local(value).copy_(read_part(file, key, value) if is_sharded else file.get_tensor(key))
 
 
 def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

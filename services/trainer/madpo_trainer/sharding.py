@@ -160,14 +160,32 @@ def gathered(named: Iterable[tuple[str, Tensor]], *, keep: bool) -> Iterator[tup
     done: dict[int, Tensor] = {}
     for name, tensor in (named := list(named)):
         if isinstance(tensor, DTensor) and id(tensor) not in done:
-            found = whole(tensor.detach())
+            found = whole(part_of(local(tensor.detach()), tensor))  # on the device, which ranks send from
             done[id(tensor)] = found.cpu() if keep else found.new_empty(0)
         if keep:
             yield name, done.get(id(tensor), tensor).detach()
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor that may be sharded, in the same memory."""
+    found: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return found
+
+
+def part_of(tensor: Tensor, like: DTensor) -> DTensor:
+    """A tensor of which each rank has a part, on the ranks' device; of as many rows as another one, split alike.
+
+    Args:
+        tensor: This rank's part.
+        like: Split along its first dimension.
+    """
+    shape = torch.Size([len(like), *tensor.shape[1:]])
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(tensor, like.device_mesh, like.placements, shape=shape, stride=strides)
+
+
 def read_part(file: Any, key: str, like: DTensor) -> Tensor:
-    """This rank's part of a stored tensor, laid out as another one; no more of it is read.
+    """What this rank has of a stored tensor that is split as another one; no more of it is read.
 
     Args:
         file: An open safetensors file.
@@ -177,8 +195,8 @@ def read_part(file: Any, key: str, like: DTensor) -> Tensor:
     mesh, length = like.device_mesh, len(like)
     rows = -(-length // mesh.size())
     first = min(mesh.get_local_rank() * rows, length)
-    local = file.get_slice(key)[first : min(first + rows, length)].to(like.device)
-    return DTensor.from_local(local, mesh, like.placements, shape=like.shape, stride=like.stride())
+    found: Tensor = file.get_slice(key)[first : min(first + rows, length)]
+    return found
 
 
 def part_like(tensor: Tensor, parameter: Tensor) -> Tensor:

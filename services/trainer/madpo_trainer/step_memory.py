@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from madpo.jobs.training import TrainingParameters
 from madpo.models.packed.head import head_of, working_bytes
 from madpo.models.scores import inner_model
-from madpo_trainer.adam import remembered_bytes, visiting_bytes
+from madpo_trainer.adam import most_visiting, remembered_bytes
 from madpo_trainer.blocks import can_recompute, recompute_blocks
 from madpo_trainer.memory import MemoryEstimate, estimate_memory
 from madpo_trainer.micro_batches import MicroBatches
 from madpo_trainer.objectives.base import Objective
 from madpo_trainer.precision import training_autocast
 from madpo_trainer.ranks import Ranks
+from madpo_trainer.sharding import local
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +98,13 @@ def _estimate(
 
 def _optimizer_bytes(model: torch.nn.Module, parameters: TrainingParameters) -> int | None:
     """What is remembered on the device in another form than that of AdamW."""
+    trained = [each for each in model.parameters() if each.requires_grad]
     if parameters.optimizer.offload:
-        return visiting_bytes(each for each in model.parameters() if each.requires_grad)
+        return most_visiting(local(each).numel() for each in trained)
     if parameters.optimizer.name == "adamw":
         return None
-    return sum(remembered_bytes(model, parameters.optimizer).values())
+    remembered = remembered_bytes(model, parameters.optimizer)
+    return sum(remembered[id(each)] * local(each).numel() // each.numel() for each in trained)
 
 
 def _head_bytes(model: torch.nn.Module, micro_batches: MicroBatches, tokens: int) -> int:

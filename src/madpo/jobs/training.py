@@ -52,10 +52,11 @@ class OptimizerParameters(Spec):
     """Gradients are clipped to this global norm."""
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     """`adamw_8bit` remembers a quarter as much: two bytes a weight in the place of eight (arXiv:2110.02861), embeddings
-    and small tensors apart. Needs bitsandbytes where the trainer runs (the extra `gpu`), and an unsharded model."""
+    apart, small tensors, and weights whose rows are no multiple of 256 numbers. Needs bitsandbytes where the trainer
+    runs (the extra `gpu`)."""
     offload: bool = False
     """Keep what AdamW remembers in the host's memory; a piece at a time comes to the GPU for a step. The same bits, and
-    slower by the way of sixteen bytes a weight. For an unsharded model."""
+    slower by the way of sixteen bytes a weight."""
 
     @model_validator(mode="after")
     def _one_way_to_remember(self) -> Self:
@@ -199,12 +200,6 @@ class TrainingParameters(Spec):
 
     @model_validator(mode="after")
     def _can_be_sharded(self) -> Self:
-        if self.sharding != "none" and (self.optimizer.offload or self.optimizer.name != "adamw"):
-            asked = "offload" if self.optimizer.offload else self.optimizer.name
-            raise ValueError(
-                f"optimizer: {asked} is for a model that is whole on each GPU, and sharding: {self.sharding} splits it "
-                "with what the optimizer remembers (leave one of the two out)"
-            )
         if self.sharding != "none" and self.lora is not None and self.lora.quantize_base:
             raise ValueError("lora: quantize_base is for a model that is whole on each GPU (leave sharding out)")
         return self

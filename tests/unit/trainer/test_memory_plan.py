@@ -1,5 +1,6 @@
 """What a training is said to take of memory, against what one on this CPU took."""
 
+import copy
 import json
 
 import pytest
@@ -91,18 +92,25 @@ def test_what_is_split_over_cards_is_counted_by_its_part():
     assert four.disk_save == alone.disk_save == 3 * alone.weights
 
 
-def test_other_forms_of_adamw_remember_less_on_the_card():
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_other_forms_of_adamw_remember_less_on_the_card(gpus):
+    config = copy.deepcopy(SMALL)
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 768, 64  # rows of whole blocks of 256
     plain, in_8_bits, offloaded = (
-        plan_memory(SMALL, TrainingParameters(micro_batch_tokens=100, max_tokens=50, optimizer=optimizer))
+        plan_memory(
+            config,
+            TrainingParameters(micro_batch_tokens=100, max_tokens=50, optimizer=optimizer, sharding="fsdp"),
+            gpus=gpus,
+        )
         for optimizer in ({}, {"name": "adamw_8bit"}, {"offload": True})
     )
     weights = plain.weights // 4
-    embeddings = SMALL.vocab_size * SMALL.hidden_size
+    embeddings = SMALL.vocab_size * config.hidden_size // gpus
 
     assert plain.optimizer == 8 * weights
     assert in_8_bits.optimizer == pytest.approx(8 * embeddings + 2.03 * (weights - embeddings), rel=0.01)
     assert offloaded.optimizer == 8 * embeddings  # the largest, in one piece
-    assert offloaded.host_save == plain.host_save == plain.disk_save == 12 * weights
+    assert offloaded.host_save == plain.host_save == plain.disk_save == pytest.approx(12 * weights * gpus, rel=0.001)
 
 
 def test_a_reference_that_moves_is_a_second_model():
