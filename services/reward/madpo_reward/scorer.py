@@ -21,7 +21,8 @@ from madpo.errors import FailedPreconditionError
 from madpo.model_files.context_limit import context_limit
 from madpo.models.device import DTYPES, precision_on
 from madpo.models.load import load_reward_model
-from madpo.models.scores import padding_of, reward_scores
+from madpo.models.prepacked import prepack, unpack
+from madpo.models.scores import inner_model, padding_of, reward_scores
 from madpo.storage.local_copies import LocalCopies
 from madpo.types import Content, RewardModelInfo
 from madpo_reward.batcher import BatchShape, Unit, one_batch
@@ -32,7 +33,7 @@ from madpo_reward.packed import PackedRows, packed_refusal
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Part of the revision; raised by every change of scorer and layouts that can change a score's bits."""
 
 _PLAIN_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
@@ -65,6 +66,7 @@ class Scorer:
         tokenizer: Its tokenizer, which works within limits where it is of `load_limited`.
         layout: How texts become forward passes of it.
         dtype: Name of its precision.
+        prepacked: Its weights are laid out by `prepack`.
 
     Attributes:
         tokenizing: Its own, so that no other model waits for it.
@@ -79,8 +81,10 @@ class Scorer:
         *,
         layout: Layout,
         dtype: str,
+        prepacked: bool = False,
     ) -> None:
         self._model, self._tokenizer, self.layout = model, tokenizer, layout
+        self._prepacked = prepacked
         self.max_tokens = layout.max_tokens
         self.tokenizer_sha256, self.template_sha256 = digests(tokenizer)
         self.dtype = dtype
@@ -222,6 +226,7 @@ class Scorer:
             "layout": self.layout.name,
             "max_tokens": self.max_tokens,
             "code": CODE_VERSION,
+            "prepacked": self._prepacked,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": name,
@@ -243,7 +248,19 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
     model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[precision], tokenizer=tokenizer)
     model.to(device)
     scorer = partial(Scorer, model_id, model, tokenizer, dtype=precision)
-    *preferred, last = _layouts(model, pad_id=padding_of(model), config=config)
+    layouts = _layouts(model, pad_id=padding_of(model), config=config)
+    body = inner_model(model).base_model
+    if not _is_on_gpu(model) and not _is_tiny(model) and prepack(body):
+        try:
+            return _first_proven(partial(scorer, prepacked=True), layouts)
+        except FailedPreconditionError as error:
+            logger.warning("reward model scored without prepacked weights", extra={"error": str(error)})
+            unpack(body)
+    return _first_proven(scorer, layouts)
+
+
+def _first_proven(scorer: Callable[..., Scorer], layouts: Sequence[Layout]) -> Scorer:
+    *preferred, last = layouts
     for layout in preferred:
         try:
             return _proven(scorer(layout=layout))
@@ -283,9 +300,13 @@ def _batch_positions(model: Any) -> int:
     """Of a padded forward pass on the model's device; 0 where single texts keep it busy."""
     if _is_on_gpu(model):
         return _GPU_BATCH_POSITIONS
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    return _TINY_BATCH_POSITIONS if _is_tiny(model) else 0
+
+
+def _is_tiny(model: Any) -> bool:
+    weights: int = sum(parameter.numel() for parameter in model.parameters())
     embeddings: int = model.get_input_embeddings().weight.numel()
-    return _TINY_BATCH_POSITIONS if weights - embeddings < _TINY_WEIGHTS else 0
+    return weights - embeddings < _TINY_WEIGHTS
 
 
 def _is_on_gpu(model: Any) -> bool:
