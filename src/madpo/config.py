@@ -4,6 +4,7 @@ Only `settings.py` modules and this one read the environment.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Any, Literal, Self, TypeVar
@@ -18,7 +19,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from madpo.errors import FieldViolation, InvalidArgumentError
+from madpo.errors import FailedPreconditionError, FieldViolation, InvalidArgumentError
 
 
 def revealed(secret: SecretStr | None) -> str | None:
@@ -140,6 +141,28 @@ class ComputeSettings(ServiceSettings):
     """Share of a GPU's memory that a process of this service may take, of each GPU that it computes on: for services
     that share one. What is asked for beyond it is a lack of memory, as if the GPU were so small; CUDA's own context
     comes on top."""
+
+
+class EngineSettings(ServiceSettings):
+    """Settings of services whose models transformers or vLLM runs."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs the models that are only asked. `vllm` is an extra of its own (`pip install 'madpo[vllm]'`)."""
+    vllm_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's `EngineArgs`, as a JSON object: `{"tensor_parallel_size": 2}`."""
+
+    def require_engine(self) -> None:
+        """See that the engine is installed.
+
+        Raises:
+            FailedPreconditionError: It is not; says what to do.
+        """
+        if self.engine == "vllm" and find_spec("vllm") is None:
+            variable = self.variable("engine")
+            raise FailedPreconditionError(
+                f"{variable}=vllm, but vLLM is not installed where this service runs: pip install 'madpo[vllm]' there, "
+                f"or set {variable}=transformers"
+            )
 
 
 class ScorerSettings(ServiceSettings):

@@ -9,7 +9,12 @@ from madpo_reward.settings import RewardSettings
 
 
 def build(settings: RewardSettings, registry: CollectorRegistry) -> Service:
-    """The service; torch is imported only once the settings are known to be right."""
+    """The service; torch is imported only once the settings are known to be right.
+
+    Raises:
+        FailedPreconditionError: The engine that they ask for is not installed.
+    """
+    settings.require_engine()
     from madpo_reward.service import RewardService
 
     return RewardService(settings, registry)

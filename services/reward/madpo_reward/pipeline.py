@@ -69,7 +69,7 @@ class Pipeline:
         )
         self._batcher = Batcher(metrics=metrics)
         self._models: ModelRegistry[Scorer] = ModelRegistry(
-            partial(self._load, load), max_resident=settings.max_resident_models, gauge=metrics.resident_models
+            partial(self._load, load), max_resident=settings.resident_models, gauge=metrics.resident_models
         )
         self._cache: LruCache[tuple[str, str], Score] = LruCache(settings.cache_entries)
         self._loaded: WeakSet[Scorer] = WeakSet()

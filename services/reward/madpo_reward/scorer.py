@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,9 @@ from madpo.data.tokenizer_process import TokenizerProcess
 from madpo.data.unembedded import UnembeddedTokens
 from madpo.errors import FailedPreconditionError
 from madpo.model_files.context_limit import context_limit
-from madpo.models.device import DTYPES, precision_on
+from madpo.models.device import DTYPES, Precision, precision_on
 from madpo.models.load import load_reward_model
+from madpo.models.merge import write_merged
 from madpo.models.prepacked import prepack, unpack
 from madpo.models.scores import inner_model, padding_of, reward_scores
 from madpo.storage.local_copies import LocalCopies
@@ -30,6 +32,7 @@ from madpo_reward.encoding import Text, Tokens, digests, encode
 from madpo_reward.faults import told
 from madpo_reward.layouts import Layout, PaddedRows, SharedPrompts, WholeTexts, may_share_prompts
 from madpo_reward.packed import PackedRows, packed_refusal
+from madpo_reward.vllm import VllmRows, engine_arguments, load_rows
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,8 @@ _SAMPLES = (
     ("", "Yes."),
 )
 _GPU_BATCH_POSITIONS, _TINY_BATCH_POSITIONS = 8192, 512
+_VLLM_MEMORY = 0.9
+"""Share of a GPU's memory, where the service may take all of it."""
 _TINY_WEIGHTS = 1_000_000
 """Of layers and head. Below it a forward pass over a text costs less than the calls it is made of."""
 
@@ -55,6 +60,9 @@ class ScorerConfig:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     max_tokens: int = 4096
     batch_tokens: int | None = None
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm_options: Mapping[str, Any] = field(default_factory=dict)
+    memory_share: float = 1.0
 
 
 class Scorer:
@@ -67,6 +75,7 @@ class Scorer:
         layout: How texts become forward passes of it.
         dtype: Name of its precision.
         prepacked: Its weights are laid out by `prepack`.
+        device: That the layout computes on; None where the model is there.
 
     Attributes:
         tokenizing: Its own, so that no other model waits for it.
@@ -82,9 +91,11 @@ class Scorer:
         layout: Layout,
         dtype: str,
         prepacked: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self._model, self._tokenizer, self.layout = model, tokenizer, layout
         self._prepacked = prepacked
+        self._device = device or model.device
         self.max_tokens = layout.max_tokens
         self.tokenizer_sha256, self.template_sha256 = digests(tokenizer)
         self.dtype = dtype
@@ -211,8 +222,12 @@ class Scorer:
         input_ids = torch.tensor([text.ids], device=self._model.device)
         return float(reward_scores(self._model, input_ids, torch.ones_like(input_ids)))
 
+    def forget_model(self) -> None:
+        """Let go of the model itself, whose plain forward pass `check` asks: the layout has another."""
+        self._model = None
+
     def _revision(self) -> str:
-        device = self._model.device
+        device = self._device
         name = (
             torch.cuda.get_device_name(device)
             if device.type == "cuda"
@@ -245,6 +260,10 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
     tokenizer = load_limited(directory, base_directory=base_directory, process=process)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = precision_on(device, config.dtype)
+    if config.engine == "vllm":
+        return _by_vllm(
+            model_id, directory, base_directory, tokenizer, precision=precision, device=device, config=config
+        )
     model = load_reward_model(directory, base_directory=base_directory, dtype=DTYPES[precision], tokenizer=tokenizer)
     model.to(device)
     scorer = partial(Scorer, model_id, model, tokenizer, dtype=precision)
@@ -257,6 +276,47 @@ def load_scorer(model_id: str, directory: Path, *, base_directory: Path | None, 
             logger.warning("reward model scored without prepacked weights", extra={"error": str(error)})
             unpack(body)
     return _first_proven(scorer, layouts)
+
+
+def _by_vllm(
+    model_id: str,
+    directory: Path,
+    base_directory: Path | None,
+    tokenizer: Any,
+    *,
+    precision: Precision,
+    device: torch.device,
+    config: ScorerConfig,
+) -> Scorer:
+    """A scorer whose layout is vLLM's; transformers' model is there, on the CPU, until it has proved itself."""
+    rows: VllmRows | None = None
+    try:
+        with tempfile.TemporaryDirectory(prefix="madpo-merged-") as scratch:
+            if base_directory is not None:
+                exact, adapter, directory = precision == "fp32", directory, Path(scratch)
+                write_merged(adapter, directory, base_directory=base_directory, kind="reward", exact=exact)
+            model = load_reward_model(directory, base_directory=None, dtype=DTYPES[precision], tokenizer=tokenizer)
+            max_tokens = _max_tokens(model, config)
+            arguments = engine_arguments(
+                directory,
+                precision=precision,
+                max_tokens=max_tokens,
+                memory_share=min(_VLLM_MEMORY, config.memory_share),
+                on_gpu=device.type == "cuda",
+                options=config.vllm_options,
+            )
+            rows = load_rows(arguments, max_tokens=max_tokens, options=config.vllm_options)
+        scorer = _proven(Scorer(model_id, model, tokenizer, layout=rows, dtype=precision, device=device))
+        scorer.forget_model()
+        return scorer
+    except Exception as error:
+        if rows is not None:
+            rows.close()
+        raised = told(error, f"{model_id} cannot be loaded")
+        if not isinstance(raised, FailedPreconditionError):
+            raise raised from error
+        message = f"{raised} (this is the engine vllm; MADPO_REWARD_ENGINE=transformers may take the model)"
+        raise FailedPreconditionError(message) from error
 
 
 def _first_proven(scorer: Callable[..., Scorer], layouts: Sequence[Layout]) -> Scorer:
@@ -283,7 +343,7 @@ def _proven(scorer: Scorer) -> Scorer:
 
 def _layouts(model: Any, *, pad_id: int, config: ScorerConfig) -> list[Layout]:
     """Those that may do for a model, the best first."""
-    max_tokens = min(config.max_tokens, context_limit(model.config.to_dict()) or config.max_tokens)
+    max_tokens = _max_tokens(model, config)
     batch_positions = _batch_positions(model) if config.batch_tokens is None else config.batch_tokens
     whole = WholeTexts(model, max_tokens=max_tokens)
     if batch_positions:
@@ -294,6 +354,10 @@ def _layouts(model: Any, *, pad_id: int, config: ScorerConfig) -> list[Layout]:
             logger.info("reward model scored in padded rows", extra={"reason": refusal})
         return [padded, whole]
     return [SharedPrompts(model, max_tokens=max_tokens), whole] if may_share_prompts(model) else [whole]
+
+
+def _max_tokens(model: Any, config: ScorerConfig) -> int:
+    return min(config.max_tokens, context_limit(model.config.to_dict()) or config.max_tokens)
 
 
 def _batch_positions(model: Any) -> int:

@@ -99,6 +99,11 @@ class RewardService:
         directory = models.fetch(model_id)
         self._pipeline.load_moved()
         config = ScorerConfig(
-            dtype=self._settings.dtype, max_tokens=self._settings.max_tokens, batch_tokens=self._settings.batch_tokens
+            dtype=self._settings.dtype,
+            max_tokens=self._settings.max_tokens,
+            batch_tokens=self._settings.batch_tokens,
+            engine=self._settings.engine,
+            vllm_options=self._settings.vllm_options,
+            memory_share=self._settings.gpu_memory_fraction,
         )
         return load_scorer(model_id, directory, base_directory=base_directory, config=config)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from madpo.config import CacheSettings, ComputeSettings, StoreSettings
+from madpo.config import CacheSettings, ComputeSettings, EngineSettings, StoreSettings
 from madpo.jobs.base import ModelId
 from madpo.rpc.channel import MESSAGE_LIMIT_BYTES
 
@@ -17,7 +17,7 @@ def _pads_or_not(batch_tokens: int | None) -> int | None:
     return batch_tokens
 
 
-class RewardSettings(StoreSettings, CacheSettings, ComputeSettings):
+class RewardSettings(StoreSettings, CacheSettings, ComputeSettings, EngineSettings):
     """Everything that decides a score's bits is part of the revision the service reports."""
 
     model_config = SettingsConfigDict(env_prefix="MADPO_REWARD_")
@@ -29,7 +29,7 @@ class RewardSettings(StoreSettings, CacheSettings, ComputeSettings):
     preload: tuple[ModelId, ...] = ()
     """Models to load before the service answers SERVING, as a JSON list; others load when first asked for."""
     max_resident_models: Annotated[int, Field(ge=1)] = 2
-    """Models kept in memory; the one unused for longest makes room for a new one."""
+    """Models kept in memory; the one unused for longest makes room for a new one. With vLLM it is 1."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of weights and activations. `auto`: bf16 on a GPU that has it, fp32 elsewhere."""
     threads: Annotated[int | None, Field(ge=1)] = None
@@ -63,6 +63,22 @@ class RewardSettings(StoreSettings, CacheSettings, ComputeSettings):
     def _one_pair_always_fits(self) -> Self:
         if self.max_queue_tokens < 2 * self.max_tokens:
             raise ValueError(f"max_queue_tokens must be at least 2 * max_tokens = {2 * self.max_tokens}")
-        if self.preload and len(self.preload) > self.max_resident_models:
-            raise ValueError(f"preload names {len(self.preload)} models, max_resident_models is lower")
+        if self.preload and len(self.preload) > self.resident_models:
+            raise ValueError(f"preload names {len(self.preload)} models, {self.resident_models} may be in memory")
         return self
+
+    @model_validator(mode="after")
+    def _vllm_runs_one_model_its_own_way(self) -> Self:
+        if self.engine == "vllm":
+            if "max_resident_models" in self.model_fields_set and self.max_resident_models > 1:
+                raise ValueError("max_resident_models must be 1 with engine vllm, which runs one model in a process")
+            if self.batch_tokens is not None:
+                raise ValueError(
+                    "batch_tokens is of the engine transformers; vllm_options takes max_num_batched_tokens"
+                )
+        return self
+
+    @property
+    def resident_models(self) -> int:
+        """Models that may be in memory with this engine."""
+        return 1 if self.engine == "vllm" else self.max_resident_models

@@ -3,51 +3,25 @@
 vLLM is imported when an engine is loaded, and only then.
 """
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from madpo.errors import FailedPreconditionError, UnavailableError
+from madpo.errors import UnavailableError
 from madpo.jobs.sampling import SamplingParameters
+from madpo.models.device import Precision
+from madpo.models.vllm import DTYPES, Stepper, start_engine
 from madpo.sampling.engine import Draw, Response, turns
 from madpo.sampling.noise import seed_of
 from madpo.sampling.responses import read_response
 
 _TURN = 1024
 """Responses of a turn; how many of them are at work is vLLM's."""
-_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: it ends with it, and is asked step by step
-    "VLLM_CONFIGURE_LOGGING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
 _ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 """A prompt in parts would have its random numbers drawn back, which vLLM cannot do on a CPU."""
 _CPU_BATCH_TOKENS = 4096
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-
-
-class Stepper(Protocol):
-    """What is used of vLLM's `LLMEngine`."""
-
-    def add_request(self, request_id: str, prompt: Any, params: Any) -> Any:
-        """Begin a request."""
-        ...
-
-    def step(self) -> Sequence[Any]:
-        """Draw a token for some of the requests; the outputs so far of those that moved."""
-        ...
-
-    def has_unfinished_requests(self) -> bool:
-        """Whether there is something to step for."""
-        ...
-
-    def abort_request(self, request_ids: list[str]) -> None:
-        """Forget requests."""
-        ...
 
 
 class VllmEngine:
@@ -150,7 +124,13 @@ def request_options(
 
 
 def engine_arguments(
-    directory: Path, *, precision: str, max_tokens: int, memory_share: float, on_gpu: bool, options: Mapping[str, Any]
+    directory: Path,
+    *,
+    precision: Precision,
+    max_tokens: int,
+    memory_share: float,
+    on_gpu: bool,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Arguments of vLLM's `EngineArgs`.
 
@@ -166,7 +146,7 @@ def engine_arguments(
         "model": str(directory),
         "skip_tokenizer_init": True,  # token ids go in and come out
         "generation_config": "vllm",  # no defaults of the model's
-        "dtype": _DTYPES[precision],
+        "dtype": DTYPES[precision],
         "max_model_len": max_tokens,
         "gpu_memory_utilization": memory_share,
         "disable_log_stats": True,
@@ -181,11 +161,7 @@ def load_engine(arguments: Mapping[str, Any]) -> tuple[Stepper, Callable[..., An
     Raises:
         FailedPreconditionError: vLLM does not take the model or the arguments.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from vllm import EngineArgs, LLMEngine, SamplingParams
+    engine = start_engine(arguments)
+    from vllm import SamplingParams
 
-    try:
-        return LLMEngine.from_engine_args(EngineArgs(**arguments)), SamplingParams
-    except (TypeError, ValueError) as error:
-        raise FailedPreconditionError(f"vLLM does not take this model or these options: {error}") from error
+    return engine, SamplingParams

@@ -102,7 +102,7 @@ def test_vllm_is_given_an_adapter_merged_into_its_base(
 def test_a_worker_without_the_engine_that_it_is_to_use_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("madpo_evaluator.settings.find_spec", lambda _: None)
+    monkeypatch.setattr("madpo.config.find_spec", lambda _: None)
 
     with pytest.raises(
         FailedPreconditionError, match=r"MADPO_EVALUATOR_ENGINE=vllm, but vLLM is not installed .*'madpo\[vllm\]'"
