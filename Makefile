@@ -9,6 +9,7 @@ STAMP := $(VENV)/.installed
 # A worker that dies ends the run: the scheduler may wait for ever for the tests of one that was replaced.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart=0
 INFINITY := out/bench/infinity
+VLLM := out/bench/vllm
 TRANSFORMERS_4 := out/transformers-4/installed.txt
 
 .DEFAULT_GOAL := help
@@ -56,12 +57,19 @@ bench: install  ## Speed against TRL and others, quick (under 10 minutes on two 
 bench-full: install bench-peers  ## All of it, as reported
 	$(BIN)/python -m bench.run --suite full
 
-bench-peers: $(INFINITY)/bin/infinity_emb  ## The environments of peers that cannot run in ours
+bench-peers: $(INFINITY)/bin/infinity_emb $(VLLM)/installed.txt  ## The environments of peers that cannot run in ours
 
 $(INFINITY)/bin/infinity_emb: bench/peers/infinity.txt
 	$(PYTHON) -m venv $(INFINITY)
 	$(INFINITY)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers/infinity.txt
 	@touch $@
+
+# What vLLM does not need for text comes built for GPUs, and does not load beside its torch.
+$(VLLM)/installed.txt: bench/peers/vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers/vllm.txt
+	$(VLLM)/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
+	cp bench/peers/vllm.txt $@
 
 data: install  ## What is promised of data: forms, formats, hostile files, uploads; says how much was tried
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m data

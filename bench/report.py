@@ -67,6 +67,11 @@ def scoring(peer: str) -> Callable[[Sections], Ratio]:
     return lambda sections: ratio(_valid(sections["score"]), peer, "service", "cpu_s")
 
 
+def beside_vllm(side: str, ours: str, peer: str) -> Callable[[Sections], Ratio]:
+    """By how much vLLM takes more CPU-seconds than we do."""
+    return lambda sections: ratio(_valid(sections["vllm"][side]), peer, ours, "cpu_s")
+
+
 def products(model: str) -> Callable[[Sections], Ratio]:
     """FLOPs of matrix products over the least there are."""
 
@@ -132,6 +137,8 @@ GOALS = (
     Goal("FLOPs of matrix products over the least", 1.05, False, products("tiny")),
     Goal("scoring against padded batches as they arrive", 2.5, True, scoring("pipeline_32")),
     Goal("scoring against infinity, service against service", 2.0, True, scoring("infinity")),
+    Goal("scoring against vLLM, in process", 1.5, True, beside_vllm("in_process", "layout", "vllm")),
+    Goal("scoring against vLLM, service against service", 1.8, True, beside_vllm("service", "service", "vllm_server")),
     Goal(
         "the scorer's layout against padded batches in the same process",
         2.5,
@@ -225,6 +232,22 @@ def scoring_table(sections: Sections) -> Table:
     return rows + [[f"`{name}`", f"skipped: {reason}", "", ""] for name, reason in entry["skipped"].items()]
 
 
+def vllm_table(sections: Sections) -> Table:
+    entry = sections["vllm"]
+    rows = [["where", "way", "pairs per CPU-s", "ours over it", "largest difference of a score"]]
+    if "skipped" in entry:
+        return [*rows, ["", "`vllm`", f"skipped: {entry['skipped']}", "", ""]]
+    for side in ("in_process", "service"):
+        first = next(iter(entry[side]["variants"]))
+        for name, variant in entry[side]["variants"].items():
+            rate = entry[side]["task"]["pairs"] / median(each["cpu_s"] for each in variant["rounds"])
+            over = "1" if name == first else str(ratio(entry[side]["variants"], name, first, "cpu_s"))
+            apart = entry[side]["score_difference"].get(name)
+            difference = "" if apart is None else f"{apart:.0e}"
+            rows.append([side.replace("_", " "), f"`{name}`", f"{rate:.2f}", over, difference])
+    return rows
+
+
 def service_table(sections: Sections) -> Table:
     """What the reward service does by itself, of the sections that were run."""
     rows = [["what", "by CPU-seconds", "by wall"]]
@@ -305,6 +328,7 @@ def tables(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Table]]:
         "flops": flops_table,
         "work": work_table,
         "score": scoring_table,
+        "vllm": vllm_table,
         "growth": growth_table,
     }
     yield from ((name, make(sections)) for name, make in made.items() if name in sections)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.meters import conditions, machine
-from bench.peers import infinity
+from bench.peers import infinity, vllm
 from bench.rounds import run_scoring, run_training
 from bench.scoring.task import ScoringTask
 from bench.training import growth
@@ -34,6 +34,8 @@ class Suite:
     training: Mapping[str, tuple[Task, tuple[str, ...]]]
     """By the name of the model: the task, and who takes part."""
     scoring: ScoringTask
+    vllm: ScoringTask
+    """Beside vLLM's pooling runner."""
     flops: tuple[str, ...]
     """Models whose steps' FLOPs are counted."""
     growth_rounds: int
@@ -54,6 +56,7 @@ def quick(rounds: int) -> Suite:
             "v32k": (Task(size="v32k", batch=4, micro_batch=4, rounds=rounds), ("packed", "trl_ideal")),
         },
         scoring=ScoringTask(size="body", pairs=8, rounds=rounds),
+        vllm=ScoringTask(size="body", pairs=16, rounds=rounds),
         flops=("tiny",),
         growth_rounds=1,
         in_flight=16,
@@ -76,6 +79,7 @@ def full(rounds: int) -> Suite:
             "v128k": (Task(size="v128k", batch=4, micro_batch=4, rounds=rounds), ("packed", "trl_ideal", "trl_pre")),
         },
         scoring=ScoringTask(size="body", pairs=32, rounds=rounds),
+        vllm=ScoringTask(size="body", pairs=192, rounds=rounds),
         flops=("tiny", "body"),
         growth_rounds=3,
         in_flight=64,
@@ -117,6 +121,17 @@ def score_section(suite: Suite) -> Any:
     return {"task": asdict(suite.scoring), "skipped": skipped} | run_scoring(suite.scoring, taking_part, logs=LOGS)
 
 
+def vllm_section(suite: Suite) -> Any:
+    if not vllm.ENVIRONMENT.is_dir():
+        return {"skipped": "its environment is not there: make bench-peers"}
+    sides = {
+        "in_process": {"layout": "bench.scoring.in_process", "vllm": "bench.peers.vllm"},
+        "service": {"service": "bench.scoring.ours", "vllm_server": "bench.peers.vllm"},
+    }
+    task = asdict(suite.vllm)
+    return {name: {"task": task} | run_scoring(suite.vllm, modules, logs=LOGS) for name, modules in sides.items()}
+
+
 def growth_section(suite: Suite) -> Any:
     return {curve: _run_module("bench.training.growth", curve, str(suite.growth_rounds)) for curve in growth.CURVES}
 
@@ -155,6 +170,7 @@ SECTIONS: dict[str, Callable[[Suite], Any]] = {
     "flops": flops_section,
     "train": train_section,
     "score": score_section,
+    "vllm": vllm_section,
     "layouts": layouts_section,
     "engine": engine_section,
     "rpc": rpc_section,

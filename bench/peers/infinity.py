@@ -4,19 +4,15 @@ The service runs in an environment of its own (`infinity.txt`, `make bench-peers
 is a re-ranker: the prompt is the query, the responses are the documents, the tokens and the raw scores are the same.
 """
 
-import json
 import os
 import subprocess
 import tempfile
-import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import models
-from bench.scoring.processes import free_port, measure_service, wait_until
+from bench.scoring.processes import answers, ask_all, free_port, measure_service, post_json, wait_until
 from bench.scoring.task import ScoringTask
 from bench.turns import ROOT, Turns
 
@@ -49,18 +45,8 @@ def rerank(url: str, texts: tuple[str, str, str]) -> list[float]:
     """Raw scores of a pair's responses."""
     prompt, chosen, rejected = texts
     body = {"model": "bench", "query": prompt, "documents": [chosen, rejected], "raw_scores": True}
-    request = urllib.request.Request(
-        f"{url}/rerank", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=600) as reply:
-        results: list[dict[str, Any]] = json.load(reply)["results"]
+    results: list[dict[str, Any]] = post_json(f"{url}/rerank", body)["results"]
     return [result["relevance_score"] for result in sorted(results, key=lambda result: result["index"])]
-
-
-def score(url: str, texts: Sequence[tuple[str, str, str]], *, in_flight: int) -> list[float]:
-    """Scores of all pairs, one request a pair, as many of them on their way at once as is asked for."""
-    with ThreadPoolExecutor(in_flight) as callers:
-        return [value for values in callers.map(lambda each: rerank(url, each), texts) for value in values]
 
 
 def main() -> None:
@@ -69,24 +55,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         process, url = start_service(task, Path(scratch))
         try:
-            wait_until(lambda: _is_up(url), process)
-            score(url, task.texts(-1), in_flight=task.in_flight)
+            wait_until(lambda: answers(f"{url}/health"), process)
+            ask = partial(rerank, url)
+            ask_all(ask, task.texts(-1), in_flight=task.in_flight)
             more, number = turns.done({}), 0
             while more:
-                work = partial(score, url, task.texts(number), in_flight=task.in_flight)
+                work = partial(ask_all, ask, task.texts(number), in_flight=task.in_flight)
                 more = turns.done(measure_service(process.pid, work))
                 number += 1
         finally:
             process.terminate()
             process.wait(30)
-
-
-def _is_up(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Services that score, whoever's they are, as processes: started, waited for, measured."""
 
+import json
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from bench.meters import process_cpu_s
 
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 800.0
 
 
 def measure_service(pid: int, work: Callable[[], Sequence[float]]) -> dict[str, Any]:
@@ -42,3 +45,27 @@ def wait_until(is_up: Callable[[], bool], process: subprocess.Popen[bytes]) -> N
         assert process.poll() is None, f"the service ended with code {process.returncode}"
         assert time.monotonic() < deadline, f"the service did not start within {START_TIMEOUT_S:.0f} s"
         time.sleep(0.2)
+
+
+def post_json(url: str, body: Any) -> Any:
+    """What a service answers to a request."""
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as reply:
+        return json.load(reply)
+
+
+def answers(url: str) -> bool:
+    """Whether there is a service, and it is well."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def ask_all(
+    ask: Callable[[tuple[str, str, str]], Sequence[float]], texts: Sequence[tuple[str, str, str]], *, in_flight: int
+) -> list[float]:
+    """Scores of all pairs, one request a pair, as many of them on their way at once as is asked for."""
+    with ThreadPoolExecutor(in_flight) as callers:
+        return [value for values in callers.map(ask, texts) for value in values]

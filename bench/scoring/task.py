@@ -4,7 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from bench.lengths import SHAPES, draw_lengths
+from bench import models
+from bench.lengths import SHAPES, PairLengths, TokenPair, draw_lengths, fill
 from bench.scoring.pairs import pair_texts
 from bench.turns import arguments
 
@@ -28,8 +29,17 @@ class ScoringTask:
 
     def texts(self, turn: int) -> list[tuple[str, str, str]]:
         """Prompt, chosen and rejected of a round; other words in every round, the same lengths."""
-        lengths = draw_lengths(SHAPES[self.shape], self.pairs, seed=self.seed)
-        return pair_texts(lengths, self.size, seed=self.seed + 1000 * (turn + 1))
+        return pair_texts(self._lengths(), self.size, seed=self._seed(turn))
+
+    def token_ids(self, turn: int) -> list[TokenPair]:
+        """The tokens of these texts."""
+        return fill(self._lengths(), models.SIZES[self.size].vocabulary, seed=self._seed(turn))
+
+    def _lengths(self) -> list[PairLengths]:
+        return draw_lengths(SHAPES[self.shape], self.pairs, seed=self.seed)
+
+    def _seed(self, turn: int) -> int:
+        return self.seed + 1000 * (turn + 1)
 
     def argument(self) -> str:
         """The task as an argument of a process."""

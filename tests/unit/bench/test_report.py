@@ -44,3 +44,27 @@ def test_models_of_different_runs_stand_together_and_the_last_of_the_same_counts
     joined = report.join([result(body=1, v32k=2), result(body=3)])
 
     assert joined == {"train": {"body": 3, "v32k": 2}, "flops": 1}
+
+
+def test_what_vllm_does_stands_beside_ours_on_both_sides():
+    def side(ours, peer):
+        variants = {
+            ours: {"rounds": [{"cpu_s": 4.0}, {"cpu_s": 4.0}]},
+            peer: {"rounds": [{"cpu_s": 5.0}, {"cpu_s": 6.0}]},
+        }
+        return {"task": {"pairs": 8}, "variants": variants, "score_difference": {peer: 1.04e-6}, "void": None}
+
+    sections = {"vllm": {"in_process": side("layout", "vllm"), "service": side("service", "vllm_server")}}
+
+    assert report.vllm_table(sections)[1:] == [
+        ["in process", "`layout`", "2.00", "1", ""],
+        ["in process", "`vllm`", "1.45", "1.38 (1.25 to 1.50)", "1e-06"],
+        ["service", "`service`", "2.00", "1", ""],
+        ["service", "`vllm_server`", "1.45", "1.38 (1.25 to 1.50)", "1e-06"],
+    ]
+    goals = {row[0]: row for row in report.goals_table(sections)[1:]}
+    assert goals["scoring against vLLM, in process"][1:] == ["≥ 1.5x", "1.38 (1.25 to 1.50)", "**no**"]
+
+
+def test_a_peer_without_its_environment_is_said_to_be_skipped():
+    assert report.vllm_table({"vllm": {"skipped": "make bench-peers"}})[1][2] == "skipped: make bench-peers"
