@@ -11,9 +11,11 @@ _ASKED = (
     ("8B", "--model-shape llama-8b"),
     ("8B", "--model-shape llama-8b --gpus 8"),
     ("8B", "--model-shape llama-8b --quantize-base nf4"),
+    ("8B", "--model-shape llama-8b --gpus 8 --quantize-base nf4"),
     ("70B", "--model-shape llama-70b --gpus 1 --lora 16"),
     ("70B", "--model-shape llama-70b --quantize-base nf4"),
     ("70B", "--model-shape llama-70b --gpus 8"),
+    ("70B", "--model-shape llama-70b --gpus 8 --quantize-base nf4"),
 )
 
 

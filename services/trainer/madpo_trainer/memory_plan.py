@@ -28,8 +28,9 @@ from madpo.models.scores import inner_model
 from madpo_trainer.adam import most_visiting, remembered_bytes
 from madpo_trainer.adapters import with_adapters
 from madpo_trainer.blocks import prepare_blocks, transformer_blocks
+from madpo_trainer.frozen_base import halve_base
 from madpo_trainer.live_memory import LiveMemory
-from madpo_trainer.planned_base import loaded_more, plan_four_bits
+from madpo_trainer.planned_base import loaded_numbers, plan_four_bits
 from madpo_trainer.precision import training_autocast
 from madpo_trainer.sharding import outer_modules
 
@@ -87,10 +88,9 @@ def plan_memory(
         return sum(-(-each.nbytes // ranks) if id(each) in split else each.nbytes for each in of)
 
     trained = [each for each in model.parameters() if each.requires_grad]
-    base = [each for name, each in model.named_parameters() if "lora_" not in name]
     update = None if method is None else method.reference_update()
-    weights = part(model.parameters()) + (0 if update is None else part(base))
-    loaded = sum(each.nbytes for each in base) + loaded_more(model)
+    loaded = 4 * loaded_numbers(model)
+    weights = part(model.parameters()) + (0 if update is None else _second_model(model, split, ranks))
     remembered = remembered_bytes(model, parameters.optimizer)
     followed = 0 if update is None else loaded * (2 if update.extrapolation else 1)
     saved = sum(each.nbytes for each in trained) + sum(remembered.values()) + followed
@@ -113,6 +113,12 @@ def plan_memory(
     return replace(plan, activations=activations, head=head)
 
 
+def _second_model(model: nn.Module, split: set[int], ranks: int) -> int:
+    """Bytes of a reference that moves: in float32, whatever the base of the policy is in."""
+    base = [each for name, each in model.named_parameters() if "lora_" not in name]
+    return sum(4 * (-(-each.numel() // ranks) if id(each) in split else each.numel()) for each in base)
+
+
 def _without_numbers(config: PreTrainedConfig, parameters: TrainingParameters) -> Any:
     """The model as it is trained, on no device."""
     with torch.device("meta"):
@@ -121,6 +127,8 @@ def _without_numbers(config: PreTrainedConfig, parameters: TrainingParameters) -
             model = with_adapters(model, parameters.lora, TaskType.CAUSAL_LM)
             if parameters.lora.quantize_base is not None:
                 plan_four_bits(model, parameters)
+            if parameters.precision == "bf16":
+                halve_base(model)
     prepare_layout(model, needs_head=True)
     prepare_blocks(model, parameters)
     return model.train()
@@ -133,13 +141,14 @@ def _gathered(model: Any, parameters: TrainingParameters) -> int:
     """
     width = _width(parameters)
 
-    def largest(only_trained: bool) -> int:
-        return max(
-            sum(each.numel() for each in block.parameters() if each.requires_grad or not only_trained)
-            for block in transformer_blocks(model)
-        )
+    def gathered(each: nn.Parameter) -> int:
+        return width * each.numel() if each.is_floating_point() else each.nbytes
 
-    blocks = _GATHERED_BLOCKS * width * largest(only_trained=False) + (width + 4) * largest(only_trained=True)
+    weights = max(sum(map(gathered, block.parameters())) for block in transformer_blocks(model))
+    trained = max(
+        sum(each.numel() for each in block.parameters() if each.requires_grad) for block in transformer_blocks(model)
+    )
+    blocks = _GATHERED_BLOCKS * weights + (width + 4) * trained
     head: nn.Module = inner_model(model).get_output_embeddings()
     of_head = 4 if _is_tied(model) else width
     return blocks + sum(of_head * each.numel() * (2 if each.requires_grad else 1) for each in head.parameters())

@@ -10,9 +10,9 @@ from madpo.jobs.training import TrainingParameters
 from madpo.models.load import load_causal_lm
 from madpo.models.parts import Divide
 from madpo_trainer.blocks import prepare_blocks
+from madpo_trainer.frozen_base import settle_base
 from madpo_trainer.initial_model import InitialModel, load_trainable
 from madpo_trainer.model_runner import ModelRunner, choose_layout
-from madpo_trainer.quantized_base import quantize_base
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.sharding import divide, shard
 
@@ -78,8 +78,7 @@ class ModelPlacing:
         model = load_trainable(
             initial, kind=kind, lora=lora, checkpoint=directory, divide=self._divide, tokenizer=self.tokenizer
         )
-        if lora is not None and lora.quantize_base:
-            quantize_base(model, self._parameters, self._device)
+        settle_base(model, self._parameters, self._device)
         return model
 
     def _place(self, model: Any) -> Any:

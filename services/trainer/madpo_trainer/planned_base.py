@@ -7,37 +7,38 @@ from torch import Tensor, nn
 
 from madpo.jobs.training import TrainingParameters
 from madpo_trainer.blocks import transformer_blocks
+from madpo_trainer.quantized_base import BLOCK
 
-_BLOCK = 64
-"""Weights that share a scale, a float32."""
+_BYTES: dict[str, Any] = {"dtype": torch.uint8, "device": "meta"}
 
 
 class FourBits(nn.Module):
-    """In the place of a frozen linear layer: half a byte a weight with scales, and all of it in float32 for a product.
+    """In the place of a frozen linear layer: half a byte a weight with scales, and all of it for a product.
 
     Args:
         linear: On no device.
         dtype: That is computed in.
 
     Attributes:
-        whole_bytes: Of the layer's weight before it was put into four bits.
+        beside: Numbers of the weight beyond the bytes that stand for them.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.whole_bytes, self._dtype = linear.weight.nbytes, dtype
-        count = linear.weight.numel()
-        halves = torch.empty(-(-count // 2), 1, dtype=torch.uint8, device="meta")
-        self.weight = nn.Parameter(halves, requires_grad=False)
-        self.scales = nn.Parameter(torch.empty(-(-count // _BLOCK), device="meta"), requires_grad=False)
+        self._dtype = dtype
+        blocks = linear.out_features * -(-linear.in_features // BLOCK)
+        numbers = torch.empty(linear.out_features, blocks // linear.out_features * BLOCK // 2, **_BYTES)
+        scales = torch.empty(linear.out_features, blocks // linear.out_features * 4, **_BYTES)
+        self.weight, self.scales = (nn.Parameter(each, requires_grad=False) for each in (numbers, scales))
+        self.beside = linear.weight.numel() - numbers.numel() - scales.numel()
         self.bias = linear.bias
 
     def forward(self, states: Tensor) -> Tensor:
         """A product with a weight of that shape."""
         shape = (self.out_features, self.in_features)
         product: Tensor = _Product.apply(states.to(self._dtype), shape)  # type: ignore[no-untyped-call]
-        return (product if self.bias is None else product + self.bias.to(self._dtype)).to(states.dtype)
+        return product if self.bias is None else product + self.bias.to(self._dtype)
 
 
 class _Product(torch.autograd.Function):
@@ -46,11 +47,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, shape: tuple[int, int]) -> Tensor:
         ctx.shape = shape
-        return nn.functional.linear(states, states.new_empty(shape, dtype=torch.float32).to(states.dtype))
+        return nn.functional.linear(states, states.new_empty(shape))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ grad.new_empty(ctx.shape, dtype=torch.float32).to(grad.dtype), None
+        return grad @ grad.new_empty(ctx.shape), None
 
 
 def plan_four_bits(model: Any, parameters: TrainingParameters) -> None:
@@ -62,7 +63,7 @@ def plan_four_bits(model: Any, parameters: TrainingParameters) -> None:
                 block.set_submodule(name, FourBits(linear, dtype))
 
 
-def loaded_more(model: nn.Module) -> int:
-    """Bytes that the layers take more than now while the model is loaded."""
-    layers = [module for module in model.modules() if isinstance(module, FourBits)]
-    return sum(each.whole_bytes - each.weight.nbytes - each.scales.nbytes for each in layers)
+def loaded_numbers(model: nn.Module) -> int:
+    """How many numbers a model has without adapters, in float32 while it is loaded."""
+    here = sum(each.numel() for name, each in model.named_parameters() if "lora_" not in name)
+    return here + sum(module.beside for module in model.modules() if isinstance(module, FourBits))

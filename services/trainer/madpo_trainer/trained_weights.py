@@ -15,7 +15,7 @@ from madpo.errors import FailedPreconditionError, NonFiniteError
 from madpo.models.dtypes import WeightDtypes
 from madpo.models.text_part import text_parameters
 from madpo_trainer.optimizer import trainable_parameters
-from madpo_trainer.quantized_base import base_weight, numbers
+from madpo_trainer.quantized_base import base_weight, numbers_beside
 from madpo_trainer.ranks import Ranks
 from madpo_trainer.sharding import gathered
 from madpo_trainer.state import TrainingState
@@ -37,7 +37,7 @@ _NOTHING_COUNTS = {
 def describe_trained(model: nn.Module) -> dict[str, Any]:
     """Counts of parameters, trained and all that text goes through, and of adapted layers by the end of their names."""
     trained = sum(parameter.numel() for _, parameter in trainable_parameters(model))
-    total = sum(map(numbers, text_parameters(model)))
+    total = sum(each.numel() for each in text_parameters(model)) + numbers_beside(model)
     layers = Counter(
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
     )

@@ -97,9 +97,9 @@ class LoraParameters(Spec):
     use_rslora: bool = False
     """Scale adapters by alpha / sqrt(rank), which keeps large ranks learning (arXiv:2312.03732)."""
     quantize_base: Literal["nf4"] | None = None
-    """Train on a base whose linear layers in the blocks are in four bits (QLoRA, arXiv:2305.14314): a fifth of the
-    memory of their weights in fp32 and less. The adapter is a plain one, and goes on the base as it is stored. Needs
-    bitsandbytes where the trainer runs (the extra `gpu`), and an unsharded model."""
+    """Train on a base whose linear layers in the blocks are in four bits (QLoRA, arXiv:2305.14314): between a third
+    and a quarter of the memory of their weights in bf16. The adapter is a plain one, and goes on the base as it is
+    stored. Needs bitsandbytes where the trainer runs (the extra `gpu`)."""
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -196,12 +196,6 @@ class TrainingParameters(Spec):
         if self.eval_every_steps is None and self.publishes_best:
             asked = "early_stopping_patience" if self.publish is None else "publish: best"
             raise ValueError(f"{asked} needs eval_every_steps: without it no step is known to be the best")
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_sharded(self) -> Self:
-        if self.sharding != "none" and self.lora is not None and self.lora.quantize_base:
-            raise ValueError("lora: quantize_base is for a model that is whole on each GPU (leave sharding out)")
         return self
 
     @property

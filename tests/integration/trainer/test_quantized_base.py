@@ -15,10 +15,10 @@ from madpo.model_files.companions import MODEL_RECORD
 from madpo.models.logps import ResponseGroup, padded_logps
 from madpo.storage.models import ModelStore
 from madpo_trainer import adam
-from madpo_trainer.quantized_base import base_weight, numbers, quantize_base
+from madpo_trainer.quantized_base import FourBitLinear, numbers_beside, quantize_base
 from tests.integration.trainer.test_nothing_trained import train
 
-bitsandbytes = pytest.importorskip("bitsandbytes")
+pytest.importorskip("bitsandbytes")
 
 LORA = {"rank": 2, "target_modules": ["q_proj", "v_proj"], "quantize_base": "nf4"}
 
@@ -61,24 +61,38 @@ def test_a_job_that_stopped_goes_on_to_the_same_bits(site, trained):
 def test_four_bits_stand_for_weights_nearby(make_toy_lm):
     model = make_toy_lm()
     groups = [ResponseGroup([1, 4, 5], ([6, 7, 2],))]
-    before, weight = padded_logps(model, groups).logps, model.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    before, weight = padded_logps(model, groups).logps, model.model.layers[0].mlp.down_proj.weight.detach().clone()
+    numbers = sum(each.numel() for each in model.parameters())
     model.requires_grad_(False)
 
     quantize_base(model, TrainingParameters(precision="fp32"), torch.device("cpu"))
 
-    linear = model.model.layers[0].self_attn.q_proj
-    assert isinstance(linear, bitsandbytes.nn.Linear4bit)
+    linear = model.model.layers[0].mlp.down_proj
+    assert isinstance(linear, FourBitLinear)
     assert type(model.lm_head) is nn.Linear
-    assert linear.weight.nbytes <= weight.nbytes / 8
-    assert numbers(linear.weight) == weight.numel()
-
-    class Layer:
-        def get_base_layer(self):
-            return linear
-
-    off = (base_weight(Layer()) - weight).norm() / weight.norm()
+    assert sum(each.numel() for each in model.parameters()) + numbers_beside(model) == numbers
+    off = (linear.whole_weight() - weight).norm() / weight.norm()
     assert 0 < off < 0.15
     assert padded_logps(model, groups).logps.item() == pytest.approx(before.item(), rel=0.4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_with_four_bits_is_that_with_what_they_stand_for(dtype):
+    torch.manual_seed(0)
+    plain = nn.Linear(96, 40)
+    small = FourBitLinear(plain, dtype, torch.device("cpu"))
+    assert (small.weight.nbytes, small.scales.nbytes) == (40 * 128 / 2, 40 * 2 * 4)  # rows are filled up
+    states = torch.randn(5, 96, dtype=dtype, requires_grad=True)
+    twin = states.detach().clone().requires_grad_()
+
+    found = small(states)
+    expected = nn.functional.linear(twin, small.whole_weight().to(dtype)) + plain.bias.detach().to(dtype)
+    for each in (found, expected):
+        each.float().square().sum().backward()
+
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(states.grad, twin.grad)
 
 
 @pytest.mark.parametrize("method", ["dpo", "tr_dpo"])
@@ -87,11 +101,6 @@ def test_a_reference_that_is_mixed_from_weights_is_refused(method):
 
     assert config.adapter_conflict() == ""
     assert bool(config.adapter_conflict(quantized=True)) is (method == "tr_dpo")
-
-
-def test_ranks_that_split_the_base_are_refused():
-    with pytest.raises(ValueError, match="quantize_base is for a model that is whole on each GPU"):
-        TrainingParameters.model_validate({"lora": LORA, "sharding": "fsdp"})
 
 
 def test_without_the_library_the_job_ends_before_anything_is_loaded(site, monkeypatch):

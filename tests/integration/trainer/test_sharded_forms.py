@@ -30,6 +30,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "offload": {"optimizer": {**OPTIMIZER, "offload": True}},
     "8bit": {"optimizer": {**OPTIMIZER, "name": "adamw_8bit"}},
+    "nf4": {"lora": {"rank": 2, "target_modules": ["q_proj", "down_proj"], "quantize_base": "nf4"}},
+    "nf4 bf16": {"lora": {"rank": 2, "quantize_base": "nf4"}, "precision": "bf16"},
+    "lora bf16": {"lora": {"rank": 2}, "precision": "bf16"},
 }
 ATOL = {"8bit": 5e-5}
 """A moment near the middle of two numbers of eight bits goes to the one or the other by the last bit of a sum."""

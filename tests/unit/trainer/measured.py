@@ -13,8 +13,8 @@ from madpo.models.packed.logps import PackedLogps
 from madpo.models.scores import inner_model
 from madpo_trainer.adapters import with_adapters
 from madpo_trainer.blocks import prepare_blocks
+from madpo_trainer.frozen_base import settle_base
 from madpo_trainer.precision import training_autocast
-from madpo_trainer.quantized_base import quantize_base
 
 SMALL = LlamaConfig(
     vocab_size=4096,
@@ -33,8 +33,7 @@ def small_model(parameters):
     model = AutoModelForCausalLM.from_config(SMALL)
     if parameters.lora is not None:
         model = with_adapters(model, parameters.lora, TaskType.CAUSAL_LM)
-    if parameters.lora is not None and parameters.lora.quantize_base is not None:
-        quantize_base(model, parameters, torch.device("cpu"))
+    settle_base(model, parameters, torch.device("cpu"))
     use_packed_attention(inner_model(model))
     prepare_blocks(model.train(), parameters)
     return model
