@@ -13,6 +13,7 @@ from madpo.jobs.training import TrainingParameters
 from madpo.losses.registry import parse_params
 from madpo.model_files.companions import MODEL_RECORD
 from madpo.models.logps import ResponseGroup, padded_logps
+from madpo.models.merge import write_merged
 from madpo.storage.models import ModelStore
 from madpo_trainer import adam
 from madpo_trainer.quantized_base import FourBitLinear, numbers_beside, quantize_base
@@ -40,6 +41,20 @@ def test_the_adapter_that_is_left_is_a_plain_one(site, trained, tmp_path):
 
     assert {type(module) for module in plain.modules() if isinstance(module, nn.Linear)} == {nn.Linear}
     assert plain(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+def test_merged_it_is_the_base_as_it_is_stored_with_the_adapter(site, trained, tmp_path):
+    models = ModelStore(site.store, tmp_path / "copies")
+    directory = models.fetch(trained.model_id)
+    base = models.fetch(json.loads((directory / MODEL_RECORD).read_text())["base_model_id"])
+
+    write_merged(directory, tmp_path / "merged", base_directory=base, kind="causal_lm")
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), directory)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    torch.testing.assert_close(merged(ids).logits, expected(ids).logits, rtol=0, atol=1e-5)
+    assert not any("quant" in path.read_text() for path in (tmp_path / "merged").glob("*.json"))
 
 
 def test_the_result_counts_weights_whole_and_says_what_it_was_trained_on(trained, site):
