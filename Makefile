@@ -6,8 +6,9 @@ WORKERS ?= 2
 MINUTES ?= 30
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
+# Files in the order of their names: sorted by their number of tests, the longest would come last.
 # A worker that dies ends the run: the scheduler may wait for ever for the tests of one that was replaced.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart=0
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 INFINITY := out/bench/infinity
 VLLM := out/bench/vllm
 TRANSFORMERS_4 := out/transformers-4/installed.txt
