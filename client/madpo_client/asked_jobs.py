@@ -193,7 +193,7 @@ class AskedJobs:
             reward_model: Scores the responses.
             sampling: Temperatures, samples per prompt (4 where it is not given), length, seed.
             rule: Which responses to a prompt are compared: `best_vs_worst`, `random_pair`, `threshold`, `rejection`,
-                `least_sure`.
+                `least_sure`, `all_as_list`.
             params: Its parameters.
             labels: "hard", "sampled" or "soft".
             label_temperature: Divides differences of rewards, for sampled and soft labels.

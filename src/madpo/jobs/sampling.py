@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from madpo.jobs.base import POLICY, REWARD, DatasetReference, ModelReference, NeedsDataset, NeedsModel, Spec
 from madpo.jobs.kind import Kind
 from madpo.pairing.label import Labels
+from madpo.pairing.registry import RULES
 from madpo.types import AtMost, DatasetKind, JobKind
 
 Temperature = Annotated[float, Field(ge=0, le=10)]
@@ -27,11 +28,19 @@ class SamplingParameters(Spec):
     """Where chance starts: the same seed draws the same responses."""
 
 
+class ComparedSampling(SamplingParameters):
+    """How responses are drawn that are compared with each other: several to a prompt."""
+
+    samples_per_prompt: int = Field(default=4, ge=1, le=64)
+    """Responses to each prompt at each temperature."""
+
+
 class Pairing(Spec):
     """Which responses to a prompt are compared: a rule with its parameters."""
 
     name: str = "best_vs_worst"
-    """`best_vs_worst`, `random_pair`, `threshold`, `rejection` or `least_sure`: [loop.md](loop.md#rules)."""
+    """`best_vs_worst`, `random_pair`, `threshold`, `rejection`, `least_sure` or `all_as_list`, which leaves lists:
+    [loop.md](loop.md#rules)."""
     params: dict[str, Any] = Field(default_factory=dict)
     """The rule's own parameters; those not given take its defaults."""
 
@@ -45,7 +54,7 @@ class SamplingSpec(Spec):
     """Its prompts are answered, each once, whatever its rows are."""
     reward_model: Annotated[ModelReference, NeedsModel(REWARD, is_served=True)]
     """Scores the responses, while others are drawn."""
-    sampling: SamplingParameters = SamplingParameters(samples_per_prompt=4)
+    sampling: ComparedSampling = ComparedSampling()
     """How responses are drawn: two or more to a prompt."""
     pairing: Pairing = Pairing()
     """Which of them are compared."""
@@ -76,11 +85,24 @@ class SamplingSpec(Spec):
             raise ValueError("mixed_pairs needs mixed_dataset")
         return self
 
+    @model_validator(mode="after")
+    def _lists_are_no_pairs(self) -> Self:
+        rule = RULES.get(self.pairing.name)
+        if rule is None or not rule.leaves_lists:
+            return self
+        if self.mixed_dataset is not None:
+            raise ValueError(f"mixed_dataset has pairs, and the rule {rule.name} leaves lists: leave one of them out")
+        if self.labels != "hard":
+            raise ValueError(
+                f"labels are of pairs, and the rule {rule.name} leaves lists, whose scores are the rewards"
+            )
+        return self
+
 
 KIND = Kind(
     JobKind.SAMPLING,
     SamplingSpec,
     queue="evaluate",
     noun="sampling",
-    leaves_dataset=frozenset({DatasetKind.PREFERENCE}),
+    leaves_dataset=frozenset({DatasetKind.PREFERENCE, DatasetKind.LIST}),
 )

@@ -33,6 +33,8 @@ class PairingRule:
     choose: Callable[[Any, Sequence[float], Random], Sequence[Couple]]
     """Given parameters, the rewards of two or more different responses in reward-model logits, and chance: what is
     compared, each couple once."""
+    leaves_lists: bool = False
+    """Whether all that are compared stay together as one list of scored responses, in the place of pairs."""
 
 
 def couples(count: int) -> Iterator[Couple]:

@@ -107,6 +107,21 @@ async def test_soft_labels_are_two_weighted_pairs(site: Site) -> None:
         assert (straight.weight or 0) > 0.5
 
 
+async def test_all_of_a_prompt_may_stay_together_as_a_list(site: Site) -> None:
+    result = await sample(site, "lists", {"pairing": {"name": "all_as_list", "params": {"fewest": 3}}})
+
+    assert result.dataset_id is not None
+    datasets = DatasetStore(site.store)
+    assert datasets.get(result.dataset_id).kind is DatasetKind.LIST
+    lists = cast(list[ResponseList], list(datasets.read(result.dataset_id)))
+    assert result.summary["lists"] == len(lists) > 0
+    for row in lists:
+        assert len(row.responses) == len(set(row.responses)) >= 3
+        assert list(row.scores) == [len(text(response).split()) for response in row.responses]
+    widest = max(max(row.scores) - min(row.scores) for row in lists)
+    assert result.summary["absolute_margin"]["0.95"] <= widest
+
+
 async def test_without_any_pair_the_job_says_why(site: Site) -> None:
     spec = {"sampling": {"samples_per_prompt": 2, "max_new_tokens": 1}, "keep_unfinished": False}
 

@@ -80,7 +80,7 @@ async def test_a_wrong_spec_is_refused_with_every_wrong_field_and_nothing_is_sto
             {"sampling": sampling | {"pairing": {"name": "threshold", "params": {"margin": 0, "x": 1}}}},
             {".pairing.params.margin": "greater than 0", ".pairing.params.x": "no such parameter"},
         ),
-        ({"sampling": sampling | {"sampling": {"temperatures": [0.7]}}}, {"": "a pair needs two"}),
+        ({"sampling": sampling | {"sampling": {"samples_per_prompt": 1}}}, {"": "a pair needs two"}),
         ({"sampling": sampling | {"mixed_pairs": 3}}, {"": "mixed_pairs needs mixed_dataset"}),
         ({"sampling": sampling | {"reward_model": policy}}, {".reward_model.model_id": "give a reward model"}),
         (

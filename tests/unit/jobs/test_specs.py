@@ -8,7 +8,7 @@ from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import DatasetReference, ModelReference, _warn_once, awaited_job_ids, validate
 from madpo.jobs.policy_training import PolicyTrainingSpec
 from madpo.jobs.registry import KINDS, parse_spec
-from madpo.jobs.sampling import SamplingParameters
+from madpo.jobs.sampling import SamplingParameters, SamplingSpec
 from madpo.jobs.training import LoraParameters
 from madpo.rpc import convert
 from madpo.types import Job, JobKind, JobState
@@ -250,3 +250,35 @@ def test_a_field_that_there_is_not_is_named_with_those_there_are(training, field
 def test_an_expression_of_layers_is_bounded(pattern: str, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         LoraParameters(target_modules=(pattern,))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"mixed_dataset": "dataset-" + "2" * 32}, "mixed_dataset has pairs, and the rule all_as_list leaves lists"),
+        ({"labels": "soft"}, "labels are of pairs, and the rule all_as_list leaves lists"),
+    ],
+)
+def test_a_rule_that_leaves_lists_has_no_use_for_what_is_of_pairs(given: dict[str, str], said: str) -> None:
+    spec = {
+        "model": "model-" + "1" * 32,
+        "reward_model": "model-" + "2" * 32,
+        "prompt_dataset": "dataset-" + "1" * 32,
+        "pairing": {"name": "all_as_list"},
+    }
+
+    assert validate(SamplingSpec, spec, path="spec").sampling.samples_per_prompt == 4
+    with pytest.raises(InvalidArgumentError, match=said):
+        validate(SamplingSpec, spec | given, path="spec")
+
+
+def test_what_sampling_does_not_say_keeps_its_default() -> None:
+    spec = {
+        "model": "model-" + "1" * 32,
+        "reward_model": "model-" + "2" * 32,
+        "prompt_dataset": "dataset-" + "1" * 32,
+        "sampling": {"max_new_tokens": 9},
+    }
+
+    sampling = validate(SamplingSpec, spec, path="spec").sampling
+    assert (sampling.samples_per_prompt, sampling.max_new_tokens) == (4, 9)

@@ -53,6 +53,12 @@ def test_only_rewards_that_are_far_apart_are_compared() -> None:
     assert choose("threshold", margin=3.1) == []
 
 
+def test_a_list_is_all_of_them_or_nothing() -> None:
+    assert len(choose("all_as_list")) == math.comb(5, 2)
+    assert choose("all_as_list", fewest=6) == []
+    assert choose("all_as_list", [1.0, 1.0, 1.0]) == []
+
+
 def test_the_nearest_rewards_are_those_to_have_labelled() -> None:
     assert choose("least_sure", pairs=2) == [(1, 3), (0, 4)]
 

@@ -21,11 +21,12 @@ from madpo.model_files.vocabulary import embedding_count
 from madpo.pairing.fit import LeftOut, fit_responses
 from madpo.pairing.label import labelled_pairs
 from madpo.pairing.registry import get_rule, parse_rule_params
+from madpo.pairing.rule import Couple
 from madpo.scoring.ask import LONGER_READING
 from madpo.scoring.behind import Scored, Text, score_behind
 from madpo.scoring.connection import connect_scorer, require_scorer
 from madpo.storage.references import resolve_model, resolve_model_id
-from madpo.types import DatasetKind, JobKind, JobResult, PreferencePair, PromptOnly
+from madpo.types import Content, DatasetKind, JobKind, JobResult, PreferencePair, PromptOnly, ResponseList
 from madpo.worker.phase import Phase
 from madpo_evaluator.drawing import Drawing, fit_prompts, read_prompts
 from madpo_evaluator.engines import engine_version
@@ -68,14 +69,14 @@ class SamplingRun:
         drawing, skipped = self._drawing(prompts)
         scored = self._draw(drawing, reward_model_id)
         generations = sorted(_rewarded(scored), key=drawing.place)
-        fresh = list(self._pairs(generations, prompts))
+        fresh = list(self._rows(generations))
         if not fresh:
             raise FailedPreconditionError(self._nothing(generations))
         added = self._scored(mixed, reward_model_id, revision=scored.revision)
         Phase(self._run, "reporting")
         dataset, _ = inputs.datasets.write(
             (replace(pair, row=row) for row, pair in enumerate(chain(fresh, added), start=1)),
-            kind=DatasetKind.PREFERENCE,
+            kind=DatasetKind.LIST if self._rule.leaves_lists else DatasetKind.PREFERENCE,
             display_name=self._run.job.display_name,
             scratch=self._run.directory / "dataset",
         )
@@ -129,7 +130,7 @@ class SamplingRun:
             )
         return scored
 
-    def _pairs(self, generations: Sequence[Generation], prompts: Mapping[PromptOnly, int]) -> Iterator[PreferencePair]:
+    def _rows(self, generations: Sequence[Generation]) -> Iterator[PreferencePair | ResponseList]:
         """Of all prompts in their order; chance is a function of the seed and the prompt's place alone."""
         spec = self._spec
         answers: dict[int, list[Generation]] = defaultdict(list)
@@ -148,21 +149,37 @@ class SamplingRun:
             prompt = PromptOnly(given[0].prompt, options=given[0].options, source=_SOURCE)
             rewards = [each.metrics[REWARD_METRIC] for each in fit]
             chosen = self._rule.choose(self._params, rewards, chance) if len(fit) > 1 else ()
-            pairs = [
-                pair
-                for couple in chosen
-                for pair in labelled_pairs(
-                    prompt,
-                    [each.content for each in fit],
-                    rewards,
-                    couple,
-                    labels=spec.labels,
-                    temperature=spec.label_temperature,
-                    chance=chance,
-                )
-            ]
-            self._without_pair += not pairs
-            yield from pairs
+            rows = self._compared(prompt, [each.content for each in fit], rewards, chosen, chance)
+            self._without_pair += not rows
+            yield from rows
+
+    def _compared(
+        self,
+        prompt: PromptOnly,
+        responses: Sequence[Content],
+        rewards: Sequence[float],
+        chosen: Sequence[Couple],
+        chance: Random,
+    ) -> list[PreferencePair] | list[ResponseList]:
+        """The rows that follow from what the rule has chosen."""
+        if self._rule.leaves_lists:
+            places = sorted({place for couple in chosen for place in couple})
+            some, scores = tuple(responses[place] for place in places), tuple(rewards[place] for place in places)
+            lists = ResponseList(prompt.prompt, some, scores, options=prompt.options, source=prompt.source)
+            return [lists] if places else []
+        return [
+            pair
+            for couple in chosen
+            for pair in labelled_pairs(
+                prompt,
+                responses,
+                rewards,
+                couple,
+                labels=self._spec.labels,
+                temperature=self._spec.label_temperature,
+                chance=chance,
+            )
+        ]
 
     def _mixed_pairs(self) -> list[PreferencePair]:
         """Those to be added, in their order."""
@@ -190,7 +207,7 @@ class SamplingRun:
     def _figures(
         self,
         generations: Sequence[Generation],
-        fresh: Sequence[PreferencePair],
+        fresh: Sequence[PreferencePair | ResponseList],
         *,
         mixed: int,
         skipped: Sequence[int],
@@ -198,9 +215,9 @@ class SamplingRun:
     ) -> dict[str, Any]:
         """What a finished job says: counts, rewards and margins in reward-model logits."""
         rewards = np.array([each.metrics[REWARD_METRIC] for each in generations])
-        margins = np.abs([pair.reward_margin or 0.0 for pair in fresh])
+        margins = np.abs([_margin(row) for row in fresh])
         figures: dict[str, Any] = {
-            "pairs": len(fresh),
+            "lists" if self._rule.leaves_lists else "pairs": len(fresh),
             "mixed_pairs": mixed,
             "prompts": len({each.prompt_index for each in generations}),
             "prompts_without_pair": self._without_pair,
@@ -241,6 +258,13 @@ _SOURCE = "sampled"
 
 def _text(generation: Generation) -> Text:
     return generation.prompt, generation.content, generation.options
+
+
+def _margin(row: PreferencePair | ResponseList) -> float:
+    """Of a list, between its best response and its worst."""
+    if isinstance(row, ResponseList):
+        return max(row.scores) - min(row.scores)
+    return row.reward_margin or 0.0
 
 
 def _rewarded(scored: Scored[Generation]) -> Iterator[Generation]:
