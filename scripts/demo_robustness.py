@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
+from madpo.evaluation.verdict import Measured
 from madpo.types import Model
 from madpo_client import Client
 from madpo_client.embedded import EmbeddedStack
 from madpo_client.job import JobHandle
-from madpo_examples.comparison import Evaluation
 from madpo_examples.stages import Stages
 from madpo_examples.toy_reviews.demo import SCALES, compare_policies, submit_supervised, upload
 
@@ -66,8 +66,8 @@ def run(
         elif number:
             start = _perturbed(client, supervised, number)
         rng.setstate(state)
-        _, jobs = compare_policies(client, settings, data, start, Stages(console), rng)
-        runs.append({name: _figures(handle) for name, handle in jobs.evaluations.items()})
+        verdict = compare_policies(client, settings, data, start, Stages(console), rng)
+        runs.append({policy.name: _figures(policy.measured) for policy in verdict.policies})
         (out / "robustness.json").write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
     return runs
 
@@ -87,12 +87,11 @@ def table(runs: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
-def _figures(handle: JobHandle) -> dict[str, float]:
-    result = Evaluation.of(handle).result
+def _figures(measured: Measured) -> dict[str, float]:
     return {
-        "kl": 0.0 if result.kl is None else result.kl.mean,
-        "reward": result.metrics["toy_reward"].mean,
-        "grammatical": result.metrics["toy_grammatical"].mean,
+        "kl": 0.0 if measured.kl is None else measured.kl.mean,
+        "reward": measured.metrics["toy_reward"].mean,
+        "grammatical": measured.metrics["toy_grammatical"].mean,
     }
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,12 +101,19 @@ class JobHandle:
         events = self._session.gateway.watch_job(self.id, cursor=cursor, past_only=True)
         return list(self._session.iterate(events))
 
-    def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Job:
+    def wait(
+        self,
+        *,
+        progress: bool = False,
+        timeout_s: float | None = None,
+        on_event: Callable[[JobEvent], None] | None = None,
+    ) -> Job:
         """Wait until the job has succeeded.
 
         Args:
             progress: Show a live line on a terminal, or now and then a plain one elsewhere.
             timeout_s: Give up waiting after this long; the job goes on.
+            on_event: Given each event, from the first on.
 
         Raises:
             JobFailedError: It failed or was cancelled; carries the reason.
@@ -116,6 +123,8 @@ class JobHandle:
             for event in self.watch(timeout_s=timeout_s):
                 if view is not None:
                     view.show(event)
+                if on_event is not None:
+                    on_event(event)
         if self.state is not JobState.SUCCEEDED:
             raise JobFailedError(_ending(self.job), self.job)
         return self.job

@@ -41,8 +41,12 @@ class Stages:
             JobFailedError: It ended in another way; carries the reason.
         """
         job = handle.wait(progress=True)
-        self._finish(name, (job.finish_time or 0.0) - (job.start_time or 0.0))
+        self.told(name, handle)
         return job
+
+    def told(self, name: str, handle: JobHandle) -> None:
+        """A job is over that somebody else has waited for."""
+        self._finish(name, (handle.job.finish_time or 0.0) - (handle.job.start_time or 0.0))
 
     def _finish(self, name: str, seconds: float) -> None:
         self.seconds[name] = round(seconds, 2)

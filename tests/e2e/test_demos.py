@@ -1,15 +1,12 @@
 """Both demos in their small size: everything but the figures' meaning."""
 
-import json
-
 import pytest
 
 from madpo.errors import UnavailableError
+from madpo.evaluation.verdict import Verdict
 from madpo_client.embedded import EmbeddedStack
 from madpo_examples.movie_reviews import demo as movie_reviews
 from madpo_examples.toy_reviews import demo as toy_reviews
-
-ROW = {"name", "reward", "reward_ci", "kl", "grammatical", "win_rate"}
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +19,10 @@ def client(tmp_path_factory):
 def test_toy_reviews_goes_from_a_corpus_to_a_compared_policy(client, tmp_path):
     toy_reviews.main(client=client, out=tmp_path, scale="smoke")
 
-    report = check_report(tmp_path, names=["sft", "dpo", "madpo"])
-    assert all(set(row) >= ROW for row in report["rows"])
+    verdict = check_verdict(client, tmp_path)
+    assert set(verdict.start.metrics) == {"toy_reward", "toy_grammatical"}
+    # Four steps, each with a checkpoint; the last one is what is left.
+    assert [[each.step for each in policy.checkpoints] for policy in verdict.policies] == [[1, 2, 3], [1, 2, 3]]
 
 
 @pytest.mark.slow
@@ -36,14 +35,14 @@ def test_movie_reviews_trains_a_real_model_on_human_ratings(client, tmp_path):
     except UnavailableError as error:
         pytest.skip(str(error))
 
-    check_report(tmp_path, names=["base", "dpo", "madpo"])
+    check_verdict(client, tmp_path)
 
 
-def check_report(directory, *, names):
-    report = json.loads((directory / "demo.json").read_text())
-    assert [row["name"] for row in report["rows"]] == names
-    assert report["margins"]["requested"] == report["margins"]["scored_live"] > 0
-    assert report["margins"]["wait_share"] >= 0
-    assert 0 <= report["reward_model"]["accuracy_noiseless"] <= 1
-    assert {path.name for path in directory.glob("*.png")} == {"margins.png", "training.png", "frontier.png"}
-    return report
+def check_verdict(client, directory):
+    verdict = Verdict.model_validate_json((directory / "verdict.json").read_bytes())
+    assert [policy.name for policy in verdict.policies] == ["dpo", "madpo"]
+    margins = client.jobs.get(verdict.policies[1].training_job_ids[0]).job.result.summary["margins"]
+    assert margins["requested"] == margins["scored_live"] > 0
+    assert [pairs.policy for pairs in verdict.pairs] == ["madpo"]
+    assert 'id="frontier"' in (directory / "verdict.html").read_text()
+    return verdict

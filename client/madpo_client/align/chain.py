@@ -8,8 +8,10 @@ only what changed.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from madpo.errors import InvalidArgumentError
@@ -19,6 +21,12 @@ from madpo.losses.registry import get_method, parse_params
 from madpo.pairing.registry import parse_rule_params
 from madpo.types import JobKind
 from madpo_client.align.recipe import Policy, Recipe
+
+CHECK_OF = "check of "
+"""Before what was checked, in the names of checks."""
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_ALL = 10_000
+"""Checkpoints: the most that a training may keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +89,27 @@ class Trained:
     """One of each round."""
     evaluations: tuple[Step, ...]
     """One, or one after each round; the last is that of the policy."""
+    checkpoint_evaluations: tuple[Callable[[int], Step], ...] = ()
+    """Of each training, where checkpoints are evaluated: the evaluation at a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """All jobs of a recipe."""
+    """All jobs of a recipe, but for the evaluations of checkpoints."""
 
     preparing: tuple[Step, ...]
     """Supervised training and reward model, as far as the recipe trains them."""
     start: Step
     """The evaluation of what the policies start from, which is also their reference."""
     policies: tuple[Trained, ...]
-    reward_model: Step | None = field(default=None)
+    reward_model: Step | None = None
     """The training of the reward model; one of `preparing`."""
+    checks: tuple[Step, ...] = ()
+    """Of the datasets that are trained on and measured with; nothing waits for them."""
 
     def steps(self) -> Iterator[Step]:
         """All, each after those it waits for."""
+        yield from self.checks
         yield from self.preparing
         yield self.start
         for policy in self.policies:
@@ -141,9 +154,21 @@ class _Maker:
                 for seed in policy.seeds:
                     against = [start] + [each.evaluations[-1] for each in policies[:1]]
                     policies.append(self._policy(policy, beta, seed, against))
-        made = Chain(tuple(preparing), start, tuple(policies), reward_model=reward)
+        made = Chain(tuple(preparing), start, tuple(policies), reward_model=reward, checks=tuple(self._checks()))
         _require_names(made)
         return made
+
+    def _checks(self) -> Iterator[Step]:
+        """Of the pairs, also against the held-out ones, and of these."""
+        pairs, held_out, training = self._found.pairs, self._found.held_out, self._recipe.training
+        asked = _json(training)
+        common = {"model": _json(self._found.base)}
+        common |= {name: asked[name] for name in ("max_tokens", "overlong") if name in asked}
+        against = {} if held_out is None else {"eval_dataset": _json(held_out)}
+        yield self._step(f"{CHECK_OF}pairs", JobKind.DATASET_CHECK, common | {"dataset": _json(pairs)} | against)
+        if held_out is not None:
+            spec = common | {"dataset": _json(held_out)}
+            yield self._step(f"{CHECK_OF}held-out pairs", JobKind.DATASET_CHECK, spec)
 
     def _policy(self, policy: Policy, beta: float | None, seed: int, against: list[Step]) -> Trained:
         name = policy.label
@@ -155,6 +180,7 @@ class _Maker:
         samplings: list[Step] = []
         trainings: list[Step] = []
         evaluations: list[Step] = []
+        checkpoints: list[Callable[[int], Step]] = []
         model, pairs = self._start, _json(self._found.pairs)
         for number in range(1, max(1, policy.rounds) + 1):
             of_round = f"{name}, round {number}" if policy.rounds else name
@@ -164,7 +190,18 @@ class _Maker:
             trainings.append(self._training(of_round, policy.method, whole, model, pairs, seed=seed, path=path))
             model = trainings[-1].model
             evaluations.append(self._evaluation(of_round, model, baselines=against))
-        return Trained(name, policy.method, whole, seed, tuple(trainings), tuple(samplings), tuple(evaluations))
+            if self._recipe.evaluation.evaluate_checkpoints:
+                checkpoints.append(partial(self._checkpoint_evaluation, of_round, trainings[-1]))
+        return Trained(
+            name,
+            policy.method,
+            whole,
+            seed,
+            tuple(trainings),
+            tuple(samplings),
+            tuple(evaluations),
+            tuple(checkpoints),
+        )
 
     def _training(
         self,
@@ -180,7 +217,7 @@ class _Maker:
         spec: dict[str, Any] = self._on_pairs(model) | {
             "dataset": pairs,
             "method": {"name": method, "params": dict(params)},
-            "training": _json(self._recipe.training) | {"seed": seed},
+            "training": self._kept() | _json(self._recipe.training) | {"seed": seed},
         }
         needs = get_method(method, path=path)
         if needs.requirements(parse_params(method, params, path=path)).margin:
@@ -190,6 +227,10 @@ class _Maker:
                 # Held-out pairs bring no margins along.
                 spec.pop("eval_dataset", None)
         return self._step(name, JobKind.POLICY_TRAINING, spec)
+
+    def _kept(self) -> dict[str, Any]:
+        """All checkpoints that are to be evaluated, where the recipe does not say how many."""
+        return {"keep_checkpoints": _ALL} if self._recipe.evaluation.evaluate_checkpoints else {}
 
     def _sampling(self, name: str, model: Mapping[str, Any], *, seed: int) -> Step:
         fresh, found = self._recipe.fresh, self._found
@@ -208,7 +249,15 @@ class _Maker:
             spec |= {"mixed_dataset": _json(found.pairs), "mixed_pairs": fresh.labelled_pairs}
         return self._step(name, JobKind.SAMPLING, spec)
 
-    def _evaluation(self, name: str, model: Mapping[str, Any], *, baselines: list[Step]) -> Step:
+    def _checkpoint_evaluation(self, name: str, training: Step, step: int) -> Step:
+        model = training.model | {"step": step}
+        few = self._recipe.evaluation.checkpoint_prompts
+        only = {"eval_dataset": None} | ({} if few is None else {"max_prompts": few})
+        return self._evaluation(f"{name} at step {step}", model, baselines=[], but=only)
+
+    def _evaluation(
+        self, name: str, model: Mapping[str, Any], *, baselines: list[Step], but: Mapping[str, Any] = _NOTHING
+    ) -> Step:
         measured, found = self._recipe.evaluation, self._found
         spec: dict[str, Any] = {
             "model": model,
@@ -219,10 +268,11 @@ class _Maker:
             "metrics": list(measured.metrics),
             "sampling": measured.sampling.model_dump(mode="json"),
             "max_prompts": measured.max_prompts,
+            "generation_batch_size": measured.generation_batch_size,
         }
         if found.held_out is not None:
             spec["eval_dataset"] = _json(found.held_out)
-        return self._step(f"evaluation of {name}", JobKind.EVALUATION, spec)
+        return self._step(f"evaluation of {name}", JobKind.EVALUATION, {**spec, **but})
 
     def _on_pairs(self, model: Mapping[str, Any]) -> dict[str, Any]:
         spec: dict[str, Any] = {"model": model, "dataset": _json(self._found.pairs)}

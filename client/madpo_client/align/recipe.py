@@ -3,13 +3,14 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from madpo.errors import InvalidArgumentError
+from madpo.evaluation.verdict import REWARD
 from madpo.jobs.base import Spec, validate
-from madpo.jobs.sampling import Pairing, SamplingParameters
+from madpo.jobs.sampling import ComparedSampling, Pairing, SamplingParameters
 from madpo.jobs.training import TrainingParameters
 from madpo.pairing.label import Labels
 
@@ -65,7 +66,7 @@ class Fresh(Spec):
 
     prompts: str | tuple[str, ...] | None = None
     """What is answered; by default the prompts of `data.pairs`."""
-    sampling: SamplingParameters = SamplingParameters(samples_per_prompt=4)
+    sampling: ComparedSampling = ComparedSampling()
     """How responses are drawn; the seed is that of the round."""
     pairing: Pairing = Pairing()
     """Which of them are compared."""
@@ -88,13 +89,28 @@ class Measured(Spec):
     """How responses are drawn: one temperature."""
     metrics: tuple[str, ...] = ()
     """Names of text metrics, beside the reward."""
+    compared_by: str = REWARD
+    """What the verdict compares policies by: `reward`, the reward model's score, or one of `metrics`."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Use the first prompts only."""
+    evaluate_checkpoints: bool = False
+    """Whether policies are measured on their way too, at each of `training.checkpoint_every_steps`. Trainings then keep
+    all checkpoints, unless `training.keep_checkpoints` says how many."""
+    checkpoint_prompts: int | None = Field(default=None, ge=1)
+    """What checkpoints are asked: the first so many prompts; by default all that the policies are."""
+    generation_batch_size: int | None = Field(default=None, ge=1)
+    """Responses generated at a time; by default what memory has room for."""
 
     @model_validator(mode="after")
     def _one_temperature(self) -> Self:
         if len(set(self.sampling.temperatures)) != 1:
             raise ValueError("a verdict is about one temperature: give one in sampling.temperatures")
+        return self
+
+    @model_validator(mode="after")
+    def _compares_by_what_is_measured(self) -> Self:
+        if self.compared_by not in (REWARD, *self.metrics):
+            raise ValueError(f"compared_by is {REWARD} or one of metrics, got {self.compared_by}")
         return self
 
 
@@ -113,6 +129,9 @@ class Recipe(Spec):
     """Of all policies; of those with rounds, of each round."""
     policies: tuple[Policy, ...] = (Policy(method="dpo"), Policy(method="madpo"))
     fresh: Fresh = Fresh()
+    guard: Literal["warn", "stop"] = "warn"
+    """What follows when a round ends with a reward that is not to be believed: the verdict says so; or the policy's
+    rounds end there as well, and what stands is the policy of the round before."""
     evaluation: Measured = Measured()
 
     @model_validator(mode="after")
@@ -122,6 +141,15 @@ class Recipe(Spec):
             raise ValueError("give at least one policy")
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two policies are called {twice[0]}: give each a name")
+        return self
+
+    @model_validator(mode="after")
+    def _first_is_there(self) -> Self:
+        if self.guard == "stop" and len(self.policies) > 1 and self.policies[0].rounds > 1:
+            raise ValueError(
+                "guard: stop may end the rounds of the first policy, with whose last one all others are compared: give "
+                "a policy without rounds first"
+            )
         return self
 
     @property

@@ -1,238 +1,189 @@
-"""Runs a recipe: what it names is uploaded or looked up, its jobs are asked for, waited for, and read."""
+"""Carries out a chain: its jobs are asked for and waited for, and checkpoints evaluated as they come."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from madpo.errors import InvalidArgumentError, NotFoundError
-from madpo.evaluation.verdict import Cost, Example, Measured, PolicyVerdict, Verdict, doubts
-from madpo.jobs.base import DatasetReference, ModelReference
-from madpo.types import JobResult, JobState, content_from_json
-from madpo_client.align.chain import Chain, Found, Trained, make_chain
+from madpo.evaluation.verdict import Verdict, over_optimised
+from madpo.pages.verdict_page import render_verdict
+from madpo.types import CheckpointPublished, JobEvent, JobProgress, JobState
+from madpo_client.align.chain import Chain, Step, Trained
+from madpo_client.align.measured import measured
 from madpo_client.align.recipe import Recipe
 from madpo_client.client import Client
+from madpo_client.errors import JobFailedError
 from madpo_client.job import JobHandle
-from madpo_client.references import dataset_reference
 
-_EXAMPLES = 8
-_UNKNOWN = "0" * 32
-
-
-def planned(recipe: Recipe) -> Chain:
-    """The jobs of a recipe over data that nobody has looked at: what they are, without the ids they would have.
-
-    Raises:
-        InvalidArgumentError: Something in it is wrong; names it.
-    """
-    model, dataset = ModelReference(model_id=f"model-{_UNKNOWN}"), DatasetReference(dataset_id=f"dataset-{_UNKNOWN}")
-    found = Found(
-        base=model,
-        pairs=dataset,
-        held_out=dataset if recipe.data.held_out else None,
-        prompts=dataset,
-        fresh_prompts=dataset,
-        completions=dataset if recipe.data.completions else None,
-        reward_model=model if recipe.reward_model.use else None,
-    )
-    return make_chain(recipe, found)
+Told = Callable[[str, JobHandle], None]
+"""Of a job that is over, by the name of its step."""
 
 
-def find(client: Client, recipe: Recipe, *, directory: Path, progress: bool = False) -> Found:
-    """Upload the files and directories of a recipe, and look up the rest.
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The jobs of a chain, all of them over."""
 
-    Args:
-        client: Connected.
-        recipe: What is wanted.
-        directory: Paths in the recipe start there.
-        progress: Count bytes on a terminal.
+    handles: dict[str, JobHandle]
+    """By the names of their steps."""
+    checkpoints: dict[str, dict[tuple[int, int], JobHandle]] = field(default_factory=dict)
+    """By policy, round and step: evaluations of checkpoints."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """By policy: why its rounds ended before the last one."""
 
-    Raises:
-        InvalidArgumentError: A file is not there or holds wrong rows, or nothing is stood for; names the field.
-    """
+    def evaluations(self, policy: Trained) -> list[Step]:
+        """Those of a policy that were made: all, or those of its rounds so far."""
+        return [step for step in policy.evaluations if step.name in self.handles]
 
-    def dataset(field: str, given: str | Sequence[str]) -> DatasetReference:
-        try:
-            paths = _paths([given] if isinstance(given, str) else given, directory)
-            if paths:
-                return dataset_reference(
-                    client.datasets.upload(paths if len(paths) > 1 else paths[0], progress=progress)
-                )
-            stored = given if isinstance(given, str) else given[0]
-            if stored.startswith("hub:"):
-                return dataset_reference(client.datasets.upload(stored, progress=progress))
-            return dataset_reference(client.datasets.get(stored))
-        except (NotFoundError, InvalidArgumentError) as error:
-            raise InvalidArgumentError.in_field(field, str(error)) from error
-
-    def model(field: str, given: str) -> ModelReference:
-        try:
-            if paths := _paths([given], directory):
-                return ModelReference(model_id=client.models.upload(paths[0], progress=progress).model_id)
-            return ModelReference(model_id=client.models.get(given).model_id)
-        except (NotFoundError, InvalidArgumentError) as error:
-            raise InvalidArgumentError.in_field(field, str(error)) from error
-
-    data = recipe.data
-    pairs = dataset("data.pairs", data.pairs)
-    held_out = None if data.held_out is None else dataset("data.held_out", data.held_out)
-    return Found(
-        base=model("base", recipe.base),
-        pairs=pairs,
-        held_out=held_out,
-        prompts=(held_out or pairs) if data.prompts is None else dataset("data.prompts", data.prompts),
-        fresh_prompts=pairs if recipe.fresh.prompts is None else dataset("fresh.prompts", recipe.fresh.prompts),
-        completions=None if data.completions is None else dataset("data.completions", data.completions),
-        reward_model=None if recipe.reward_model.use is None else model("reward_model.use", recipe.reward_model.use),
-    )
+    def kept(self, policy: Trained) -> int:
+        """The number of the training, from 1, whose model stands; 0 is the start."""
+        return len(self.evaluations(policy)) - (policy.name in self.stopped)
 
 
-def _paths(given: Sequence[str], directory: Path) -> list[Path]:
-    """The files or directories that are meant; none where the text stands for something stored.
-
-    Raises:
-        InvalidArgumentError: Text that looks like a path leads nowhere.
-    """
-    paths = [directory / Path(text).expanduser() for text in given]
-    there = [path.exists() for path in paths]
-    if not given:
-        raise InvalidArgumentError("it names no file")
-    if all(there):
-        return paths
-    missing = next(text for text, is_there in zip(given, there, strict=True) if not is_there)
-    if len(given) > 1 or missing.startswith((".", "/", "~")) or Path(missing).suffix in _SUFFIXES:
-        raise InvalidArgumentError(f"there is no file {missing} in {directory}")
-    return []
-
-
-_SUFFIXES = {".jsonl", ".json", ".parquet", ".arrow", ".csv", ".gz", ".zst"}
-
-
-def submit(client: Client, recipe: Recipe, chain: Chain) -> dict[str, JobHandle]:
-    """Ask for all jobs.
+def carry_out(client: Client, recipe: Recipe, chain: Chain, *, told: Told, progress: bool = False) -> Done:
+    """Ask for all jobs and wait for them.
 
     Those that were asked for before are the same; those that failed or were cancelled are taken up again.
 
-    Returns:
-        The jobs by the name of their step.
+    Args:
+        client: Connected.
+        recipe: What the chain was made of.
+        chain: Its jobs.
+        told: Called with each job that is over.
+        progress: Show how far they are.
+
+    Raises:
+        JobFailedError: One did not succeed, and others need what it was to leave.
     """
-    handles: dict[str, JobHandle] = {}
-    for step in chain.steps():
-        handle = client.jobs.create(
+    return _Run(client, recipe, chain, told, progress=progress).done()
+
+
+def write_verdict(verdict: Verdict, directory: Path) -> Path:
+    """Write `verdict.json` and `verdict.html`, whose path is returned; the directory is made if absent."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    page = directory / "verdict.html"
+    page.write_text(render_verdict(verdict), encoding="utf-8")
+    return page
+
+
+class _Run:
+    def __init__(self, client: Client, recipe: Recipe, chain: Chain, told: Told, *, progress: bool) -> None:
+        self._client, self._recipe, self._chain, self._told, self._progress = client, recipe, chain, told, progress
+        self._done = Done({})
+
+    def done(self) -> Done:
+        later = self._later_rounds() if self._recipe.guard == "stop" else set()
+        for step in self._chain.steps():
+            if step.name not in later:
+                self._done.handles[step.name] = self._ask(step)
+        for step in (*self._chain.preparing, self._chain.start):
+            self._wait(step.name)
+        for policy in self._chain.policies:
+            for number in range(1, len(policy.trainings) + 1):
+                for step in _of_round(policy, number):
+                    if step.name not in self._done.handles:
+                        self._done.handles[step.name] = self._ask(step)
+                self._wait_for_round(policy, number)
+                if self._recipe.guard == "stop" and policy.samplings and self._is_stopped(policy, number):
+                    break
+        for check in self._chain.checks:
+            with suppress(JobFailedError):  # the verdict says so
+                self._wait(check.name)
+        return self._done
+
+    def _later_rounds(self) -> set[str]:
+        """Names of the steps that are asked for only when the round before has ended well."""
+        rounds = [(policy, number) for policy in self._chain.policies for number in range(2, len(policy.trainings) + 1)]
+        return {step.name for policy, number in rounds for step in _of_round(policy, number)}
+
+    def _is_stopped(self, policy: Trained, number: int) -> bool:
+        """Whether the round's reward is not to be believed, which is then kept as the reason."""
+        metric, handles = self._recipe.evaluation.compared_by, self._done.handles
+        evaluations = [self._chain.start, *policy.evaluations]
+        before, after = (
+            measured(self._chain, handles[step.name], name=policy.name, metric=metric)
+            for step in evaluations[number - 1 : number + 1]
+        )
+        if doubts := over_optimised(before, after, metric):
+            self._done.stopped[policy.name] = f"in round {number} {'; '.join(doubts)}"
+        return bool(doubts)
+
+    def _wait_for_round(self, policy: Trained, number: int) -> None:
+        training = policy.trainings[number - 1]
+        for sampling in policy.samplings[number - 1 : number]:
+            self._wait(sampling.name)
+        on_the_way = _OnTheWay(self, policy, number) if policy.checkpoint_evaluations else None
+        self._wait(training.name, on_event=None if on_the_way is None else on_the_way.see)
+        if on_the_way is not None:
+            on_the_way.complete(self._done.handles[training.name])
+        self._wait(policy.evaluations[number - 1].name)
+        for (round_number, step), handle in self._done.checkpoints.get(policy.name, {}).items():
+            if round_number == number:
+                self._wait_for(policy.checkpoint_evaluations[number - 1](step).name, handle)
+
+    def _ask(self, step: Step) -> JobHandle:
+        handle = self._client.jobs.create(
             step.kind,
             step.spec.model_dump(mode="json", exclude_unset=True),
-            name=f"{recipe.name}: {step.name}",
+            name=f"{self._recipe.name}: {step.name}",
             request_id=step.request_id,
         )
         if handle.state in (JobState.FAILED, JobState.CANCELLED):
             handle.resume()
-        handles[step.name] = handle
-    return handles
+        return handle
+
+    def ask_of_checkpoint(self, policy: Trained, number: int, step: int) -> None:
+        """Have a checkpoint evaluated, once, if it is there."""
+        asked = self._done.checkpoints.setdefault(policy.name, {})
+        if (number, step) not in asked:
+            with suppress(InvalidArgumentError):  # it is of an attempt that was overtaken, or was not kept
+                asked[number, step] = self._ask(policy.checkpoint_evaluations[number - 1](step))
+
+    def forget_checkpoint(self, policy: Trained, number: int, step: int) -> None:
+        """Leave the evaluation of a checkpoint out."""
+        self._done.checkpoints.get(policy.name, {}).pop((number, step), None)
+
+    def _wait(self, name: str, *, on_event: Callable[[JobEvent], None] | None = None) -> None:
+        self._wait_for(name, self._done.handles[name], on_event=on_event)
+
+    def _wait_for(self, name: str, handle: JobHandle, *, on_event: Callable[[JobEvent], None] | None = None) -> None:
+        try:
+            handle.wait(progress=self._progress, on_event=on_event)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"{name} ({handle.id}) was deleted meanwhile: ask for the recipe again, and it is made anew"
+            ) from error
+        self._told(name, handle)
 
 
-def read_verdict(recipe: Recipe, chain: Chain, handles: Mapping[str, JobHandle]) -> Verdict:
-    """What the jobs have measured; all of them have succeeded."""
-    start = _measured("start", handles[chain.start.name], chain)
-    policies = tuple(_policy(each, handles, chain) for each in chain.policies)
-    warnings = [f"{name}: {warning}" for name, handle in handles.items() for warning in _result(handle).warnings]
-    measured = [start, *(each for policy in policies for each in policy.rounds or (policy.measured,))]
-    for policy in policies:
-        warnings += doubts(policy.name, [start, *(policy.rounds or (policy.measured,))])
-    return Verdict(
-        name=recipe.name,
-        reward_model=_reward_model(recipe, chain, handles),
-        start=start,
-        policies=policies,
-        examples=tuple(_examples(chain, handles)),
-        warnings=tuple(warnings),
-        cost=_cost(chain, handles, measured),
-        jobs={name: handle.id for name, handle in handles.items()},
-    )
+def _of_round(policy: Trained, number: int) -> list[Step]:
+    """What a round of a policy consists of, each after those it waits for; 1 is all of a policy without rounds."""
+    place = slice(number - 1, number)
+    return [*policy.samplings[place], *policy.trainings[place], *policy.evaluations[place]]
 
 
-def _policy(policy: Trained, handles: Mapping[str, JobHandle], chain: Chain) -> PolicyVerdict:
-    measured = [_measured(policy.name, handles[step.name], chain) for step in policy.evaluations]
-    return PolicyVerdict(
-        measured=measured[-1],
-        rounds=tuple(measured) if len(measured) > 1 else (),
-        method=policy.method,
-        params=dict(policy.params),
-        seed=policy.seed,
-        model_id=_result(handles[policy.trainings[-1].name]).model_id,
-        training_job_ids=tuple(handles[step.name].id for step in policy.trainings),
-    )
+class _OnTheWay:
+    """Has the checkpoints of a training evaluated as they are published; those at odd steps are of lost attempts."""
 
+    def __init__(self, run: _Run, policy: Trained, number: int) -> None:
+        self._run, self._policy, self._number = run, policy, number
+        spec = policy.trainings[number - 1].spec
+        self._every: int = spec.training.checkpoint_every_steps  # type: ignore[attr-defined]
+        self._last = 0
 
-def _measured(name: str, handle: JobHandle, chain: Chain) -> Measured:
-    report = handle.report()
-    (result,) = report.results
-    metrics = dict(result.metrics)
-    first = chain.policies[0].evaluations[-1].job_id
+    def see(self, event: JobEvent) -> None:
+        """An event of the training."""
+        match event.event:
+            case JobProgress():
+                self._last = event.event.total_steps
+            case CheckpointPublished(step) if step % self._every == 0 and step != self._last:
+                self._run.ask_of_checkpoint(self._policy, self._number, step)
 
-    def against(job_id: str) -> Any:
-        return result.versus.get(job_id, {}).get("reward")
-
-    return Measured(
-        name=name,
-        evaluation_job_id=handle.id,
-        reward=metrics.pop("reward"),
-        metrics=metrics,
-        kl=result.kl,
-        response_tokens=result.response_tokens,
-        finished_ratio=result.finished_ratio,
-        accuracy=report.implicit_reward_accuracy,
-        against_start=against(chain.start.job_id),
-        against_first=against(first),
-    )
-
-
-def _reward_model(recipe: Recipe, chain: Chain, handles: Mapping[str, JobHandle]) -> str:
-    if chain.reward_model is None:
-        return str(recipe.reward_model.use)
-    handle = handles[chain.reward_model.name]
-    accuracy = _result(handle).summary.get("eval", {}).get("accuracy")
-    held_out = "" if accuracy is None else f", right on {accuracy:.1%} of the held-out pairs"
-    return f"trained here ({handle.id}{held_out})"
-
-
-def _examples(chain: Chain, handles: Mapping[str, JobHandle]) -> Iterator[Example]:
-    """First responses to the first prompts, of the start and all policies."""
-    evaluations = {"start": chain.start} | {each.name: each.evaluations[-1] for each in chain.policies}
-    answers = {name: _first_answers(handles[step.name]) for name, step in evaluations.items()}
-    for row in list(zip(*answers.values(), strict=False))[:_EXAMPLES]:
-        yield Example(
-            prompt=_text(row[0]["prompt"]),
-            responses={name: each["response"] for name, each in zip(answers, row, strict=True)},
-            rewards={name: each["metrics"]["reward"] for name, each in zip(answers, row, strict=True)},
-        )
-
-
-def _first_answers(handle: JobHandle) -> list[dict[str, Any]]:
-    lines = map(json.loads, handle.read_artifact("generations.jsonl").splitlines())
-    return [line for line in lines if line["sample"] == 0]
-
-
-def _text(prompt: Any) -> str:
-    content = content_from_json(prompt)
-    return content if isinstance(content, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in content)
-
-
-def _cost(chain: Chain, handles: Mapping[str, JobHandle], measured: Sequence[Measured]) -> Cost:
-    by_id = {handle.id: handle for handle in handles.values()}  # of equal policies one job
-    sampled = {handles[step.name].id for policy in chain.policies for step in policy.samplings}
-    samplings = [_result(by_id[job_id]).summary for job_id in sampled]
-    evaluated = {each.evaluation_job_id: each.response_tokens.mean for each in measured}
-    responses = {job_id: by_id[job_id].report() for job_id in evaluated}
-    return Cost(
-        job_seconds=sum((each.job.finish_time or 0.0) - (each.job.start_time or 0.0) for each in by_id.values()),
-        training_seconds=sum(_result(each).summary.get("train_seconds", 0.0) for each in by_id.values()),
-        sampled_tokens=round(
-            sum(each["responses"] * each["response_tokens"] for each in samplings)
-            + sum(report.prompts * report.samples_per_prompt * evaluated[job] for job, report in responses.items())
-        ),
-    )
-
-
-def _result(handle: JobHandle) -> JobResult:
-    assert handle.job.result is not None, "a job that succeeded has a result"
-    return handle.job.result
+    def complete(self, training: JobHandle) -> None:
+        """Once it is over: those that nobody saw come. The last step is what the training leaves."""
+        assert training.job.result is not None, "a job that succeeded has a result"
+        last = int(training.job.result.summary["steps"])
+        for step in range(self._every, last, self._every):
+            self._run.ask_of_checkpoint(self._policy, self._number, step)
+        self._run.forget_checkpoint(self._policy, self._number, last)

@@ -12,9 +12,9 @@ from madpo_client.cli.context import open_client
 from madpo_client.cli.output import AsJson, Column, console, table
 
 if TYPE_CHECKING:
-    from madpo.evaluation.verdict import Measured, Verdict
     from madpo_client.align.chain import Chain
     from madpo_client.align.recipe import Recipe
+    from madpo_client.job import JobHandle
 
 app = typer.Typer()
 
@@ -45,7 +45,7 @@ def align(
         raise typer.BadParameter("give the file of a recipe")
     read = _read(recipe)
     if dry_run:
-        from madpo_client.align.run import planned
+        from madpo_client.align.found import planned
 
         _show_chain(planned(read), as_json=as_json)
         return
@@ -53,28 +53,28 @@ def align(
 
 
 def _run(context: typer.Context, recipe: "Recipe", path: Path, out: Path, *, as_json: bool) -> None:
-    from madpo.pages.verdict_page import render_verdict
     from madpo_client.align.chain import make_chain
-    from madpo_client.align.run import find, planned, read_verdict, submit
+    from madpo_client.align.found import find, planned
+    from madpo_client.align.read import read_verdict
+    from madpo_client.align.run import carry_out, write_verdict
+    from madpo_client.cli.verdict import show_verdict
+
+    def told(name: str, handle: "JobHandle") -> None:
+        if not as_json:
+            seconds = (handle.job.finish_time or 0.0) - (handle.job.start_time or 0.0)
+            console().print(Text(f"{name} ({handle.id}): done in {seconds:.0f} s"), soft_wrap=True)
 
     planned(recipe)  # what is wrong is said before anything is uploaded
     with open_client(context) as client:
         chain = make_chain(recipe, find(client, recipe, directory=path.resolve().parent, progress=not as_json))
-        handles = submit(client, recipe, chain)
-        for name, handle in handles.items():
-            job = handle.wait(progress=not as_json)
-            if not as_json:
-                seconds = (job.finish_time or 0.0) - (job.start_time or 0.0)
-                console().print(Text(f"{name} ({handle.id}): done in {seconds:.0f} s"), soft_wrap=True)
-        verdict = read_verdict(recipe, chain, handles)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (out / "verdict.html").write_text(render_verdict(verdict), encoding="utf-8")
+        done = carry_out(client, recipe, chain, told=told, progress=not as_json)
+        verdict = read_verdict(recipe, chain, done)
+    page = write_verdict(verdict, out)
     if as_json:
         print(verdict.model_dump_json(indent=2))
         return
-    _show_verdict(verdict)
-    console().print(Text(f"\n{out / 'verdict.html'}"), soft_wrap=True)
+    show_verdict(verdict)
+    console().print(Text(f"\n{page}"), soft_wrap=True)
 
 
 def _read(path: Path) -> "Recipe":
@@ -112,34 +112,3 @@ def _show_chain(chain: "Chain", *, as_json: bool) -> None:
         Column("WAITS FOR", lambda row: "; ".join(row["waits_for"]), rank=2, shortest=12),
     )
     table(rows, columns, as_json=as_json)
-
-
-def _show_verdict(verdict: "Verdict") -> None:
-    out = console()
-    columns = (
-        Column("", lambda each: each.name),
-        Column("reward", lambda each: f"{each.reward.mean:.3g}", is_right=True),
-        Column("against start", lambda each: _difference(each, "against_start"), rank=1, is_right=True),
-        Column("wins", lambda each: "" if each.against_start is None else f"{each.against_start.win_rate:.1%}", rank=2),
-        Column("against first", lambda each: _difference(each, "against_first"), rank=3, is_right=True),
-        Column("KL, nats", lambda each: "" if each.kl is None else f"{each.kl.mean:.3g}", rank=4, is_right=True),
-        Column("tokens", lambda each: f"{each.response_tokens.mean:.4g}", rank=6, is_right=True),
-        Column("finished", lambda each: f"{each.finished_ratio:.1%}", rank=5, is_right=True),
-    )
-    out.print()
-    table([verdict.start, *(policy.measured for policy in verdict.policies)], columns, as_json=False)
-    out.print()
-    for sentence in verdict.sentences:
-        out.print(Text(sentence), soft_wrap=True)
-    for warning in verdict.warnings:
-        out.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
-
-
-def _difference(measured: "Measured", name: str) -> str:
-    comparison = getattr(measured, name)
-    if comparison is None:
-        return ""
-    if comparison.difference_ci is None:
-        return f"{comparison.difference:+.3g}"
-    low, high = comparison.difference_ci
-    return f"{comparison.difference:+.3g} ({low:+.3g} to {high:+.3g})"

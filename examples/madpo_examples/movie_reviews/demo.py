@@ -8,7 +8,7 @@ that real models and data go through; it is no benchmark, since so few steps mov
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +19,10 @@ from madpo.jobs.sampling import SamplingParameters
 from madpo.jobs.training import LoraParameters, OptimizerParameters, TrainingParameters
 from madpo.types import Dataset
 from madpo_client import Client
+from madpo_client.align.chain import Found
+from madpo_client.align.recipe import Data, Measured, Policy, Recipe, RewardModel
 from madpo_client.extras import require_extra
-from madpo_examples.demo_report import write_report
-from madpo_examples.experiment import Experiment, submit, wait
+from madpo_client.references import dataset_reference, model_reference
 from madpo_examples.movie_reviews.convert import smollm2_directory
 from madpo_examples.movie_reviews.data import (
     INSTRUCTIONS,
@@ -33,6 +34,7 @@ from madpo_examples.movie_reviews.data import (
     to_rows,
 )
 from madpo_examples.movie_reviews.fetch import RATED_SNIPPETS, cache_directory, fetch
+from madpo_examples.run_recipe import report, run_recipe
 from madpo_examples.stages import Stages
 
 
@@ -74,7 +76,7 @@ SCALES: Mapping[str, Settings] = {
 
 
 def main(*, client: Client, out: Path, scale: Literal["full", "smoke"] = "full") -> None:
-    """Run the demo on a running system; print the comparison and write plots and `demo.json`.
+    """Run the demo on a running system; print the verdict and write its page.
 
     Args:
         client: Connected to a stack with a trainer, an evaluator and a reward service.
@@ -100,31 +102,38 @@ def main(*, client: Client, out: Path, scale: Literal["full", "smoke"] = "full")
         prompts = client.datasets.upload(
             ({"prompt": prompt(instruction)} for instruction in INSTRUCTIONS), name="movie-reviews: instructions"
         )
-    experiment = Experiment(
-        title="movie-reviews",
-        start=base,
-        start_name="base",
-        pairs=pairs,
-        held_out=held_out,
-        prompts=prompts,
-        reward_training=_training(settings, settings.reward_learning_rate, settings.reward_steps),
-        policy_training=_training(settings, settings.policy_learning_rate, settings.policy_steps),
-        beta=settings.beta,
-        metrics={"vader": "VADER sentiment"},
-        sampling=SamplingParameters(
-            samples_per_prompt=settings.samples_per_prompt, max_new_tokens=settings.max_new_tokens, seed=settings.seed
-        ),
-        batch_size=32,
+    found = Found(
+        base=model_reference(base),
+        pairs=dataset_reference(pairs),
+        held_out=dataset_reference(held_out),
+        prompts=dataset_reference(prompts),
+        fresh_prompts=dataset_reference(prompts),
+        completions=None,
+        reward_model=None,
     )
-    jobs = submit(client, experiment)
-    wait(client, experiment, stages, jobs)
-    write_report(
-        console,
-        out,
-        experiment=experiment,
-        jobs=jobs,
-        stages=stages,
-        settings={"scale": scale, **asdict(settings)},
+    report(console, run_recipe(client, _recipe(settings), found, stages), out, stages)
+
+
+def _recipe(settings: Settings) -> Recipe:
+    """What is compared, and how: as a file for `madpo align` would say it."""
+    params = {"beta": settings.beta}
+    return Recipe(
+        name="movie-reviews",
+        data=Data(pairs="pairs", held_out="held-out", prompts="instructions"),
+        base="SmolLM2-135M-Instruct",
+        reward_model=RewardModel(training=_training(settings, settings.reward_learning_rate, settings.reward_steps)),
+        training=_training(settings, settings.policy_learning_rate, settings.policy_steps),
+        policies=(Policy(method="dpo", params=params), Policy(method="madpo", params=params)),
+        evaluation=Measured(
+            sampling=SamplingParameters(
+                samples_per_prompt=settings.samples_per_prompt,
+                max_new_tokens=settings.max_new_tokens,
+                seed=settings.seed,
+            ),
+            metrics=("vader",),
+            compared_by="vader",
+            generation_batch_size=32,
+        ),
     )
 
 

@@ -2,14 +2,14 @@
 
 A tiny model learns to write toy reviews, its own samples are labelled by the true reward with Bradley-Terry noise, a
 reward model learns from those labels, and two policies are trained on the same pairs in the same order: `dpo`, and
-`madpo` with live margins from the reward service. All work is done by jobs; this file only makes data.
+`madpo` with live margins from the reward service. All work is done by jobs; this file makes data and a recipe for them.
 """
 
 import math
 import random
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +17,17 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from madpo.errors import FailedPreconditionError
+from madpo.evaluation.verdict import Verdict
 from madpo.jobs.sampling import SamplingParameters
 from madpo.jobs.training import OptimizerParameters, TrainingParameters
 from madpo.types import Dataset, Model
 from madpo_client import Client
+from madpo_client.align.chain import Found
+from madpo_client.align.recipe import Data as RecipeData
+from madpo_client.align.recipe import Measured, Policy, Recipe, RewardModel
 from madpo_client.job import JobHandle
-from madpo_examples.demo_report import write_report
-from madpo_examples.experiment import Experiment, Jobs, submit, wait
+from madpo_client.references import dataset_reference, model_reference
+from madpo_examples.run_recipe import report, run_recipe
 from madpo_examples.stages import Stages
 from madpo_examples.toy_reviews.language import PROMPT_WORDS, negative_openings, split_review, write_review
 from madpo_examples.toy_reviews.model import MAX_TOKENS, make_base_model
@@ -33,8 +37,8 @@ _CANDIDATES_PER_PROMPT = 8
 """Four pairs from every prompt: there are fewer different prompts than pairs are wanted."""
 _BATCH_SIZE = 32
 """Rows a step."""
-_FRONTIER_CHECKPOINTS = 2
-"""The first ones of each policy: the reward rises fastest then."""
+_GENERATION_BATCH_SIZE = 400
+"""Responses at a time, in the evaluations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,9 @@ class Settings:
     policy_warmup_ratio: float = 0.1
     beta: float = 0.1
     checkpoint_every_steps: int = 64
-    """Of the policies, which keep them all."""
-    frontier_prompts: int = 100
-    """What policies are asked at their earlier checkpoints."""
+    """Of the policies, which are evaluated at each."""
+    checkpoint_prompts: int = 100
+    """What policies are asked there."""
     evaluation_prompts: int = 400
     samples_per_prompt: int = 4
     """In the evaluations."""
@@ -72,7 +76,7 @@ SCALES: Mapping[str, Settings] = {
         held_out_pairs=16,
         reward_epochs=1.0,
         checkpoint_every_steps=1,
-        frontier_prompts=16,
+        checkpoint_prompts=16,
         evaluation_prompts=16,
         samples_per_prompt=1,
     ),
@@ -91,7 +95,7 @@ class Data:
 
 
 def main(*, client: Client, out: Path, scale: Literal["full", "smoke"] = "full") -> None:
-    """Run the demo on a running system; print the comparison and write plots and `demo.json`.
+    """Run the demo on a running system; print the verdict and write its page.
 
     Args:
         client: Connected to a stack with a trainer, an evaluator and a reward service.
@@ -108,20 +112,12 @@ def main(*, client: Client, out: Path, scale: Literal["full", "smoke"] = "full")
     with stages.work("data made and uploaded"):
         data = upload(client, settings, rng)
     supervised = submit_supervised(client, settings, data)
-    experiment, jobs = compare_policies(client, settings, data, supervised, stages, rng)
-    write_report(
-        console,
-        out,
-        experiment=experiment,
-        jobs=jobs,
-        stages=stages,
-        settings={"scale": scale, **asdict(settings)},
-    )
+    report(console, compare_policies(client, settings, data, supervised, stages, rng), out, stages)
 
 
 def compare_policies(
     client: Client, settings: Settings, data: Data, start: Model | JobHandle, stages: Stages, rng: random.Random
-) -> tuple[Experiment, Jobs]:
+) -> Verdict:
     """Everything after supervised training, to the end of the last evaluation.
 
     Args:
@@ -144,10 +140,16 @@ def compare_policies(
     stages.wait("responses sampled", generations)
     with stages.work("pairs labelled and uploaded"):
         pairs, held_out = _label(client, settings, generations, rng)
-    experiment = _experiment(settings, data, start, pairs, held_out)
-    jobs = submit(client, experiment)
-    wait(client, experiment, stages, jobs)
-    return experiment, jobs
+    found = Found(
+        base=model_reference(start),
+        pairs=dataset_reference(pairs),
+        held_out=dataset_reference(held_out),
+        prompts=dataset_reference(data.evaluation_prompts),
+        fresh_prompts=dataset_reference(data.training_prompts),
+        completions=None,
+        reward_model=None,
+    )
+    return run_recipe(client, _recipe(settings), found, stages)
 
 
 def upload(client: Client, settings: Settings, rng: random.Random) -> Data:
@@ -206,31 +208,32 @@ def _label(client: Client, settings: Settings, generations: JobHandle, rng: rand
     )
 
 
-def _experiment(
-    settings: Settings, data: Data, start: Model | JobHandle, pairs: Dataset, held_out: Dataset
-) -> Experiment:
-    return Experiment(
-        title="toy-reviews",
-        start=start,
-        start_name="sft",
-        pairs=pairs,
-        held_out=held_out,
-        prompts=data.evaluation_prompts,
-        reward_training=_training(settings, learning_rate=settings.reward_learning_rate, epochs=settings.reward_epochs),
-        policy_training=_training(
+def _recipe(settings: Settings) -> Recipe:
+    """What is compared, and how: as a file for `madpo align` would say it."""
+    params = {"beta": settings.beta}
+    return Recipe(
+        name="toy-reviews",
+        data=RecipeData(pairs="pairs", held_out="held-out", prompts="evaluation prompts"),
+        base="supervised",
+        reward_model=RewardModel(
+            training=_training(settings, learning_rate=settings.reward_learning_rate, epochs=settings.reward_epochs)
+        ),
+        training=_training(
             settings,
             learning_rate=settings.policy_learning_rate,
             warmup_ratio=settings.policy_warmup_ratio,
             epochs=settings.policy_epochs,
             checkpoint_every_steps=settings.checkpoint_every_steps,
-            keep_checkpoints=math.ceil(settings.policy_epochs * settings.train_pairs / _BATCH_SIZE),
         ),
-        beta=settings.beta,
-        metrics={"toy_reward": "true reward", "toy_grammatical": "grammatical"},
-        sampling=_sampling(samples_per_prompt=settings.samples_per_prompt, seed=settings.seed + 1),
-        batch_size=400,
-        frontier_checkpoints=_FRONTIER_CHECKPOINTS,
-        frontier_prompts=settings.frontier_prompts,
+        policies=(Policy(method="dpo", params=params), Policy(method="madpo", params=params)),
+        evaluation=Measured(
+            sampling=_sampling(samples_per_prompt=settings.samples_per_prompt, seed=settings.seed + 1),
+            metrics=("toy_reward", "toy_grammatical"),
+            compared_by="toy_reward",
+            evaluate_checkpoints=True,
+            checkpoint_prompts=settings.checkpoint_prompts,
+            generation_batch_size=_GENERATION_BATCH_SIZE,
+        ),
     )
 
 

@@ -1,16 +1,18 @@
 """Small plots as SVG text: histograms, bars of shares, and points. Colours come from the page's style sheet."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from operator import attrgetter
 from typing import Self
 
 from madpo.data.check.report import Distribution
 
 _WIDTH, _HEIGHT, _BASE, _TOP = 420, 154, 122, 8
 _LABEL_WIDTH, _VALUE_WIDTH, _BAR_HEIGHT = 150, 140, 22
-_SCATTER_HEIGHT = 260
+_PATHS_WIDTH, _PATHS_HEIGHT, _TICKS = 520, 320, 5
+_COLOURS = 7
+"""Of the style sheet, for lines; further ones begin again."""
 _CHAR_WIDTH = 6.2
 """Of the 11 px of the style sheet, on average; a line of capitals is wider."""
 _BESIDE_CHARS = int((_LABEL_WIDTH - 8) / _CHAR_WIDTH)
@@ -57,49 +59,83 @@ class Point:
     y: float
     x_ci: tuple[float, float] | None = None
     y_ci: tuple[float, float] | None = None
+    is_end: bool = True
+    """Whether it is what a path leads to, not a point on the way."""
 
 
-def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str) -> str:
-    """Points with intervals as crosses, each beside its name."""
-    x, y = (
-        _Axis.over([value for each in points for value in (position(each), *(interval(each) or ()))], start, end)
-        for position, interval, start, end in (
-            (attrgetter("x"), attrgetter("x_ci"), 46.0, _WIDTH - 110.0),
-            (attrgetter("y"), attrgetter("y_ci"), _SCATTER_HEIGHT - 40.0, 14.0),
+def paths(title: str, origin: Point, drawn: Sequence[Sequence[Point]], *, x_label: str, y_label: str) -> str:
+    """Lines from one point to others, which have their intervals as crosses.
+
+    Points say their names and values where a pointer rests on them; a legend is the page's.
+
+    Args:
+        title: For those who do not see it.
+        origin: Where all begin; `s0` of the style sheet.
+        drawn: Lines; `s1` and so on.
+        x_label: Of the horizontal axis.
+        y_label: Of the vertical one.
+    """
+    points = [origin, *(point for path in drawn for point in path)]
+    x = _Axis.over([value for each in points for value in (each.x, *(each.x_ci or ()))], 52.0, _PATHS_WIDTH - 14.0)
+    y = _Axis.over([value for each in points for value in (each.y, *(each.y_ci or ()))], _PATHS_HEIGHT - 44.0, 28.0)
+    parts = [_svg(title, _PATHS_HEIGHT, width=_PATHS_WIDTH)]
+    for value in x.ticks:
+        parts.append(_line("axis", x.place(value), y.start, x.place(value), y.end))
+        parts.append(_text(x.place(value), y.start + 17, f"{value:g}", anchor="middle"))
+    for value in y.ticks:
+        parts.append(_line("axis", x.start, y.place(value), x.end, y.place(value)))
+        parts.append(_text(x.start - 6, y.place(value) + 4, f"{value:g}", anchor="end"))
+    parts.append(_text(x.end, y.start + 36, x_label, anchor="end"))
+    parts.append(_text(2, 14, y_label))
+    for number, path in enumerate(drawn, start=1):
+        parts.append(
+            f'<g class="{series(number)}">{_way([origin, *path], x, y)}{"".join(map(_marked(x, y), path))}</g>'
         )
-    )
-    drawn = [_svg(title, _SCATTER_HEIGHT)]
-    drawn.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" y2="{y.start}"/>')
-    drawn.append(f'<line class="axis" x1="{x.start}" x2="{x.start}" y1="{y.start}" y2="{y.end}"/>')
-    drawn += [_text(x.place(value), y.start + 14, f"{value:.3g}", anchor="middle") for value in (x.low, x.high)]
-    drawn += [_text(x.start - 4, y.place(value) + 4, f"{value:.3g}", anchor="end") for value in (y.low, y.high)]
-    drawn.append(_text((x.start + x.end) / 2, y.start + 30, x_label, anchor="middle"))
-    drawn.append(_text(x.start + 4, 12, y_label))
-    for each in points:
+    parts.append(f'<g class="{series(0)}">{_marked(x, y)(origin)}</g>')
+    return "".join([*parts, "</svg>"])
+
+
+def series(number: int) -> str:
+    """The class of a line's colour; 0 is the origin's."""
+    return f"s{number if number == 0 else 1 + (number - 1) % _COLOURS}"
+
+
+def _way(path: Sequence[Point], x: "_Axis", y: "_Axis") -> str:
+    places = " ".join(f"{x.place(each.x):.1f},{y.place(each.y):.1f}" for each in path)
+    return f'<polyline class="way" points="{places}"/>'
+
+
+def _marked(x: "_Axis", y: "_Axis") -> Callable[[Point], str]:
+    def mark(each: Point) -> str:
         at_x, at_y = x.place(each.x), y.place(each.y)
-        for low, high in filter(None, [each.x_ci]):
-            drawn.append(_line("range", x.place(low), at_y, x.place(high), at_y))
-        for low, high in filter(None, [each.y_ci]):
-            drawn.append(_line("range", at_x, y.place(low), at_x, y.place(high)))
-        drawn.append(f'<circle class="bar" cx="{at_x:.1f}" cy="{at_y:.1f}" r="3.5"/>')
-        drawn.append(_text(at_x + 6, at_y - 5, each.label))
-    return "".join([*drawn, "</svg>"])
+        said = f"{each.label}: {each.y:.3g} at {each.x:.3g}"
+        style, radius = ("end", 4.5) if each.is_end else ("on", 3)
+        parts = [_line("range", x.place(low), at_y, x.place(high), at_y) for low, high in filter(None, [each.x_ci])]
+        parts += [_line("range", at_x, y.place(low), at_x, y.place(high)) for low, high in filter(None, [each.y_ci])]
+        parts.append(f'<circle class="{style}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="{radius}">')
+        return "".join([*parts, f"<title>{escape(said)}</title></circle>"])
+
+    return mark
 
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    low: float
-    high: float
+    ticks: tuple[float, ...]
     start: float
     end: float
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float) -> Self:
         low, high = min(values), max(values)
-        return cls(low, high if high > low else low + 1.0, start, end)
+        wide = high - low or 1.0
+        unit = 10.0 ** math.floor(math.log10(wide / _TICKS))
+        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor * _TICKS >= wide)
+        first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
+        return cls(tuple(round(number * step, 12) for number in range(first, last + 1)), start, end)
 
     def place(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        low, high = self.ticks[0], self.ticks[-1]
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
 def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
@@ -154,8 +190,8 @@ def _position(value: float, edges: Sequence[float], bin_width: float) -> float:
     return 10 + (len(edges) - 1) * bin_width
 
 
-def _svg(label: str, height: int) -> str:
-    return f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {height}">'
+def _svg(label: str, height: int, *, width: int = _WIDTH) -> str:
+    return f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">'
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:

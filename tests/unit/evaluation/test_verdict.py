@@ -6,10 +6,27 @@ from typing import Any
 import pytest
 
 from madpo.evaluation.report import Accuracy, Comparison, Estimate
-from madpo.evaluation.verdict import Cost, Example, Measured, PolicyVerdict, Verdict, difference, doubts
+from madpo.evaluation.verdict import (
+    Cost,
+    DataFinding,
+    Example,
+    Measured,
+    PairShown,
+    PairsThatMattered,
+    PolicyVerdict,
+    Verdict,
+    difference,
+    doubts,
+    figure,
+)
 from madpo.pages.verdict_page import render_verdict
 
 HOSTILE = '<script>alert(1)</script>" onload="x'
+
+
+SHOWN = PairShown(
+    row=1, reward_margin=-2.0, weight=1.5, implicit_margin=0.1, prompt=HOSTILE, chosen=HOSTILE, rejected=HOSTILE
+)
 
 
 def estimate(mean: float, half: float = 0.1) -> Estimate:
@@ -73,7 +90,8 @@ def test_the_best_is_named_first_with_what_it_is_compared_to() -> None:
 
     assert verdict(dpo, madpo).sentences == [
         "madpo: reward 1.2, +0.7 (95 % CI +0.5 to +0.9) ahead of the start, +0.2 (95 % CI -0.1 to +0.5), not "
-        "distinguishable from dpo, at a KL of 3 nats.",
+        "distinguishable from dpo, at a KL of 3 nats, further from the start than dpo: part of the difference may be "
+        "distance.",
         "dpo: reward 1, +0.5 (95 % CI +0.3 to +0.7) ahead of the start, at a KL of 2 nats.",
     ]
 
@@ -96,6 +114,75 @@ def test_a_rising_reward_is_doubted_for_reasons(after: Measured, said: list[str]
     assert all(part in warning for part, warning in zip(said, found, strict=True))
 
 
+def test_a_reward_that_rises_while_the_metric_falls_is_doubted() -> None:
+    before = measured(reward=1.0).model_copy(update={"metrics": {"truth": estimate(2.0)}})
+    after = measured(reward=2.0).model_copy(update={"metrics": {"truth": estimate(1.0)}})
+
+    (found,) = doubts("madpo", [before, after], "truth")
+    assert "truth fell from 2 to 1: the reward model is over-optimised" in found
+    assert doubts("madpo", [before, after]) == []
+
+
+def seeded(name: str, reward: float, seed: int, **params: float) -> PolicyVerdict:
+    return policy(name, reward).model_copy(update={"method": "madpo", "params": params, "seed": seed})
+
+
+def test_seeds_of_one_method_and_beta_are_summed_up() -> None:
+    found = verdict(
+        seeded("b", 2.0, 0, beta=0.2),
+        seeded("a0", 1.0, 0, beta=0.1, tau=2.0),
+        seeded("a1", 3.0, 1, tau=2.0, beta=0.1),
+    )
+
+    (summary,) = found.seeds
+    assert (summary.name, summary.seeds, summary.mean) == ("madpo, beta 0.1", (0, 1), 2.0)
+    assert summary.spread == pytest.approx(2**0.5)
+    assert (summary.lowest, summary.highest, summary.kl) == (1.0, 3.0, 2.0)
+    assert 'id="seeds"' in render_verdict(found)
+    assert 'id="seeds"' not in render_verdict(verdict(seeded("b", 2.0, 0, beta=0.2)))
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "shown"),
+    [
+        (0.000065, 0.0775, "0"),
+        (-0.0002, 0.1, "0"),
+        (0.757, 0.075, "0.757"),
+        (3e-5, 1e-5, "3e-05"),
+        (1234.5, 0.0, "1.23e+03"),
+    ],
+)
+def test_a_figure_says_no_more_than_its_interval_knows(mean: float, half: float, shown: str) -> None:
+    assert figure(estimate(mean, half)) == shown
+
+
+def test_what_cannot_be_told_apart_is_said() -> None:
+    dpo = policy("dpo", 1.0, against_start=comparison(0.1, -0.3, 0.5))
+    madpo = policy(
+        "madpo", 1.2, against_start=comparison(0.7, 0.5, 0.9), against_first=comparison(0.2, -0.1, 0.5), kl=2.0
+    )
+    found = verdict(dpo, madpo)
+
+    assert found.undecided == ["dpo from the start", "madpo from dpo"]
+    assert "dpo from the start; madpo from dpo cannot be told apart here" in render_verdict(found)
+
+
+def test_a_path_goes_over_checkpoints_and_rounds_in_the_order_of_training() -> None:
+    def at(number: int, step: int | None, job: str) -> Measured:
+        return measured(kl=number).model_copy(update={"round": number, "step": step, "evaluation_job_id": job})
+
+    rounds = (at(1, None, "r1"), at(2, None, "r2"))
+    iterated = policy("iterated", 1.0).model_copy(
+        update={
+            "measured": rounds[1],
+            "rounds": rounds,
+            "checkpoints": (at(2, 8, "c2"), at(1, 9, "b1"), at(1, 8, "a1")),
+        }
+    )
+
+    assert [each.evaluation_job_id for each in iterated.path] == ["a1", "b1", "r1", "c2", "r2"]
+
+
 class Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -115,6 +202,17 @@ def test_the_page_has_every_part_and_shows_hostile_text_as_text() -> None:
         policy(HOSTILE, 1.0),
         madpo,
         warnings=(HOSTILE,),
+        data=(DataFinding(dataset=HOSTILE, severity="warning", title=HOSTILE, count=2, rows=(1,), advice=HOSTILE),),
+        pairs=(
+            PairsThatMattered(
+                policy=HOSTILE,
+                pairs=2,
+                contradicted_ratio=0.5,
+                contradicted_weight_ratio=0.4,
+                heaviest=(SHOWN,),
+                contradicted=(SHOWN,),
+            ),
+        ),
         examples=(Example(prompt=HOSTILE, responses={HOSTILE: HOSTILE}, rewards={HOSTILE: 1.0}),),
         jobs={"a": "job-1"},
     )
@@ -123,7 +221,7 @@ def test_the_page_has_every_part_and_shows_hostile_text_as_text() -> None:
 
     tags = Tags()
     tags.feed(text)
-    parts = {"verdict", "warnings", "policies", "frontier", "rounds", "examples", "cost", "models"}
+    parts = {"verdict", "warnings", "policies", "frontier", "rounds", "examples", "pairs", "data", "cost", "models"}
     assert parts <= set(tags.ids)
     assert not {"script", "link", "img", "iframe"} & tags.tags
     assert "1 h 2 min" in text

@@ -9,8 +9,8 @@ from madpo.errors import InvalidArgumentError, NotFoundError
 from madpo.jobs.base import DatasetReference, ModelReference
 from madpo.types import JobKind
 from madpo_client.align.chain import Chain, Found, make_chain
+from madpo_client.align.found import find, planned
 from madpo_client.align.recipe import Recipe, read_recipe
-from madpo_client.align.run import find, planned
 from madpo_client.cli.spec_values import read_spec
 from madpo_client.client import Client
 
@@ -54,7 +54,7 @@ def test_each_job_stands_behind_those_it_waits_for_and_no_two_are_the_same() -> 
     for step in steps:
         assert set(step.awaited) <= seen, step.name
         seen.add(step.job_id)
-    assert len(seen) == len(steps) == 2 + 2 * 2 + 2 * 2 + 3 * 3
+    assert len(seen) == len(steps) == 2 + 2 + 2 * 2 + 2 * 2 + 3 * 3
 
 
 def test_a_job_is_the_same_as_long_as_all_it_builds_on_is() -> None:
@@ -67,9 +67,10 @@ def test_a_job_is_the_same_as_long_as_all_it_builds_on_is() -> None:
     other_reward = ids(reward_model={"training": {"seed": 1}})
 
     same = {name for name, job_id in before.items() if other_beta[name] == job_id}
-    assert same == {"reward model", "evaluation of start", "dpo", "evaluation of dpo"}
+    checks = {"check of pairs", "check of held-out pairs"}
+    assert same == checks | {"reward model", "evaluation of start", "dpo", "evaluation of dpo"}
     # DPO reads no rewards, but its evaluation does.
-    assert {name for name, job_id in before.items() if other_reward[name] == job_id} == {"dpo"}
+    assert {name for name, job_id in before.items() if other_reward[name] == job_id} == checks | {"dpo"}
 
 
 def test_a_round_samples_from_the_policy_before_it_and_trains_on_its_own_pairs() -> None:
@@ -99,6 +100,41 @@ def test_margins_are_asked_live_on_given_pairs_and_only_by_methods_that_read_the
     assert said["madpo"]["margin"]["reward_model"]["job_id"].startswith("job-")
     assert "margin" not in said["dpo"]
     assert said["dpo"]["eval_dataset"] == {"dataset_id": FOUND.held_out and FOUND.held_out.dataset_id}
+
+
+def test_datasets_are_checked_as_they_will_be_trained_on() -> None:
+    said = specs(make_chain(recipe(training={"max_tokens": 64, "overlong": "drop"}), FOUND))
+
+    asked = {"model": {"model_id": FOUND.base.model_id}, "max_tokens": 64, "overlong": "drop"}
+    held_out = {"dataset_id": FOUND.held_out and FOUND.held_out.dataset_id}
+    assert said["check of pairs"] == asked | {
+        "dataset": {"dataset_id": FOUND.pairs.dataset_id},
+        "eval_dataset": held_out,
+    }
+    assert said["check of held-out pairs"] == asked | {"dataset": held_out}
+
+
+def test_a_checkpoint_is_evaluated_as_the_policy_is_on_as_many_prompts_as_wanted() -> None:
+    evaluation = {"evaluate_checkpoints": True, "checkpoint_prompts": 5, "max_prompts": 9, "metrics": ["words"]}
+    chain = make_chain(recipe(policies=[{"method": "dpo"}], evaluation=evaluation), FOUND)
+    (policy,) = chain.policies
+    (at,) = policy.checkpoint_evaluations
+
+    step = at(64)
+    said, whole = step.spec.model_dump(mode="json"), policy.evaluations[-1].spec.model_dump(mode="json")
+    assert step.name == "evaluation of dpo at step 64"
+    assert said["model"] == {"model_id": None, "job_id": policy.trainings[0].job_id, "step": 64}
+    assert (said.pop("max_prompts"), whole.pop("max_prompts")) == (5, 9)
+    assert (said.pop("baseline_job_ids"), len(whole.pop("baseline_job_ids"))) == ([], 1)
+    assert {name for name in said if said[name] != whole[name]} == {"model", "eval_dataset"}
+    training = policy.trainings[0].spec.model_dump(mode="json")["training"]
+    assert training["keep_checkpoints"] == 10_000
+
+
+def test_how_many_checkpoints_are_kept_is_for_the_recipe_to_say() -> None:
+    chain = make_chain(recipe(training={"keep_checkpoints": 3}, evaluation={"evaluate_checkpoints": True}), FOUND)
+
+    assert specs(chain)["dpo"]["training"]["keep_checkpoints"] == 3
 
 
 def test_a_base_is_fine_tuned_first_where_there_are_completions() -> None:
@@ -132,6 +168,7 @@ def test_a_base_is_fine_tuned_first_where_there_are_completions() -> None:
         ({"policies": []}, "give at least one policy"),
         ({"policys": []}, r"policys: there is no such field; did you mean policies"),
         ({"evaluation": {"sampling": {"temperatures": [0.5, 1.0]}}}, "a verdict is about one temperature"),
+        ({"evaluation": {"compared_by": "words"}}, "compared_by is reward or one of metrics, got words"),
         (
             {"policies": [{"rounds": 1}], "fresh": {"pairing": {"name": "best"}}},
             r"fresh\.pairing\.name: there is no rule",
@@ -159,6 +196,21 @@ def test_what_is_wrong_in_a_recipe_is_named_before_anything_is_asked_for(parts: 
 def test_no_two_policies_or_jobs_have_one_name(policies: list[Any]) -> None:
     with pytest.raises(InvalidArgumentError, match="would be the name of two"):
         make_chain(recipe(policies=policies), FOUND)
+
+
+def test_what_a_round_does_not_say_of_its_sampling_keeps_its_default() -> None:
+    chain = make_chain(recipe(policies=[{"rounds": 1}], fresh={"sampling": {"max_new_tokens": 9}}), FOUND)
+
+    said = specs(chain)[chain.policies[0].samplings[0].name]["sampling"]
+    assert (said["samples_per_prompt"], said["max_new_tokens"]) == (4, 9)
+
+
+def test_a_first_policy_in_rounds_cannot_be_stopped_where_others_are_compared_with_it() -> None:
+    policies = [{"name": "own", "rounds": 2}, {"method": "dpo"}]
+
+    with pytest.raises(InvalidArgumentError, match="give a policy without rounds first"):
+        recipe(policies=policies, guard="stop")
+    assert recipe(policies=policies[::-1], guard="stop").guard == "stop"
 
 
 def test_a_policy_without_seeds_is_refused() -> None:
