@@ -92,7 +92,8 @@ class JobHandle:
                 if isinstance(error, MadpoError):
                     raise
                 raise DeadlineExceededError(f"{self.id} is still {self.state} after {timeout_s:g} s") from error
-            if self.refresh().state.is_terminal:
+            self.job = self._session.run(self._session.gateway.get_job(self.id, is_patient=True))
+            if self.state.is_terminal:
                 return
             time.sleep(_REVISIT_S)
 

@@ -58,8 +58,8 @@ class _Found:
     fits: bool = True
     """Whether it is what is needed here."""
     state: str = ""
-    model_id: str | None = None
-    """The model that this job has made."""
+    left: tuple[str, ...] = ()
+    """What this job has left: a model, a dataset."""
 
     def is_meant_by(self, text: str) -> bool:
         """Whether a text is a beginning of its id."""
@@ -228,10 +228,9 @@ class References:
         for job in self._session.each(self._session.gateway.list_jobs):
             method = (job.spec.get("method") or {}).get("name")
             words = (job.kind.value, *([method] if method else []))
-            made = job.result.model_id if job.result else None
-            yield _Found(
-                job.job_id, job.display_name, words, job.create_time, fits(job), state=job.state.value, model_id=made
-            )
+            made = (job.result.model_id, job.result.dataset_id) if job.result else ()
+            left, state = tuple(each for each in made if each), job.state.value
+            yield _Found(job.job_id, job.display_name, words, job.create_time, fits(job), state=state, left=left)
 
     def _models(self, kinds: frozenset[str]) -> Iterator[_Found]:
         list_models = partial(self._session.gateway.list_models, on_unreadable=say_unreadable)
@@ -265,8 +264,8 @@ def _only(text: str, noun: str, known: Sequence[_Found]) -> _Found:
     found = [each for each in known if each.name == text] or [each for each in known if each.is_meant_by(text)]
     fitting = [each for each in found if each.fits] or found
     ids = {each.id for each in fitting}
-    # A job and the model it has made are one thing, and often have one name.
-    fitting = [each for each in fitting if each.model_id not in ids]
+    # A job and the model or dataset it has left are one thing, and often have one name.
+    fitting = [each for each in fitting if ids.isdisjoint(each.left)]
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:

@@ -170,6 +170,14 @@ def test_references_in_parts_are_looked_up_too(references: References) -> None:
     }
 
 
+def test_a_job_and_the_dataset_it_has_left_are_one_thing(session: Listings) -> None:
+    left = Dataset(PAIRS, "to-label", DatasetKind.PREFERENCE, 1, 1, 8.0)
+    sampling = job(MADE, "to-label", JobKind.SAMPLING, JobState.SUCCEEDED, 7.5, result=JobResult(dataset_id=PAIRS))
+    session.datasets, session.jobs = (left,), (sampling,)
+
+    assert References(session).dataset_id("to-label") == PAIRS  # type: ignore[arg-type]
+
+
 def test_more_than_one_is_refused_with_all_of_them(references: References) -> None:
     with pytest.raises(InvalidArgumentError) as refused:
         references.job_id("aaaa")

@@ -260,6 +260,24 @@ async def test_a_slow_answer_is_a_deadline_error_that_names_the_gateway() -> Non
             await client.get_job(JOB.job_id)
 
 
+async def test_who_is_patient_waits_for_a_gateway_that_is_away() -> None:
+    seen: list[str] = []
+
+    async def get(request: jobs.GetJobRequest, context: Any) -> jobs.GetJobResponse:
+        seen.append(request.job_id)
+        if len(seen) <= 6:  # more often than the channel itself tries
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        return jobs.GetJobResponse(job=convert.job_to_proto(JOB))
+
+    gateway = Gateway()
+    gateway.GetJob = get
+    async with serving(gateway) as client:
+        assert (await client.get_job(JOB.job_id, is_patient=True)).job_id == JOB.job_id
+        seen.clear()
+        with pytest.raises(UnavailableError):
+            await client.get_job(JOB.job_id)
+
+
 async def test_a_watch_goes_on_after_its_last_event_when_the_connection_is_lost() -> None:
     cursors: list[str] = []
     events = [JobProgress(step=step, total_steps=3, metrics={"loss": 0.5}) for step in (1, 2, 3)]

@@ -78,9 +78,16 @@ class JobCalls(GatewayCalls):
         job_id = job_id_of(request_id)
         raise UnavailableError(f"{failure} (should the job have been taken all the same, it is {job_id})") from failure
 
-    async def get_job(self, job_id: str) -> types.Job:
-        """Raises NotFoundError."""
-        return convert.job_from_proto((await self.call(self._jobs.GetJob, jobs.GetJobRequest(job_id=job_id))).job)
+    async def get_job(self, job_id: str, *, is_patient: bool = False) -> types.Job:
+        """One job; patient callers wait `outage_s` for a gateway that is away. Raises NotFoundError."""
+        request = jobs.GetJobRequest(job_id=job_id)
+        try:
+            return convert.job_from_proto((await self.call(self._jobs.GetJob, request)).job)
+        except UnavailableError:
+            if not is_patient:
+                raise
+        give_up_at = asyncio.get_running_loop().time() + self.outage_s
+        return convert.job_from_proto((await self.persist(self._jobs.GetJob, request, give_up_at)).job)
 
     async def list_jobs(self, *, page_size: int = 100, page_token: str = "") -> tuple[list[types.Job], str]:
         """One page, newest first, with the token of the next ("" at the end)."""
