@@ -5,6 +5,7 @@ from typing import Any
 
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import Spec
+from madpo.jobs.judge import JudgeParameters
 from madpo.jobs.methods import MarginParameters
 from madpo.jobs.sampling import SamplingParameters
 from madpo.jobs.training import TrainingParameters
@@ -121,6 +122,7 @@ class AskedJobs:
         eval_dataset: DatasetLike | None = None,
         baselines: Sequence[JobHandle | str] = (),
         metrics: Sequence[str] = (),
+        judge: JudgeParameters | Mapping[str, Any] | str | None = None,
         sampling: SamplingParameters | Mapping[str, Any] | None = None,
         max_prompts: int | None = None,
         generation_batch_size: int | None = None,
@@ -139,6 +141,8 @@ class AskedJobs:
             eval_dataset: Held-out pairs for the accuracy of the implicit reward; needs `reference`.
             baselines: Evaluations over the same prompts and sampling to compare with.
             metrics: Names of registered text metrics.
+            judge: Who compares the responses with those of the baselines, by the name it has on the evaluator, or with
+                `against_chosen` with the dataset's chosen ones.
             sampling: Temperatures, samples per prompt, length, seed.
             max_prompts: Use the first prompts only.
             generation_batch_size: Responses generated at a time; None for what memory has room for.
@@ -158,6 +162,7 @@ class AskedJobs:
             "eval_dataset": _dataset(renamed("pairs", pairs, "eval_dataset", eval_dataset)),
             "baseline_job_ids": [_job(baseline) for baseline in baselines],
             "metrics": list(metrics),
+            "judge": {"name": judge} if isinstance(judge, str) else None if judge is None else given(judge),
             "sampling": None if sampling is None else given(sampling),
             "max_prompts": max_prompts,
             "generation_batch_size": renamed("batch_size", batch_size, "generation_batch_size", generation_batch_size),

@@ -8,7 +8,7 @@ from rich.text import Text
 from madpo_client.cli.output import Column, console, table
 
 if TYPE_CHECKING:
-    from madpo.evaluation.report import Comparison, Estimate, EvaluationReport, EvaluationResult
+    from madpo.evaluation.report import Comparison, Estimate, EvaluationReport, EvaluationResult, Judged, JudgeUse
 
 _Row = tuple[str, str, str]
 
@@ -35,6 +35,31 @@ def show_evaluation(report: "EvaluationReport", *, names: Mapping[str, str]) -> 
         table(list(_figures(report, result)), columns, as_json=False)
         for job_id, comparisons in result.versus.items():
             _show_comparison(names.get(job_id) or job_id, comparisons)
+        if result.judged:
+            _show_judged({names.get(against) or against: judged for against, judged in result.judged.items()})
+    if report.judge is not None:
+        out.print(Text(f"\n{_use(report.judge)}", style="dim"), soft_wrap=True)
+
+
+def _show_judged(judged: "Mapping[str, Judged]") -> None:
+    console().print(Text("\nas the judge says", style="bold"), soft_wrap=True)
+    columns = (
+        Column("against", lambda row: row[0]),
+        Column("wins", lambda row: f"{row[1].win_rate:.1%}", is_right=True),
+        Column("95 % interval", lambda row: _interval(row[1].win_rate_ci, "{:.1%}"), rank=1),
+        Column("at equal length", lambda row: f"{row[1].length_controlled_win_rate:.1%}", is_right=True),
+        Column("95 % interval ", lambda row: _interval(row[1].length_controlled_win_rate_ci, "{:.1%}"), rank=2),
+        Column("won/tied/lost", lambda row: f"{row[1].wins}/{row[1].ties}/{row[1].losses}", rank=4, is_right=True),
+        Column("same in both orders", lambda row: f"{row[1].agreement:.0%}", rank=3, is_right=True),
+        Column("unjudged", lambda row: f"{row[1].unjudged}", rank=5, is_right=True),
+    )
+    table(list(judged.items()), columns, as_json=False)
+
+
+def _use(judge: "JudgeUse") -> str:
+    cost = "" if judge.cost is None else f", which cost {judge.cost:.4g}"
+    tokens = f"{judge.prompt_tokens:,} tokens asked and {judge.completion_tokens:,} answered"
+    return f"judge {judge.name} ({judge.model}): {judge.questions:,} questions, {tokens}{cost}"
 
 
 def _show_comparison(baseline: str, comparisons: "Mapping[str, Comparison]") -> None:

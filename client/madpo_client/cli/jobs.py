@@ -121,11 +121,13 @@ def list_fields(kind: Kind, as_json: AsJson = False) -> None:
 
 
 def _field_as_json(field: "SpecField") -> Mapping[str, Any]:
+    from madpo.jobs.fields import REQUIRED
+
     return {
         "name": field.name,
         "type": field.allowed,
         "required": field.is_required,
-        "default": None if field.is_required else json.loads(field.default),
+        "default": None if field.default == REQUIRED else json.loads(field.default),
         "description": field.description,
     }
 

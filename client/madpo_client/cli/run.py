@@ -74,6 +74,7 @@ EVALUATION = (
     FieldOption("--eval-dataset", "eval_dataset", old_name="--pairs"),
     FieldOption("--baseline", "baseline_job_ids", gives="item"),
     FieldOption("--metric", "metrics", gives="item"),
+    FieldOption("--judge", "judge.name", shows_default=False),
     FieldOption("--temperature", "sampling.temperatures", gives="item"),
     FieldOption("--samples", "sampling.samples_per_prompt"),
     FieldOption("--max-new-tokens", "sampling.max_new_tokens"),

@@ -14,6 +14,7 @@ from madpo.types import PromptOnly
 from madpo.worker.phase import Phase
 from madpo_evaluator.engines import sampling_engine
 from madpo_evaluator.generations import Generation, KeptGenerations
+from madpo_evaluator.judging.question import said
 from madpo_evaluator.kinds.base import JobInputs
 from madpo_evaluator.models import Models
 
@@ -26,6 +27,19 @@ def read_prompts(inputs: JobInputs, reference: DatasetReference, *, max_prompts:
         if len(unique) == max_prompts:
             break
     return unique
+
+
+def read_chosen(inputs: JobInputs, reference: DatasetReference) -> dict[PromptOnly, str]:
+    """The chosen response to every prompt of a dataset of pairs, the first of several, as a judge reads it.
+
+    Raises:
+        InvalidArgumentError: The dataset holds no pairs.
+    """
+    dataset = inputs.preference_dataset(reference, field="spec.evaluation.prompt_dataset")
+    chosen: dict[PromptOnly, str] = {}
+    for pair in inputs.pairs(dataset):
+        chosen.setdefault(PromptOnly(pair.prompt, options=pair.options), said(pair.chosen))
+    return chosen
 
 
 def fit_prompts(

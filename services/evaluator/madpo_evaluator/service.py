@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from madpo.jobs.judge import JUDGE_ABILITY
 from madpo.worker import program
 from madpo.worker.service import WorkerService
 from madpo_evaluator.settings import EvaluatorSettings
@@ -11,13 +12,13 @@ from madpo_evaluator.text_metrics import installed_metrics
 
 
 def build(settings: EvaluatorSettings, registry: CollectorRegistry) -> WorkerService:
-    """The worker of the evaluation queue; it tells gateways which metrics it has.
+    """The worker of the evaluation queue; it tells gateways which metrics and judges it has.
 
     Raises:
         FailedPreconditionError: The engine that the settings ask for is not installed.
     """
     settings.require_engine()
-    abilities = installed_metrics()
+    abilities = [*installed_metrics(), *(JUDGE_ABILITY + name for name in settings.judges)]
     return WorkerService(
         settings,
         registry,

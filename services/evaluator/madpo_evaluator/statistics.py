@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from madpo.calibration.figures import wins
-from madpo.evaluation.report import Accuracy, Comparison, Estimate
+from madpo.evaluation.report import Accuracy, Comparison, Estimate, Interval
 
 _Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 _RESAMPLES = 2000
@@ -61,6 +61,15 @@ def compare(values: ArrayLike, baseline: ArrayLike) -> Comparison:
         difference=mean_difference,
         difference_ci=(float(low[1]), float(high[1])),
     )
+
+
+def bootstrap_interval(per_prompt: ArrayLike) -> Interval | None:
+    """Interval of the mean of one figure a prompt [N], as `compare` has it; None with a single prompt."""
+    values = np.asarray(per_prompt, dtype=np.float64)
+    if len(values) < 2:
+        return None
+    low, high = np.quantile(_bootstrap_means(values[:, None]), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _bootstrap_means(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,20 +4,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from madpo.evaluation.report import Accuracy, Estimate, EvaluatedModel, EvaluationReport, EvaluationResult
+from madpo.evaluation.report import (
+    Accuracy,
+    Estimate,
+    EvaluatedModel,
+    EvaluationReport,
+    EvaluationResult,
+    Judged,
+    JudgeUse,
+)
 from madpo.types import Content
 from madpo_evaluator.generations import Evaluation, Generation
+from madpo_evaluator.judging.contests import Judgement
 from madpo_evaluator.statistics import compare, estimate_mean
 
 _SHOWN_PROMPTS = 20
 
 
-def summarize(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> list[EvaluationResult]:
-    """One result per temperature; baselines are compared on the metrics both have."""
-    return [_summarize(evaluation, temperature, baselines) for temperature in evaluation.temperatures]
+def summarize(
+    evaluation: Evaluation, baselines: Mapping[str, Evaluation], judgement: Judgement | None = None
+) -> list[EvaluationResult]:
+    """One result per temperature; baselines are compared on the metrics both have, and as the judge says."""
+    return [_summarize(evaluation, temperature, baselines, judgement) for temperature in evaluation.temperatures]
 
 
-def _summarize(evaluation: Evaluation, temperature: float, baselines: Mapping[str, Evaluation]) -> EvaluationResult:
+def _summarize(
+    evaluation: Evaluation, temperature: float, baselines: Mapping[str, Evaluation], judgement: Judgement | None
+) -> EvaluationResult:
     values = {name: evaluation.metric(temperature, name) for name in evaluation.metric_names}
     versus = {
         job_id: {
@@ -34,6 +47,7 @@ def _summarize(evaluation: Evaluation, temperature: float, baselines: Mapping[st
         response_tokens=estimate_mean(evaluation.values(temperature, lambda generation: generation.tokens)),
         finished_ratio=float(evaluation.values(temperature, lambda generation: generation.finished).mean()),
         versus=versus,
+        judged=judgement.at(temperature) if judgement else {},
     )
 
 
@@ -53,6 +67,7 @@ def make_report(
     implicit_reward_accuracy: Accuracy | None,
     skipped_rows: Sequence[int] = (),
     truncated_responses: int = 0,
+    judge: JudgeUse | None = None,
 ) -> EvaluationReport:
     """The report of an evaluation.
 
@@ -64,6 +79,7 @@ def make_report(
         implicit_reward_accuracy: On held-out pairs, when there are any.
         skipped_rows: Of prompts that left no room for a response.
         truncated_responses: That the reward model read only a part of.
+        judge: Who compared, and what it took.
     """
     return EvaluationReport(
         name=evaluation.name,
@@ -78,6 +94,7 @@ def make_report(
         implicit_reward_accuracy=implicit_reward_accuracy,
         skipped_rows=tuple(skipped_rows),
         truncated_responses=truncated_responses,
+        judge=judge,
     )
 
 
@@ -91,11 +108,16 @@ def key_figures(results: Sequence[EvaluationResult], implicit_reward_accuracy: A
                 "kl": result.kl.mean if result.kl else None,
                 "response_tokens": result.response_tokens.mean,
                 "finished_ratio": result.finished_ratio,
+                **({"judged": {name: _rates(each) for name, each in result.judged.items()}} if result.judged else {}),
             }
             for result in results
         ],
         "implicit_reward_accuracy": implicit_reward_accuracy.accuracy if implicit_reward_accuracy else None,
     }
+
+
+def _rates(judged: Judged) -> dict[str, float]:
+    return {"win_rate": judged.win_rate, "length_controlled_win_rate": judged.length_controlled_win_rate}
 
 
 def write_samples(path: Path, evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> None:

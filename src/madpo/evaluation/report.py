@@ -47,6 +47,44 @@ class Comparison(_Part):
     difference_ci: Interval | None
 
 
+class Judged(_Part):
+    """What a judge says of responses beside others to the same prompts, each pair shown in both orders.
+
+    A pair is won where both answers together speak for the policy: two answers that contradict each other make a tie.
+    """
+
+    pairs: int
+    """Judged in both orders."""
+    unjudged: int = 0
+    """Pairs without two answers that can be read; left out of all figures."""
+    wins: int
+    ties: int
+    losses: int
+    win_rate: float
+    """Of answers, a tie counted as half a win; the mean over prompts."""
+    win_rate_ci: Interval | None
+    length_controlled_win_rate: float
+    """What it would be were both responses equally long (Dubois et al., arXiv:2404.04475)."""
+    length_controlled_win_rate_ci: Interval | None
+    agreement: float
+    """Share of pairs of which the judge says the same in both orders."""
+    first_rate: float | None
+    """Of answers that are no ties, the share for the response that was shown first: 0.5 without a bias."""
+
+
+class JudgeUse(_Part):
+    """Who judged, and what it took, earlier attempts included."""
+
+    name: str
+    """As the evaluator's operator calls it."""
+    model: str
+    questions: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None = None
+    """By the operator's prices, in their currency; None where there are none."""
+
+
 class EvaluationResult(_Part):
     """What one temperature gave."""
 
@@ -60,6 +98,8 @@ class EvaluationResult(_Part):
     """Share of responses that ended before the token limit."""
     versus: dict[str, dict[str, Comparison]]
     """By the baseline's job id, then by metric."""
+    judged: dict[str, Judged] = {}
+    """By the baseline's job id; `chosen` are the dataset's chosen responses."""
 
 
 class EvaluatedModel(_Part):
@@ -99,6 +139,8 @@ class EvaluationReport(_Part):
     """Rows whose prompts leave no room for a response in the model's context."""
     truncated_responses: int = 0
     """Responses that the reward model read only a part of, of all temperatures."""
+    judge: JudgeUse | None = None
+    """Where there was one."""
 
     def to_json(self) -> str:
         """The file `report.json`; equal reports give equal bytes."""

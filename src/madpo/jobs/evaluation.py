@@ -15,7 +15,8 @@ from madpo.jobs.base import (
     NeedsModel,
     Spec,
 )
-from madpo.jobs.kind import Kind
+from madpo.jobs.judge import JUDGE_ABILITY, JudgeParameters
+from madpo.jobs.kind import Ability, Kind
 from madpo.jobs.sampling import SamplingParameters
 from madpo.types import AtMost, DatasetKind, JobKind
 
@@ -46,6 +47,8 @@ class EvaluationSpec(Spec):
     """Evaluation jobs over the same prompts and sampling to compare with."""
     metrics: Annotated[tuple[str, ...], AtMost(100)] = ()
     """Names of registered text metrics (entry points `madpo.metrics`)."""
+    judge: JudgeParameters | None = None
+    """Who compares the responses with those of the baselines, or with the dataset's chosen ones."""
     sampling: SamplingParameters = SamplingParameters()
     """How responses are drawn."""
     max_prompts: Annotated[int | None, AtMost(1_000_000_000)] = Field(default=None, ge=1)
@@ -68,5 +71,20 @@ class EvaluationSpec(Spec):
             raise ValueError("eval_dataset needs reference: implicit rewards are measured against it")
         return self
 
+    @model_validator(mode="after")
+    def _a_judge_compares(self) -> Self:
+        if self.judge is not None and not (self.baseline_job_ids or self.judge.against_chosen):
+            raise ValueError(
+                "judge has nothing to compare with: give baseline_job_ids, evaluations of other models over the same "
+                "prompts, or judge.against_chosen for the chosen responses of prompt_dataset"
+            )
+        return self
 
-KIND = Kind(JobKind.EVALUATION, EvaluationSpec, queue="evaluate", noun="evaluation", abilities_field="metrics")
+
+KIND = Kind(
+    JobKind.EVALUATION,
+    EvaluationSpec,
+    queue="evaluate",
+    noun="evaluation",
+    abilities=(Ability("metrics", "metric"), Ability("judge.name", "judge", prefix=JUDGE_ABILITY)),
+)

@@ -44,14 +44,11 @@ class SpecField:
     """The spec, or the part of one, that declares it."""
     part: type[Spec] | None
     """The part it holds, or the kind of reference it is."""
-
-    @property
-    def is_required(self) -> bool:
-        """Whether a spec without it is refused."""
-        return self.default == REQUIRED
+    is_required: bool
+    """Whether a spec without it is refused. What only a part requires that may be left out is not."""
 
 
-def fields_of(spec: type[Spec], *, prefix: str = "") -> Iterator[SpecField]:
+def fields_of(spec: type[Spec], *, prefix: str = "", is_needed: bool = True) -> Iterator[SpecField]:
     """All fields of a spec in the order of their declaration; behind a part its own. A reference is one field."""
     properties = spec.model_json_schema()["properties"]
     for name, info in spec.model_fields.items():
@@ -63,9 +60,10 @@ def fields_of(spec: type[Spec], *, prefix: str = "") -> Iterator[SpecField]:
             description=" ".join((info.description or "").split()),
             owner=spec,
             part=part,
+            is_required=is_needed and info.is_required(),
         )
         if part is not None and not is_reference(part):
-            yield from fields_of(part, prefix=f"{prefix}{name}.")
+            yield from fields_of(part, prefix=f"{prefix}{name}.", is_needed=is_needed and info.is_required())
 
 
 def is_reference(part: type[Spec]) -> bool:

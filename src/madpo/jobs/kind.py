@@ -1,6 +1,6 @@
 """What a kind of job is: one declaration, in the module of its spec."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +9,28 @@ from madpo.types import DatasetKind, JobKind
 
 Queue = Literal["train", "evaluate"]
 """`train` is served by trainers, `evaluate` by evaluators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """A field of a spec with names of what not all workers of the queue can do; only one that can gets the job."""
+
+    field: str
+    """`metrics`, with a list of names, or `judge.name`, with one."""
+    noun: str
+    """What is named, for people."""
+    prefix: str = ""
+    """Stands before the names where workers say what they can do, so that a judge is no metric."""
+
+    def asked(self, spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """The names in the JSON form of a spec, each with the path of its field: `metrics.0`."""
+        value: Any = spec
+        for part in self.field.split("."):
+            value = (value or {}).get(part)
+        if isinstance(value, str):
+            yield self.field, value
+        else:
+            yield from ((f"{self.field}.{index}", name) for index, name in enumerate(value or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +50,9 @@ class Kind:
     """The kind of the model it leaves."""
     leaves_dataset: frozenset[DatasetKind] = frozenset()
     """The kinds of dataset it may leave."""
-    abilities_field: str | None = None
-    """Field of the spec with the names of what not all workers of the queue can do; only one that can gets the job."""
+    abilities: tuple[Ability, ...] = ()
+    """What it asks of its worker beyond what all of the queue can do."""
 
     def needed_abilities(self, spec: Mapping[str, Any]) -> tuple[str, ...]:
         """What the JSON form of a spec asks of its worker."""
-        return tuple(spec.get(self.abilities_field) or ()) if self.abilities_field is not None else ()
+        return tuple(ability.prefix + name for ability in self.abilities for _, name in ability.asked(spec))

@@ -16,6 +16,7 @@
     jobs/{job_id}/logs/a00002-{sha256}.log           the end of what an attempt printed
     jobs/{job_id}/last_evaluation/a00002.json        an attempt has begun the evaluation after the last step
     jobs/{job_id}/generations/{engine}/part-00003-{sha256}.jsonl responses a job has drawn; removed when it ends
+    jobs/{job_id}/judgements/{sha256 of the question}.json       what a judge answered; removed when the job ends
     jobs/{job_id}/rewards/part-00003-{sha256}.json               rewards of rows by number; removed when the job ends
     jobs/{job_id}/checkpoints/step-00001000/a00002/...           files of one attempt's checkpoint
     jobs/{job_id}/checkpoints/step-00001000/a00002/manifest.json written last
@@ -180,6 +181,16 @@ def generations(job_id: str) -> str:
 def generations_by(job_id: str, *, engine: str) -> str:
     """Key prefix of those that one version of an engine has drawn."""
     return f"{generations(job_id)}/{check_path(engine)}"
+
+
+def judgements(job_id: str) -> str:
+    """Prefix of what a judge has answered so far."""
+    return f"jobs/{job_id}/judgements"
+
+
+def judgement(job_id: str, *, question: str) -> str:
+    """What a judge answered to one question, which is known by its SHA-256."""
+    return f"{judgements(job_id)}/{question}.json"
 
 
 def rewards(job_id: str) -> str:

@@ -240,7 +240,7 @@ class LoraParameters(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., exclude_modules: _Optional[_Iterable[str]] = ..., use_rslora: _Optional[bool] = ..., quantize_base: _Optional[str] = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
-    __slots__ = ("model", "prompt_dataset_id", "reference", "reward_model", "preference_dataset_id", "baseline_job_ids", "metrics", "sampling", "max_prompts", "batch_size", "prompt_dataset", "eval_dataset", "generation_batch_size")
+    __slots__ = ("model", "prompt_dataset_id", "reference", "reward_model", "preference_dataset_id", "baseline_job_ids", "metrics", "sampling", "max_prompts", "batch_size", "prompt_dataset", "eval_dataset", "generation_batch_size", "judge")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +254,7 @@ class EvaluationSpec(_message.Message):
     PROMPT_DATASET_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
     GENERATION_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_FIELD_NUMBER: _ClassVar[int]
     model: ModelReference
     prompt_dataset_id: str
     reference: ModelReference
@@ -267,7 +268,22 @@ class EvaluationSpec(_message.Message):
     prompt_dataset: DatasetReference
     eval_dataset: DatasetReference
     generation_batch_size: int
-    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., prompt_dataset_id: _Optional[str] = ..., reference: _Optional[_Union[ModelReference, _Mapping]] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., preference_dataset_id: _Optional[str] = ..., baseline_job_ids: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., max_prompts: _Optional[int] = ..., batch_size: _Optional[int] = ..., prompt_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., generation_batch_size: _Optional[int] = ...) -> None: ...
+    judge: JudgeParameters
+    def __init__(self, model: _Optional[_Union[ModelReference, _Mapping]] = ..., prompt_dataset_id: _Optional[str] = ..., reference: _Optional[_Union[ModelReference, _Mapping]] = ..., reward_model: _Optional[_Union[ModelReference, _Mapping]] = ..., preference_dataset_id: _Optional[str] = ..., baseline_job_ids: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., max_prompts: _Optional[int] = ..., batch_size: _Optional[int] = ..., prompt_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., eval_dataset: _Optional[_Union[DatasetReference, _Mapping]] = ..., generation_batch_size: _Optional[int] = ..., judge: _Optional[_Union[JudgeParameters, _Mapping]] = ...) -> None: ...
+
+class JudgeParameters(_message.Message):
+    __slots__ = ("name", "against_chosen", "criterion", "samples_per_prompt", "max_prompts")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    CRITERION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    against_chosen: bool
+    criterion: str
+    samples_per_prompt: int
+    max_prompts: int
+    def __init__(self, name: _Optional[str] = ..., against_chosen: _Optional[bool] = ..., criterion: _Optional[str] = ..., samples_per_prompt: _Optional[int] = ..., max_prompts: _Optional[int] = ...) -> None: ...
 
 class CalibrationSpec(_message.Message):
     __slots__ = ("dataset_id", "reward_model", "temperature", "method", "training_dataset_id", "eval_dataset", "dataset")

@@ -284,6 +284,40 @@ async def test_a_metric_that_no_evaluator_has_is_refused_with_those_they_have(ga
     }
 
 
+async def test_a_judge_that_no_evaluator_has_and_one_with_nothing_to_compare_are_refused(gateway: Gateway) -> None:
+    ids = await make_material(gateway)
+
+    def spec(prompts: str, **fields: Any) -> dict[str, Any]:
+        return {"evaluation": {"model": {"model_id": ids.policy}, "prompt_dataset": ref(prompts), **fields}}
+
+    def judge(name: str) -> dict[str, Any]:
+        return {"judge": {"name": name, "against_chosen": True}}
+
+    await gateway.queue.announce("evaluate", "one", ["words", "judge:gpt"])
+    await gateway.queue.announce("evaluate", "other", ["judge:llama", "toy"])
+    alone = await refusal(gateway.create(spec(ids.pairs, judge={"name": "gpt"}), "alone"))
+    address = await refusal(gateway.create(spec(ids.pairs, **judge("http://10.0.0.1/v1")), "address"))
+    unknown = await refusal(gateway.create(spec(ids.pairs, metrics=["gpt"], **judge("lama")), "unknown"))
+    apart = await refusal(gateway.create(spec(ids.pairs, metrics=["toy"], **judge("gpt")), "apart"))
+    no_pairs = await refusal(gateway.create(spec(ids.prompts, **judge("gpt")), "no-pairs"))
+    await gateway.create(spec(ids.pairs, metrics=["words"], **judge("gpt")), "known")
+
+    assert "judge has nothing to compare with" in alone.violations["spec.evaluation"]
+    assert (
+        "must be the name of a judge that an evaluator's operator has set up"
+        in address.violations["spec.evaluation.judge.name"]
+    )
+    assert unknown.violations == {
+        "spec.evaluation.metrics.0": "no evaluator has a metric 'gpt'; they have toy, words",
+        "spec.evaluation.judge.name": "no evaluator has a judge 'lama'; did you mean llama? they have gpt, llama",
+    }
+    assert apart.violations == {
+        "spec.evaluation.metrics": "no evaluator has all of these, they have: judge:gpt, words; judge:llama, toy (ask "
+        "in several jobs)"
+    }
+    assert "has no chosen responses" in no_pairs.violations["spec.evaluation.judge.against_chosen"]
+
+
 async def test_the_best_step_is_told_by_a_figure_that_the_training_measures(gateway: Gateway) -> None:
     ids = await make_material(gateway)
     model, pairs = {"model": {"model_id": ids.policy}}, {"dataset": ref(ids.pairs), "eval_dataset": ref(ids.pairs)}

@@ -46,6 +46,8 @@ from madpo.types import (
 )
 from madpo.worker.phase import Phase
 from madpo.worker.workspace import Run
+from madpo_evaluator.judging.asking import KeptReplies
+from madpo_evaluator.judging.endpoint import Reply
 from madpo_trainer.last_evaluation import note_begin
 from madpo_trainer.ledger import Ledger, LedgerRow
 from madpo_trainer.margins.journal import MarginJournal
@@ -60,6 +62,7 @@ PAIRS = [PreferencePair(f"film {n}", "good", "bad", row=n + 1) for n in range(4)
 NO_KEYS = {"check_path", "bundle_of", "is_growing", "artifacts_order", "held"}
 ROOTS = {
     "generations": "generations_by",
+    "judgements": "judgement",
     "dataset_tokens": "tokens",
     "reference_logps": "reference_logps_chunk",
     "logs": "log",
@@ -262,6 +265,10 @@ CASES: Mapping[str, Case] = {
         lambda store, path: min(2, note_begin(store, JOB, attempt=2)) and None,  # how many there are says it all
     ),
     "generations_by": Case(add_growing(DRAWN), use_growing(DRAWN)),
+    "judgement": Case(
+        lambda store, path: KeptReplies(store, JOB).put("0" * 64, Reply("[[A]]", 9, 1)),
+        lambda store, path: KeptReplies(store, JOB).get("0" * 64),  # asked again
+    ),
     "rewards": Case(add_growing(keys.rewards(JOB)), use_growing(keys.rewards(JOB))),
     "checkpoint": Case(fill_checkpoint, use_checkpoint),
     "checkpoint_part": Case(

@@ -13,6 +13,8 @@ from madpo.evaluation.report import (
     EvaluatedModel,
     EvaluationReport,
     EvaluationResult,
+    Judged,
+    JudgeUse,
 )
 from madpo.jobs.sampling import SamplingParameters
 from madpo.types import Job, JobKind, JobProgress, JobResult, JobState
@@ -181,4 +183,21 @@ def test_an_evaluation_says_whether_it_is_better_than_its_baseline(capsys: pytes
         "reward 60.0% 55.0% to 65.0% 0.0% +0.25 +0.1 to +0.4 higher",
         "length 50.0% 40.0% to 60.0% 0.0% +0.25 +0.1 to +0.4 no clear difference",
         "other 25.0% 20.0% to 30.0% 0.0% +0.25 +0.1 to +0.4 lower",
+    ]
+
+    judged = Judged(
+        pairs=40, unjudged=1, wins=20, ties=12, losses=8, win_rate=0.65, win_rate_ci=(0.55, 0.75),
+        length_controlled_win_rate=0.6, length_controlled_win_rate_ci=(0.5, 0.7), agreement=0.8, first_rate=0.55,
+    )  # fmt: skip
+    use = JudgeUse(name="gpt", model="big", questions=80, prompt_tokens=40_000, completion_tokens=4_000, cost=0.14)
+    result = report.results[0].model_copy(update={"versus": {}, "judged": {ID: judged}})
+    show_evaluation(report.model_copy(update={"results": (result,), "judge": use}), names={ID: "base"})
+
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[-6:]] == [
+        "",
+        "as the judge says",
+        "against wins 95 % interval at equal length 95 % interval won/tied/lost same in both orders unjudged",
+        "base 65.0% 55.0% to 75.0% 60.0% 50.0% to 70.0% 20/12/8 80% 1",
+        "",
+        "judge gpt (big): 80 questions, 40,000 tokens asked and 4,000 answered, which cost 0.14",
     ]

@@ -82,7 +82,15 @@ def test_a_report_is_plain_json(tmp_path: Path) -> None:
     assert EvaluationReport.from_json((tmp_path / "report.json").read_bytes()) == written
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["model"], report["reference"]) == ({"model_id": "m"}, None)
-    assert set(report["results"][0]) == {"temperature", "metrics", "kl", "response_tokens", "finished_ratio", "versus"}
+    assert set(report["results"][0]) == {
+        "temperature",
+        "metrics",
+        "kl",
+        "response_tokens",
+        "finished_ratio",
+        "versus",
+        "judged",
+    }
     assert set(report["results"][0]["metrics"]["reward"]) == {"mean", "std", "ci"}
     assert (report["prompts"], report["samples_per_prompt"], report["implicit_reward_accuracy"]) == (2, 2, None)
     rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]

@@ -15,6 +15,8 @@ from madpo.losses.registry import METHODS, parse_params
 from madpo.types import JobKind
 
 MODEL, DATASET, JOB = "model-" + "1" * 32, "dataset-" + "2" * 32, "job-" + "3" * 32
+GIVEN = {"margin": {"reward_model": MODEL}, "judge": {"name": "gpt", "against_chosen": True}}
+"""Of parts of specs, what they need."""
 ASKED: dict[JobKind, dict[str, Any]] = {
     JobKind.SUPERVISED_TRAINING: {"model": MODEL, "dataset": DATASET},
     JobKind.REWARD_TRAINING: {"model": MODEL, "dataset": DATASET},
@@ -78,7 +80,7 @@ def asked(kind: JobKind, place: Place, value: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {**ASKED[kind]}
     part = spec
     for name in place[:-1]:
-        given = {"reward_model": MODEL} if name == "margin" else {"job_id": JOB} if place[-1] == "step" else {}
+        given = GIVEN.get(name, {"job_id": JOB} if place[-1] == "step" else {})
         part[name] = {**given, **(part[name] if isinstance(part.get(name), dict) else {})}
         part = part[name]
     part[place[-1]] = value

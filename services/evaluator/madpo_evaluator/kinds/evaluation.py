@@ -18,6 +18,7 @@ from madpo.errors import InvalidPairError
 from madpo.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport
 from madpo.jobs.base import DatasetReference, ModelReference, validate
 from madpo.jobs.evaluation import REWARD_METRIC, EvaluationSpec
+from madpo.jobs.judge import CHOSEN
 from madpo.model_files.context_limit import directory_limit
 from madpo.model_files.vocabulary import embedding_count
 from madpo.scoring.ask import LONGER_READING, Scores, score_texts
@@ -26,7 +27,7 @@ from madpo.storage.references import ResolvedModel, resolve_model, resolve_model
 from madpo.types import Dataset, JobKind, JobResult, PreferencePair, PromptOnly
 from madpo.worker.phase import Phase
 from madpo_evaluator.divergence import kl_to_reference, log_ratio_diff
-from madpo_evaluator.drawing import Drawing, fit_prompts, read_prompts
+from madpo_evaluator.drawing import Drawing, fit_prompts, read_chosen, read_prompts
 from madpo_evaluator.engines import engine_version
 from madpo_evaluator.generations import (
     GENERATIONS,
@@ -38,6 +39,8 @@ from madpo_evaluator.generations import (
     read_evaluation,
     write_generations,
 )
+from madpo_evaluator.judging.asking import Asking
+from madpo_evaluator.judging.contests import JUDGEMENTS, Judgement, contests, decide, of_baseline
 from madpo_evaluator.kinds.base import NAMED_ROWS, EvaluatorKind, JobInputs
 from madpo_evaluator.models import Models, load_models
 from madpo_evaluator.plots import write_plots
@@ -70,8 +73,10 @@ class EvaluationRun:
         Phase(self._run, "loading")
         spec, sampling, engine = self._spec, self._spec.sampling, self._inputs.settings.engine
         metrics = load_metrics(spec.metrics)
+        asking = Asking(self._run, self._inputs.settings, self._store, spec.judge.name) if spec.judge else None
         prompts = read_prompts(self._inputs, spec.prompt_dataset, max_prompts=spec.max_prompts)
         pairs = self._pairs(spec.eval_dataset) if spec.eval_dataset else None
+        chosen = read_chosen(self._inputs, spec.prompt_dataset) if spec.judge and spec.judge.against_chosen else {}
         reward_model_id = self._reward_model_id(spec.reward_model) if spec.reward_model else None
         baselines = {job_id: read_evaluation(self._store, job_id) for job_id in spec.baseline_job_ids}
         policy = self._resolve(spec.model)
@@ -110,7 +115,8 @@ class EvaluationRun:
                 for index, generation in enumerate(generations)
             ],
         )
-        results = summarize(evaluation, baselines)
+        judgement = self._judge(asking, evaluation, baselines, chosen) if asking else None
+        results = summarize(evaluation, baselines, judgement)
         report = make_report(
             evaluation,
             results,
@@ -119,13 +125,18 @@ class EvaluationRun:
             implicit_reward_accuracy=accuracy,
             skipped_rows=skipped,
             truncated_responses=self._truncated,
+            judge=judgement.use if judgement else None,
         )
-        self._publish(evaluation, baselines, report)
+        self._publish(evaluation, baselines, report, judgement)
+        if asking:
+            asking.kept.remove()
         figures = key_figures(results, accuracy)
         if skipped:
             figures["skipped_prompts"] = {"count": len(skipped), "rows": skipped[:NAMED_ROWS]}
         if self._truncated:
             figures["truncated_responses"] = self._truncated
+        if judgement:
+            figures["judge"] = judgement.use.model_dump()
         if skipped_pairs:
             figures["skipped_pairs"] = {"count": len(skipped_pairs), "rows": skipped_pairs[:NAMED_ROWS]}
         return self._inputs.result(figures)
@@ -225,11 +236,46 @@ class EvaluationRun:
             )
         return scores.values
 
-    def _publish(self, evaluation: Evaluation, baselines: dict[str, Evaluation], report: EvaluationReport) -> None:
+    def _judge(
+        self,
+        asking: Asking,
+        evaluation: Evaluation,
+        baselines: Mapping[str, Evaluation],
+        chosen: Mapping[PromptOnly, str],
+    ) -> Judgement:
+        """What the judge says of our responses beside others. Without it the job fails: what it said is kept."""
+        judge = self._spec.judge
+        assert judge is not None
+        others = {job_id: of_baseline(baseline) for job_id, baseline in baselines.items()}
+        if chosen:
+            others[CHOSEN] = {
+                (each.temperature, each.prompt_index, each.sample): chosen[
+                    PromptOnly(each.prompt, options=each.options)
+                ]
+                for each in evaluation.generations
+            }
+        met = contests(judge, evaluation.generations, others)
+        judgement = decide(asking, met, criterion=judge.criterion)
+        if judgement.unjudged:
+            self._inputs.tolerance.warnings.append(
+                f"the judge left {judgement.unjudged} of {len(met)} pairs without two answers that can be read; they "
+                f"are left out ({JUDGEMENTS} has what it said)"
+            )
+        return judgement
+
+    def _publish(
+        self,
+        evaluation: Evaluation,
+        baselines: dict[str, Evaluation],
+        report: EvaluationReport,
+        judgement: Judgement | None,
+    ) -> None:
         Phase(self._run, "reporting")
         directory = self._inputs.artifacts
         write_generations(evaluation.generations, directory / GENERATIONS)
         (directory / REPORT).write_text(report.to_json(), encoding="utf-8")
+        if judgement:
+            judgement.write(directory / JUDGEMENTS)
         tolerate = self._inputs.tolerance.attempt
         tolerate("samples.md", lambda: write_samples(directory, evaluation, baselines), None)
         tolerate("the plots", lambda: write_plots(directory, [evaluation, *baselines.values()]), None)

@@ -3,13 +3,23 @@
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import ModelReference, validate
 from madpo.jobs.evaluation import EvaluationSpec
-from madpo.types import JobKind
+from madpo.types import DatasetKind, JobKind
 from madpo_gateway.checks.base import SpecCheck
 from madpo_gateway.checks.references import Findings
 
 
 def look(spec: EvaluationSpec, findings: Findings) -> None:
-    """Refuse baselines that were sampled otherwise; only the seed may differ. The evaluator compares the prompts."""
+    """Refuse prompts without the chosen responses that are asked for, and baselines that were sampled otherwise.
+
+    Only the seed may differ. The evaluator compares the prompts.
+    """
+    prompts = findings.datasets.get("prompt_dataset")
+    if spec.judge and spec.judge.against_chosen and prompts and prompts.kind is not DatasetKind.PREFERENCE:
+        findings.add(
+            "judge.against_chosen",
+            f"{prompts.dataset_id} is a dataset of kind {prompts.kind}, which has no chosen responses: give pairs as "
+            "prompt_dataset, or leave it out and compare with baseline_job_ids",
+        )
     ours = spec.sampling.model_dump(exclude={"seed"})
     for index, job_id in enumerate(spec.baseline_job_ids):
         job = findings.jobs.get(job_id)

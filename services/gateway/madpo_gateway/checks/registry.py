@@ -14,10 +14,10 @@ from madpo.jobs.sampling import Pairing
 from madpo.losses.registry import parse_params
 from madpo.pairing.registry import parse_rule_params
 from madpo.types import JobState
+from madpo_gateway.checks.abilities import missing_abilities
 from madpo_gateway.checks.base import SpecCheck
 from madpo_gateway.checks.best_metrics import unknown_best_metric
 from madpo_gateway.checks.context import over_context
-from madpo_gateway.checks.metrics import unknown_metrics
 from madpo_gateway.checks.model_files import unfit_models
 from madpo_gateway.checks.references import Findings, ReferenceCheck, Shelves
 from madpo_gateway.checks.reward_models import unfit_reward_models
@@ -98,7 +98,7 @@ async def check_spec(spec: Spec, *, depends_on: Sequence[str], shelves: Shelves)
         findings.add(name, description)
     async for name, description in other_tokens(spec, shelves=shelves):
         findings.add(name, description)
-    async for name, description in unknown_metrics(spec, shelves=shelves):
+    async for name, description in missing_abilities(spec, shelves=shelves):
         findings.add(name, description)
     async for name, description in unfit_reward_models(spec, shelves=shelves):
         findings.add(name, description)

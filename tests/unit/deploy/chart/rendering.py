@@ -82,7 +82,11 @@ VALUES: dict[str, dict[str, Any]] = {
                 "scratch": {"storageClassName": "fast"},
                 "extraEnv": [{"name": "NCCL_SOCKET_IFNAME", "value": "eth0"}],
             },
-            "evaluator": {"tls": {"secretName": "evaluator-tls"}, "autoscaling": {"kind": "hpa-prometheus-adapter"}},
+            "evaluator": {
+                "tls": {"secretName": "evaluator-tls"},
+                "autoscaling": {"kind": "hpa-prometheus-adapter"},
+                "settings": {"judges": '{"own": {"url": "https://judge.example.com/v1", "model": "judge"}}'},
+            },
             "networkPolicy": {"s3To": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
         },
     ),

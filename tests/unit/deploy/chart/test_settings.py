@@ -22,7 +22,12 @@ from tests.unit.deploy.chart.rendering import (
 # Variables that are not settings of a service.
 OTHER_VARIABLES = {"HOME", "MADPO_SECRETS_DIR"}
 # Settings that make no sense on a cluster: nobody calls a worker, so it has no clients to tell apart.
-POINTLESS = {"gateway": set(), "reward": set(), "trainer": {"tls_client_ca"}, "evaluator": {"tls_client_ca"}}
+POINTLESS = {
+    "gateway": set(),
+    "reward": set(),
+    "trainer": {"tls_client_ca"},
+    "evaluator": {"tls_client_ca", "judge_keys"},  # keys are secrets: extraEnv takes them from one
+}
 
 
 def test_each_service_reads_its_settings_from_what_it_is_given(
