@@ -11,12 +11,12 @@ from madpo.types import JobKind
 from madpo_client.cli.asked_job import AskedJob, Setting
 from madpo_client.cli.context import open_client
 from madpo_client.cli.field_options import FieldOption, spec_command
-from madpo_client.cli.output import AsJson, console
+from madpo_client.cli.output import AsJson, Column, console, table
 from madpo_client.cli.waiting import After, Name, Wait, wait_for
 from madpo_client.deprecation import warn_renamed
 
 if TYPE_CHECKING:
-    from madpo.calibration.report import CalibrationReport
+    from madpo.calibration.report import CalibrationReport, Subsets
 
 app = typer.Typer()
 
@@ -85,8 +85,25 @@ def show_report(report: "CalibrationReport") -> None:
     for name, value in _rows(report):
         grid.add_row(Text(name, style="bold"), Text(value))
     console().print(grid)
+    if report.subsets is not None:
+        _show_subsets(report.subsets)
     for warning in report.warnings:
         console().print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+
+
+def _show_subsets(found: "Subsets") -> None:
+    from rich.text import Text
+
+    columns = (
+        Column("part", lambda row: row[0]),
+        Column("accuracy", lambda row: f"{row[1].accuracy:.1%}", is_right=True),
+        Column("95 % interval", lambda row: f"{row[1].ci[0]:.1%} to {row[1].ci[1]:.1%}"),
+        Column("pairs", lambda row: f"{row[1].pairs:,}" if hasattr(row[1], "pairs") else "", is_right=True),
+        Column("ties", lambda row: f"{row[1].ties:,}" if hasattr(row[1], "ties") else "", is_right=True),
+    )
+    scores = [*found.sections.items(), *([("mean of sections", found.score)] if found.score else [])]
+    console().print(Text("\nby part", style="bold"))
+    table([*found.subsets.items(), *scores], columns, as_json=False)
 
 
 def _rows(report: "CalibrationReport") -> Iterator[tuple[str, str]]:

@@ -51,6 +51,38 @@ class HeldOut(_Part):
     reliability: tuple[ReliabilityBin, ...]
 
 
+class SubsetAccuracy(_Part):
+    """The reward model on one part of a benchmark."""
+
+    accuracy: float
+    """Share of pairs ordered as labelled; a margin of 0 counts half."""
+    ci: tuple[float, float]
+    """95 % interval (Wilson)."""
+    pairs: int
+    ties: int
+    """Pairs with a margin of 0."""
+
+
+class SectionScore(_Part):
+    """Several parts together."""
+
+    accuracy: float
+    ci: tuple[float, float]
+    """95 % interval."""
+    missing: tuple[str, ...] = ()
+    """Parts of the section that the dataset does not have."""
+
+
+class Subsets(_Part):
+    """Held-out pairs by the part of a benchmark that each is of: its `source`, or `subset` as files may call it."""
+
+    subsets: dict[str, SubsetAccuracy]
+    sections: dict[str, SectionScore]
+    """Of RewardBench, those of which there are parts."""
+    score: SectionScore | None
+    """Mean over the sections."""
+
+
 class Margins(_Part):
     """Margins as the method reads them: divided by the temperature in use."""
 
@@ -114,6 +146,8 @@ class CalibrationReport(_Part):
     suggested_tau: float | None
     """Margin, as the method reads it, at which this reward model is 99.9 % sure; None where no temperature is fixed."""
     warnings: tuple[str, ...]
+    subsets: Subsets | None = None
+    """None where held-out rows name no parts."""
 
     def to_json(self) -> str:
         """The file `calibration.json`; equal reports give equal bytes."""
@@ -131,7 +165,7 @@ class CalibrationReport(_Part):
             "weights": self.weights.model_dump(include={"mean", "quantiles"}),
             "suggested_tau": self.suggested_tau,
             "warnings": list(self.warnings),
-        }
+        } | ({} if self.subsets is None else {"subsets": self.subsets.model_dump(mode="json")})
 
     def headline(self) -> str:
         """The report in one line."""

@@ -19,6 +19,8 @@ ROW_COLUMNS = (
 
 ALIASES = {alias: column.file_name for column in COLUMNS for alias in column.aliases}
 
+_GIVING_WAY = frozenset(alias for column in COLUMNS if column.sort == "name" for alias in column.aliases)
+
 NUMBER_COLUMNS = frozenset(
     name for column in COLUMNS if column.sort == "number" for name in (column.file_name, *column.aliases)
 )
@@ -59,7 +61,7 @@ class ColumnMap:
         unread: list[str] = []
         for given, part in value.items():
             ours = self.name(given)
-            if ours is None:
+            if ours is None or self._gives_way(given, ours, value):
                 unread.append(str(given))
                 continue
             self._unseen.discard(given)
@@ -93,6 +95,12 @@ class ColumnMap:
         # A column whose name is taken by another of the file's is not read.
         is_read = ours in self._known and not {given, ours} & self._ignored and ours not in self._ours.values()
         return ours if is_read else None
+
+    def _gives_way(self, given: str, ours: str, row: Mapping[Any, Any]) -> bool:
+        """Whether another name of a name is left unread: the row has the column itself, or what it holds is no text."""
+        if given not in _GIVING_WAY or given in self._ours:
+            return False
+        return row.get(ours) is not None or not isinstance(row[given], str)
 
     @staticmethod
     def _refuse(field: str, reason: str) -> None:

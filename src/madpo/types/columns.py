@@ -27,7 +27,7 @@ class Column:
     uploaded_as: str = ""
     """What files call it, where that is another name."""
     aliases: tuple[str, ...] = ()
-    """Other names under which files have it."""
+    """Other names under which files have it. That of a name gives way to the column itself in a row that has both."""
     is_checked: bool = False
     """A number that is read as it is, from 0 to `most`. Rewards and margins are not: they belong together."""
     most: float = math.inf
@@ -71,7 +71,7 @@ COLUMNS = (
     Column("rejected_reward", "number", of_pairs=True, aliases=("score_rejected", "rejected_score")),
     Column("weight", "number", is_checked=True),
     Column("id", "name"),
-    Column("source", "name"),
+    Column("source", "name", aliases=("subset",)),
 )
 """In the order in which rows are stored."""
 

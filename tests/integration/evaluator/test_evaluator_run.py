@@ -146,6 +146,30 @@ def calibration_workspace(site: Site, name: str, spec: Mapping[str, Any]) -> Wor
     return Workspace(site.home / "jobs" / job.job_id, Claim(job, 1, "worker"))
 
 
+async def test_a_reward_model_is_measured_on_each_part_of_a_benchmark(site: Site, tmp_path: Path) -> None:
+    lengths = {"donotanswer": [(3, 1), (2, 2)], "mine": [(1, 2)]}
+    rows = [
+        PreferencePair("the", "x" * chosen, "y" * rejected, source=part)
+        for part, pairs in lengths.items()
+        for chosen, rejected in pairs
+    ]
+    pairs = [replace(pair, row=row) for row, pair in enumerate(rows, start=1)]
+    stored, _ = DatasetStore(site.store).write(
+        pairs, kind=DatasetKind.PREFERENCE, display_name="bench", scratch=tmp_path / "scratch"
+    )
+    spec = {"eval_dataset": stored.dataset_id, "reward_model": {"model_id": "model-" + "0" * 32}}
+    workspace = calibration_workspace(site, "bench", spec)
+
+    result = await site.execute(job_id("bench"), {}, workspace=workspace)
+
+    found = result.summary["subsets"]
+    assert {part: (each["accuracy"], each["pairs"], each["ties"]) for part, each in found["subsets"].items()} == {
+        "donotanswer": (0.75, 2, 1),
+        "mine": (0.0, 1, 0),
+    }
+    assert found["score"]["accuracy"] == found["sections"]["Safety"]["accuracy"] == 0.75
+
+
 async def test_a_calibration_scores_both_sets_and_leaves_its_report(site: Site, tmp_path: Path) -> None:
     datasets = DatasetStore(site.store)
     training = [PreferencePair("the", "x" * length, "x", row=length) for length in range(1, 12)]

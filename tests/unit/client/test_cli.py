@@ -14,6 +14,9 @@ from madpo.calibration.report import (
     HeldOut,
     Margins,
     ScaleChoice,
+    SectionScore,
+    SubsetAccuracy,
+    Subsets,
     TemperatureChoice,
     Weights,
 )
@@ -160,6 +163,21 @@ def test_a_calibration_is_shown_as_a_table_with_its_warnings(capsys: pytest.Capt
         "tau 11.7 (temperature); 0.0% of |margin| are larger",
         "weights of madpo mean 0.9, 0%: 0.1 100%: 1.2",
         "warning: look out",
+    ]
+
+    part = SubsetAccuracy(accuracy=0.75, ci=(0.5, 0.9), pairs=1200, ties=2)
+    chat = SectionScore(accuracy=0.75, ci=(0.5, 0.9))
+    show_report(
+        report.model_copy(update={"subsets": Subsets(subsets={"mine": part}, sections={"Chat": chat}, score=chat)})
+    )
+
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert printed[-6:-1] == [
+        "by part",
+        "part accuracy 95 % interval pairs ties",
+        "mine 75.0% 50.0% to 90.0% 1,200 2",
+        "Chat 75.0% 50.0% to 90.0%",
+        "mean of sections 75.0% 50.0% to 90.0%",
     ]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, compress
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from madpo.calibration.figures import Vector
 from madpo.calibration.measure import measure
+from madpo.calibration.subsets import measure_subsets
 from madpo.errors import InvalidArgumentError
 from madpo.jobs.base import DatasetReference, ModelReference, validate
 from madpo.jobs.calibration import CalibrationSpec
@@ -49,6 +51,7 @@ class CalibrationRun:
             held_out=held_out,
             training=training[0] if training else None,
         )
+        report = report.model_copy(update={"subsets": measure_subsets(held_out, self._sources(datasets[0]))})
         Phase(self._run, "reporting")
         for warning in report.warnings:
             logger.warning(warning)
@@ -61,6 +64,13 @@ class CalibrationRun:
 
     def _dataset(self, reference: DatasetReference) -> Dataset:
         return self._inputs.preference_dataset(reference, field=_PATH)
+
+    def _sources(self, dataset: Dataset) -> list[str | None]:
+        """Which part of a benchmark each pair is of; equal names are one text in memory."""
+        if "source" not in dataset.columns:
+            return []
+        phase = Phase(self._run, "reading parts", dataset.rows, unit="pairs")
+        return [pair.source and sys.intern(pair.source) for pair in counted(self._inputs.pairs(dataset), phase)]
 
     def _pairs(self, datasets: Sequence[Dataset]) -> Iterator[PreferencePair]:
         return chain.from_iterable(self._inputs.pairs(dataset) for dataset in datasets)

@@ -251,6 +251,24 @@ def test_the_form_does_not_depend_on_the_order_of_keys_or_rows() -> None:
     assert [form.name for form in found(rows)[1]] == ["explicit-chat", "explicit-text", "implicit-text", "intel"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "source"),
+    [
+        ({"subset": "hep-rust"}, "hep-rust"),
+        ({"subset": "hep-rust", "source": None}, "hep-rust"),
+        ({"subset": "hep-rust", "source": "school"}, "school"),
+        ({"source": "school", "subset": "hep-rust"}, "school"),
+        ({"subset": {"any": "thing"}}, None),
+        ({"subset": None}, None),
+    ],
+)
+def test_the_subset_of_a_benchmark_is_the_source_of_its_rows_unless_they_have_one(
+    columns: dict[str, Any], source: str | None
+) -> None:
+    assert [row.source for row in RowReader().read(TEXT | columns, 1)] == [source]
+    assert [row.source for row in RowReader({"source": ""}).read(TEXT | columns, 1)] == [None]
+
+
 def test_the_form_does_not_depend_on_the_hash_seed() -> None:
     program = (
         "from madpo.data.records import RowReader\n"
