@@ -13,16 +13,25 @@ from minio.error import S3Error
 from pydantic import SecretStr
 from urllib3 import PoolManager, Retry, Timeout
 
-from madpo.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from madpo.errors import FailedPreconditionError, InternalError, NotFoundError, UnavailableError
 from madpo.ports import ObjectInfo
 from madpo.storage.files import copy_stream, replacing
 from madpo.storage.keys import check_path
-from madpo.storage.s3_errors import REPEATED, ConditionFailedError, ConflictError, Place, RefusedError, etag_of
+from madpo.storage.s3_errors import (
+    REPEATED,
+    ConditionFailedError,
+    ConflictError,
+    NoS3ReplyError,
+    Place,
+    RefusedError,
+    etag_of,
+)
 
 _PART_BYTES = 32 << 20  # S3 takes 10,000 parts: files up to 312 GiB
 _MAX_CONFLICTS = 8
 _MAX_DOWNLOADS = 4
 _MAX_UPLOADS = 2
+_MAX_LOOKS = 2
 _MAX_RETRY_AFTER_S = 10
 """Whoever waits for a store longer does so where it can be seen and ended."""
 
@@ -136,6 +145,7 @@ class S3Store:
         with self._place.errors("GET", key):
             response = self._client.get_object(self._bucket, self._name(key))
             try:
+                etag_of(response.headers)  # else it is a page of somebody else, and no damage of the object
                 response.auto_close = False  # the buffer still asks at the end
                 yield io.BufferedReader(response, 1 << 20)
             finally:
@@ -156,7 +166,7 @@ class S3Store:
 
     def put_file(self, key: str, path: Path) -> str:
         """Write a local file, in parts where it is large; returns the etag."""
-        with self._place.errors("PUT", key):
+        with self._documents("PUT", key):
             for _ in range(_MAX_UPLOADS):
                 try:
                     result = self._client.fput_object(self._bucket, self._name(key), str(path), part_size=_PART_BYTES)
@@ -182,32 +192,49 @@ class S3Store:
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's description, or None."""
-        try:
-            with self._place.errors("HEAD", key):
-                return self._info(self._client.stat_object(self._bucket, self._name(key)))
-        except NotFoundError:
-            return None
+        for _ in range(_MAX_LOOKS):
+            try:
+                with self._place.errors("HEAD", key):
+                    found = self._client.stat_object(self._bucket, self._name(key))
+                    if not found.etag:
+                        raise NoS3ReplyError
+                    return self._info(found)
+            except (NotFoundError, InternalError):
+                pass
+            # A HEAD is answered without a body: that nothing is there may be the word of anybody in between.
+            try:
+                self.request("GET", key, headers={"Range": "bytes=0-0"})
+            except NotFoundError:
+                return None
+        raise UnavailableError(
+            f"{self._where} says now that {key} is there, now that it is not: is a proxy in between?"
+        )
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects whose key starts with `prefix`, in key order."""
         folder = prefix.rpartition("/")[0]
         if folder:
             check_path(folder)
-        with self._place.errors("LIST", prefix):
+        with self._documents("LIST", prefix):
             for item in self._client.list_objects(self._bucket, prefix=self._prefix + prefix, recursive=True):
                 yield self._info(item)
 
     def list_names(self, folder: str) -> Iterator[str]:
         """The next parts of the keys below a folder, each once."""
         prefix = f"{self._name(folder)}/"
-        with self._place.errors("LIST", folder):
+        with self._documents("LIST", folder):
             for item in self._client.list_objects(self._bucket, prefix=prefix):
                 yield str(item.object_name).removeprefix(prefix).rstrip("/")
 
     def delete(self, key: str) -> None:
         """Remove; absent is fine."""
+        try:
+            response = self.request("DELETE", key)
+        except NotFoundError:
+            return
         with self._place.errors("DELETE", key):
-            self._client.remove_object(self._bucket, self._name(key))
+            if response.data:
+                raise NoS3ReplyError
 
     def request(
         self, method: str, key: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -244,6 +271,17 @@ class S3Store:
         except NotFoundError:
             return None
         return etag if stored == data else None
+
+    @contextmanager
+    def _documents(self, method: str, key: str) -> Iterator[None]:
+        """As `Place.errors`, for what the SDK reads documents of."""
+        with self._place.errors(method, key):
+            try:
+                yield
+            except ValueError as error:
+                if not str(error).startswith("XML element"):
+                    raise
+                raise NoS3ReplyError from error  # one that says something else
 
     def _name(self, key: str) -> str:
         return self._prefix + check_path(key)

@@ -93,7 +93,7 @@ class Place:
             ) from error
         except MinioException as error:
             raise self._explained(error, method, key) from error
-        except (ParseError, UnicodeDecodeError, _NoS3ReplyError) as error:
+        except (ParseError, UnicodeDecodeError, NoS3ReplyError) as error:
             raise UnavailableError(
                 f"{self.server} does not answer as S3 does: is s3_endpoint right, or is a proxy in between?"
             ) from error
@@ -137,14 +137,14 @@ class Place:
         return InternalError(f"{self.server} refuses a request for {key}: {error}")
 
 
-class _NoS3ReplyError(Exception):
+class NoS3ReplyError(Exception):
     """A reply lacks what every reply of S3 has."""
 
 
 def etag_of(headers: Mapping[str, str]) -> str:
     """The etag that a reply gives the object."""
     if "etag" not in headers:
-        raise _NoS3ReplyError
+        raise NoS3ReplyError
     return headers["etag"].strip('"')
 
 

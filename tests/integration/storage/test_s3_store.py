@@ -31,6 +31,7 @@ PAGES: dict[str, tuple[int, dict[str, str], bytes]] = {
     "a page of another status": (404, {"Content-Type": "text/html"}, b"<html>no such page"),
     "no text": (400, {"Content-Type": "application/xml"}, b"\xff\xfe\x00"),
     "half a document": (403, {"Content-Type": "application/xml"}, b"<Error><Code>Acc"),
+    "another document": (200, {"Content-Type": "application/xml"}, b"<html><body>Welcome</body></html>"),
 }
 """What answers in the place of a server: a login, a balancer, a damaged proxy."""
 
@@ -103,7 +104,8 @@ class Forwarder(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", length or str(len(data)))
         self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if cut else data)
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
         self.close_connection = self.close_connection or cut
 
     def log_message(self, *args: Any) -> None:
@@ -266,7 +268,7 @@ def test_every_class_of_refusals_is_met_by_waiting_or_by_refusing(
     assert len(proxy.injected) == (2 if int(said[:3]) in REPEATED else 1)
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "LIST", "parts"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "DELETE", "LIST", "names", "parts", "stream"])
 @pytest.mark.parametrize("page", [*PAGES])
 def test_what_answers_in_the_place_of_the_server_is_no_object_and_no_defect(
     settings: StoreSettings, proxy: Proxy, tmp_path: Path, page: str, method: str
@@ -276,14 +278,39 @@ def test_what_answers_in_the_place_of_the_server_is_no_object_and_no_defect(
     actions: dict[str, tuple[str, Callable[[], Any]]] = {
         "GET": ("GET", lambda: store.get("a")),
         "PUT": ("PUT", lambda: store.put("a", b"1")),
+        "HEAD": ("HEAD", lambda: store.head("a")),
+        "DELETE": ("DELETE", lambda: store.delete("a")),
         "LIST": ("GET", lambda: list(store.list("a"))),
+        "names": ("GET", lambda: list(store.list_names("a"))),
+        "stream": ("GET", lambda: store.get_file("a", tmp_path / "copy")),
         "parts": ("POST", lambda: store.put_file("a", tmp_path / "large")),
     }
     verb, action = actions[method]
-    proxy.faults = [(verb, page)]
+    # A proxy answers all alike, and whoever is in doubt asks again in another way.
+    proxy.faults = [(verb, page)] * 4 + [("GET", page)]
 
     with pytest.raises(UnavailableError, match=r"object store http://127\.0\.0\.1:\d+ "):
         action()
+
+
+def test_a_head_that_is_answered_by_another_is_no_word_on_what_is_there(proxied: S3Store, proxy: Proxy) -> None:
+    proxied.put("a", b"1")
+    proxy.faults = [("HEAD", "a page of another status")]
+
+    found = proxied.head("a")
+
+    assert found is not None
+    assert found.size_bytes == 1
+    assert proxied.head("b") is None
+    assert len(proxy.injected) == 1
+
+
+def test_the_removal_of_what_is_gone_is_fine_where_the_server_says_that_it_is(proxied: S3Store, proxy: Proxy) -> None:
+    proxy.faults = [("DELETE", "404 NoSuchKey")]
+
+    proxied.delete("a")
+
+    assert len(proxy.injected) == 1
 
 
 def test_a_server_cannot_make_us_wait_for_an_hour(proxied: S3Store, proxy: Proxy, monkeypatch: Any) -> None:
