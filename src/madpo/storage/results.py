@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from madpo.errors import AlreadyExistsError, NotFoundError
+from madpo.errors import AlreadyExistsError, CorruptObjectError, NotFoundError
 from madpo.ports import ObjectStore
 from madpo.storage import documents, keys
 from madpo.types import Job, JobKind, JobResult, JobState
@@ -213,17 +213,27 @@ def delete_job(store: ObjectStore, job_id: str) -> None:
 def _replace(
     store: ObjectStore, job_id: str, body: Mapping[str, Any], *, over: Callable[[Mapping[str, Any]], bool]
 ) -> bool:
-    """Write the outcome where there is none, or one that may be written over; whether it is what is stored now."""
+    """Write the outcome where there is none, or one that may be written over; whether it is what is stored now.
+
+    A damaged one may be: whoever ends, cancels or resumes a job knows how it stands, and nothing else does any more.
+    """
     key = keys.job_result(job_id)
     data = documents.seal(body)
     while True:  # a lost race means that another one was written: finite
-        found, etag = _read_outcome(store, job_id)
-        if etag is None:
+        try:
+            stored, etag = store.get_with_etag(key)
+        except NotFoundError:
             if store.put_if_absent(key, data):
                 return True
-        elif not over(found):
-            return documents.seal(found) == data
-        elif store.put_if_match(key, data, etag) is not None:
+            continue
+        try:
+            found = _outcome_of(stored, key)
+        except CorruptObjectError as error:
+            logger.error("a damaged outcome is written over", extra={"job_id": job_id, "error": str(error)})
+        else:
+            if not over(found):
+                return documents.seal(found) == data
+        if store.put_if_match(key, data, etag) is not None:
             return True
 
 
@@ -234,4 +244,8 @@ def _read_outcome(store: ObjectStore, job_id: str) -> tuple[Mapping[str, Any], s
         data, etag = store.get_with_etag(key)
     except NotFoundError:
         return {"state": None, "resumes": 0}, None
-    return {"resumes": 0, **documents.unseal(data, key=key)}, etag
+    return _outcome_of(data, key), etag
+
+
+def _outcome_of(data: bytes, key: str) -> Mapping[str, Any]:
+    return {"resumes": 0, **documents.unseal(data, key=key)}

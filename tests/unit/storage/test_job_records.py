@@ -48,6 +48,30 @@ def models(store: LocalStore, tmp_path: Path) -> ModelStore:
     return ModelStore(store, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("change", ["success", "cancellation", "resumption"])
+def test_a_damaged_outcome_keeps_nobody_from_writing_the_next(
+    store: LocalStore, damage: Callable[[bytes], bytes], change: str
+) -> None:
+    keep_cancellation(store, make_job(state=JobState.RUNNING, resumes=1))
+    store.put(keys.job_result(JOB), damage(store.get(keys.job_result(JOB))))
+    with pytest.raises(CorruptObjectError):
+        read_standing(store, JOB)
+
+    match change:
+        case "success":
+            write_result(store, JOB, JobState.SUCCEEDED, JobResult(), "", resumes=1)
+            expected = JobStanding(JobOutcome(JobState.SUCCEEDED, JobResult()), 1, False)
+        case "cancellation":
+            keep_cancellation(store, make_job(state=JobState.RUNNING, resumes=1))
+            expected = JobStanding(None, 1, True)
+        case _:
+            reopen_result(store, make_job(state=JobState.FAILED, reason="boom", resumes=1))
+            accept_resume(store, make_job(resumes=2))
+            expected = JobStanding(None, 2, False)
+    assert read_standing(store, JOB) == expected
+
+
 def test_a_resumed_job_ends_anew_and_what_comes_late_from_before_is_dropped(store: LocalStore) -> None:
     ended = make_job(state=JobState.FAILED, reason="boom")
     write_result(store, JOB, JobState.FAILED, None, "boom")
