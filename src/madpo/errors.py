@@ -4,6 +4,7 @@
     |- InvalidArgumentError (ValueError)     the request, file or setting is wrong; carries field violations
     |  |- InvalidPairError                   one row or pair is unusable; carries its id
     |- NotFoundError (LookupError)           no such job, dataset, model, checkpoint, key
+    |  |- BeingRemovedError                  somebody is removing it
     |- AlreadyExistsError                    the id is taken by something else
     |- FailedPreconditionError               right request, wrong state
     |  |- RevisionMismatchError              a reply came from another reward-model revision than the pinned one
@@ -71,6 +72,10 @@ class InvalidPairError(InvalidArgumentError):
 
 class NotFoundError(MadpoError, LookupError):
     """There is no such thing."""
+
+
+class BeingRemovedError(NotFoundError):
+    """It is on its way out: nobody may use it any more, and what is kept of it is no reason to bring it back."""
 
 
 class AlreadyExistsError(MadpoError):

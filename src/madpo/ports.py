@@ -205,7 +205,7 @@ class JobQueue(Protocol):
         """Create a job, or return the one this request_id made.
 
         Raises AlreadyExistsError when the id was used for another spec, NotFoundError for an unknown dependency,
-        FailedPreconditionError when a dependency has failed or was cancelled.
+        FailedPreconditionError when a dependency has failed or was cancelled, or the job is being deleted.
         """
         ...
 
@@ -366,7 +366,7 @@ class JobQueue(Protocol):
         ...
 
     async def server_id(self) -> str:
-        """Changes with every start of the server, which may have lost its last changes."""
+        """Changes with every start of the server, which may have lost its last changes, and when all was lost."""
         ...
 
     def watch(self, job_id: str, *, cursor: str = "", past_only: bool = False) -> AsyncIterator[JobEvent]:

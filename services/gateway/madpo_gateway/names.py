@@ -27,7 +27,7 @@ async def _name_of(target: ModelReference | DatasetReference, shelves: Shelves) 
     """Nothing where what is referred to has no name."""
     try:
         if target.job_id is not None:
-            job = await shelves.queue.get(target.job_id)
+            job = await shelves.job(target.job_id)
             step = target.step if isinstance(target, ModelReference) else None
             return f"{job.display_name}-step{step}" if step is not None else job.display_name
         if isinstance(target, ModelReference):

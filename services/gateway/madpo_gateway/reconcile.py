@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from madpo.errors import (
+    BeingRemovedError,
     CorruptObjectError,
     FailedPreconditionError,
     MadpoError,
@@ -76,8 +77,8 @@ class Reconciler:
         self._count(await reconcile(store=self._store, queue=self._queue))
         self._server_id = server_id
 
-    async def has_new_server(self) -> bool:
-        """Whether the server was started since, or is another one, and so may have come back with less."""
+    async def may_lack_jobs(self) -> bool:
+        """Whether the server was emptied or started since, or is another one, and so may have come back with less."""
         return await self._queue.server_id() != self._server_id
 
     async def all_jobs(self, *, but_for: str = "") -> list[Job | UnreadableJob]:
@@ -90,7 +91,7 @@ class Reconciler:
             FailedPreconditionError: A job cannot be restored; names it.
         """
         jobs, lost = await self._compare()
-        if not lost and not await self.has_new_server():
+        if not lost and not await self.may_lack_jobs():
             return jobs
         await self.run()
         jobs, lost = await self._compare()
@@ -154,6 +155,23 @@ async def restore_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> bo
     if restored.state.is_terminal and standing.outcome is None:
         await asyncio.to_thread(record_outcome, store, restored)
     return True
+
+
+async def find_job(job_id: str, *, store: ObjectStore, queue: JobQueue) -> Job:
+    """A job as the queue has it; one that the queue has lost is brought back first.
+
+    Raises:
+        NotFoundError: There is none.
+        CorruptObjectError, UnknownFormatError: See `restore_job`.
+    """
+    try:
+        return await queue.get(job_id)
+    except BeingRemovedError:
+        raise
+    except NotFoundError:
+        if not await restore_job(job_id, store=store, queue=queue):
+            raise
+        return await queue.get(job_id)
 
 
 async def _catch_up(job: Job, *, store: ObjectStore, queue: JobQueue) -> bool:

@@ -10,7 +10,6 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from madpo.background import EssentialTask, repeat
-from madpo.errors import NotFoundError
 from madpo.queue.metrics import QueueCollector
 from madpo.queue.queue import open_queue
 from madpo.queue.reaper import Reaper
@@ -135,7 +134,6 @@ class GatewayService:
         self._collector: QueueCollector | None = None
         self._tasks: list[EssentialTask] = []
         self._stopping = asyncio.Event()
-        self._witness: str | None = None
         self._reaper = Reaper(self._queue, lease_s=settings.lease_s)
 
     def add_to_server(self, server: grpc.aio.Server) -> tuple[str, ...]:
@@ -232,7 +230,7 @@ class GatewayService:
         self._metrics.reaped.inc(await reap(self._reaper, store=self._store))
 
     async def _restore_lost(self) -> None:
-        if await self._reconciler.has_new_server() or await self._has_lost_jobs():
+        if await self._reconciler.may_lack_jobs():
             await self._reconciler.run()
 
     async def _recover(self) -> None:
@@ -247,18 +245,6 @@ class GatewayService:
                     break
         if things:
             logger.info("retention applied", extra={"things": things, "size_bytes": size_bytes})
-
-    async def _has_lost_jobs(self) -> bool:
-        """Whether the queue came back empty: it has no job at all, or not the one that was its newest before."""
-        if self._witness is not None:
-            try:
-                await self._queue.get(self._witness)
-            except NotFoundError:
-                self._witness = None
-                return True
-        newest, _ = await self._queue.list(page_size=1)
-        self._witness = newest[0].job_id if newest else None
-        return not newest
 
     def _empty_uploads(self) -> None:
         shutil.rmtree(self._settings.uploads, ignore_errors=True)

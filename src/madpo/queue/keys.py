@@ -12,6 +12,7 @@
                                                     uses it up             resumed, until when (ms of Redis TIME), whose
     retired                     hash    -           retire, reinstate,     retired: by job that is about to be deleted,
                                                     forget                 since when (Redis TIME)
+    mark                        hash    -           mark                   mark: a name that is lost with all the rest
     claim:{token}               hash    10 min      claim                  claim: a repeated call gets the same job
     queue:{name}                stream  -           scripts that make a    claim: a bell that wakes waiting workers
                                                     job pending

@@ -13,6 +13,7 @@ _SCRIPTS = (
     "forget",
     "give_back",
     "leases",
+    "mark",
     "page",
     "publish",
     "reap",

@@ -18,6 +18,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from madpo.config import QueueSettings, revealed
 from madpo.errors import (
     AlreadyExistsError,
+    BeingRemovedError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -142,6 +143,10 @@ class RedisJobQueue:
                 raise AlreadyExistsError(
                     f"request_id {request.request_id!r} already made {job_id} from another spec; use a new request_id"
                 )
+            case ["retired"]:
+                raise FailedPreconditionError(
+                    f"{job_id} of request_id {request.request_id!r} is being deleted: ask again in a minute"
+                )
             case ["unknown_dependency", dependency]:
                 raise NotFoundError(f"depends_on: there is no job {dependency}")
             case ["ended_dependency", dependency, state]:
@@ -173,8 +178,10 @@ class RedisJobQueue:
     async def get(self, job_id: str) -> Job:
         """See `JobQueue.get`."""
         fields = await self._answer(self._client.hgetall(self._keys.job(job_id)))
-        if not fields or "retired" in fields:
+        if not fields:
             raise NotFoundError(f"there is no job {job_id}")
+        if "retired" in fields:
+            raise BeingRemovedError(f"there is no job {job_id} any more: it is being deleted")
         return job_from_hash(fields)
 
     async def list(self, *, page_size: int, page_token: str = "") -> tuple[list[Job], str]:
@@ -330,7 +337,9 @@ class RedisJobQueue:
     async def server_id(self) -> str:
         """See `JobQueue.server_id`."""
         server = await self._answer(self._client.info("server"))
-        return str(server["run_id"])
+        # A server that was emptied goes on under its own id.
+        _, mark = await self._run("mark", uuid.uuid4().hex)
+        return f"{server['run_id']}/{mark}"
 
     # ---- the wire
 

@@ -17,6 +17,7 @@ from madpo.errors import FieldViolation, MadpoError
 CODES: dict[type[MadpoError], grpc.StatusCode] = {
     errors.InvalidPairError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.BeingRemovedError: grpc.StatusCode.NOT_FOUND,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     errors.RevisionMismatchError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -19,7 +19,7 @@ async def origin(reference: ModelReference, shelves: Shelves) -> str | None:
         if reference.model_id is not None:
             return reference.model_id
         try:
-            job = await shelves.queue.get(reference.job_id or "")
+            job = await shelves.job(reference.job_id or "")
             reference = ModelReference.model_validate(job.spec["model"])
         except (NotFoundError, KeyError, ValueError):
             return None

@@ -20,6 +20,7 @@ from madpo.storage.checkpoints import list_checkpoints
 from madpo.storage.datasets import DatasetStore
 from madpo.storage.models import ModelStore
 from madpo.types import Dataset, Job
+from madpo_gateway.reconcile import find_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class Shelves:
     datasets: DatasetStore
     models: ModelStore
     queue: JobQueue
+
+    async def job(self, job_id: str) -> Job:
+        """See `find_job`."""
+        return await find_job(job_id, store=self.store, queue=self.queue)
 
 
 @dataclass(slots=True)
@@ -74,7 +79,7 @@ class ReferenceCheck:
         jobs = self._findings.jobs
         if job_id not in jobs:
             try:
-                jobs[job_id] = await self._shelves.queue.get(job_id)
+                jobs[job_id] = await self._shelves.job(job_id)
             except NotFoundError:
                 jobs[job_id] = None
                 self._add(field_name, f"there is no job {job_id}")

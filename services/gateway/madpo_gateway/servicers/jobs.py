@@ -44,7 +44,7 @@ from madpo_gateway.deletion import Deletion
 from madpo_gateway.job_log import job_log
 from madpo_gateway.metrics import GatewayMetrics
 from madpo_gateway.names import default_name
-from madpo_gateway.reconcile import record_outcome, restore_job
+from madpo_gateway.reconcile import find_job, record_outcome, restore_job
 from madpo_gateway.requests import page_size, require_display_name, require_match, require_metadata
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import stream_chunks
@@ -104,7 +104,7 @@ class JobServicer(JobServiceServicer):
 
     async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:  # noqa: N802
         """One job."""
-        return pb.GetJobResponse(job=convert.job_to_proto(await self._queue.get(_job_id(request.job_id))))
+        return pb.GetJobResponse(job=convert.job_to_proto(await self._find(request.job_id)))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:  # noqa: N802
         """A page of jobs, newest first."""
@@ -119,7 +119,7 @@ class JobServicer(JobServiceServicer):
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:  # noqa: N802
         """Queue a job again that failed or was cancelled, once what it refers to is found to be there still."""
-        job = await self._queue.get(_job_id(request.job_id))
+        job = await self._find(request.job_id)
         if request.HasField("resumes") and request.resumes < job.resumes:
             await asyncio.to_thread(accept_resume, self._store, job)
             return pb.ResumeJobResponse(job=convert.job_to_proto(job))
@@ -149,13 +149,20 @@ class JobServicer(JobServiceServicer):
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:  # noqa: N802
         """Events behind the cursor, then live ones, until the job is over; or those there are now."""
         with self._admitted():
-            job_id = _job_id(request.job_id)
-            async for event in self._queue.watch(job_id, cursor=request.cursor, past_only=request.past_only):
-                yield pb.WatchJobResponse(event=convert.event_to_proto(event))
+            job, cursor = await self._find(request.job_id), request.cursor
+            while True:
+                try:
+                    async for event in self._queue.watch(job.job_id, cursor=cursor, past_only=request.past_only):
+                        cursor = event.cursor
+                        yield pb.WatchJobResponse(event=convert.event_to_proto(event))
+                    return
+                except NotFoundError:  # deleted, or lost since
+                    if not await restore_job(job.job_id, store=self._store, queue=self._queue):
+                        raise
 
     async def ListArtifacts(self, request: pb.ListArtifactsRequest, context: Any) -> pb.ListArtifactsResponse:  # noqa: N802
         """What the job left for people."""
-        job = await self._queue.get(_job_id(request.job_id))
+        job = await self._find(request.job_id)
         files = await asyncio.to_thread(list_artifacts, self._store, job.job_id)
         artifacts = [pb.Artifact(name=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in files]
         return pb.ListArtifactsResponse(artifacts=artifacts)
@@ -164,7 +171,7 @@ class JobServicer(JobServiceServicer):
         self, request: pb.DownloadArtifactRequest, context: Any
     ) -> AsyncIterator[pb.DownloadArtifactResponse]:
         """One of the listed artifacts."""
-        job = await self._queue.get(_job_id(request.job_id))
+        job = await self._find(request.job_id)
         async for chunk in stream_chunks(open_artifact(self._store, job.job_id, request.name)):
             yield pb.DownloadArtifactResponse(chunk=chunk)
 
@@ -172,7 +179,7 @@ class JobServicer(JobServiceServicer):
         self, request: pb.DownloadLedgerPartsRequest, context: Any
     ) -> AsyncIterator[pb.DownloadLedgerPartsResponse]:
         """The ledger's parts up to the newest checkpoint."""
-        job = await self._queue.get(_job_id(request.job_id))
+        job = await self._find(request.job_id)
         for key in await asyncio.to_thread(ledger_parts, self._store, job.job_id):
             async for chunk in stream_chunks(open_verified(self._store, key, named_sha256(key))):
                 yield pb.DownloadLedgerPartsResponse(chunk=chunk)
@@ -182,7 +189,7 @@ class JobServicer(JobServiceServicer):
         self, request: pb.DownloadLogRequest, context: Any
     ) -> AsyncIterator[pb.DownloadLogResponse]:
         """What an attempt printed."""
-        job = await self._queue.get(_job_id(request.job_id))
+        job = await self._find(request.job_id)
         attempt = request.attempt if request.HasField("attempt") else job.attempt
         text, cursor = await job_log(job, attempt, store=self._store, queue=self._queue)
         for start in range(0, len(text), _CHUNK_BYTES):
@@ -192,10 +199,14 @@ class JobServicer(JobServiceServicer):
     async def _is_known(self, job_id: str) -> bool:
         """Whether this request made a job before, also one the queue has lost since."""
         try:
-            await self._queue.get(job_id)
+            await self._find(job_id)
         except NotFoundError:
-            return await restore_job(job_id, store=self._store, queue=self._queue)
+            return False
         return True
+
+    async def _find(self, job_id: str) -> Job:
+        """See `find_job`. Raises InvalidArgumentError for what is no job's id."""
+        return await find_job(_job_id(job_id), store=self._store, queue=self._queue)
 
     async def _require_references(self, job: Job, spec: Spec) -> None:
         """Cancel a job that was queued while something it refers to was deleted. Raises InvalidArgumentError."""
@@ -211,7 +222,12 @@ class JobServicer(JobServiceServicer):
 
     async def _cancel(self, job_id: str) -> Job:
         """In the queue, where it takes effect, and then in the store, so that it outlives the queue."""
-        job = await self._queue.cancel(job_id)
+        try:
+            job = await self._queue.cancel(job_id)
+        except NotFoundError:
+            if not await restore_job(job_id, store=self._store, queue=self._queue):
+                raise
+            job = await self._queue.cancel(job_id)
         if job.state is JobState.CANCELLED:
             await asyncio.to_thread(record_outcome, self._store, job)
         elif not job.state.is_terminal:

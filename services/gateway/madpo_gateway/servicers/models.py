@@ -31,6 +31,7 @@ from madpo_gateway.deletion import Deletion
 from madpo_gateway.hub import HUB_ID_PATTERN, revision_of
 from madpo_gateway.imports import HubImports, Wanted
 from madpo_gateway.metrics import GatewayMetrics
+from madpo_gateway.reconcile import find_job
 from madpo_gateway.requests import page_size, require_display_name, require_match, violation
 from madpo_gateway.settings import GatewaySettings
 from madpo_gateway.spool import Spool, run_blocking, scratch_directory, size_of, stream_chunks
@@ -140,7 +141,7 @@ class ModelServicer(ModelServiceServicer):
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Any) -> pb.ListCheckpointsResponse:  # noqa: N802
         """The whole checkpoints of a job, newest first."""
-        job = await self._queue.get(_job_id(request.job_id))
+        job = await find_job(_job_id(request.job_id), store=self._store, queue=self._queue)
         checkpoints = await asyncio.to_thread(list_checkpoints, self._store, job.job_id)
         return pb.ListCheckpointsResponse(checkpoints=map(convert.checkpoint_to_proto, checkpoints))
 
@@ -164,7 +165,7 @@ class ModelServicer(ModelServiceServicer):
             if request.HasField("step"):
                 raise violation("step", "needs job_id")
             return await asyncio.to_thread(self._model_files, _model_id(request.model_id))
-        job = await self._queue.get(_job_id(request.job_id))
+        job = await find_job(_job_id(request.job_id), store=self._store, queue=self._queue)
         if request.HasField("step"):
             return await asyncio.to_thread(self._checkpoint_files, job.job_id, request.step)
         if job.result is None or job.result.model_id is None:

@@ -14,6 +14,7 @@ from madpo.storage.models import ModelStore
 from madpo.storage.pins import pin, pinned, unpin
 from madpo.v1 import retention_service_pb2 as pb
 from madpo.v1.retention_service_pb2_grpc import RetentionServiceServicer
+from madpo_gateway.reconcile import find_job
 from madpo_gateway.requests import require_match
 from madpo_gateway.retention import Retention
 
@@ -67,7 +68,7 @@ class RetentionServicer(RetentionServiceServicer):
 
     async def _require_there(self, thing_id: str) -> None:
         if thing_id.startswith("job-"):
-            await self._queue.get(thing_id)
+            await find_job(thing_id, store=self._store, queue=self._queue)
         else:
             shelf = self._models if thing_id.startswith("model-") else self._datasets
             await asyncio.to_thread(shelf.get, thing_id)

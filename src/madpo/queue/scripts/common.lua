@@ -8,6 +8,7 @@ local jobs = root .. ':jobs'
 local leases = root .. ':leases'
 local reserved = root .. ':reserved'
 local retired = root .. ':retired'
+local marked = root .. ':mark'
 local EVENTS_KEPT = 10000
 local EVENTS_TTL_S = 30 * 24 * 3600
 local DEAD_LETTERS_KEPT = 10000

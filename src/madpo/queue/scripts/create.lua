@@ -4,6 +4,7 @@ local request = cjson.decode(ARGV[1])
 local digest = field(request.job_id, 'digest')
 if digest then
   if digest ~= request.digest then return { 'other_spec' } end
+  if field(request.job_id, 'retired') then return { 'retired' } end
   return job_reply(request.job_id)
 end
 
