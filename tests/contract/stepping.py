@@ -56,6 +56,10 @@ class SteppingStore(LocalStore):
         self._step()
         return super().get_with_etag(key)
 
+    def open_read(self, key: str) -> Any:
+        self._step()
+        return super().open_read(key)
+
     def head(self, key: str) -> Any:
         self._step()
         return super().head(key)

@@ -9,7 +9,7 @@ import pytest
 
 from madpo.errors import FailedPreconditionError, NotFoundError
 from madpo.ports import ObjectStore
-from madpo.storage import bundle, keys
+from madpo.storage import bundle, keys, mending
 from madpo.storage.local import LocalStore
 from madpo.storage.recovery import Recovery
 from madpo.storage.withdrawals import settle, store_again, withdraw, withdrawn
@@ -105,6 +105,7 @@ def test_a_removal_between_any_two_steps_of_an_upload_costs_nothing(
     tmp_path: Path, directory: Path, number: int, is_there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle, "_PARALLEL_TRANSFERS", 1)
+    monkeypatch.setattr(mending, "_READ_AT_ONCE", 1)
     other = LocalStore(tmp_path / "store")
     if is_there:
         store_it(other, directory)

@@ -32,6 +32,7 @@ from madpo.ports import ObjectStore
 from madpo.storage import bundle, documents, keys
 from madpo.storage.bundle import Manifest
 from madpo.storage.files import Transfer, unwatched
+from madpo.storage.mending import mend
 
 _HOLD_S = 10.0
 _PATIENCE_S = 120.0
@@ -259,10 +260,11 @@ def store_again(
         transfer: See `bundle.publish`.
 
     Returns:
-        What is stored now, whole, and whether it was not there before.
+        What is stored now, whole: each byte of what was there before was read. And whether it was not there before.
 
     Raises:
         InvalidArgumentError: See `bundle.publish`.
+        FailedPreconditionError: See `mend`.
         UnavailableError: It is being removed without end.
     """
     began, deadline, created = time.time(), time.monotonic() + _PATIENCE_S, False
@@ -277,11 +279,13 @@ def store_again(
             if bundle.renew(store, prefix, since=began) is None:
                 bundle.publish(store, prefix, directory, metadata=metadata, guard=guard, transfer=transfer)
                 created = True
+            elif not created:
+                mend(store, prefix, directory, transfer=transfer)
             guard()
             # Whoever removed it may have come and gone meanwhile.
             if (manifest := bundle.find_whole(store, prefix)) is not None:
                 return manifest, created
-        except (AlreadyExistsError, CorruptObjectError, _WithdrawnError):
+        except (AlreadyExistsError, CorruptObjectError, NotFoundError, _WithdrawnError):
             pass  # stored by another at the same time, in other files; removed under our hands; or being removed
         time.sleep(_POLL_S)
         if time.monotonic() > deadline:

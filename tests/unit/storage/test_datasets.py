@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from madpo.errors import CorruptObjectError, InvalidArgumentError, InvalidPairError, NotFoundError
+from madpo.errors import (
+    CorruptObjectError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    InvalidPairError,
+    NotFoundError,
+)
 from madpo.rpc import convert
 from madpo.storage import datasets
 from madpo.storage.datasets import DatasetStore
@@ -23,6 +29,7 @@ from madpo.types import (
     PromptOnly,
     ResponseList,
 )
+from tests.damage import DAMAGES, flip
 
 CHAT = (Message("user", "How was it?"), Message("assistant", "Odd: \U0001f600 \x00 \u2028"), Message("user", ""))
 PAIRS: list[DatasetRow] = [
@@ -202,6 +209,33 @@ def test_uploading_again_repairs_a_dataset_that_lost_a_part(store: LocalStore, w
 
     assert (again.dataset_id, created) == (dataset.dataset_id, True)
     assert list(DatasetStore(store).read(dataset.dataset_id)) == PAIRS
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_uploading_again_repairs_a_dataset_whose_part_is_damaged(store: LocalStore, write: Any, damage: Any) -> None:
+    dataset, _ = write(PAIRS)
+    key = f"datasets/{dataset.dataset_id}/part-00000.parquet"
+    store.put(key, damage(store.get(key)))
+
+    again, _ = write(PAIRS)
+
+    assert again.dataset_id == dataset.dataset_id
+    assert list(DatasetStore(store).read(dataset.dataset_id)) == PAIRS
+
+
+def test_a_damaged_part_that_another_version_wrote_is_named_with_what_to_do(
+    store: LocalStore, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(datasets, "_PART_ROWS", 1)
+        dataset, _ = write(PAIRS)
+    key = f"datasets/{dataset.dataset_id}/part-00000.parquet"
+    whole = store.get(key)
+    assert write(PAIRS)[1] is False
+    store.put(key, flip(whole))
+
+    with pytest.raises(FailedPreconditionError, match=f"{key} is damaged.*delete {dataset.dataset_id}"):
+        write(PAIRS)
 
 
 def test_single_rows_are_read_from_the_parts_that_hold_them(

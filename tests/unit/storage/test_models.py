@@ -12,6 +12,7 @@ import pytest
 from madpo.errors import CorruptObjectError, InvalidArgumentError, NotFoundError
 from madpo.storage.local import LocalStore
 from madpo.storage.models import ModelStore, model_kind
+from tests.damage import flip
 
 CAUSAL = {"architectures": ["LlamaForCausalLM"]}
 REWARD = {"architectures": ["LlamaForSequenceClassification"]}
@@ -107,6 +108,20 @@ def test_a_copy_left_unfinished_is_started_again(models: ModelStore, directory: 
     (unfinished / "config.json").write_text("half")
 
     assert model_kind(models.fetch(model.model_id)) == ("causal_lm", "LlamaForCausalLM")
+
+
+def test_publishing_again_repairs_a_model_whose_weights_are_damaged(
+    models: ModelStore, directory: Path, store: LocalStore
+) -> None:
+    model, _ = publish(models, directory)
+    key = f"models/{model.model_id}/model.safetensors"
+    intact = store.get(key)
+    store.put(key, flip(intact))
+
+    again, created = publish(models, directory)
+
+    assert (again.model_id, created) == (model.model_id, False)
+    assert store.get(key) == intact
 
 
 @pytest.mark.promise("T3")
