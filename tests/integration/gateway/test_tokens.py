@@ -7,8 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 
-from madpo.errors import UnavailableError
+from madpo.errors import UnauthenticatedError, UnavailableError
 from madpo.rpc.channel import call_metadata
 from madpo.storage import keys
 from madpo.v1 import access_service_pb2 as pb
@@ -244,19 +245,44 @@ async def test_the_audit_log_is_read_in_pages_from_a_time_on(gateway: Gateway) -
     assert [subject for record in later for subject in record.subjects] == ["name=c", "name=d"]
 
 
+def make_guard(gateway: Gateway, **options: Any) -> GatewayAccess:
+    """As another gateway over the same store has it."""
+    failures = Counter("failures", "of this test", registry=CollectorRegistry())
+    return GatewayAccess(gateway.store, operator_token=TOKEN, failures=failures, **options)
+
+
+async def test_a_token_is_known_at_once_where_tokens_have_just_been_read(gateway: Gateway) -> None:
+    guard = make_guard(gateway)
+    for name in ("ana", "ben"):
+        with pytest.raises(UnauthenticatedError):
+            await guard.identify("a guess")
+
+        assert (await guard.identify(await make(gateway, name))).name == name
+
+
+async def test_however_many_guess_tokens_are_read_once_for_all(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, reads, read = make_guard(gateway), [], gateway.store.list
+
+    def count(prefix: str) -> Any:
+        reads.append(prefix)
+        return read(prefix)
+
+    monkeypatch.setattr(gateway.store, "list", count)
+
+    guesses = await asyncio.gather(*(guard.identify(f"guess {n}") for n in range(100)), return_exceptions=True)
+
+    assert {type(refused) for refused in guesses} == {UnauthenticatedError}
+    assert len(reads) <= 2
+
+
 async def test_without_the_store_known_tokens_hold_for_a_while(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prometheus_client import CollectorRegistry, Counter
-
     secret = await make(gateway, "ana")
     now = [0.0]
-    guard = GatewayAccess(
-        gateway.store,
-        operator_token=TOKEN,
-        failures=Counter("failures", "of this test", registry=CollectorRegistry()),
-        clock=lambda: now[0],
-    )
+    guard = make_guard(gateway, clock=lambda: now[0])
     assert (await guard.identify(secret)).name == "ana"
 
     def away(_: str) -> Any:
