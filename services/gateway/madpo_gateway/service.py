@@ -197,7 +197,7 @@ class GatewayService:
         await self._reconciler.run()
         self._collector = QueueCollector(self._queue, asyncio.get_running_loop())
         self._registry.register(self._collector)
-        self._tasks = [self._keep_house(), *self._keep_rules()]
+        self._tasks = [*self._keep_house(), *self._keep_rules()]
 
     async def stop(self) -> None:
         """End the housekeeping and hang up."""
@@ -209,13 +209,17 @@ class GatewayService:
             await self._scorer.close()
         await self._queue.close()
 
-    def _keep_house(self) -> EssentialTask:
-        """Every third of a lease; a queue or a store that is away for a while is no reason to end."""
-        works = (self._expire_uploads, self._reap, self._restore_lost, self._recover, self._broken_off.go_on)
+    def _keep_house(self) -> Iterator[EssentialTask]:
+        """Every third of a lease; a queue or a store that is away for a while is no reason to end.
+
+        Nothing keeps leases from being looked at: a store that hangs holds the others for minutes.
+        """
         every_s = self._settings.lease_s / 3
-        return EssentialTask(
-            repeat(*works, every_s=every_s, stop=self._stopping, name="housekeeping"), name="the housekeeping"
-        )
+        works = (self._expire_uploads, self._restore_lost, self._recover, self._broken_off.go_on)
+        house = repeat(*works, every_s=every_s, stop=self._stopping, name="housekeeping")
+        yield EssentialTask(house, name="the housekeeping")
+        reaping = repeat(self._reap, every_s=every_s, stop=self._stopping, name="reaping")
+        yield EssentialTask(reaping, name="the reaping")
 
     def _keep_rules(self) -> Iterator[EssentialTask]:
         """Apply retention now and then, beside the housekeeping: it may take long. Not at each start."""

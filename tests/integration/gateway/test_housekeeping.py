@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -21,6 +22,7 @@ from madpo.queue.queue import RedisJobQueue, connect, job_id_of
 from madpo.rpc import convert
 from madpo.storage import documents, keys
 from madpo.storage.checkpoints import CheckpointStore
+from madpo.storage.recovery import Recovery
 from madpo.storage.results import read_result, read_spec
 from madpo.types import JobResult, JobState
 from madpo.v1 import job_service_pb2
@@ -53,6 +55,27 @@ async def test_a_job_nobody_works_on_any_more_fails_in_the_end_and_that_is_recor
         outcome = read_result(gateway.store, job_id)
         assert outcome.state is JobState.FAILED
         assert "a worker that dies stopped renewing its lease" in outcome.reason
+
+
+async def test_a_store_that_hangs_keeps_no_dead_workers_job_from_being_taken_back(
+    settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_hanging, answers = threading.Event(), threading.Event()
+
+    def hang(_: Recovery) -> None:
+        is_hanging.set()
+        answers.wait()
+
+    monkeypatch.setattr(Recovery, "run", hang)
+    async with running(settings.model_copy(update={"lease_s": 0.15})) as gateway:
+        job_id = await gateway.ready_job()
+        await eventually(is_hanging.is_set)
+        try:
+            assert await gateway.queue.claim("train", "a worker that dies", timeout_s=10) is not None
+
+            await eventually(lambda: is_in(gateway.queue, job_id, JobState.PENDING, cancel_requested=False))
+        finally:
+            answers.set()
 
 
 @pytest.mark.promise("D2")
