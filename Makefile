@@ -14,7 +14,7 @@ VLLM := out/bench/vllm
 TRANSFORMERS_4 := out/transformers-4/installed.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real up test lint proto docs format unit data methods families promises soak bench bench-full bench-peers bench-methods gpu-check compose-test clean
+.PHONY: help browser install demo demo-real up test lint proto docs format unit data methods families promises soak bench bench-full bench-peers bench-methods gpu-check compose-test clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -45,8 +45,12 @@ lint: install  ## Style, types, layers, generated code
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-unit: install $(TRANSFORMERS_4)  ## All tests, in WORKERS=2 processes
+unit: install browser $(TRANSFORMERS_4)  ## All tests, in WORKERS=2 processes
 	$(PYTEST)
+
+browser:  # For the tests of pages; where it may not be installed, they are skipped and say so
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get install --yes --quiet --no-install-recommends chromium >/dev/null; } || echo "no chromium: tests of pages are skipped"
 
 bench-methods: install  ## Compare methods at equal KL over paired seeds (5 CPU-hours, resumable): docs/benchmark.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.methods.run

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from madpo.jobs.base import ModelReference
 from madpo.jobs.registry import kind_named, parse_spec
@@ -21,6 +21,23 @@ from madpo_client.references import ModelLike
 from madpo_client.written import fields_of_spec
 
 _WITH_LEDGER = frozenset({JobKind.POLICY_TRAINING})
+
+
+class WhichJobs(TypedDict, total=False):
+    """Which jobs are meant; None and an empty collection mean all."""
+
+    states: Collection[JobState]
+    """In one of these states."""
+    kinds: Collection[JobKind]
+    """Of one of these kinds."""
+    method: str | None
+    """With this method."""
+    model: ModelLike | None
+    """That begin with this model, or have made it; a job stands for its model."""
+    name: str | None
+    """With this in the name, or matching it where it has `*` or `?`."""
+    since: float | None
+    """Created at this time or later, in seconds since the epoch."""
 
 
 class Jobs(AskedJobs):
@@ -95,43 +112,26 @@ class Jobs(AskedJobs):
         handle = job if isinstance(job, JobHandle) else self.get(self._references.job_id(job, kinds=_WITH_LEDGER))
         return handle.ledger(with_text=with_text)
 
-    def list(
-        self,
-        *,
-        limit: int | None = None,
-        states: Collection[JobState] = (),
-        kinds: Collection[JobKind] = (),
-        method: str | None = None,
-        model: ModelLike | None = None,
-        name: str | None = None,
-        since: float | None = None,
-    ) -> list[JobHandle]:
+    def list(self, *, limit: int | None = None, **which: Unpack[WhichJobs]) -> list[JobHandle]:
         """Jobs, newest first; without arguments all of them.
 
         Args:
             limit: The newest so many of those that match.
-            states: In one of these states.
-            kinds: Of one of these kinds.
-            method: With this method.
-            model: That begin with this model, or have made it; a job stands for its model.
-            name: With this in the name, or matching it where it has `*` or `?`.
-            since: Created at this time or later, in seconds since the epoch.
+            which: Fields of `WhichJobs`, of which all must match.
         """
+        return list(islice(self.each(**which), limit))
+
+    def each(self, **which: Unpack[WhichJobs]) -> Iterator[JobHandle]:
+        """Jobs as of `list`, asked for page by page as they are taken."""
+        since = which.get("since")
+        model = which.get("model")
         models = None if model is None else self._same_model(self._references.model(model))
-
-        def matches(job: Job) -> bool:
-            return (
-                (not states or job.state in states)
-                and (not kinds or job.kind in kinds)
-                and (method is None or (job.spec.get("method") or {}).get("name") == method)
-                and (models is None or not models.isdisjoint(_models_of(job)))
-                and (name is None or fnmatchcase(job.display_name, name if set(name) & set("*?") else f"*{name}*"))
-            )
-
         newest_first: Iterator[Job] = self._session.each(self._session.gateway.list_jobs)
         if since is not None:
             newest_first = takewhile(lambda job: job.create_time >= since, newest_first)
-        return [JobHandle(self._session, job) for job in islice(filter(matches, newest_first), limit)]
+        for job in newest_first:
+            if _matches(job, which) and (models is None or not models.isdisjoint(_models_of(job))):
+                yield JobHandle(self._session, job)
 
     def _same_model(self, reference: ModelReference) -> set[str]:
         """The ids of a model, and of the job that has made it."""
@@ -140,6 +140,18 @@ class Jobs(AskedJobs):
             return {reference.job_id, *([result.model_id] if result and result.model_id else [])}
         model = self._session.run(self._session.gateway.get_model(reference.model_id or ""))
         return {model.model_id, *([str(model.metadata["job_id"])] if "job_id" in model.metadata else [])}
+
+
+def _matches(job: Job, which: WhichJobs) -> bool:
+    """All that a job says by itself."""
+    states, kinds, name = which.get("states"), which.get("kinds"), which.get("name")
+    method = which.get("method")
+    return (
+        (not states or job.state in states)
+        and (not kinds or job.kind in kinds)
+        and (method is None or (job.spec.get("method") or {}).get("name") == method)
+        and (name is None or fnmatchcase(job.display_name, name if set(name) & set("*?") else f"*{name}*"))
+    )
 
 
 def _models_of(job: Job) -> Iterator[str]:

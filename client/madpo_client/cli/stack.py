@@ -1,5 +1,6 @@
 """`madpo up`, `madpo down`, `madpo status` and `madpo demo`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from madpo.errors import NotFoundError
+from madpo.errors import InvalidArgumentError, NotFoundError
 from madpo_client.cli.context import names_server, open_client
 from madpo_client.cli.output import AsJson, Column, table
 from madpo_client.extras import needs_extra
@@ -49,6 +50,7 @@ def up(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="The gateway's; it is kept for later. 0: any (MADPO_PORT).")
     ] = None,
+    with_console: Annotated[bool, typer.Option("--console/--no-console", help="Pages to look at in a browser.")] = True,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, log here, stop with Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +58,13 @@ def up(
     from madpo_client.embedded import EmbeddedStack
 
     stack = EmbeddedStack(
-        home, reward_replicas=reward_replicas, trainers=trainers, evaluators=evaluators, threads=threads, port=port
+        home,
+        reward_replicas=reward_replicas,
+        trainers=trainers,
+        evaluators=evaluators,
+        threads=threads,
+        port=port,
+        console=with_console,
     )
     if foreground:
         from madpo_client.embedded.supervisor import run_in_foreground
@@ -69,6 +77,34 @@ def up(
     _print_status(stack, as_json=as_json)
     if not as_json:
         print(_NEXT)
+        if link := stack.console_link():
+            print(f"look   {link}\n       lets one browser in; `madpo console` prints another")
+
+
+@app.command("console")
+def console(
+    context: typer.Context,
+    url: Annotated[
+        str | None, typer.Option(help="Address of the console, where it is not of the stack of `madpo up`.")
+    ] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a link that lets a browser into the console, once."""
+    from madpo_client.console_link import console_link
+    from madpo_client.embedded import EmbeddedStack
+    from madpo_client.settings import client_settings
+
+    if url is None:
+        link = EmbeddedStack(home).console_link()
+        if link is None:
+            raise NotFoundError("no console runs on this machine: start one with `madpo up`, or give its --url")
+    else:
+        token_file = client_settings(**context.obj).token_file
+        if token_file is None:
+            raise InvalidArgumentError("a link needs a token: give --token-file, or set MADPO_TOKEN_FILE")
+        link = console_link(url, token_file.expanduser().read_text().strip())
+    print(json.dumps({"url": link}) if as_json else link)
 
 
 @app.command("down")

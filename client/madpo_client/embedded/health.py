@@ -1,17 +1,21 @@
 """Whether a process of the stack answers."""
 
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import grpc
 
-from madpo_client.embedded.plan import REDIS, read_secret
+from madpo_client.embedded.plan import CONSOLE, REDIS, read_secret
 from madpo_client.embedded.ports import HOST
 
 _PROBE_TIMEOUT_S = 1.0
 
 
 def is_serving(name: str, port: int, *, home: Path) -> bool:
-    """Ask the process itself: PING for the queue, `grpc.health.v1` for services."""
+    """Ask the process itself: PING for the queue, HTTP for the console, `grpc.health.v1` for the other services."""
+    if name == CONSOLE:
+        return _answers_http(port)
     return _answers_ping(port, read_secret(home, "redis_password")) if name == REDIS else _is_healthy(port)
 
 
@@ -28,6 +32,14 @@ def _answers_ping(port: int, password: str) -> bool:
         return False
     finally:
         client.close()
+
+
+def _answers_http(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=_PROBE_TIMEOUT_S):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def _is_healthy(port: int) -> bool:

@@ -2,6 +2,7 @@
 
 HOME/connection.json      where the gateway is; the processes (see `madpo_client.connection`)
 HOME/gateway_port         where the gateway listens, also after the next start
+HOME/console_port         where the console listens, likewise
 HOME/lock                 held by the running supervisor
 HOME/version.json         which madpo was here last
 HOME/secrets/             client_token, reward_token, redis_password; made once, kept
@@ -19,11 +20,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from madpo_client.embedded.ports import HOST, free_ports, gateway_port
+from madpo_client.embedded.ports import HOST, console_port, free_ports, gateway_port
 from madpo_client.extras import require_extra
 
 REDIS = "redis"
 GATEWAY = "gateway"
+CONSOLE = "console"
 
 _NEEDED = (
     "grpc_health",
@@ -54,7 +56,8 @@ save ""
 class StackOptions:
     """How much of everything a stack has.
 
-    `threads` is for torch in each scorer and run; `port` is the gateway's, None for the one it had before.
+    `threads` is for torch in each scorer and run; `port` is the gateway's, None for the one it had before; `console` is
+    whether there is one.
     """
 
     reward_replicas: int = 1
@@ -62,6 +65,7 @@ class StackOptions:
     evaluators: int = 1
     threads: int = 1
     port: int | None = None
+    console: bool = False
 
 
 def default_threads() -> int:
@@ -118,8 +122,11 @@ class _Planner:
         names += _numbered("reward", options.reward_replicas)
         names += _numbered("trainer", options.trainers)
         names += _numbered("evaluator", options.evaluators)
+        names += [CONSOLE] * options.console
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))
         self._ports[GATEWAY] = gateway_port(home, options.port)
+        if options.console:
+            self._ports[CONSOLE] = console_port(home, besides=self._ports[GATEWAY])
         password = read_secret(home, "redis_password")
         self._store = {"STORE_URL": (home / "store").as_uri()}
         self._queue = {**self._store, "REDIS_URL": f"redis://:{password}@{HOST}:{self._ports[REDIS]}/0"}
@@ -151,6 +158,9 @@ class _Planner:
 
     def _worker(self, name: str) -> ProcessSpec:
         threads = {"THREADS": str(self._options.threads)}
+        if name == CONSOLE:
+            gateway = f"{HOST}:{self._ports[GATEWAY]}"
+            return self._service(name, {"GATEWAY": gateway, "SCRATCH": str(self._home / "work" / name)})
         if name.startswith("reward"):
             cache = self._home / "cache" / "reward"
             token = read_secret(self._home, "reward_token")

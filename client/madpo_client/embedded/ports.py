@@ -1,4 +1,4 @@
-"""The ports of a stack. The gateway keeps its one over restarts, since people and programs write it down."""
+"""The ports of a stack. Gateway and console keep theirs over restarts, since people and programs write them down."""
 
 import errno
 import socket
@@ -12,6 +12,7 @@ from madpo.errors import FailedPreconditionError, InvalidArgumentError
 HOST = "127.0.0.1"
 
 _FILE = "gateway_port"
+_CONSOLE_FILE = "console_port"
 _FIRST, _COUNT = 20_000, 10_000
 """Ports below those that systems hand out for outgoing connections (32768 and up): nobody gets one by chance."""
 _TRIED = 100
@@ -28,16 +29,24 @@ def gateway_port(home: Path, asked: int | None = None) -> int:
         FailedPreconditionError: Another program listens on it; says which, where that can be known.
         InvalidArgumentError: There is no such port, or the file with the remembered one holds something else.
     """
-    port = _remembered(home) if asked is None else asked
+    port = _remembered(home / _FILE) if asked is None else asked
     if port:
         if not 0 < port < 2**16:
             raise InvalidArgumentError(f"port {port} does not exist: give one from 1 to {2**16 - 1}, or 0 for any")
         _require_free(port, home)
     else:
-        start = zlib.crc32(str(home).encode()) % _COUNT
-        ports = (_FIRST + (start + step) % _COUNT for step in range(_TRIED))
-        port = next((each for each in ports if each != _remembered(home) and is_free(each)), None) or free_ports(1)[0]
+        port = _found(str(home), besides=_remembered(home / _FILE))
     (home / _FILE).write_text(f"{port}\n")
+    return port
+
+
+def console_port(home: Path, *, besides: int) -> int:
+    """The port of the console of a home: as before, while nobody else listens there; it is remembered."""
+    path = home / _CONSOLE_FILE
+    port = _remembered(path)
+    if port is None or port == besides or not is_free(port):
+        port = _found(f"{home}/console", besides=besides)
+    path.write_text(f"{port}\n")
     return port
 
 
@@ -64,8 +73,14 @@ def free_ports(count: int) -> Sequence[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _remembered(home: Path) -> int | None:
-    path = home / _FILE
+def _found(name: str, *, besides: int | None) -> int:
+    """A free port, the same for the same name where it can be."""
+    start = zlib.crc32(name.encode()) % _COUNT
+    ports = (_FIRST + (start + step) % _COUNT for step in range(_TRIED))
+    return next((each for each in ports if each != besides and is_free(each)), None) or free_ports(1)[0]
+
+
+def _remembered(path: Path) -> int | None:
     try:
         return int(path.read_text())
     except FileNotFoundError:

@@ -14,7 +14,8 @@ from madpo_client.connection import Connection, StackProcess, read_connection
 from madpo_client.embedded import lock
 from madpo_client.embedded.health import is_serving
 from madpo_client.embedded.home import close_home
-from madpo_client.embedded.plan import StackOptions, default_threads, require_packages
+from madpo_client.embedded.plan import CONSOLE, StackOptions, default_threads, require_packages
+from madpo_client.embedded.ports import HOST
 from madpo_client.embedded.supervisor import STOP_GRACE_S, command
 from madpo_client.settings import ClientSettings
 
@@ -54,6 +55,7 @@ class EmbeddedStack:
         evaluators: Evaluators; each takes one job at a time.
         threads: Torch threads of each scorer and run; None means half of the cores.
         port: The gateway's; None means `MADPO_PORT`, else the one it had before, and 0 any that is free.
+        console: Whether there are pages to look at.
     """
 
     def __init__(
@@ -65,11 +67,12 @@ class EmbeddedStack:
         evaluators: int = 1,
         threads: int | None = None,
         port: int | None = None,
+        console: bool = False,
     ) -> None:
         settings = ClientSettings()
         self.home = settings.expanded_home if home is None else Path(home).expanduser().absolute()
         port = settings.port if port is None else port
-        self.options = StackOptions(reward_replicas, trainers, evaluators, threads or default_threads(), port)
+        self.options = StackOptions(reward_replicas, trainers, evaluators, threads or default_threads(), port, console)
         self.notices: list[str] = []
         """What the last start found damaged, and what it did about it."""
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -150,6 +153,20 @@ class EmbeddedStack:
         if connection is None:
             raise FailedPreconditionError(f"no madpo stack runs under {self.home}; start one with `madpo up`")
         return Client(connection.server, token_file=Path(connection.token_file))
+
+    def console_link(self) -> str | None:
+        """A link that lets one browser into the console, once; None where no console runs.
+
+        Raises:
+            UnavailableError: It does not answer.
+        """
+        from madpo_client.console_link import console_link
+
+        connection = self.connection()
+        port = next((each.port for each in connection.processes if each.name == CONSOLE), None) if connection else None
+        if connection is None or port is None:
+            return None
+        return console_link(f"http://{HOST}:{port}", Path(connection.token_file).read_text().strip())
 
     def __enter__(self) -> Self:
         self.start()

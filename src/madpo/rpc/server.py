@@ -193,19 +193,35 @@ def run_service(
         token_field: Setting that holds the bearer token clients must send; None for services without clients, and for
             those that are `Guarded`.
     """
+
+    def serve(settings: S) -> None:
+        check_files(settings)
+        raise_open_files()
+        token = revealed(getattr(settings, token_field)) if token_field else None
+        asyncio.run(_serve(name, settings, build, token))
+
+    return run_process(name, settings_type, serve=serve, ask=check_serving)
+
+
+def run_process(name: str, settings_type: type[S], *, serve: Callable[[S], None], ask: Callable[[S], None]) -> int:
+    """What `run_service` does around the service, for one that speaks something else than gRPC.
+
+    Args:
+        name: For logs.
+        settings_type: Read from the environment.
+        serve: Runs the service until it is asked to stop.
+        ask: Raises, with why, where the one that runs with these settings does not serve.
+    """
     if sys.argv[1:] not in ([], ["health"]):
         print(f"usage: python -m madpo_{name} [health]", file=sys.stderr)
         return 2
     try:
         settings = load_settings(settings_type)
         if sys.argv[1:]:
-            check_serving(settings)
+            ask(settings)
             return 0
-        check_files(settings)
-        raise_open_files()
         configure_logging(service=name, level=settings.log_level, format=settings.log_format)
-        token = revealed(getattr(settings, token_field)) if token_field else None
-        asyncio.run(_serve(name, settings, build, token))
+        serve(settings)
     except Exception as error:
         if sys.argv[1:] or log_format_of(settings_type) != "json":
             if not isinstance(error, MadpoError):

@@ -128,7 +128,7 @@ def test_the_commands_start_show_and_stop_a_stack(tmp_path: Path) -> None:
         assert (again.returncode, "already running" in again.stderr) == (1, True)
         shown = madpo(tmp_path, "status", "--json")
         assert shown.returncode == 0
-        assert [process["health"] for process in json.loads(shown.stdout)] == ["serving", "serving"]
+        assert [process["health"] for process in json.loads(shown.stdout)] == ["serving"] * 3
         os.kill(json.loads(shown.stdout)[1]["pid"], signal.SIGSTOP)
         stalled = madpo(tmp_path, "status")
         assert (stalled.returncode, "not serving" in stalled.stdout) == (1, True)

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
+from madpo.errors import UnavailableError
 from madpo.ports import ObjectStore
 from madpo.rpc import convert
 from madpo.rpc.access import current_caller
@@ -51,6 +53,8 @@ class AccessServicer(AccessServiceServicer):
             limits=_limits(request.limits),
         )
         secret = await asyncio.to_thread(create_token, self._store, token)
+        with suppress(UnavailableError):  # the token is kept, and its secret would be lost
+            await self._access.refresh()
         logger.info("token created", extra={"token": name, "role": token.role.value})
         return pb.CreateTokenResponse(token=convert.token_to_proto(token), secret=secret)
 

@@ -1,0 +1,134 @@
+"""Jobs that are looked at live: however many look at one, the gateway is asked once."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+from madpo.errors import MadpoError, OverloadedError, UnavailableError
+from madpo.rpc.channel import is_loopback
+from madpo.rpc.gateway.client import GatewayClient
+from madpo.rpc.tls import ClientTls
+from madpo.types import JobEvent
+from madpo_console.settings import ConsoleSettings
+
+_EVENTS_KEPT = 2_000
+_MOST_VIEWERS = 2_000
+_SILENCE_S = 15.0
+"""After so long without an event a viewer gets None, to show that the connection lives."""
+
+
+class Following:
+    """The watches of one console. Use inside one event loop."""
+
+    def __init__(self, settings: ConsoleSettings) -> None:
+        self._settings = settings
+        self._followed: dict[str, _Followed] = {}
+        self._viewers = 0
+
+    async def events(self, job_id: str, *, token: str, cursor: str = "") -> AsyncIterator[JobEvent | None]:
+        """Events behind the cursor, then live ones until the job is over; now and then None where nothing happens.
+
+        Args:
+            job_id: Whose.
+            token: Of the viewer. Whoever may look at one job may look at all, so one watch serves them all.
+            cursor: Of the last event that was seen.
+
+        Raises:
+            OverloadedError: Too many look already.
+            MadpoError: What ends the watch.
+        """
+        if self._viewers >= _MOST_VIEWERS:
+            raise OverloadedError("too many look at jobs already: try again later", 10.0)
+        followed = self._followed.get(job_id)
+        if followed is None or followed.is_over:
+            followed = self._followed[job_id] = _Followed(job_id, self._gateway(token))
+        self._viewers += 1
+        followed.viewers += 1
+        try:
+            async for event in followed.after(cursor):
+                yield event
+        finally:
+            self._viewers -= 1
+            followed.viewers -= 1
+            if not followed.viewers:
+                await followed.end()
+                if self._followed.get(job_id) is followed:
+                    del self._followed[job_id]
+
+    @property
+    def watches(self) -> int:
+        """How many jobs are watched at the gateway."""
+        return len(self._followed)
+
+    async def close(self) -> None:
+        """End all watches."""
+        for followed in list(self._followed.values()):
+            await followed.end()
+
+    def _gateway(self, token: str) -> GatewayClient:
+        settings = self._settings
+        is_plain = settings.gateway_plaintext or (settings.gateway_tls_ca is None and is_loopback(settings.gateway))
+        tls = None if is_plain else ClientTls(settings.gateway_tls_ca, None, None)
+        return GatewayClient(settings.gateway, token=token, tls=tls)
+
+
+class _Followed:
+    """One job that somebody looks at."""
+
+    def __init__(self, job_id: str, gateway: GatewayClient) -> None:
+        self.viewers = 0
+        self.is_over = False
+        self._failure: MadpoError | None = None
+        self._kept: deque[tuple[int, JobEvent]] = deque(maxlen=_EVENTS_KEPT)
+        self._seen = 0
+        self._news = asyncio.Event()
+        self._gateway = gateway
+        self._watch = asyncio.create_task(self._follow(job_id))  # awaited by `end`
+
+    async def after(self, cursor: str) -> AsyncIterator[JobEvent | None]:
+        """See `Following.events`."""
+        position = 0
+        if cursor:
+            position = next((number + 1 for number, event in self._kept if event.cursor == cursor), 0)
+        while True:
+            # The watch may drop the oldest meanwhile, which a slow viewer then misses.
+            fresh = [(number, event) for number, event in self._kept if number >= position]
+            for number, event in fresh:
+                position = number + 1
+                yield event
+            if position < self._seen:
+                continue
+            if self._failure is not None:
+                raise self._failure
+            if self.is_over:
+                return
+            try:
+                async with asyncio.timeout(_SILENCE_S):
+                    await self._news.wait()
+            except TimeoutError:
+                yield None
+
+    async def end(self) -> None:
+        """Stop watching."""
+        self._watch.cancel()
+        await asyncio.wait({self._watch})
+        await self._gateway.close()
+
+    async def _follow(self, job_id: str) -> None:
+        try:
+            async for event in self._gateway.watch_job(job_id):
+                self._kept.append((self._seen, event))
+                self._seen += 1
+                self._wake()
+        except MadpoError as error:
+            self._failure = error
+        except asyncio.CancelledError:
+            self._failure = UnavailableError("the console stops looking at the job")
+            raise
+        finally:
+            self.is_over = True
+            self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news.clear()
