@@ -87,9 +87,8 @@ def role_of(method: str) -> Role:
 class GatewayAccess:
     """Implements `madpo.rpc.access.Access`.
 
-    Named tokens are read from the store again once `refresh_s` have passed, and at an unknown one, once a second: a new
-    token is known at once where it was made and within a second elsewhere, and a revoked one is refused by every
-    gateway after `refresh_s` at the latest, calls that go on among them.
+    Named tokens are read from the store again once `refresh_s` have passed, and at an unknown one: a new token is known
+    at once, and a revoked one is refused by every gateway after `refresh_s` at the latest, calls that go on among them.
     No call waits longer than `patience_s` for the store. While it does not answer the tokens stay as they were for
     `max_age_s`; then only the operator's opens the gateway.
 

@@ -64,15 +64,6 @@ async def test_a_role_opens_what_it_says_and_nothing_else(gateway: Gateway, figu
     figure(f"{len(every)} calls, {len(ROLES)} roles")
 
 
-async def test_a_new_token_works_at_once_whoever_else_knocks(gateway: Gateway) -> None:
-    wrong = await refusal(gateway.ask(gateway.access.GetCaller, pb.GetCallerRequest(), token="nobody's token"))
-    new = await make(gateway, "new", "read")  # within the second in which no other unknown token is looked up
-
-    caller = await gateway.ask(gateway.access.GetCaller, pb.GetCallerRequest(), token=new)
-
-    assert (wrong.code, caller.name) == ("UNAUTHENTICATED", "new")
-
-
 def test_every_name_in_the_table_is_a_method() -> None:
     every = {
         method.name for each in CONTRACTS for it in each.DESCRIPTOR.services_by_name.values() for method in it.methods

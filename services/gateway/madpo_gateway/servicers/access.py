@@ -3,10 +3,8 @@
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from typing import Any
 
-from madpo.errors import UnavailableError
 from madpo.ports import ObjectStore
 from madpo.rpc import convert
 from madpo.rpc.access import current_caller
@@ -53,8 +51,6 @@ class AccessServicer(AccessServiceServicer):
             limits=_limits(request.limits),
         )
         secret = await asyncio.to_thread(create_token, self._store, token)
-        with suppress(UnavailableError):  # the token is kept, and its secret would be lost
-            await self._access.refresh()
         logger.info("token created", extra={"token": name, "role": token.role.value})
         return pb.CreateTokenResponse(token=convert.token_to_proto(token), secret=secret)
 
