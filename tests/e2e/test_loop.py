@@ -141,6 +141,8 @@ def test_pairs_go_away_to_be_labelled_and_come_back(stack, recipe, tmp_path):
             name="my-policy",
         ).wait()
 
+        # Stored before, it keeps the name that it had.
+        small = [line.replace("my-base", base.model_id) for line in small]
         run(["bash", "-euo", "pipefail", "-c", "\n".join(small[:place])], folder=tmp_path, home=stack.home)
         taken = [json.loads(line) for line in (tmp_path / "to-label.jsonl").read_text().splitlines()]
         with (tmp_path / "labelled.jsonl").open("w") as labelled:

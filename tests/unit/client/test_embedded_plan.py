@@ -18,6 +18,15 @@ from madpo_client.embedded.plan import ProcessSpec, StackOptions, make_plan, rea
 from madpo_client.embedded.supervisor import Child
 
 
+@pytest.fixture(autouse=True)
+def _no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests before these may have left gRPC's threads here, whose handlers of forks abort a child before it is anything.
+
+    The supervisor has a process of its own, where tests/integration/client/test_embedded.py looks at it.
+    """
+    monkeypatch.setattr(supervisor, "_make_tether", lambda: None)
+
+
 def start(child: Child) -> Child:
     child.start()
     return child
