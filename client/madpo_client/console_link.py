@@ -3,8 +3,11 @@
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
+from urllib.parse import urlsplit
 
 from madpo.errors import InvalidArgumentError, UnauthenticatedError, UnavailableError
+from madpo.rpc.channel import is_loopback_host
 
 _TIMEOUT_S = 10.0
 
@@ -28,14 +31,27 @@ def console_link(url: str, token: str) -> str:
         f"{url}/api/login-codes", method="POST", headers={"Authorization": f"Bearer {token}"}
     )
     try:
-        with urllib.request.urlopen(asked, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - as above
+        with _opener(url).open(asked, timeout=_TIMEOUT_S) as answer:
             return f"{url}{json.load(answer)['path']}"
     except urllib.error.HTTPError as error:
         if error.code == 401:
             raise UnauthenticatedError(f"the gateway behind the console at {url} does not know this token") from error
         raise UnavailableError(f"the console at {url} answers {error.code}: {_said(error)}") from error
-    except (urllib.error.URLError, OSError, ValueError, KeyError) as error:
+    except (urllib.error.URLError, OSError, HTTPException, ValueError, KeyError) as error:
         raise UnavailableError(f"no console answers at {url}: {getattr(error, 'reason', error)}") from error
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Takes a token nowhere else."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Follow nothing."""
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """No proxy stands between this machine and itself."""
+    is_here = is_loopback_host(urlsplit(url).hostname or "")
+    return urllib.request.build_opener(_Stay, *([urllib.request.ProxyHandler({})] if is_here else []))
 
 
 def _said(error: urllib.error.HTTPError) -> str:

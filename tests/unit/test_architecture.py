@@ -29,7 +29,7 @@ SOURCES = [
 MAX_LINES = 400
 WAITED_FOR = {
     "client/madpo_client/session.py": 1,  # the thread of all clients: whoever calls waits for it
-    "services/console/madpo_console/following.py": 1,  # by those that look; the next one begins it again
+    "services/console/madpo_console/following.py": 2,  # by those that look, the next one begins it again; by `close`
     "services/gateway/madpo_gateway/access.py": 1,  # by whoever needs the tokens; the next one reads again
     "services/gateway/madpo_gateway/row_check.py": 1,  # by the call
     "services/gateway/madpo_gateway/spool.py": 1,  # by the call

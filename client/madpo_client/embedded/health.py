@@ -1,7 +1,7 @@
 """Whether a process of the stack answers."""
 
-import urllib.error
-import urllib.request
+import http
+import http.client
 from pathlib import Path
 
 import grpc
@@ -35,11 +35,14 @@ def _answers_ping(port: int, password: str) -> bool:
 
 
 def _answers_http(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=_PROBE_TIMEOUT_S)
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=_PROBE_TIMEOUT_S):
-            return True
-    except (urllib.error.URLError, OSError):
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def _is_healthy(port: int) -> bool:

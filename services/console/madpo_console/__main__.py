@@ -1,12 +1,13 @@
 """`python -m madpo_console`: the door for browsers and HTTP; with `health`, whether it is open."""
 
+import http
+import http.client
 import logging
 import ssl
 import sys
-import urllib.error
-import urllib.request
 
-from madpo.errors import UnavailableError
+from madpo.errors import InvalidArgumentError, UnavailableError
+from madpo.rpc.health import reachable
 from madpo.rpc.server import run_process
 from madpo_console.settings import ConsoleSettings
 
@@ -42,15 +43,24 @@ def serve(settings: ConsoleSettings) -> None:
 
 def ask(settings: ConsoleSettings) -> None:
     """Whether the console of these settings answers. Raises UnavailableError."""
-    scheme = "http" if settings.tls_cert is None else "https"
-    # Its own process on its own port: this proves that it answers, not who it is.
-    context = ssl._create_unverified_context() if settings.tls_cert is not None else None  # noqa: S323 - see above
-    url = f"{scheme}://127.0.0.1:{settings.port}/health"
+    if settings.port == 0:
+        raise InvalidArgumentError("MADPO_CONSOLE_PORT is 0, any free port; set it to the one the console listens on")
+    host = reachable(settings.host)
+    connection: http.client.HTTPConnection = http.client.HTTPConnection(host, settings.port, timeout=_TIMEOUT_S)
+    if settings.tls_cert is not None:
+        # Its own process on its own port: this proves that it answers, not who it is.
+        context = ssl._create_unverified_context()  # noqa: S323 - see above
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        connection = http.client.HTTPSConnection(host, settings.port, timeout=_TIMEOUT_S, context=context)
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S, context=context):  # noqa: S310 - our own process
-            pass
-    except (urllib.error.URLError, OSError) as error:
-        raise UnavailableError(f"{url} does not answer: {error}") from error
+        connection.request("GET", "/health", headers={"Host": "127.0.0.1"})
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        raise UnavailableError(f"{host}:{settings.port} does not answer: {error}") from error
+    finally:
+        connection.close()
+    if status != http.HTTPStatus.OK:
+        raise UnavailableError(f"{host}:{settings.port} answers {status}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -31,8 +32,9 @@ from madpo_console.settings import ConsoleSettings
 
 logger = logging.getLogger(__name__)
 
-_ROOM_FOR_FORM = 1 << 20
-"""Of a request with an upload, beside the file."""
+_MOST_BYTES = 1 << 20
+"""Of a request; of one with a file, beside that."""
+_UPLOADS = frozenset({"/v1/files", "/api/datasets"})
 _LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 
 
@@ -42,6 +44,7 @@ def make_app(settings: ConsoleSettings) -> FastAPI:
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(_empty, settings.scratch)
+        tempfile.tempdir = str(settings.scratch)  # where Starlette keeps what is on its way
         app.state.following = Following(settings)
         yield
         await app.state.following.close()
@@ -67,13 +70,18 @@ def make_app(settings: ConsoleSettings) -> FastAPI:
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "pages" / "static"), name="static")
     app.get("/health", include_in_schema=False)(_health)
     _answer_errors(app)
-    app.add_middleware(BodyLimit, most_bytes=settings.max_upload_bytes + _ROOM_FOR_FORM)
+    app.add_middleware(
+        BodyLimit,
+        most_bytes=_MOST_BYTES,
+        uploads=_UPLOADS,
+        most_upload_bytes=settings.max_upload_bytes + _MOST_BYTES,
+    )
     app.add_middleware(BoundHeaders)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, *settings.names], www_redirect=False)
     return app
 
 
-def _health() -> PlainTextResponse:
+async def _health() -> PlainTextResponse:  # no thread: also where all are busy
     return PlainTextResponse("serving")
 
 
@@ -82,6 +90,8 @@ def _answer_errors(app: FastAPI) -> None:
     async def refuse(request: Request, error: MadpoError) -> Response:
         if request.url.path.startswith("/v1/"):
             return JSONResponse(openai_error(error), openai_status(error), headers=headers_of(error))
+        if isinstance(error, UnauthenticatedError) and request.headers.get("hx-request") == "true":
+            return Response(status_code=401, headers={"HX-Redirect": "/login"})
         if wants_page(request):
             if isinstance(error, UnauthenticatedError):
                 return error_pages.to_login(request)
@@ -96,10 +106,9 @@ def _answer_errors(app: FastAPI) -> None:
     async def refuse_path(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
             return await refuse(request, NotFoundError(f"there is nothing at {request.url.path}"))
-        if error.status_code == 405:
-            wrong = f"{request.url.path} does not take {request.method}"
-            return await refuse(request, InvalidArgumentError(wrong))
-        return await refuse(request, InvalidArgumentError(str(error.detail)))
+        wrong = InvalidArgumentError(str(error.detail))
+        answer = openai_error(wrong) if request.url.path.startswith("/v1/") else as_json(wrong)
+        return JSONResponse(answer, error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> Response:

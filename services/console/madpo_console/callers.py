@@ -1,6 +1,7 @@
 """Who asks, and the client that asks the gateway for them."""
 
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,7 +15,8 @@ from madpo_client import Client
 from madpo_console.sessions import Sessions
 from madpo_console.settings import ConsoleSettings
 
-COOKIE = "madpo_session"
+RECHECK_S = 5.0
+"""A token that was revoked opens nothing here any more after so long, as at a gateway."""
 _MOST_CLIENTS = 256
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -26,10 +28,15 @@ class Asker:
     token: str
     client: Client
     caller: Caller
+    known_at: float
+    """When the gateway last said so, by the monotonic clock."""
 
 
 class Clients:
-    """Clients of the gateway, one for each token that it has taken; those used last are kept. Thread-safe."""
+    """Clients of the gateway, one for each token that it has taken; those used last are kept. Thread-safe.
+
+    One that is dropped closes once nobody uses it any more: its channel ends with the last reference to it.
+    """
 
     def __init__(self, settings: ConsoleSettings) -> None:
         self._settings = settings
@@ -37,41 +44,36 @@ class Clients:
         self._lock = threading.Lock()
 
     def of(self, token: str) -> Asker:
-        """Whose token it is, and their client. The gateway looks at the token again with every call.
+        """Whose token it is, and their client. The gateway is asked again once some seconds have passed.
 
         Raises:
             UnauthenticatedError: The gateway does not know the token.
             UnavailableError: The gateway does not answer.
         """
-        with self._lock:
-            if found := self._askers.get(token):
-                self._askers.move_to_end(token)
-                return found
-        client = self._open(token)
+        if not (token.isascii() and token.isprintable()):
+            raise UnauthenticatedError("the bearer token has characters that no token has")
+        found = self._askers.get(token)
+        now = time.monotonic()
+        if found is not None and now - found.known_at < RECHECK_S:
+            return found
+        client = self._open(token) if found is None else found.client
         try:
-            asker = Asker(token, client, client.access.caller())
-        except BaseException:
-            client.close()
+            asker = Asker(token, client, client.access.caller(), now)
+        except UnauthenticatedError:
+            with self._lock:
+                self._askers.pop(token, None)
             raise
         with self._lock:
-            kept = self._askers.setdefault(token, asker)
-            dropped = self._askers.popitem(last=False)[1] if len(self._askers) > _MOST_CLIENTS else None
-        for one in (dropped, asker if kept is not asker else None):
-            if one is not None:
-                one.client.close()
-        return kept
-
-    def forget(self, token: str) -> None:
-        """Drop the client of a token that the gateway takes no more."""
-        with self._lock:
-            asker = self._askers.pop(token, None)
-        if asker is not None:
-            asker.client.close()
+            self._askers[token] = asker
+            self._askers.move_to_end(token)
+            if len(self._askers) > _MOST_CLIENTS:
+                self._askers.popitem(last=False)
+        return asker
 
     def close(self) -> None:
         """Close all connections."""
-        for token in list(self._askers):
-            self.forget(token)
+        for asker in list(self._askers.values()):
+            asker.client.close()
 
     def _open(self, token: str) -> Client:
         settings = self._settings
@@ -91,13 +93,18 @@ def find_asker(request: Request) -> Asker:
     sessions: Sessions = request.app.state.sessions
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
-        return _noted(request, clients.of(_printable(token.strip())))
-    session_token = sessions.token(request.cookies.get(COOKIE, ""))
+        return _noted(request, clients.of(token.strip()))
+    session_token = sessions.token(request.cookies.get(cookie_name(request), ""))
     if session_token is None:
         raise UnauthenticatedError("who asks? send `Authorization: Bearer TOKEN`, or log in (`madpo console`)")
     if request.method not in _SAFE:
         require_same_origin(request)
     return _noted(request, clients.of(session_token))
+
+
+def cookie_name(request: Request) -> str:
+    """Of this console alone: a browser sends the cookies of a host to all its ports."""
+    return f"madpo_session_{request.url.port or 0}"
 
 
 def _noted(request: Request, asker: Asker) -> Asker:
@@ -111,12 +118,6 @@ def require_same_origin(request: Request) -> None:
     origin = request.headers.get("origin")
     if origin is None or urlsplit(origin).netloc != request.headers.get("host"):
         raise PermissionDeniedError("only this console's own pages may ask a logged-in browser to change something")
-
-
-def _printable(token: str) -> str:
-    if not (token.isascii() and token.isprintable()):
-        raise UnauthenticatedError("the bearer token has characters that no token has")
-    return token
 
 
 Asking = Annotated[Asker, Depends(find_asker)]

@@ -23,6 +23,7 @@ class Following:
     def __init__(self, settings: ConsoleSettings) -> None:
         self._settings = settings
         self._followed: dict[str, _Followed] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._viewers = 0
 
     async def events(self, job_id: str, *, token: str, cursor: str = "") -> AsyncIterator[JobEvent | None]:
@@ -51,9 +52,12 @@ class Following:
             self._viewers -= 1
             followed.viewers -= 1
             if not followed.viewers:
-                await followed.end()
                 if self._followed.get(job_id) is followed:
-                    del self._followed[job_id]
+                    del self._followed[job_id]  # before anything is awaited: nobody joins it any more
+                # A viewer who goes away is cancelled again and again, and could not wait for this.
+                ending = asyncio.create_task(followed.end())
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
 
     @property
     def watches(self) -> int:
@@ -64,6 +68,7 @@ class Following:
         """End all watches."""
         for followed in list(self._followed.values()):
             await followed.end()
+        await asyncio.gather(*self._ending)
 
     def _gateway(self, token: str) -> GatewayClient:
         settings = self._settings
@@ -87,15 +92,18 @@ class _Followed:
 
     async def after(self, cursor: str) -> AsyncIterator[JobEvent | None]:
         """See `Following.events`."""
-        position = 0
-        if cursor:
-            position = next((number + 1 for number, event in self._kept if event.cursor == cursor), 0)
+        seen, position = _place(cursor), 0
         while True:
             # The watch may drop the oldest meanwhile, which a slow viewer then misses.
-            fresh = [(number, event) for number, event in self._kept if number >= position]
-            for number, event in fresh:
-                position = number + 1
-                yield event
+            fresh = []
+            for number, event in reversed(self._kept):
+                if number < position:
+                    break
+                fresh.append(event)
+            position = self._seen
+            for event in reversed(fresh):
+                if _place(event.cursor) > seen:
+                    yield event
             if position < self._seen:
                 continue
             if self._failure is not None:
@@ -132,3 +140,9 @@ class _Followed:
     def _wake(self) -> None:
         self._news.set()
         self._news.clear()
+
+
+def _place(cursor: str) -> tuple[int, ...]:
+    """Where an event stands among those of its job; of what is no cursor, before the first."""
+    parts = cursor.split("-")
+    return tuple(map(int, parts)) if len(parts) == 2 and all(part.isdecimal() for part in parts) else ()

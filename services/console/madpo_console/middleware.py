@@ -1,11 +1,10 @@
 """What stands before every request: a bound of its size, and headers that bind the browser."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from madpo.errors import OverloadedError
 
 _HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
@@ -48,28 +47,32 @@ class BodyLimit:
 
     Args:
         app: What it stands before.
-        most_bytes: Of any request.
+        most_bytes: Of a request.
+        uploads: Paths that take files.
+        most_upload_bytes: Of a request to them.
     """
 
-    def __init__(self, app: ASGIApp, *, most_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, most_bytes: int, uploads: Collection[str], most_upload_bytes: int) -> None:
         self._app, self._most_bytes = app, most_bytes
+        self._uploads, self._most_upload_bytes = uploads, most_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        most = self._most_upload_bytes if scope["path"] in self._uploads else self._most_bytes
+        too_large = HTTPException(
+            413, f"a request has at most {most} bytes here; `madpo dataset upload` takes files of any size"
+        )
         received = 0
 
         async def bounded() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._most_bytes:
-                raise OverloadedError(
-                    f"a request has at most {self._most_bytes} bytes here (MADPO_CONSOLE_MAX_UPLOAD_BYTES); "
-                    "`madpo dataset upload` takes larger files"
-                )
+            if received > most:
+                raise too_large
             return message
 
         await self._app(scope, bounded, send)

@@ -3,26 +3,50 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated
+
+from fastapi import Depends, Request
+from starlette.datastructures import FormData, UploadFile
+
+from madpo.errors import InvalidArgumentError
+from madpo_console.callers import Asking
 
 _UNFIT = re.compile(r"[^\w.\- ]+")
-_MOST_NAME = 120
+_MOST_NAME_BYTES = 120
+_MOST_FIELDS = 20
+
+
+async def uploaded(request: Request, asking: Asking) -> AsyncIterator[FormData]:
+    """The form with a file that a request brings; nothing of it is read before it is known who asks."""
+    async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
+        yield form
+
+
+Uploaded = Annotated[FormData, Depends(uploaded)]
+"""Parameter of calls that take a file."""
 
 
 @contextmanager
-def spooled(content: BinaryIO, filename: str, scratch: Path) -> Iterator[Path]:
-    """The content as a file of its own name, by whose ending its format is told; removed afterwards."""
+def spooled(form: FormData, scratch: Path) -> Iterator[Path]:
+    """The file of a form under its own name, by whose ending its format is told; removed afterwards.
+
+    Raises:
+        InvalidArgumentError: There is none.
+    """
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise InvalidArgumentError.in_field("file", "give a file, as multipart/form-data")
     with tempfile.TemporaryDirectory(dir=scratch, prefix="upload-") as directory:
-        path = Path(directory) / plain_name(filename)
-        with path.open("wb") as file:
-            shutil.copyfileobj(content, file, 1 << 20)
+        path = Path(directory) / plain_name(file.filename or "upload.jsonl")
+        with path.open("wb") as copy:
+            shutil.copyfileobj(file.file, copy, 1 << 20)
         yield path
 
 
 def plain_name(filename: str) -> str:
     """A name without folders and odd characters, its ending kept."""
     name = _UNFIT.sub("_", filename.replace("\\", "/").rsplit("/", 1)[-1]).strip(". ")
-    return name[-_MOST_NAME:].lstrip(". ") or "upload"
+    return name.encode()[-_MOST_NAME_BYTES:].decode(errors="ignore").lstrip(". ") or "upload"

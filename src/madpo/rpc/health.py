@@ -26,7 +26,7 @@ def check_serving(settings: ServiceSettings) -> None:
     if settings.port == 0:
         variable = f"{settings.model_config.get('env_prefix', '')}PORT"
         raise InvalidArgumentError(f"{variable} is 0, any free port; set it to the one the service listens on")
-    target = f"{_reachable(settings.host)}:{settings.port}"
+    target = f"{reachable(settings.host)}:{settings.port}"
     with _open(target, settings) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
@@ -50,7 +50,7 @@ def _open(target: str, settings: ServiceSettings) -> grpc.Channel:
     return grpc.secure_channel(target, credentials, options=options)
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """An address to connect to, of the one listened on."""
     try:
         address = ipaddress.ip_address(host.strip("[]"))

@@ -82,6 +82,41 @@ def test_pages_load_nothing_from_elsewhere(site: Site) -> None:
     assert site.ask("GET", "/static/../app.py", headers={}).status == 404
 
 
+def test_nothing_of_an_upload_is_read_before_it_is_known_who_asks(site: Site) -> None:
+    form = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": f"Bearer {site.token}"}
+    for path in ("/v1/files", "/api/datasets"):
+        stranger = site.ask("POST", path, headers={**form, "Authorization": "Bearer nobody-at-all"}, body="no form")
+        empty = site.ask("POST", path, headers=form, body="--x--\r\n")
+        assert (stranger.status, empty.status) == (401, 400), path
+
+
+def test_a_body_that_is_too_large_is_not_read_to_its_end(site: Site) -> None:
+    headers = {"Authorization": f"Bearer {site.token}", "Content-Type": "application/json"}
+
+    refused = site.ask("POST", "/api/jobs/calibration", headers=headers, body=b" " * 2_000_000)
+
+    assert (refused.status, "at most 1048576 bytes" in refused.json()["error"]["message"]) == (413, True)
+
+
+def test_what_people_type_ends_in_no_failure(site: Site) -> None:
+    origin = {"Origin": site.url, "Content-Type": "application/x-www-form-urlencoded"}
+    cookie = {"Cookie": site.cookie(), "Accept": "text/html"}
+
+    assert site.ask("POST", "/login", headers=origin, body="token=t%C3%B6k").status == 401
+    assert site.ask("GET", "/jobs?kind=POLICY_TRAINING&state=nothing", headers=cookie).status == 200
+    wrong = site.ask("GET", "/jobs?shown=-1", headers=cookie)
+    assert (wrong.status, "shown" in wrong.text) == (400, True)
+    poll = site.ask("GET", "/jobs", headers={"HX-Request": "true", "Accept": "text/html"})
+    assert (poll.status, poll.headers["hx-redirect"]) == (401, "/login")
+
+
+def test_a_token_goes_through_no_proxy_and_follows_nobody(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    assert console_link(site.url, site.token).startswith(site.url)
+
+
 def test_an_error_says_as_much_over_http(site: Site) -> None:
     spec = json.dumps({"model": "model-" + "0" * 32, "dataset": "dataset-" + "0" * 32, "training": {"epoch": 1}})
     headers = {"Authorization": f"Bearer {site.token}", "Content-Type": "application/json"}

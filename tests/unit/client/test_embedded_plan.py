@@ -20,7 +20,7 @@ from madpo_client.embedded.supervisor import Child
 
 @pytest.fixture(autouse=True)
 def _no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests before these may have left gRPC's threads here, whose handlers of forks abort a child before it is anything.
+    """Tests before these may have left gRPC's threads here, whose handlers of forks abort a child before its start.
 
     The supervisor has a process of its own, where tests/integration/client/test_embedded.py looks at it.
     """

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from madpo.data.written import row_to_json
@@ -12,7 +12,7 @@ from madpo.errors import InvalidArgumentError
 from madpo.types import Dataset, DatasetRow
 from madpo_console.callers import Asking
 from madpo_console.openai_api.listing import After, page
-from madpo_console.uploads import spooled
+from madpo_console.uploads import Uploaded, spooled
 
 router = APIRouter(prefix="/v1/files", tags=["OpenAI: files"])
 
@@ -20,11 +20,14 @@ _PURPOSE = "fine-tune"
 
 
 @router.post("")
-def create_file(request: Request, asking: Asking, file: UploadFile, purpose: Annotated[str, Form()]) -> dict[str, Any]:
-    """Upload rows to train on; every row is checked, and a wrong one is named."""
+def create_file(request: Request, asking: Asking, form: Uploaded) -> dict[str, Any]:
+    """Upload rows to train on (`file`, `purpose`); every row is checked, and a wrong one is named."""
+    purpose = form.get("purpose")
     if purpose != _PURPOSE:
         raise InvalidArgumentError.in_field("purpose", f"must be {_PURPOSE}, got {purpose!r:.60}")
-    with spooled(file.file, file.filename or "upload.jsonl", request.app.state.settings.scratch) as path:
+    for name in sorted(form.keys() - {"file", "purpose"}):
+        raise InvalidArgumentError.in_field(name, "is not offered: files stay until they are deleted")
+    with spooled(form, request.app.state.settings.scratch) as path:
         return _shape(asking.client.datasets.upload(path, name=path.name))
 
 

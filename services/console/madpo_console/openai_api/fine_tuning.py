@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from madpo.errors import NotFoundError
 from madpo_client import JobHandle
@@ -23,9 +23,11 @@ def create_job(asking: Asking, asked: CreateFineTuningJob) -> dict[str, Any]:
 
 
 @router.get("")
-def list_jobs(asking: Asking, after: After = None, limit: Limit = 20) -> dict[str, Any]:
-    """Trainings, the newest first."""
-    jobs = (handle.job for handle in asking.client.jobs.each(kinds=FINE_TUNING))
+def list_jobs(request: Request, asking: Asking, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+    """Trainings, the newest first; with `metadata[name]=value` those that have it."""
+    asked = {name[9:-1]: value for name, value in request.query_params.items() if name.startswith("metadata[")}
+    found = (handle.job for handle in asking.client.jobs.each(kinds=FINE_TUNING))
+    jobs = (job for job in found if asked.items() <= dict(job.metadata).items())
     return page(jobs, job_shape, id_of=lambda job: job.job_id, after=after, limit=limit)
 
 

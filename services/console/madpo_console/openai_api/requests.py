@@ -92,6 +92,12 @@ class CreateFineTuningJob(_Asked):
             raise ValueError(f"the integration {integration.get('type')!r:.40} is not offered: leave integrations out")
         if self.hyperparameters is not None and self.method is not None:
             raise ValueError("give hyperparameters inside method alone")
+        method = self.method or Method(type="supervised")
+        other = "dpo" if method.type == "supervised" else "supervised"
+        if getattr(method, other) is not None:
+            raise ValueError(f"method.{other} does not go with method.type {method.type}")
+        if method.type == "supervised" and (self.hyperparameters or method.hyperparameters).beta != "auto":
+            raise ValueError("beta goes with method.type dpo")
         return self
 
     def kind_and_spec(self) -> tuple[JobKind, dict[str, Any]]:
@@ -132,7 +138,10 @@ class CreateFineTuningJob(_Asked):
         if self.seed is not None:
             named["seed"] = self.seed
         if asked.learning_rate_multiplier != "auto":
-            optimizer = dict(training.get("optimizer") or {})
+            optimizer = training.get("optimizer") or {}
+            if not isinstance(optimizer, dict):
+                raise InvalidArgumentError.in_field("madpo.training.optimizer", "must be an object")
+            optimizer = dict(optimizer)
             if "learning_rate" in optimizer:
                 raise InvalidArgumentError.in_field(
                     "madpo.training.optimizer.learning_rate", "give it, or learning_rate_multiplier, not both"

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from madpo.jobs.base import ModelReference
 from madpo.jobs.registry import KINDS, parse_spec
 from madpo.jobs.training import OptimizerParameters
 from madpo.types import Checkpoint, CheckpointPublished, Job, JobEvent, JobProgress, JobState, StateChange
@@ -41,7 +42,7 @@ def job_shape(job: Job) -> dict[str, Any]:
         "object": "fine_tuning.job",
         "created_at": int(job.create_time),
         "finished_at": None if job.finish_time is None else int(job.finish_time),
-        "model": spec.model.model_id or spec.model.job_id,
+        "model": _named(spec.model),
         "fine_tuned_model": result.model_id if result is not None else None,
         "organization_id": "madpo",
         "status": _STATUSES[job.state],
@@ -115,6 +116,12 @@ def metrics_by_step(events: Iterable[JobEvent]) -> dict[int, Mapping[str, float]
         for event in events
         if isinstance(event.event, JobProgress) and event.event.metrics
     }
+
+
+def _named(model: ModelReference) -> str:
+    """As it can be given again."""
+    name = model.model_id or model.job_id or ""
+    return name if model.step is None else f"{name}@{model.step}"
 
 
 def _progress(progress: JobProgress) -> str:

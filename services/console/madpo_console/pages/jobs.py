@@ -34,7 +34,7 @@ def show_jobs(
     found = asking.client.jobs.list(
         limit=shown + 1,
         states=[JobState(state)] if state in JobState.__members__ else [],
-        kinds=[JobKind(kind)] if kind.upper() in JobKind.__members__ else [],
+        kinds=[JobKind(kind)] if kind in {each.value for each in JobKind} else [],
         name=name or None,
     )
     fields: dict[str, Any] = {

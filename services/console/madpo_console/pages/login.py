@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from madpo.errors import UnauthenticatedError
-from madpo_console.callers import COOKIE, Clients, require_same_origin
+from madpo_console.callers import Clients, cookie_name, require_same_origin
 from madpo_console.pages.rendering import render
 from madpo_console.sessions import Sessions
 
@@ -46,9 +46,9 @@ def log_in(
 def log_out(request: Request) -> Response:
     """End the session of this browser."""
     require_same_origin(request)
-    request.app.state.sessions.close(request.cookies.get(COOKIE, ""))
+    request.app.state.sessions.close(request.cookies.get(cookie_name(request), ""))
     response = RedirectResponse("/login", status_code=303)
-    response.delete_cookie(COOKIE, path="/")
+    response.delete_cookie(cookie_name(request), path="/")
     return response
 
 
@@ -56,7 +56,7 @@ def _let_in(request: Request, session: str, path: str) -> Response:
     settings = request.app.state.settings
     response = RedirectResponse(_inside(path), status_code=303)
     response.set_cookie(
-        COOKIE,
+        cookie_name(request),
         session,
         max_age=round(settings.session_s),
         httponly=True,

@@ -4,11 +4,11 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, UploadFile
+from fastapi import APIRouter, Query, Request
 
 from madpo.data.written import row_to_json
 from madpo_console.callers import Asking
-from madpo_console.uploads import spooled
+from madpo_console.uploads import Uploaded, spooled
 
 router = APIRouter(prefix="/api/datasets", tags=["datasets"])
 
@@ -20,10 +20,11 @@ def list_datasets(asking: Asking, limit: Annotated[int, Query(ge=1, le=10_000)] 
 
 
 @router.post("", status_code=201)
-def upload_dataset(request: Request, asking: Asking, file: UploadFile, name: str | None = None) -> dict[str, Any]:
-    """Upload rows in any form and format of docs/data.md."""
-    filename = file.filename or "upload.jsonl"
-    with spooled(file.file, filename, request.app.state.settings.scratch) as path:
+def upload_dataset(
+    request: Request, asking: Asking, form: Uploaded, name: Annotated[str | None, Query(max_length=200)] = None
+) -> dict[str, Any]:
+    """Upload rows (`file`) in any form and format of docs/data.md."""
+    with spooled(form, request.app.state.settings.scratch) as path:
         return asdict(asking.client.datasets.upload(path, name=name))
 
 

@@ -1,17 +1,19 @@
 """`/api/jobs`: jobs of all kinds."""
 
-import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from pydantic_core import to_json
 
 from madpo.jobs.base import Spec
 from madpo.jobs.registry import KINDS
-from madpo.types import JobKind, JobState
-from madpo_console.callers import Asking
+from madpo.types import JobEvent, JobKind, JobState
+from madpo_console.callers import RECHECK_S, Asking, Clients
 from madpo_console.curves import curves
 from madpo_console.rest.shapes import event_json, job_json
 
@@ -65,18 +67,23 @@ async def follow_job(
     request: Request, asking: Asking, job_id: str, last_event_id: Annotated[str, Header(max_length=60)] = ""
 ) -> StreamingResponse:
     """Events as they happen (server-sent events), from the first that is kept, until the job is over."""
-    events = request.app.state.following.events(job_id, token=asking.token, cursor=last_event_id)
+    handle = await run_in_threadpool(asking.client.jobs.get, job_id)  # asked with the viewer's own token
+    events = request.app.state.following.events(handle.id, token=asking.token, cursor=last_event_id)
     first = await anext(events, None)  # raises what is wrong before the answer begins
+    clients: Clients = request.app.state.clients
 
     async def stream() -> AsyncIterator[str]:
         async with aclosing(events):
-            event = first
+            event, looked_at = first, time.monotonic()
             while True:
-                yield ":\n\n" if event is None else f"id: {event.cursor}\ndata: {json.dumps(event_json(event))}\n\n"
+                yield ":\n\n" if event is None else f"id: {event.cursor}\ndata: {_line(event)}\n\n"
                 try:
                     event = await anext(events)
                 except StopAsyncIteration:
                     break
+                if time.monotonic() - looked_at > RECHECK_S:
+                    looked_at = time.monotonic()
+                    await run_in_threadpool(clients.of, asking.token)  # its end is the end of this stream
         yield "event: over\ndata: {}\n\n"
 
     return StreamingResponse(stream(), media_type="text/event-stream")
@@ -107,6 +114,11 @@ def read_artifact(asking: Asking, job_id: str, name: str) -> Response:
     content = asking.client.jobs.get(job_id).read_artifact(name)
     kind = "image/png" if name.endswith(".png") else "application/octet-stream"
     return Response(content, media_type=kind)
+
+
+def _line(event: JobEvent) -> str:
+    """In JSON as browsers read it, where what is no number is null."""
+    return to_json(event_json(event), inf_nan_mode="null").decode()
 
 
 def _create(kind: JobKind, spec: type[Spec]) -> Callable[..., dict[str, Any]]:
