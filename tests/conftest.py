@@ -20,8 +20,8 @@ from madpo.ports import ObjectStore
 from madpo.storage.open import open_store
 from tests import data_counts, promises
 
-for service in ("TRAINER", "EVALUATOR"):  # most stacks end before their next job
-    os.environ.setdefault(f"MADPO_{service}_SPARE_S", "0")
+for service in ("TRAINER", "EVALUATOR"):  # most stacks end before their next job: none is started for one
+    os.environ.setdefault(f"MADPO_{service}_SPARE_AFTER_S", "600")
 
 VECTORS_CHECKED = "vectors checked"
 """Property of a test's report: the vectors it compared."""

@@ -1,4 +1,4 @@
-"""`python bench/startup/once.py`: a stack put up once and two tiny trainings on it; what that took, as one JSON line.
+"""`python bench/startup/once.py`: a stack put up once and three tiny trainings on it; what that took, as one JSON line.
 
 Of madpo it uses what any checkout has, so that `bench.startup.run` can have each checkout's own interpreter run it.
 """
@@ -16,7 +16,7 @@ ROWS = [
     {"prompt": "a 1980s drama . the plot", "completion": f"is {word} ."} for word in ("good", "dull", "weak", "solid")
 ]
 IDLE_S = 30.0
-"""Between two jobs: time for a worker to get ready on a machine that others use as well."""
+"""Before the last job: time for a worker to get ready on a machine that others use as well."""
 TRAINING = {"max_steps": 2, "global_batch_size": 4, "max_tokens": 64}
 
 
@@ -59,9 +59,9 @@ def main() -> None:
             with stack.client() as client:
                 base = client.models.upload(Path(directory) / "base", name="tiny")
                 data = client.datasets.upload(ROWS, name="rows")
-                at_once = job(client, 1)
+                result = {"up": up, "at_once": job(client, 1), "next": job(client, 2)}
                 time.sleep(IDLE_S)
-                result = {"up": up, "at_once": at_once, "after_idle": job(client, 2)}
+                result["after_idle"] = job(client, 3)
         finally:
             stack.stop()
     print(json.dumps(result))

@@ -1,8 +1,8 @@
 """`python -m bench.startup.run --against OTHER/.venv/bin/python`: how long people wait before anything happens.
 
-A stack is put up and two tiny trainings are run on it, one at once and one after a while without jobs, by this checkout
-and by another one in turns. On a machine that others use as well the CPU-seconds are what to look at; of the second
-training, they are those since it was claimed.
+A stack is put up and three tiny trainings are run on it, one at once, one right after it, and one after a while without
+jobs, by this checkout and by another one in turns. On a machine that others use as well the CPU-seconds are what to
+look at; of the last training, they are those since it was claimed.
 """
 
 import argparse
@@ -21,6 +21,8 @@ _FIGURES = {
     "`madpo up` to all serving": ("up", "cpu_s", "wall_s"),
     "a job at once: until its first step": ("at_once", "", "claim_to_step_s"),
     "a job at once: until its end": ("at_once", "cpu_s", "claim_to_end_s"),
+    "the job after it: until its first step": ("next", "", "claim_to_step_s"),
+    "the job after it: until its end": ("next", "cpu_s", "claim_to_end_s"),
     "a job after 30 s: until its first step": ("after_idle", "", "claim_to_step_s"),
     "a job after 30 s: until its end": ("after_idle", "cpu_s", "claim_to_end_s"),
 }

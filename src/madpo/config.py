@@ -192,8 +192,11 @@ class WorkerSettings(QueueSettings, CacheSettings, ComputeSettings, ScorerSettin
     """How long a run may say nothing (progress, checkpoint, log) before it is killed as hung, in seconds."""
     spare_s: float = Field(default=900.0, ge=0)
     """How long an idle worker keeps a process ready that has imported what a run takes, in seconds; 0 keeps none. The
-    next job then starts seconds earlier. It holds about 310 MiB, and is the first that the kernel ends where memory is
-    short; after this long without a job it goes."""
+    next job then starts seconds earlier. It holds about 310 MiB, most of which it shares with a run beside it, and is
+    the first that the kernel ends where memory is short; after this long without a job it goes."""
+    spare_after_s: float = Field(default=5.0, ge=0)
+    """How long a worker is idle before it starts such a process, in seconds: what starts beside it comes first. Where
+    there is no GPU each run leaves a copy of itself for the next one, which then need not be started."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads of a run; None leaves torch's own choice."""
 

@@ -342,11 +342,15 @@ def process(stack, name):
 
 def training_process(stack):
     descendants = process(stack, "trainer").children(recursive=True)
-    return next(child for child in descendants if is_training(child.cmdline()))
+    return next(child for child in descendants if is_training(child.pid))
 
 
-def is_training(command):
-    return "madpo_trainer.launch" in command
+def is_training(pid):
+    """By where it prints to: a process that waits for the next job is of the same program."""
+    try:
+        return os.readlink(f"/proc/{pid}/fd/1").endswith("run.log")
+    except OSError:  # it has ended
+        return False
 
 
 def kill(process):

@@ -7,7 +7,7 @@ import torch
 
 from madpo.config import load_settings
 from madpo.errors import RETRYABLE, MadpoError
-from madpo.models.device import bound_gpu_memory, require_device, use_tensor_cores
+from madpo.models.device import bound_gpu_memory, require_device, sees_gpu, use_tensor_cores
 from madpo.telemetry.logging import configure_logging
 from madpo.worker.phase import Interrupted
 from madpo.worker.workspace import Run
@@ -16,6 +16,11 @@ from madpo_evaluator.kinds.registry import evaluator_kind
 from madpo_evaluator.settings import EvaluatorSettings
 
 logger = logging.getLogger(__name__)
+
+
+def may_be_copied() -> bool:
+    """Whether a copy of this process can do what it can."""
+    return not sees_gpu()
 
 
 def main(workspace: Path) -> None:

@@ -94,7 +94,7 @@ class FollowerService:
         log_path = workspace / "run.log"
         logger.info("taking part in a job")
         with hold_lifeline(workspace):
-            child = Child(self._command(workspace), log_path=log_path, settings=self._settings)
+            child = Child.start(self._command(workspace), log_path=log_path, settings=self._settings)
             leader_gone = asyncio.create_task(_until_closed(leader))
             try:
                 await self._until_exit(child, workspace, leader_gone)

@@ -11,13 +11,18 @@ import torch
 
 from madpo.config import load_settings
 from madpo.errors import FailedPreconditionError
-from madpo.models.device import require_device
+from madpo.models.device import require_device, sees_gpu
 from madpo_trainer.settings import ONE_RANK, TrainerSettings
 
 
 def prepare() -> None:
     """Import what will run here; there need be no job yet."""
     _program(load_settings(TrainerSettings))
+
+
+def may_be_copied() -> bool:
+    """Whether a copy of this process can do what it can."""
+    return not sees_gpu()
 
 
 def main(workspace: Path) -> int:

@@ -41,6 +41,11 @@ def require_device(settings: ComputeSettings) -> None:
         )
 
 
+def sees_gpu() -> bool:
+    """Whether there is a GPU. Its driver may be in use once that is asked, and no forked process could use it then."""
+    return torch.cuda.device_count() > 0
+
+
 def bound_gpu_memory(settings: ComputeSettings, device: int = 0) -> None:
     """Keep this process to its share of a GPU's memory; nothing is done where there is no GPU, or no bound.
 

@@ -45,7 +45,7 @@ class Attempt:
         queue: Where the claim is from.
         store: Gets the outcome, before the queue if it is a success: jobs that wait for it read it there.
         command: The child process, given the workspace.
-        spare: Has one that is ready, or none.
+        spare: Has a process that is ready, or starts one, or none is wanted.
         settings: Periods and graces.
         stop: Set when the worker should drain.
         metrics: Told of every progress the run reports, and of renewals.
@@ -113,7 +113,7 @@ class Attempt:
         self._metrics.answered()
 
     async def _run_child(self, workspace: Workspace, tasks: asyncio.TaskGroup) -> int:
-        child = await self._spare.take(workspace) or Child(
+        child = await self._spare.take(workspace) or Child.start(
             self._command(workspace.directory), log_path=workspace.log_path, settings=self._settings
         )
         try:
@@ -121,6 +121,7 @@ class Attempt:
             await self._until_exit(workspace, child)
         finally:
             child.kill()
+            self._spare.inherit(child)
             exit_code = await child.exit_code()
         await relay
         return exit_code

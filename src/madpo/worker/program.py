@@ -4,7 +4,7 @@ The module is imported here, not by the interpreter, so that an import that fail
 else can be done before there is a job is in its `prepare`, where it has one.
 
 Without a workspace the process is a spare one (`madpo.worker.spare`): it imports and prepares ahead, and waits until it
-is told one on its standard input.
+is told one. It leaves a copy of itself first where the module's `may_be_copied` says that this may be.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from madpo.imports import lasting
+from madpo.worker import waiting
 from madpo.worker.failure import telling
 
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
@@ -49,19 +50,22 @@ def _await_workspace(module: str) -> Path | None:
     """Be ready for an attempt, and wait for it; None when the supervisor wants none, or is gone."""
     begun = time.time()
     score = _set_oom_score(_FIRST_TO_GO)  # memory is for those who work
+    may_be_copied = False
     with contextlib.suppress(Exception):  # raised again where there is somebody to tell
-        _load(module)
-    told = sys.stdin.readline().rstrip("\n")
-    if not told:
+        may_be_copied = getattr(_load(module), "may_be_copied", bool)()
+    while order := waiting.await_order():
+        has_changed = _has_changed_since(begun)
+        is_copy = order.leaves_copy and may_be_copied and not has_changed and waiting.leave_copy()
+        if not is_copy:
+            break
+    else:
         return None
     if score:
         _set_oom_score(score)
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), sys.stdin.fileno())
-    workspace = Path(told)
-    if _has_changed_since(begun):
-        os.execv(sys.executable, command(module, workspace))  # noqa: S606 - as itself, from the start
-    return workspace
+    waiting.stop_listening()
+    if has_changed:
+        os.execv(sys.executable, command(module, order.workspace))  # noqa: S606 - as itself, from the start
+    return order.workspace
 
 
 def _has_changed_since(time_s: float) -> bool:

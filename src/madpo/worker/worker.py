@@ -71,6 +71,10 @@ class JobWorker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; the running job is then asked for a checkpoint and given back."""
+        with self._spare.kept():
+            await self._run(stop)
+
+    async def _run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
             reaper = tasks.create_task(self._reap(stop))
             if self._abilities is not None:

@@ -43,6 +43,7 @@ def settings(tmp_path: Path, redis_url: str, redis_namespace: str) -> WorkerSett
         renew_s=0.05,
         poll_s=0.02,
         stop_grace_s=30,
+        spare_after_s=0,
         threads=1,
     )
 

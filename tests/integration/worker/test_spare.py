@@ -19,7 +19,7 @@ from madpo.ports import ObjectStore
 from madpo.queue.queue import RedisJobQueue
 from madpo.storage.logs import read_log
 from madpo.types import Job, JobState
-from madpo.worker import program, spare
+from madpo.worker import program
 from madpo.worker.spare import Spare
 from tests.integration.worker.runs import create, ended, gone
 
@@ -77,7 +77,6 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("READY", str(runs.ready))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    monkeypatch.setattr(spare, "_SETTLE_S", 0.0)
     return runs
 
 

@@ -5,7 +5,7 @@ from bench.startup.run import table
 
 def sample(cpu_s: float) -> dict[str, dict[str, float]]:
     job = {"cpu_s": cpu_s, "claim_to_step_s": 2 * cpu_s, "claim_to_end_s": 3 * cpu_s}
-    return {"up": {"cpu_s": cpu_s, "wall_s": 2 * cpu_s}, "at_once": job, "after_idle": job}
+    return {"up": {"cpu_s": cpu_s, "wall_s": 2 * cpu_s}, "at_once": job, "next": job, "after_idle": job}
 
 
 def test_a_row_has_the_medians_of_each_checkout() -> None:
