@@ -34,7 +34,7 @@ def stack(tmp_path_factory):
             environment.setenv(f"MADPO_{service}_LEASE_S", "6")
         for service in ("TRAINER", "EVALUATOR"):
             environment.setenv(f"MADPO_{service}_RENEW_S", "2")
-            environment.delenv(f"MADPO_{service}_SPARE_S")  # the next job's process is ready when it comes
+            environment.delenv(f"MADPO_{service}_SPARE_AFTER_S")  # the next job's process is ready when it comes
         with EmbeddedStack(tmp_path_factory.mktemp("stack"), threads=1) as stack:
             yield stack
 

@@ -123,6 +123,8 @@ class Attempt:
             child.kill()
             self._spare.inherit(child)
             exit_code = await child.exit_code()
+            if exit_code:  # whatever it was, the next attempt is to have nothing in common with this one
+                await self._spare.discard()
         await relay
         return exit_code
 

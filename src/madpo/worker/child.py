@@ -83,11 +83,16 @@ class Child:
             waiting.tell(self._control, waiting.Order(workspace, leaves_copy), log)
 
     def copy(self) -> "Child | None":
-        """The copy that it has left, waiting; None where there is none. To be asked once, before `exit_code`."""
+        """The copy that it has left, a child of ours, or None. To be asked once, before `exit_code`."""
         left = waiting.left_copy(self._control) if self._control else None
         if left is None:
             return None
         pid, control = left
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # somebody else has adopted it: it ends when it is told nothing
+            control.close()
+            return None
         return Child(pid, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), control)
 
     def kill(self) -> None:

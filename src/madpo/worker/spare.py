@@ -16,8 +16,8 @@ class Spare:
 
     It is a process like that of any attempt, started by the same command, environment and group, a while before; it
     reads settings and secrets once it has the job. Before it begins it leaves a copy of itself for the next attempt,
-    where that can be. It goes when the worker has been idle for `spare_s`, when memory is short (the kernel takes it
-    first), and with the worker.
+    where that can be; after a crash that is not used. It goes when the worker has been idle for `spare_s`, when memory
+    is short (the kernel takes it first), and with the worker.
 
     Args:
         command: Of a process that waits for its workspace (`madpo.worker.waiting`); None keeps none.

@@ -120,16 +120,15 @@ def left_copy(process: socket.socket) -> tuple[int, socket.socket] | None:
 
 
 def _become_the_copy(says: int, its: socket.socket) -> bool:
-    """In the first fork: fork again, say the number and end; True in the second, whose parent is who adopts it."""
+    """In the first fork: fork again and end; True in the second, whose parent is who adopts it."""
     try:
-        pid = os.fork()
-        if pid:
-            os.write(says, str(pid).encode())
+        if os.fork():
             os._exit(0)
         os.setsid()
         os.dup2(its.fileno(), 0)
         for output in (1, 2):
             _let_be_nothing(output)
+        os.write(says, str(os.getpid()).encode())  # only now: it is no longer of the group that is killed with the run
     except OSError:
         os._exit(1)  # whatever else it did, it would do as its parent
     return True

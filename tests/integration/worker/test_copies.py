@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,8 @@ from madpo.ports import ObjectStore
 from madpo.queue.queue import RedisJobQueue
 from madpo.storage.logs import read_log
 from madpo.types import Job, JobState
-from madpo.worker import program
+from madpo.worker import program, waiting
+from madpo.worker.child import Child
 from tests.integration.worker.runs import create, ended, gone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process adopts another's")
@@ -43,6 +45,8 @@ MODULE = """
         print("at work")
         if run.job.spec["do"] == "die" and run.attempt == 1:
             os.kill(os.getpid(), 9)
+        if run.job.spec["do"] == "crash" and run.attempt == 1:
+            os._exit(3)
         seen = {
             "environment": {name: value for name, value in os.environ.items() if name != "_"},
             "cwd": os.getcwd(),
@@ -140,13 +144,67 @@ async def test_jobs_that_follow_each_other_import_once_and_are_like_one_by_itsel
     assert logs == [b"imported\nat work", *[b"at work"] * 3]
 
 
-async def test_a_run_that_was_killed_has_left_its_copy_to_the_next_attempt(
-    queue: RedisJobQueue, runs: Runs, working: Any
+@pytest.mark.parametrize("trouble", ["die", "crash"])
+async def test_the_attempt_after_a_crash_begins_with_a_process_of_its_own(
+    queue: RedisJobQueue, runs: Runs, working: Any, trouble: str
 ) -> None:
+    before = children_of(os.getpid())
     async with working(**COMMANDS):
-        job = await run(queue, "die")
-    assert job.attempt == 2
-    assert len(runs.imports()) == 1
+        first = pid_of(await run(queue))
+        job = await run(queue, trouble)
+        assert job.attempt == 2
+        assert runs.imports() == {first, pid_of(job)}
+        assert len(children_of(os.getpid()) - before) == 1  # the copy that the second attempt has left
+        await run(queue)
+    assert runs.imports() == {first, pid_of(job)}
+
+
+# A copy that takes its time before it leaves the group of the run; it notes its number first.
+SLOW = """VERSION = 1
+leave = os.setsid
+
+def leave_late():
+    Path(os.environ["IMPORTED"]).with_name("copy").write_text(str(os.getpid()))
+    time.sleep(0.5)
+    leave()
+
+os.setsid = leave_late
+"""
+
+
+@pytest.fixture
+async def told(runs: Runs, settings: WorkerSettings, tmp_path: Path) -> AsyncIterator[Callable[[], Child]]:
+    """Starts a process that was told to begin, and to leave a copy first."""
+    runs.write(MODULE.replace("VERSION = 1", SLOW))
+    (tmp_path / "a1").mkdir()
+    children = []
+
+    def told() -> Child:
+        children.append(Child.start(SPARE, log_path=tmp_path / "log", settings=settings, waits=True))
+        children[0].tell(tmp_path / "a1", tmp_path / "log", leaves_copy=True)
+        return children[0]
+
+    yield told
+    for child in children:
+        child.kill()
+        await child.exit_code()
+
+
+async def test_a_copy_is_told_of_once_it_has_left_the_group_of_the_run(told: Callable[[], Child]) -> None:
+    with waiting.adopting():
+        child = told()
+        while not (copy := child.copy()):
+            await asyncio.sleep(0.02)
+        assert os.getpgid(copy._pid) == os.getsid(copy._pid) == copy._pid
+        copy.kill()
+        assert await copy.exit_code() == -signal.SIGKILL
+
+
+async def test_a_copy_that_another_process_has_adopted_ends(told: Callable[[], Child], tmp_path: Path) -> None:
+    child = told()
+    await child.exited  # it has told of its copy before
+    assert child.copy() is None
+    await gone(int((tmp_path / "copy").read_text()))
 
 
 @pytest.mark.parametrize(
