@@ -13,7 +13,7 @@ from typing import Any
 
 from madpo.errors import UnavailableError
 from madpo.models.device import Precision
-from madpo.models.vllm import DTYPES, Stepper, start_engine
+from madpo.models.vllm import DTYPES, Stepper, pooling_parameters, start_engine
 from madpo_reward.batcher import BatchShape, Unit
 from madpo_reward.encoding import Tokens
 
@@ -137,10 +137,8 @@ def load_rows(arguments: Mapping[str, Any], *, max_tokens: int, options: Mapping
         FailedPreconditionError: vLLM does not take the model or the options.
     """
     engine = start_engine(arguments)
-    from vllm import PoolingParams
-
     name = f"vllm {vllm_version()}, options {dict(sorted(options.items()))}, to a tolerance"
-    return VllmRows(engine, parameters=PoolingParams, max_tokens=max_tokens, name=name)
+    return VllmRows(engine, parameters=pooling_parameters, max_tokens=max_tokens, name=name)
 
 
 def vllm_version() -> str:

@@ -56,3 +56,10 @@ def start_engine(arguments: Mapping[str, Any]) -> Stepper:
     except (TypeError, ValueError) as error:
         raise FailedPreconditionError(f"vLLM does not take this model or these options: {error}") from error
     return engine
+
+
+def pooling_parameters(**options: Any) -> Any:
+    """`PoolingParams` of vLLM: what a request of a pooling engine asks for."""
+    from vllm import PoolingParams
+
+    return PoolingParams(**options)
