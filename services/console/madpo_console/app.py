@@ -45,7 +45,7 @@ def make_app(settings: ConsoleSettings) -> FastAPI:
     async def living(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(_empty, settings.scratch)
         tempfile.tempdir = str(settings.scratch)  # where Starlette keeps what is on its way
-        app.state.following = Following(settings)
+        app.state.following = Following()
         yield
         await app.state.following.close()
         await asyncio.to_thread(app.state.clients.close)

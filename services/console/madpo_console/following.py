@@ -5,11 +5,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from madpo.errors import MadpoError, OverloadedError, UnavailableError
-from madpo.rpc.channel import is_loopback
 from madpo.rpc.gateway.client import GatewayClient
-from madpo.rpc.tls import ClientTls
 from madpo.types import JobEvent
-from madpo_console.settings import ConsoleSettings
+from madpo_console.callers import Asker
 
 _EVENTS_KEPT = 2_000
 _MOST_VIEWERS = 2_000
@@ -20,18 +18,17 @@ _SILENCE_S = 15.0
 class Following:
     """The watches of one console. Use inside one event loop."""
 
-    def __init__(self, settings: ConsoleSettings) -> None:
-        self._settings = settings
+    def __init__(self) -> None:
         self._followed: dict[str, _Followed] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._viewers = 0
 
-    async def events(self, job_id: str, *, token: str, cursor: str = "") -> AsyncIterator[JobEvent | None]:
+    async def events(self, job_id: str, *, asking: Asker, cursor: str = "") -> AsyncIterator[JobEvent | None]:
         """Events behind the cursor, then live ones until the job is over; now and then None where nothing happens.
 
         Args:
             job_id: Whose.
-            token: Of the viewer. Whoever may look at one job may look at all, so one watch serves them all.
+            asking: The viewer. Whoever may look at one job may look at all, so one watch serves them all.
             cursor: Of the last event that was seen.
 
         Raises:
@@ -42,7 +39,9 @@ class Following:
             raise OverloadedError("too many look at jobs already: try again later", 10.0)
         followed = self._followed.get(job_id)
         if followed is None or followed.is_over:
-            followed = self._followed[job_id] = _Followed(job_id, self._gateway(token))
+            followed = self._followed[job_id] = _Followed(
+                job_id, GatewayClient(asking.client.server, token=asking.token, tls=asking.client.tls)
+            )
         self._viewers += 1
         followed.viewers += 1
         try:
@@ -69,12 +68,6 @@ class Following:
         for followed in list(self._followed.values()):
             await followed.end()
         await asyncio.gather(*self._ending)
-
-    def _gateway(self, token: str) -> GatewayClient:
-        settings = self._settings
-        is_plain = settings.gateway_plaintext or (settings.gateway_tls_ca is None and is_loopback(settings.gateway))
-        tls = None if is_plain else ClientTls(settings.gateway_tls_ca, None, None)
-        return GatewayClient(settings.gateway, token=token, tls=tls)
 
 
 class _Followed:

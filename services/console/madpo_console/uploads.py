@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from starlette.datastructures import FormData, UploadFile
@@ -23,6 +23,14 @@ async def uploaded(request: Request, asking: Asking) -> AsyncIterator[FormData]:
     """The form with a file that a request brings; nothing of it is read before it is known who asks."""
     async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
         yield form
+
+
+def takes_file(**fields: str) -> dict[str, Any]:
+    """For the document of the API, which cannot see what is read by hand: a file, and other fields, described."""
+    properties: dict[str, Any] = {name: {"type": "string", "description": what} for name, what in fields.items()}
+    properties["file"] = {"type": "string", "format": "binary"}
+    schema = {"type": "object", "required": sorted(properties), "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 Uploaded = Annotated[FormData, Depends(uploaded)]

@@ -90,6 +90,14 @@ def test_nothing_of_an_upload_is_read_before_it_is_known_who_asks(site: Site) ->
         assert (stranger.status, empty.status) == (401, 400), path
 
 
+def test_the_document_says_what_an_upload_brings(site: Site) -> None:
+    paths = site.ask("GET", "/api/openapi.json").json()["paths"]
+
+    for path, fields in (("/v1/files", ["file", "purpose"]), ("/api/datasets", ["file"])):
+        body = paths[path]["post"]["requestBody"]["content"]["multipart/form-data"]
+        assert body["schema"]["required"] == fields, path
+
+
 def test_a_body_that_is_too_large_is_not_read_to_its_end(site: Site) -> None:
     headers = {"Authorization": f"Bearer {site.token}", "Content-Type": "application/json"}
 

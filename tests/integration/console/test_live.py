@@ -10,8 +10,8 @@ import pytest
 
 from madpo.types import JobEvent
 from madpo_client import Client, JobHandle
+from madpo_console.callers import Asker
 from madpo_console.following import Following
-from madpo_console.settings import ConsoleSettings
 from tests.integration.console.site import Site
 
 
@@ -60,14 +60,15 @@ def test_curves_are_those_of_the_training(site: Site, ended: JobHandle) -> None:
 
 
 async def test_many_viewers_are_one_watch_which_ends_with_the_last(
-    site: Site, client: Client, waiting: JobHandle, tmp_path: Path
+    site: Site, client: Client, waiting: JobHandle
 ) -> None:
-    following = Following(ConsoleSettings(gateway=client.server, scratch=tmp_path))
+    following = Following()
+    asking = Asker(site.token, client, client.access.caller(), known_at=0.0)
 
     everybody_looks = asyncio.Barrier(5)
 
     async def first_event() -> JobEvent | None:
-        async with aclosing(following.events(waiting.id, token=site.token)) as events:
+        async with aclosing(following.events(waiting.id, asking=asking)) as events:
             event = await anext(events)
             await everybody_looks.wait()
             assert following.watches == 1
@@ -80,7 +81,7 @@ async def test_many_viewers_are_one_watch_which_ends_with_the_last(
     assert following.watches == 0
 
     async def look_on() -> None:
-        async with aclosing(following.events(waiting.id, token=site.token)) as events:
+        async with aclosing(following.events(waiting.id, asking=asking)) as events:
             async for _ in events:
                 looks.set()
 

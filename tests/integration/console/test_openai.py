@@ -73,6 +73,22 @@ def test_a_preference_file_becomes_a_model(openai: OpenAI, base: str, pairs_file
     assert losses[0].message.startswith("Step 3/3: training loss=")
 
 
+def test_rows_of_chats_train_supervised(openai: OpenAI, base: str) -> None:
+    chat = {"messages": [{"role": "user", "content": "the film"}, {"role": "assistant", "content": "was good ."}]}
+    content = (json.dumps(chat) + "\n") * 12
+    file = openai.files.create(file=("chats.jsonl", content.encode()), purpose="fine-tune")
+    job = openai.fine_tuning.jobs.create(
+        model=base, training_file=file.id, extra_body={"madpo": {"training": {"max_tokens": 64}}}
+    )
+    done = ended(openai, job.id)
+
+    assert (done.status, done.method and done.method.type, bool(done.fine_tuned_model)) == (
+        "succeeded",
+        "supervised",
+        True,
+    )
+
+
 def test_a_file_is_its_content(openai: OpenAI, pairs_file: Path) -> None:
     first = openai.files.create(file=("a.jsonl", pairs_file.read_bytes()), purpose="fine-tune")
     content = openai.files.content(first.id).read()

@@ -12,14 +12,14 @@ from madpo.errors import InvalidArgumentError
 from madpo.types import Dataset, DatasetRow
 from madpo_console.callers import Asking
 from madpo_console.openai_api.listing import After, page
-from madpo_console.uploads import Uploaded, spooled
+from madpo_console.uploads import Uploaded, spooled, takes_file
 
 router = APIRouter(prefix="/v1/files", tags=["OpenAI: files"])
 
 _PURPOSE = "fine-tune"
 
 
-@router.post("")
+@router.post("", openapi_extra=takes_file(purpose=_PURPOSE))
 def create_file(request: Request, asking: Asking, form: Uploaded) -> dict[str, Any]:
     """Upload rows to train on (`file`, `purpose`); every row is checked, and a wrong one is named."""
     purpose = form.get("purpose")

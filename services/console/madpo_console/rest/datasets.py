@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 
 from madpo.data.written import row_to_json
 from madpo_console.callers import Asking
-from madpo_console.uploads import Uploaded, spooled
+from madpo_console.uploads import Uploaded, spooled, takes_file
 
 router = APIRouter(prefix="/api/datasets", tags=["datasets"])
 
@@ -19,7 +19,7 @@ def list_datasets(asking: Asking, limit: Annotated[int, Query(ge=1, le=10_000)] 
     return [asdict(dataset) for dataset in islice(asking.client.datasets.list(), limit)]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, openapi_extra=takes_file())
 def upload_dataset(
     request: Request, asking: Asking, form: Uploaded, name: Annotated[str | None, Query(max_length=200)] = None
 ) -> dict[str, Any]:

@@ -68,7 +68,7 @@ async def follow_job(
 ) -> StreamingResponse:
     """Events as they happen (server-sent events), from the first that is kept, until the job is over."""
     handle = await run_in_threadpool(asking.client.jobs.get, job_id)  # asked with the viewer's own token
-    events = request.app.state.following.events(handle.id, token=asking.token, cursor=last_event_id)
+    events = request.app.state.following.events(handle.id, asking=asking, cursor=last_event_id)
     first = await anext(events, None)  # raises what is wrong before the answer begins
     clients: Clients = request.app.state.clients
 
